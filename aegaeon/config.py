@@ -1,0 +1,184 @@
+"""The settings tree: defaults, over them a TOML or YAML file, over it AEGAEON_*, over it flags.
+
+The only reader of the environment. Unknown keys fail; every field is documented once, here, and
+becomes a flag, an environment variable and a file key of the same name.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from aegaeon.errors import ConfigError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+PREFIX = "AEGAEON_"
+# Read by the build or naming the file itself; not settings.
+NOT_SETTINGS = frozenset({"AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
+
+
+def _doc(text: str, **bounds: Any) -> Meta:
+    return Meta(description=text, **bounds)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a server. Units stand in the names; 0 often means "choose for me"."""
+
+    host: Annotated[str, _doc("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, _doc("port to listen on", ge=0, le=65535)] = 8080
+    models: Annotated[
+        tuple[str, ...],
+        _doc("models to serve: directories, names in --models-dir, hub ids, or name=reference"),
+    ] = ()
+    models_dir: Annotated[str, _doc("where imported and downloaded models live")] = (
+        "~/.cache/aegaeon/models"
+    )
+    domain: Annotated[str, _doc("name of this server's shared memory (default: from the port)")] = (
+        ""
+    )
+    metadata_backend: Annotated[
+        Literal["shared_memory", "redis"], _doc("where the table and the mailboxes live")
+    ] = "shared_memory"
+    redis_url: Annotated[str, _doc("the Redis server, with --metadata-backend redis")] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    colocated_count: Annotated[int, _doc("instances that prefill and decode", ge=0)] = 1
+    prefill_count: Annotated[int, _doc("instances that only prefill (not built yet)", ge=0)] = 0
+    decode_count: Annotated[int, _doc("instances that only decode (not built yet)", ge=0)] = 0
+    device: Annotated[
+        Literal["cpu", "null"], _doc("what instances compute on (null: no model, for tests)")
+    ] = "cpu"
+    threads_per_instance: Annotated[
+        int, _doc("compute threads of an instance (0: processors shared out)", ge=0)
+    ] = 0
+    model_cache_budget_gb: Annotated[
+        float, _doc("weights an instance may hold, GB (0: 60 % of memory, shared out)", ge=0)
+    ] = 0.0
+    kv_budget_gb: Annotated[
+        float,
+        _doc("keys and values an instance may hold, GB (0: 10 % of memory, shared out)", ge=0),
+    ] = 0.0
+    preload_models: Annotated[bool, _doc("load models at start while they fit")] = False
+    max_batch: Annotated[int, _doc("sequences of a model that decode together", ge=1)] = 16
+    max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
+    turn_quota_s: Annotated[
+        float, _doc("how long a model keeps the device while others wait", gt=0)
+    ] = 0.5
+    request_timeout_s: Annotated[float, _doc("a request ends in an error after this", gt=0)] = 600.0
+    lease_s: Annotated[float, _doc("an instance is gone when silent this long", gt=0)] = 10.0
+    drain_s: Annotated[float, _doc("time for running requests to end at shutdown", ge=0)] = 30.0
+    max_body_bytes: Annotated[int, _doc("largest HTTP body accepted", ge=1024)] = 8 << 20
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _doc("how much to log, on stderr")
+    ] = "info"
+
+    @property
+    def domain_name(self) -> str:
+        """The shared-memory domain: as set, else one per port."""
+        return self.domain or f"port-{self.port}"
+
+    @property
+    def instance_count(self) -> int:
+        """Instances of all roles."""
+        return self.colocated_count + self.prefill_count + self.decode_count
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config_file: str | None = None,
+) -> Settings:
+    """Merge file, environment and flags (later ones win) into checked settings.
+
+    `flags` holds only what was given; `config_file` defaults to AEGAEON_CONFIG. Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
+    merged: dict[str, Any] = {}
+    path = config_file or environ.get(PREFIX + "CONFIG")
+    if path:
+        merged.update(_read_file(Path(path)))
+    merged.update(_from_environment(environ))
+    merged.update(flags or {})
+    return check_settings(merged)
+
+
+def check_settings(values: Mapping[str, Any]) -> Settings:
+    """Turn plain values into Settings, or raise ConfigError naming field and remedy."""
+    known = {field.name for field in msgspec.structs.fields(Settings)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r}; known are: {', '.join(sorted(known))}")
+    try:
+        settings = msgspec.convert(dict(values), Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"bad setting: {error}") from None
+    if settings.prefill_count or settings.decode_count:
+        raise ConfigError(
+            "roles prefill and decode are not built yet; use --colocated-count instead"
+        )
+    if settings.instance_count < 1:
+        raise ConfigError("no instance to run on; set --colocated-count to 1 or more")
+    return settings
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    try:
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings as `name: value` pairs")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    kinds = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for key, text in environ.items():
+        if not key.startswith(PREFIX) or key in NOT_SETTINGS:
+            continue
+        name = key.removeprefix(PREFIX).lower()
+        if name not in kinds:
+            raise ConfigError(f"unknown environment variable {key}; see `aegaeon serve --help`")
+        values[name] = parse_text(kinds[name], text, key)
+    return values
+
+
+def parse_text(kind: Any, text: str, source: str) -> Any:
+    """Parse `text` of a flag or variable `source` as `kind`: str, number, bool, tuple of str."""
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if get_origin(kind) is Literal or kind is str:
+        return text
+    if kind is bool:
+        lowered = text.strip().lower()
+        if lowered in {"1", "true", "yes", "on"}:
+            return True
+        if lowered in {"0", "false", "no", "off"}:
+            return False
+        raise ConfigError(f"{source} must be true or false, not {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{source} must be of type {kind.__name__}, not {text!r}") from None
+
+
+def describe(name: str) -> tuple[Any, str, Any]:
+    """Return (type, help text, default) of the setting `name`, for flags and documentation."""
+    annotated = get_type_hints(Settings, include_extras=True)[name]
+    kind, *notes = get_args(annotated)
+    text = next(note.description for note in notes if isinstance(note, Meta) and note.description)
+    default = next(f.default for f in msgspec.structs.fields(Settings) if f.name == name)
+    return kind, text, default

@@ -1,0 +1,1 @@
+"""One file per device behind one seam of eight verbs."""

@@ -1,0 +1,1 @@
+"""Does what an action says: sequences, batches, sampling, over one device."""

@@ -1,0 +1,127 @@
+"""Every error that a user or another module may meet; each message states the fact and the remedy.
+
+`code` is what clients read in an error body and what crosses processes in `RequestFailed`.
+HTTP statuses are the proxy's business, not ours.
+"""
+
+from typing import ClassVar
+
+
+class AegaeonError(Exception):
+    """The root of all errors raised on purpose."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class ConfigError(AegaeonError):
+    """A setting, flag or file is wrong."""
+
+    code = "config_error"
+
+
+class ModelNotFound(AegaeonError):
+    """A model reference or name that leads nowhere."""
+
+    code = "model_not_found"
+
+
+class UnsupportedModel(AegaeonError):
+    """An architecture, tensor type or file format that this version cannot run."""
+
+    code = "unsupported_model"
+
+
+class CheckpointError(AegaeonError):
+    """Model files are missing, truncated or inconsistent."""
+
+    code = "checkpoint_error"
+
+
+class BudgetTooSmall(AegaeonError):
+    """A byte budget cannot hold what it must hold."""
+
+    code = "budget_too_small"
+
+
+class OutOfBlocks(AegaeonError):
+    """The KV pool has no room for a sequence, even alone."""
+
+    code = "out_of_blocks"
+
+
+class InvalidRequest(AegaeonError):
+    """A request that cannot be served as asked."""
+
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt plus requested tokens are more than the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Overloaded(AegaeonError):
+    """A bounded queue is full."""
+
+    code = "overloaded"
+
+
+class InstanceLost(AegaeonError):
+    """No instance is left that could serve the request."""
+
+    code = "instance_lost"
+
+
+class DeadlineExceeded(AegaeonError):
+    """The request's deadline passed."""
+
+    code = "timeout"
+
+
+class RegionError(AegaeonError):
+    """A shared-memory region that cannot be created or attached."""
+
+    code = "region_error"
+
+
+class RegionMismatch(RegionError):
+    """A region written by another version, with other sizes, or damaged."""
+
+    code = "region_mismatch"
+
+
+class RingFull(AegaeonError):
+    """A mailbox has no room for the record within the given time."""
+
+    code = "mailbox_full"
+
+
+class RingClosed(AegaeonError):
+    """The mailbox's reader has closed it for good."""
+
+    code = "mailbox_closed"
+
+
+class RecordTooLarge(AegaeonError):
+    """A record larger than the ring or slot accepts."""
+
+    code = "record_too_large"
+
+
+class TableFull(AegaeonError):
+    """No slot of a table is free or expired."""
+
+    code = "table_full"
+
+
+class StoreUnavailable(AegaeonError):
+    """The store behind the table and mailboxes does not answer."""
+
+    code = "store_unavailable"
+
+
+class StaleIncarnation(AegaeonError):
+    """A late write of an instance that has been replaced, or whose lease has ended."""
+
+    code = "stale_incarnation"

@@ -1,0 +1,1 @@
+"""Who owns which bytes: weights and KV, inside their budgets."""

@@ -1,0 +1,1 @@
+"""Model families, checkpoints and model references; importing this package imports no torch."""

@@ -1,0 +1,54 @@
+"""The scheduler seam: a pure state machine that says what one device does next.
+
+Time is an argument, decisions are data. The live loop and the simulator drive the same object.
+"""
+
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from aegaeon.types import Action, Load, ModelId, Outcome, Request, RequestId
+
+
+class SchedulerSnapshot(msgspec.Struct, frozen=True):
+    """What the scheduler knows, for publishing: requests per model, residency, switches so far."""
+
+    current: ModelId | None
+    resident: tuple[ModelId, ...]
+    loading: ModelId | None
+    waiting: dict[ModelId, int]
+    running: dict[ModelId, int]
+    switches: int
+
+
+class Scheduler(ABC):
+    """Decides for one device. The caller runs at most one compute action and one load at a time
+    and reports every outcome; a request is forgotten once finished, failed or cancelled."""
+
+    @abstractmethod
+    def submit(self, request: Request, now: float) -> None:
+        """Take a request in. Raises Overloaded when the bound on waiting requests is reached."""
+
+    @abstractmethod
+    def cancel(self, request: RequestId, now: float) -> None:
+        """Forget a request, wherever it stands; unknown ids are ignored."""
+
+    @abstractmethod
+    def next_action(self, now: float) -> Action:
+        """Return what the compute lane does now; the lane is free."""
+
+    @abstractmethod
+    def next_load(self, now: float) -> Load | None:
+        """Return what the copy lane brings in now, or None; the lane is free."""
+
+    @abstractmethod
+    def complete(self, outcome: Outcome, now: float) -> None:
+        """Learn what an action did: tokens, finished, pre-empted and failed requests, residency."""
+
+    @abstractmethod
+    def expired(self, now: float) -> tuple[RequestId, ...]:
+        """Return requests whose deadline has passed; the caller fails and cancels them."""
+
+    @abstractmethod
+    def snapshot(self) -> SchedulerSnapshot:
+        """Return the present state for the routing table; changes nothing."""

@@ -1,0 +1,107 @@
+"""The seams of the store: MetadataStore, Mailbox and the Domain that makes them.
+
+Implementations: local (in process, the reference), shm (the default), redis. One contract suite
+in tests/store runs against all three.
+"""
+
+from abc import ABC, abstractmethod
+
+from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
+
+
+class MetadataStore(ABC):
+    """Who serves, and who serves which request. Every entry is leased and vanishes by itself."""
+
+    @abstractmethod
+    def register_instance(self, record: InstanceRecord, lease_s: float) -> None:
+        """Enter `record` with status `starting`, replacing an older incarnation of the same id.
+
+        Raises StaleIncarnation when a newer incarnation is registered, TableFull without a slot.
+        """
+
+    @abstractmethod
+    def update_instance_status(
+        self, instance: InstanceId, incarnation: int, status: InstanceStatus
+    ) -> None:
+        """Publish `status` and renew the lease, atomically.
+
+        Raises StaleIncarnation when the lease has ended or a newer incarnation is registered.
+        """
+
+    @abstractmethod
+    def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
+        """Take the entry out if it is still this incarnation's; else do nothing."""
+
+    @abstractmethod
+    def sync_for_routing(self) -> tuple[Instance, ...]:
+        """Return the instances whose leases are alive, by id; never waits for a writer."""
+
+    @abstractmethod
+    def record_assignment(self, request: RequestId, instance: InstanceId, ttl_s: float) -> None:
+        """Remember for `ttl_s` that `request` went to `instance`; the cost does not grow."""
+
+    @abstractmethod
+    def get_assignment(self, request: RequestId) -> InstanceId | None:
+        """Return where `request` went, or None when unknown or expired."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store; what it holds stays. Idempotent."""
+
+    @abstractmethod
+    def unlink(self) -> None:
+        """Remove the store and what it holds, for everyone. Idempotent."""
+
+
+class Mailbox(ABC):
+    """A bounded queue of byte records: many writers in any process, one reader."""
+
+    @abstractmethod
+    def send(self, record: bytes, timeout_s: float = 0.0) -> None:
+        """Append `record` (up to 1 MiB) and wake the reader; committed when this returns.
+
+        Raises RingFull after `timeout_s` without room, RecordTooLarge, RingClosed.
+        """
+
+    @abstractmethod
+    def receive(self, timeout_s: float, max_records: int = 1024) -> list[bytes]:
+        """Return what has come, in order per writer; wait up to `timeout_s` when there is nothing.
+
+        An empty list means the time passed or `wake` was called. Only the creator may call this.
+        """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Make the reader's present or next wait return at once. Callable from any thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go. When the reader closes, senders get RingClosed from then on. Idempotent."""
+
+    @abstractmethod
+    def unlink(self) -> None:
+        """Remove the mailbox's name and records. Idempotent."""
+
+
+class Domain(ABC):
+    """One named group of processes: one table, and mailboxes by address."""
+
+    @abstractmethod
+    def metadata(self) -> MetadataStore:
+        """Open the table; the first to ask creates it."""
+
+    @abstractmethod
+    def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
+        """Make the mailbox `address` and become its reader; a left-over of it is replaced."""
+
+    @abstractmethod
+    def open_mailbox(self, address: str) -> Mailbox:
+        """Open `address` for sending. Raises RingClosed when nobody has created it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close everything this object opened. Idempotent."""
+
+    @abstractmethod
+    def unlink(self) -> None:
+        """Remove the domain with all its names: table, mailboxes, left-overs of dead processes."""

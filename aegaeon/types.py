@@ -1,0 +1,229 @@
+"""The records that cross modules and processes: requests, messages, actions, outcomes, instances.
+
+Only data lives here. All of it is frozen; alternatives are tagged unions taken apart with `match`.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+ModelId: TypeAlias = str
+RequestId: TypeAlias = str
+InstanceId: TypeAlias = str
+
+Role = Literal["colocated", "prefill", "decode"]
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
+
+    The draw for a request's k-th token depends on (`seed`, k) and its own logits, nothing else.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation, as token ids. Times are seconds of the node's monotonic clock.
+
+    `generated_token_ids` are tokens that an earlier attempt already made and the client already
+    has: the instance continues behind them. `max_tokens` counts them too.
+    """
+
+    id: RequestId
+    model: ModelId
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    reply_to: str
+    arrival_s: float
+    deadline_s: float
+    generated_token_ids: tuple[int, ...] = ()
+    attempt: int = 0
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Proxy to instance: generate this."""
+
+    request: Request
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Proxy to instance: nobody waits for this any more; free what it holds. Idempotent."""
+
+    request_id: RequestId
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """To an instance: take nothing new, end what is running, then exit."""
+
+
+InstanceMessage = Submit | Cancel | Drain
+
+
+class TokenEvent(msgspec.Struct, frozen=True, tag=True):
+    """Instance to proxy: tokens of one request, the first at `position` among the generated ones.
+
+    The event with a `finish_reason` is the request's last one. With `stop`, the stop token itself
+    is the last of `token_ids`.
+    """
+
+    request_id: RequestId
+    attempt: int
+    position: int
+    token_ids: tuple[int, ...]
+    instance: InstanceId
+    finish_reason: FinishReason | None = None
+
+
+class RequestFailed(msgspec.Struct, frozen=True, tag=True):
+    """Instance to proxy: the request ended without its tokens. `code` is the error class's code."""
+
+    request_id: RequestId
+    attempt: int
+    code: str
+    message: str
+    instance: InstanceId
+
+
+Reply = TokenEvent | RequestFailed
+
+
+class Switch(msgspec.Struct, frozen=True, tag=True):
+    """Compute lane: the device belongs to `model`, which is resident, from here on."""
+
+    model: ModelId
+
+
+class Prefill(msgspec.Struct, frozen=True, tag=True):
+    """Compute lane: run the prompts of `requests` and make one token for each."""
+
+    model: ModelId
+    requests: tuple[RequestId, ...]
+
+
+class Decode(msgspec.Struct, frozen=True, tag=True):
+    """Compute lane: make the next token of each of `requests`, in one step."""
+
+    model: ModelId
+    requests: tuple[RequestId, ...]
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Copy lane: drop the weights of `evict`, then bring in those of `model`."""
+
+    model: ModelId
+    evict: tuple[ModelId, ...] = ()
+
+
+class Idle(msgspec.Struct, frozen=True, tag=True):
+    """Compute lane: nothing to do before `until_s` (None: until a message or an outcome comes)."""
+
+    until_s: float | None = None
+
+
+ComputeAction = Switch | Prefill | Decode
+Action = Switch | Prefill | Decode | Idle
+
+
+class NewToken(msgspec.Struct, frozen=True):
+    """A token just made; with a finish reason it is the request's last and its KV is free again."""
+
+    request_id: RequestId
+    token_id: int
+    finish_reason: FinishReason | None = None
+
+
+class Switched(msgspec.Struct, frozen=True, tag=True):
+    """The device now belongs to `model`."""
+
+    model: ModelId
+    took_s: float
+
+
+class Stepped(msgspec.Struct, frozen=True, tag=True):
+    """A prefill or decode ended.
+
+    `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
+    stay). `failed` are out, with the error's code and message; other requests are unharmed.
+    """
+
+    model: ModelId
+    tokens: tuple[NewToken, ...]
+    took_s: float
+    preempted: tuple[RequestId, ...] = ()
+    failed: tuple[tuple[RequestId, str, str], ...] = ()
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """`model` is resident and computes from here on."""
+
+    model: ModelId
+    weight_bytes: int
+    took_s: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """`model` could not be loaded; its requests end with `code` and `message`."""
+
+    model: ModelId
+    code: str
+    message: str
+
+
+Outcome = Switched | Stepped | Loaded | LoadFailed
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A served model: where its files are and what it costs. `id` is what clients ask for.
+
+    `weight_bytes` are the bytes resident on the device in its compute dtype; `kv_token_bytes`
+    those of one token's keys and values over all layers.
+    """
+
+    id: ModelId
+    path: str
+    architecture: str
+    weight_bytes: int
+    kv_token_bytes: int
+    context_tokens: int
+    vocab_tokens: int
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance says once, when it registers. A restart has a higher `incarnation`."""
+
+    id: InstanceId
+    incarnation: int
+    role: Role
+    device: str
+    mailbox: str
+    pid: int
+    models: tuple[ModelId, ...]
+
+
+class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance publishes again and again. Counts are requests; `switches` since start."""
+
+    state: Literal["starting", "ready", "draining"] = "starting"
+    current: ModelId | None = None
+    resident: tuple[ModelId, ...] = ()
+    loading: ModelId | None = None
+    waiting: dict[ModelId, int] = {}
+    running: dict[ModelId, int] = {}
+    kv_free_bytes: int = 0
+    switches: int = 0
+    switch_s: float = 0.0
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """A row of the routing snapshot: an instance whose lease is alive."""
+
+    record: InstanceRecord
+    status: InstanceStatus
