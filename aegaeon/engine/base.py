@@ -1,10 +1,33 @@
-"""The engine seam: executes actions on one device and owns the sequences' tokens and memory."""
+"""The engine seam: executes actions on one device and owns the sequences' tokens and memory.
+
+No torch here: processes without a model use NullEngine.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from hashlib import blake2b
 
 import msgspec
 
-from aegaeon.types import ComputeAction, Load, Outcome, Request, RequestId
+from aegaeon.errors import ContextLengthExceeded, InvalidRequest
+from aegaeon.types import (
+    ComputeAction,
+    Decode,
+    Load,
+    Loaded,
+    ModelId,
+    ModelSpec,
+    NewToken,
+    Outcome,
+    Prefill,
+    Request,
+    RequestId,
+    Stepped,
+    Switch,
+    Switched,
+)
+
+NO_BOUND_BYTES = 1 << 62
 
 
 class EngineUsage(msgspec.Struct, frozen=True):
@@ -46,3 +69,108 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+def check_request(request: Request, spec: ModelSpec) -> None:
+    """Raise InvalidRequest or ContextLengthExceeded when `spec` can never serve `request`."""
+    prompt = len(request.prompt_token_ids)
+    if not prompt:
+        raise InvalidRequest("the prompt is empty; send at least one token")
+    if request.max_tokens <= len(request.generated_token_ids):
+        raise InvalidRequest(
+            f"max_tokens {request.max_tokens} leaves nothing to generate; raise max_tokens"
+        )
+    if prompt + len(request.generated_token_ids) >= spec.context_tokens:
+        raise ContextLengthExceeded(
+            f"{prompt} prompt tokens leave no room in the context of {spec.context_tokens} of "
+            f"{spec.id}; shorten the prompt"
+        )
+    for token in (*request.prompt_token_ids, *request.generated_token_ids):
+        if not 0 <= token < spec.vocab_tokens:
+            raise InvalidRequest(f"token id {token} is outside the vocabulary of {spec.id}")
+
+
+class NullEngine(Engine):
+    """An engine without a model, for tests of what stands around it; needs no torch.
+
+    Token k of a request is a hash of its prompt, its seed and k, never a stop token, so requests
+    end by length and resumed ones continue the same. Steps and loads take `step_s` and `load_s` of
+    whatever `pause` waits on. Memory has no bounds; it is counted all the same.
+    """
+
+    def __init__(
+        self,
+        specs: tuple[ModelSpec, ...],
+        pause: Callable[[float], None],
+        step_s: float = 0.0,
+        load_s: float = 0.0,
+    ) -> None:
+        self._specs = {spec.id: spec for spec in specs}
+        self._pause = pause
+        self._step_s = step_s
+        self._load_s = load_s
+        self._requests: dict[RequestId, Request] = {}
+        self._generated: dict[RequestId, int] = {}
+        self._resident: dict[ModelId, int] = {}
+
+    def submit(self, request: Request) -> None:
+        check_request(request, self._specs[request.model])
+        self._requests[request.id] = request
+        self._generated[request.id] = len(request.generated_token_ids)
+
+    def release(self, request: RequestId) -> None:
+        self._requests.pop(request, None)
+        self._generated.pop(request, None)
+
+    def execute(self, action: ComputeAction) -> Outcome:
+        if action.model not in self._resident:
+            raise RuntimeError(f"{action} of a model that is not resident")
+        match action:
+            case Switch(model=model):
+                return Switched(model, 0.0)
+            case Prefill(model=model, requests=requests) | Decode(model=model, requests=requests):
+                self._pause(self._step_s)
+                tokens = tuple(self._step(self._requests[request]) for request in requests)
+                return Stepped(model, tokens, self._step_s)
+
+    def load(self, action: Load) -> Outcome:
+        for model in action.evict:
+            self._resident.pop(model, None)
+        self._pause(self._load_s)
+        weight_bytes = self._specs[action.model].weight_bytes
+        self._resident[action.model] = weight_bytes
+        return Loaded(action.model, weight_bytes, self._load_s)
+
+    def usage(self) -> EngineUsage:
+        kv_bytes = sum(
+            (len(request.prompt_token_ids) + self._generated[request.id])
+            * self._specs[request.model].kv_token_bytes
+            for request in tuple(self._requests.values())
+        )
+        weight_bytes = sum(tuple(self._resident.values()))
+        return EngineUsage(weight_bytes, NO_BOUND_BYTES, kv_bytes, NO_BOUND_BYTES)
+
+    def close(self) -> None:
+        self._requests.clear()
+        self._generated.clear()
+        self._resident.clear()
+
+    def _step(self, request: Request) -> NewToken:
+        spec = self._specs[request.model]
+        position = self._generated[request.id]
+        token_id = null_token(request, position, spec.vocab_tokens)
+        self._generated[request.id] = position + 1
+        total = len(request.prompt_token_ids) + position + 1
+        if position + 1 < request.max_tokens and total < spec.context_tokens:
+            return NewToken(request.id, token_id)
+        self.release(request.id)
+        return NewToken(request.id, token_id, "length")
+
+
+def null_token(request: Request, position: int, vocab_tokens: int) -> int:
+    """Return the token a NullEngine makes for `request` at `position` among the generated ones."""
+    text = f"{request.prompt_token_ids} {request.sampling.seed} {position}"
+    token_id = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % vocab_tokens
+    while token_id in request.stop_token_ids:
+        token_id = (token_id + 1) % vocab_tokens
+    return token_id

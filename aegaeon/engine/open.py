@@ -1,0 +1,30 @@
+"""Opens the engine that the settings ask for; torch is imported only by those that compute."""
+
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import cast
+
+from aegaeon.config import Settings
+from aegaeon.engine.base import Engine, NullEngine
+from aegaeon.types import ModelSpec
+
+Opener = Callable[[Settings, tuple[ModelSpec, ...]], Engine]
+
+
+def open_engine(settings: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
+    """Return the engine for `settings.device` serving `specs`. Raises BudgetTooSmall."""
+    return OPENERS[settings.device](settings, specs)
+
+
+def _open_null(_: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
+    return NullEngine(specs, pause=time.sleep)
+
+
+def _open_cpu(settings: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
+    # Imported here because torch takes seconds and a null instance does without it.
+    opener = cast(Opener, import_module("aegaeon.engine.cpu").open_cpu_engine)
+    return opener(settings, specs)
+
+
+OPENERS: dict[str, Opener] = {"cpu": _open_cpu, "null": _open_null}
