@@ -141,7 +141,10 @@ class KvPool:
         return self._free_blocks[shape] + len(self._free_slabs) * self.slab_blocks(shape)
 
     def allocate(self, shape: KvShape, count: int) -> list[int]:
-        """Return `count` block ids, or raise OutOfBlocks and give none."""
+        """Return `count` block ids, or raise OutOfBlocks and give none. The blocks are zeroed.
+
+        What an earlier owner left (a NaN at worst) would reach a reader through masked keys.
+        """
         free = self.free_blocks(shape)
         if count > free:
             raise OutOfBlocks(
@@ -159,6 +162,9 @@ class KvPool:
                 del partial[slab.index]
         self._free_blocks[shape] -= count
         self._used_bytes += count * shape.block_bytes
+        pages = self.pages(shape)
+        for block in taken:
+            pages[block : block + shape.block_pages] = 0
         return taken
 
     def free(self, shape: KvShape, blocks: Iterable[int]) -> None:
