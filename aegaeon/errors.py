@@ -67,6 +67,18 @@ class Overloaded(AegaeonError):
     code = "overloaded"
 
 
+class QueueFull(Overloaded):
+    """As many requests are open as the server takes."""
+
+    code = "queue_full"
+
+
+class Draining(AegaeonError):
+    """The server or instance takes nothing new because it is about to stop."""
+
+    code = "draining"
+
+
 class InstanceLost(AegaeonError):
     """No instance is left that could serve the request."""
 

@@ -1,0 +1,1 @@
+"""The HTTP side: text in, text out."""

@@ -1,0 +1,114 @@
+"""The ASGI application: routes, error shapes, request ids, and the life of gateway and instances."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aegaeon import __version__
+from aegaeon.config import Settings, load_settings
+from aegaeon.models.references import resolve_all
+from aegaeon.proxy.failures import ApiError, internal_error
+from aegaeon.proxy.gateway import Gateway
+from aegaeon.proxy.node import joined_domain
+from aegaeon.proxy.routes import add_routes, error_response, handle_errors
+from aegaeon.proxy.service import Service
+from aegaeon.store.base import Domain
+from aegaeon.types import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_CLEAN_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def create_app(
+    settings: Settings | None = None,
+    specs: tuple[ModelSpec, ...] | None = None,
+    domain: Domain | None = None,
+) -> FastAPI:
+    """Build the application. What is not given is found out when it starts: settings from
+    AEGAEON_* and AEGAEON_CONFIG, the models they name, and a domain: the live one, or a new one
+    with instances that belong to this application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        chosen = settings or load_settings()
+        served = resolve_all(chosen) if specs is None else specs
+        async with AsyncExitStack() as stack:
+            joined = domain or await stack.enter_async_context(joined_domain(chosen))
+            gateway = Gateway(joined, chosen, served)
+            stack.push_async_callback(gateway.close)
+            await gateway.start()
+            service = Service(chosen, served, gateway, int(time.time()))
+            stack.push_async_callback(service.close)
+            service.warm()
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="aegaeon",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    add_routes(app)
+    handle_errors(app)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(RequestIds)
+    return app
+
+
+class RequestIds:
+    """Puts x-request-id on every response, the client's own if it sent a clean one, and turns an
+    error that nobody caught into a 500 without internals."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        theirs = Headers(scope=scope).get("x-request-id", "")
+        request_id = theirs if _CLEAN_ID.fullmatch(theirs) else f"req_{secrets.token_hex(12)}"
+        is_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request failed request_id=%s path=%s", request_id, scope["path"])
+            if not is_started:
+                await error_response(internal_error())(scope, receive, send_with_id)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = f"{request.method} {request.url.path}"
+    match error.status_code:
+        case 404:
+            found = ApiError(404, "not_found", f"there is no {path}; the routes start with /v1/")
+        case 405:
+            found = ApiError(405, "method_not_allowed", f"{path} is not allowed")
+        case status:
+            found = ApiError(status, "http_error", str(error.detail))
+    response = error_response(found)
+    response.headers.update(error.headers or {})
+    return response

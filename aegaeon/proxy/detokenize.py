@@ -1,0 +1,157 @@
+"""Token ids become text bit by bit: whole characters only, and never a part of a stop string.
+
+The pieces joined are the decode of all ids at once.
+"""
+
+import codecs
+from abc import ABC, abstractmethod
+
+from tokenizers import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+# A decoder that holds back this many tokens is being fed noise; its text goes out as it is.
+_MAX_HELD_TOKENS = 256
+
+
+class Detokenizer(ABC):
+    """The text of one sequence, as it grows. Special tokens have none."""
+
+    @abstractmethod
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is certain now."""
+
+    @abstractmethod
+    def finish(self) -> str:
+        """Return what was held back; a torn character becomes U+FFFD."""
+
+
+class ByteLevelVocabulary:
+    """The bytes of every token of a byte-level vocabulary; special and unknown ids have none."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        alphabet = _byte_alphabet()
+        special = special_ids(tokenizer)
+        self._bytes = {
+            token_id: _token_bytes(text, alphabet)
+            for text, token_id in tokenizer.get_vocab(with_added_tokens=True).items()
+            if token_id not in special
+        }
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Return the token's bytes."""
+        return self._bytes.get(token_id, b"")
+
+
+class ByteLevelDetokenizer(Detokenizer):
+    """For byte-level vocabularies (GPT-2's scheme: Llama 3, Qwen, SmolLM): constant work a token.
+
+    Not for decoders that look at neighbouring tokens.
+    """
+
+    def __init__(self, vocabulary: ByteLevelVocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._vocabulary.bytes_of(token_id))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDetokenizer(Detokenizer):
+    """For any other decoder: decodes a short window again and hands out what is new in it.
+
+    Text is held while it ends in a torn character or in byte tokens, whose reading the next token
+    may still change.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_ids(tokenizer)
+        self._window: list[int] = []
+        # Tokens of the window that only give context, and their text.
+        self._known = 0
+        self._known_text = ""
+
+    def push(self, token_id: int) -> str:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._special:
+            return ""
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        is_torn = text.endswith(_REPLACEMENT) or _is_byte_token(token)
+        if is_torn and len(self._window) - self._known < _MAX_HELD_TOKENS:
+            return ""
+        new = text[len(self._known_text) :]
+        self._window = self._window[self._known :]
+        self._known = len(self._window)
+        self._known_text = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        return new
+
+    def finish(self) -> str:
+        text = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        new = text[len(self._known_text) :]
+        self._known_text = text
+        return new
+
+
+class StopMatcher:
+    """Cuts text before the first stop string, holding back what may become one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take new text; return what may go out, and whether a stop string was met."""
+        if not self._stops:
+            return text, False
+        text = self._held + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        cut = len(text) - self._open_prefix(text)
+        self._held = text[cut:]
+        return text[:cut], False
+
+    def finish(self) -> str:
+        """Return what was held back: no stop string came of it."""
+        held, self._held = self._held, ""
+        return held
+
+    def _open_prefix(self, text: str) -> int:
+        longest = 0
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of the tokens that are control signs, not text."""
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(token_id for token_id, token in added.items() if token.special)
+
+
+def _is_byte_token(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _token_bytes(text: str, alphabet: dict[str, int]) -> bytes:
+    # A token with a character outside the alphabet (an added one) stands for its own text.
+    if all(character in alphabet for character in text):
+        return bytes(alphabet[character] for character in text)
+    return text.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return GPT-2's letters for the 256 bytes: printable ones stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    rest = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + index): byte for index, byte in enumerate(rest)})
+    return alphabet

@@ -1,0 +1,284 @@
+"""The gateway: sends generations to instances and streams their tokens back, whatever instances
+come and go. No text and no HTTP here; the offline benchmark uses it as the routes do.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from aegaeon.config import Settings
+from aegaeon.errors import (
+    AegaeonError,
+    DeadlineExceeded,
+    InstanceLost,
+    ModelNotFound,
+    QueueFull,
+    StoreUnavailable,
+)
+from aegaeon.proxy.generation import Delta, Generation, OpenRequest
+from aegaeon.proxy.outbox import Outbox, Target, target_of
+from aegaeon.store.base import Domain, Mailbox
+from aegaeon.store.codec import decode_reply
+from aegaeon.types import Instance, ModelSpec, Reply, RequestId
+
+log = logging.getLogger(__name__)
+
+# How often the table is looked at for instances that vanished.
+WATCH_S = 0.1
+# How long a request waits for an instance to appear when none is ready.
+PATIENCE_S = 30.0
+_RECEIVE_S = 0.5
+_T = TypeVar("_T")
+
+
+class Gateway:
+    """One proxy process's end of the domain. Use it from one event loop; owns one receiver thread,
+    one sender thread and one watching task, from `start` to `close`."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        settings: Settings,
+        specs: tuple[ModelSpec, ...],
+        address: str | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._domain = domain
+        self._settings = settings
+        self._models = {spec.id for spec in specs}
+        self._address = address or f"proxy-{os.getpid()}-{secrets.token_hex(4)}"
+        self._patience_s = patience_s
+        self._max_open = settings.max_waiting * settings.instance_count
+        self._open: dict[RequestId, OpenRequest] = {}
+        self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
+        self._instances: tuple[Instance, ...] = ()
+        self._changed = asyncio.Event()
+        self._mean_request_s = 1.0
+        self._cancels: set[asyncio.Task[None]] = set()
+        self._closed = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._mailbox: Mailbox
+        self._outbox: Outbox
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-sender")
+        self._receiver = threading.Thread(target=self._receive, name="aegaeon-receiver")
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Join the domain. Raises RegionError or StoreUnavailable."""
+        self._loop = asyncio.get_running_loop()
+        self._mailbox = self._domain.create_mailbox(self._address)
+        self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
+        self._instances = await self._blocking(self._outbox.snapshot)
+        self._receiver.start()
+        self._watcher = asyncio.create_task(self._watch(), name="aegaeon-watch")
+
+    async def close(self) -> None:
+        """Cancel what is open at the instances and leave the domain."""
+        self._closed.set()
+        for opened in tuple(self._open.values()):
+            opened.fail(InstanceLost("the server is shutting down; try again"))
+            self._leave(opened)
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.gather(*self._cancels, return_exceptions=True)
+        if self._receiver.is_alive():
+            self._mailbox.wake()
+            await asyncio.to_thread(self._receiver.join, 5.0)
+        await self._blocking(self._outbox.close)
+        self._mailbox.close()
+        self._mailbox.unlink()
+        self._sender.shutdown(wait=False)
+
+    def instances(self) -> tuple[Instance, ...]:
+        """Return the live instances as last seen, at most about WATCH_S ago; wakes nobody."""
+        return self._instances
+
+    def is_ready(self) -> bool:
+        """Return whether some instance takes requests."""
+        return any(row.status.state == "ready" for row in self._instances)
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that have neither ended nor been left."""
+        return len(self._open)
+
+    @property
+    def mean_request_s(self) -> float:
+        """How long requests have taken lately: the best prediction of when room comes free."""
+        return self._mean_request_s
+
+    async def stream(self, generation: Generation) -> AsyncIterator[Delta]:
+        """Yield the tokens of `generation` as they come; the last delta has a finish reason.
+
+        Closing the iterator early cancels the request at its instance. Survives the loss of
+        instances. Raises ModelNotFound, QueueFull, Overloaded, DeadlineExceeded, InstanceLost, or
+        the class of the code with which the instance failed the request.
+        """
+        opened = self._enter(generation)
+        try:
+            await self._place(opened)
+            while True:
+                delta = opened.take()
+                if delta is not None:
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+                    continue
+                if opened.error is not None:
+                    raise opened.error
+                if opened.target is None:
+                    await self._place(opened)
+                await opened.wait()
+        finally:
+            self._leave(opened)
+
+    def _enter(self, generation: Generation) -> OpenRequest:
+        if generation.model not in self._models:
+            raise ModelNotFound(f"no model {generation.model!r} is served; see /v1/models")
+        if len(self._open) >= self._max_open:
+            raise QueueFull(f"{self._max_open} requests are open; try again later")
+        now = time.monotonic()
+        deadline_s = now + self._settings.request_timeout_s
+        opened = OpenRequest(f"req-{secrets.token_hex(12)}", generation, now, deadline_s)
+        self._open[opened.id] = opened
+        return opened
+
+    async def _place(self, opened: OpenRequest) -> None:
+        """Send the request to some instance, waiting a bounded time while none is ready."""
+        give_up_s = time.monotonic() + self._patience_s
+        while True:
+            if opened.error is not None:
+                return
+            changed = self._changed
+            request = opened.next_request(self._address)
+            refused = frozenset(opened.refused)
+            job = self._blocking(partial(self._outbox.submit, request, refused))
+            opened.placing = asyncio.ensure_future(job)
+            target = await asyncio.shield(opened.placing)
+            if target is not None:
+                if opened.placed(target, request.attempt):
+                    self._at.setdefault(target, {})[opened.id] = opened
+                    return
+                self._outbox.settle(target, request.model)
+                continue
+            now = time.monotonic()
+            if now >= opened.deadline_s:
+                raise DeadlineExceeded("the request's time is over and no instance came up")
+            if now >= give_up_s:
+                model = opened.generation.model
+                raise InstanceLost(f"no instance is ready for {model!r}; see the server's log")
+            try:
+                await asyncio.wait_for(changed.wait(), timeout=WATCH_S * 10)
+            except asyncio.TimeoutError:
+                continue
+
+    def _leave(self, opened: OpenRequest) -> None:
+        """Forget the request; what still runs for it anywhere is cancelled. Idempotent."""
+        if self._open.pop(opened.id, None) is None:
+            return
+        target = self._detach(opened)
+        took_s = time.monotonic() - opened.arrival_s
+        if opened.is_over:
+            self._mean_request_s += 0.1 * (took_s - self._mean_request_s)
+        elif target is not None or opened.placing is not None:
+            self._cancel_soon(opened, target)
+
+    def _detach(self, opened: OpenRequest) -> Target | None:
+        """Take the request off its instance's list and return that instance's life."""
+        target = opened.target
+        if target is None:
+            return None
+        opened.target = None
+        rest = self._at[target]
+        del rest[opened.id]
+        if not rest:
+            del self._at[target]
+        self._outbox.settle(target, opened.generation.model)
+        return target
+
+    def _cancel_soon(self, opened: OpenRequest, target: Target | None) -> None:
+        task = self._loop.create_task(self._cancel(opened, target))
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
+
+    async def _cancel(self, opened: OpenRequest, target: Target | None) -> None:
+        if target is None and opened.placing is not None:
+            # Left while it was being sent: wait to learn where it went.
+            try:
+                target = await opened.placing
+            except AegaeonError:
+                return
+            if target is not None:
+                self._outbox.settle(target, opened.generation.model)
+        if target is not None:
+            await self._blocking(partial(self._outbox.cancel, opened.id, target))
+
+    async def _watch(self) -> None:
+        """Refresh the view of the instances; requests of vanished ones are placed again."""
+        while True:
+            try:
+                self._instances = await self._blocking(self._outbox.snapshot)
+            except StoreUnavailable as error:
+                log.warning("table not readable error=%s", error)
+            else:
+                alive = {target_of(row) for row in self._instances}
+                for target in tuple(self._at.keys() - alive):
+                    self._lose(target)
+                self._changed.set()
+                self._changed = asyncio.Event()
+            now = time.monotonic()
+            for opened in tuple(self._open.values()):
+                if now >= opened.deadline_s:
+                    opened.fail(DeadlineExceeded("the request's time is over"))
+            await asyncio.sleep(WATCH_S)
+
+    def _lose(self, target: Target) -> None:
+        lost = tuple(self._at.get(target, {}).values())
+        log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
+        for opened in lost:
+            self._detach(opened)
+            opened.lose()
+
+    def _receive(self) -> None:
+        """The receiver thread: records become replies here, and reach the loop in batches."""
+        while not self._closed.is_set():
+            try:
+                records = self._mailbox.receive(_RECEIVE_S)
+            except StoreUnavailable as error:
+                log.warning("mailbox not readable error=%s", error)
+                self._closed.wait(_RECEIVE_S)
+                continue
+            if not records:
+                continue
+            replies = [reply for record in records if (reply := _decoded(record)) is not None]
+            self._loop.call_soon_threadsafe(self._deliver, replies, time.monotonic())
+
+    def _deliver(self, replies: list[Reply], received_s: float) -> None:
+        for reply in replies:
+            opened = self._open.get(reply.request_id)
+            if opened is not None:
+                if opened.take_in(reply, received_s):
+                    target = self._detach(opened)
+                    if target is not None and not opened.has_ended:
+                        self._cancel_soon(opened, target)
+
+    async def _blocking(self, call: Callable[[], _T]) -> _T:
+        return await self._loop.run_in_executor(self._sender, call)
+
+
+def _decoded(record: bytes) -> Reply | None:
+    try:
+        return decode_reply(record)
+    except (msgspec.DecodeError, AegaeonError) as error:
+        log.error("reply not readable bytes=%d error=%s", len(record), error)
+        return None

@@ -1,0 +1,75 @@
+"""The server around the application when nobody else provides it: the models named in the
+settings, the domain, and instances of its own where none live."""
+
+import asyncio
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from aegaeon.config import Settings
+from aegaeon.errors import ConfigError, InstanceLost
+from aegaeon.store.base import Domain
+from aegaeon.store.domains import domain_is_live, open_domain
+
+log = logging.getLogger(__name__)
+
+START_S = 60.0
+_POLL_S = 0.05
+# Beyond the drain: to end engines and remove the domain's names.
+_STOP_EXTRA_S = 10.0
+
+
+@asynccontextmanager
+async def joined_domain(settings: Settings) -> AsyncIterator[Domain]:
+    """Join the live domain of `settings`; where none lives, start instances first and stop them at
+    the end. Raises ConfigError when they do not start."""
+    child = None if domain_is_live(settings) else await _start_instances(settings)
+    try:
+        domain = open_domain(settings)
+        try:
+            yield domain
+        finally:
+            domain.close()
+    finally:
+        if child is not None:
+            await _stop_instances(child, settings.drain_s + _STOP_EXTRA_S)
+
+
+async def _start_instances(settings: Settings) -> subprocess.Popen[bytes]:
+    """Start `aegaeon instances` and return when its domain lives. It dies with this process."""
+    log.info("starting instances domain=%s", settings.domain_name)
+    command = [sys.executable, "-m", "aegaeon", "instances", "--config", "/dev/stdin"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        assert child.stdin is not None
+        child.stdin.write(msgspec.json.encode(settings))
+        child.stdin.close()
+        for _ in range(int(START_S / _POLL_S)):
+            if domain_is_live(settings):
+                return child
+            if child.poll() is not None:
+                raise ConfigError(
+                    f"the instances ended with status {child.returncode} before they were up; "
+                    "the log above says why"
+                )
+            await asyncio.sleep(_POLL_S)
+        raise InstanceLost(f"the instances did not come up within {START_S:.0f} s; see the log")
+    except BaseException:
+        await _stop_instances(child, _STOP_EXTRA_S)
+        raise
+
+
+async def _stop_instances(child: subprocess.Popen[bytes], timeout_s: float) -> None:
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.to_thread(child.wait, timeout_s)
+    except subprocess.TimeoutExpired:
+        log.error("instances did not stop in time pid=%d", child.pid)
+        child.kill()
+        await asyncio.to_thread(child.wait, _STOP_EXTRA_S)

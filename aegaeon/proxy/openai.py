@@ -1,0 +1,242 @@
+"""What clients send: the bodies of the two POST routes, decoded and checked.
+
+Unknown fields are ignored; known ones of a wrong type or range, and features that are not built,
+are errors that name the field.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from aegaeon.proxy.failures import ApiError, invalid, unsupported
+
+MAX_STOPS = 4
+MAX_CHOICES = 1024
+COMPLETION_DEFAULT_TOKENS = 16
+
+_Positive = Annotated[int, Meta(ge=1, le=2**31)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Probability = Annotated[float, Meta(ge=0, le=1)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """Extras of a stream. `continuous_usage_stats` puts the usage so far into every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ContentPart(msgspec.Struct, frozen=True):
+    """A piece of a message's content; only text is served."""
+
+    type: str
+    text: str | None = None
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    """What an assistant called. `arguments` is JSON as text."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One call in an assistant's message."""
+
+    function: FunctionCall
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """The shape that the answer must have; only free text is served."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields both routes share. None means "not given" everywhere, as clients send null."""
+
+    model: str
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: _Probability | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: _Probability | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    max_tokens: _Positive | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        """Return the stop strings."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ChatBody(Body, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: _Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(Body, frozen=True, kw_only=True):
+    """The body of POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
+        """Return the prompts one by one, each as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return (self.prompt,)
+        if all(isinstance(part, int) for part in self.prompt):
+            return (tuple(part for part in self.prompt if isinstance(part, int)),)
+        if all(isinstance(part, str) for part in self.prompt):
+            return tuple(part for part in self.prompt if isinstance(part, str))
+        if all(isinstance(part, list) for part in self.prompt):
+            return tuple(tuple(part) for part in self.prompt if isinstance(part, list))
+        raise invalid("prompt", "'prompt' mixes text and token ids; send one kind")
+
+
+_Body = TypeVar("_Body", ChatBody, CompletionBody)
+_AT = re.compile(r"^(.*) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `([^`]*)`")
+
+
+def parse_chat(raw: bytes) -> ChatBody:
+    """Decode and check the body of a chat completion. Raises ApiError."""
+    body = _decode(raw, ChatBody)
+    _check_shared(body)
+    _check_chat_features(body)
+    for index, message in enumerate(body.messages):
+        _check_message(message, f"messages[{index}]")
+    return body
+
+
+def parse_completion(raw: bytes) -> CompletionBody:
+    """Decode and check the body of a text completion. Raises ApiError."""
+    body = _decode(raw, CompletionBody)
+    _check_shared(body)
+    if body.suffix:
+        raise unsupported("suffix")
+    if body.echo:
+        raise unsupported("echo")
+    if body.best_of is not None and body.best_of > 1:
+        raise unsupported("best_of")
+    if body.logprobs is not None:
+        raise unsupported("logprobs")
+    prompts = body.prompts()
+    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+        raise invalid("prompt", "'prompt' is empty; send at least one character or token id")
+    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+        raise invalid("prompt", f"prompts times n is over {MAX_CHOICES}; send fewer at a time")
+    return body
+
+
+def _decode(raw: bytes, kind: type[_Body]) -> _Body:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise ApiError(400, "invalid_json", "the body is nested too deeply") from None
+
+
+def _explain(text: str) -> ApiError:
+    found = _AT.match(text)
+    fact, path = (found[1], found[2]) if found else (text, "")
+    missing = _MISSING.search(fact)
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        return ApiError(400, "missing_required_parameter", f"'{path}' is missing", path)
+    return invalid(path or None, f"'{path}': {fact}" if path else fact)
+
+
+def _check_shared(body: Body) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options", "'stream_options' is only allowed with 'stream': true")
+    stops = body.stops()
+    if len(stops) > MAX_STOPS:
+        raise invalid("stop", f"'stop' has {len(stops)} strings; at most {MAX_STOPS} are allowed")
+    if any(not stop for stop in stops):
+        raise invalid("stop", "'stop' contains an empty string")
+    if body.presence_penalty:
+        raise unsupported("presence_penalty")
+    if body.frequency_penalty:
+        raise unsupported("frequency_penalty")
+    if body.repetition_penalty not in (None, 1.0):
+        raise unsupported("repetition_penalty")
+    if body.logit_bias:
+        raise unsupported("logit_bias")
+
+
+def _check_chat_features(body: ChatBody) -> None:
+    if body.logprobs:
+        raise unsupported("logprobs")
+    if body.top_logprobs:
+        raise unsupported("top_logprobs")
+    if body.functions:
+        raise unsupported("functions")
+    if body.tools and body.tool_choice != "none":
+        raise unsupported("tools")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise unsupported("tool_choice")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise unsupported("response_format")
+    if body.modalities is not None and body.modalities != ["text"]:
+        raise unsupported("modalities")
+
+
+def _check_message(message: Message, where: str) -> None:
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        raise invalid(f"{where}.content", f"'{where}.content' is missing")
+    if message.tool_calls and message.role != "assistant":
+        raise invalid(f"{where}.tool_calls", "only the assistant's messages have 'tool_calls'")
+    if not isinstance(message.content, list):
+        return
+    for index, part in enumerate(message.content):
+        place = f"{where}.content[{index}]"
+        if part.type != "text":
+            text = f"content of type '{part.type}' is not supported; send text"
+            raise ApiError(400, "unsupported_parameter", text, f"{place}.type")
+        if part.text is None:
+            raise invalid(f"{place}.text", f"'{place}.text' is missing")

@@ -1,0 +1,262 @@
+"""The HTTP routes: read a body, let the service do it, write the answer whole or as a stream."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from aegaeon.errors import AegaeonError
+from aegaeon.proxy.answers import DONE, PING, Answer, Text, Usage, frame
+from aegaeon.proxy.choices import Choices, Piece
+from aegaeon.proxy.failures import ApiError, as_api_error, internal_error
+from aegaeon.proxy.limits import read_json_body
+from aegaeon.proxy.openai import parse_chat, parse_completion
+from aegaeon.proxy.service import Job, Service
+
+log = logging.getLogger(__name__)
+
+# An error this early still gets its proper status; later ones become a frame of the stream.
+HEADER_GRACE_S = 0.1
+FIRST_PING_S = 0.5
+PING_S = 5.0
+_WHOLE_WAIT_S = 5.0
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_T = TypeVar("_T")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+def add_routes(app: FastAPI) -> None:
+    """Enter all routes; they find the service in `app.state.service`."""
+    add = app.add_api_route
+    add("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
+    add("/v1/completions", completions, methods=["POST"], response_model=None)
+    add("/v1/models", models, methods=["GET"], response_model=None)
+    add("/v1/models/{model:path}", model, methods=["GET"], response_model=None)
+    add("/health", health, methods=["GET"], response_model=None)
+
+
+async def chat_completions(request: Request) -> Response:
+    """POST /v1/chat/completions."""
+    service = _service(request)
+    raw = await _body(request, service)
+    return await _answer(request, service, await service.chat(parse_chat(raw)))
+
+
+async def completions(request: Request) -> Response:
+    """POST /v1/completions."""
+    service = _service(request)
+    raw = await _body(request, service)
+    return await _answer(request, service, await service.complete(parse_completion(raw)))
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models."""
+    return _json(_service(request).models())
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/{id}; ids may contain slashes."""
+    return _json(_service(request).model(request.path_params["model"]))
+
+
+async def health(request: Request) -> Response:
+    """GET /health: 200 while some instance takes requests."""
+    report = _service(request).health()
+    return _json(report, status=200 if report.status == "ok" else 503)
+
+
+async def _body(request: Request, service: Service) -> bytes:
+    if service.is_draining:
+        wait_s = service.settings.drain_s
+        raise ApiError(503, "draining", "the server is about to stop", retry_after_s=wait_s)
+    return await read_json_body(request, service.settings.max_body_bytes)
+
+
+async def _answer(request: Request, service: Service, job: Job) -> Response:
+    if job.body.stream:
+        return TokenStream(service, job)
+    try:
+        body = await until_gone(request.receive, _whole(service, job))
+    except ClientGone:
+        return Response(status_code=499)
+    return Response(body, media_type="application/json")
+
+
+async def _whole(service: Service, job: Job) -> bytes:
+    count = len(job.generations)
+    texts: list[list[str]] = [[] for _ in range(count)]
+    done: list[Text | None] = [None] * count
+    tally = Tally(job.prompt_tokens)
+    async with service.choices(job) as choices:
+        while not choices.is_done:
+            piece = await choices.next(_WHOLE_WAIT_S)
+            if piece is None:
+                continue
+            tally.add(piece)
+            texts[piece.index].append(piece.text)
+            if piece.finish_reason is not None:
+                done[piece.index] = Text("".join(texts[piece.index]), piece.finish_reason)
+    answer = Answer("chat" if job.is_chat else "text", job.body.model)
+    return answer.whole([text for text in done if text is not None], tally.usage, tally.instance)
+
+
+class Tally:
+    """Counts what an answer has used so far."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt = prompt_tokens
+        self._completion = 0
+        self.instance = ""
+
+    def add(self, piece: Piece) -> None:
+        """Count a piece's tokens."""
+        self._completion += piece.tokens
+        self.instance = piece.instance
+
+    @property
+    def usage(self) -> Usage:
+        """The usage so far."""
+        return Usage(self._prompt, self._completion, self._prompt + self._completion)
+
+
+class TokenStream(Response):
+    """An answer as server-sent events. Errors before the headers are raised, later ones are a
+    frame; either way the stream ends properly. A client that goes away cancels its work."""
+
+    def __init__(self, service: Service, job: Job) -> None:
+        # The base class would write headers for a body that we do not have yet.
+        self.background = None
+        self._service = service
+        self._job = job
+        options = job.body.stream_options
+        self._with_usage = bool(options and options.include_usage)
+        self._with_running_usage = bool(options and options.continuous_usage_stats)
+        self._answer = Answer(
+            "chat" if job.is_chat else "text", job.body.model, usage_in_chunks=self._with_usage
+        )
+        self._tally = Tally(job.prompt_tokens)
+        self._opened: set[int] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        with contextlib.suppress(ClientGone):
+            await until_gone(receive, self._run(send))
+
+    async def _run(self, send: Send) -> None:
+        async with self._service.choices(self._job) as choices:
+            first = await choices.next(HEADER_GRACE_S)
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            try:
+                await self._send_all(choices, first, send)
+                if self._with_usage:
+                    await _send_part(send, self._answer.usage(self._tally.usage))
+            except (AegaeonError, ApiError) as error:
+                await _send_part(send, frame(_api_error(error, self._service).body()))
+            except OSError:
+                raise ClientGone from None
+            except Exception:
+                log.exception("stream failed model=%s", self._job.body.model)
+                await _send_part(send, frame(internal_error().body()))
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _send_all(self, choices: Choices, first: Piece | None, send: Send) -> None:
+        piece, wait_s = first, FIRST_PING_S - HEADER_GRACE_S
+        while True:
+            if piece is not None:
+                parts = [self._frames(piece)]
+                while (more := choices.ready()) is not None:
+                    parts.append(self._frames(more))
+                await _send_part(send, b"".join(parts))
+                wait_s = PING_S
+            if choices.is_done:
+                return
+            piece = await choices.next(wait_s)
+            if piece is None:
+                await _send_part(send, PING)
+                wait_s = PING_S
+
+    def _frames(self, piece: Piece) -> bytes:
+        self._tally.add(piece)
+        opening = b""
+        if piece.index not in self._opened:
+            self._opened.add(piece.index)
+            opening = self._answer.opening(piece.index)
+        if not piece.text and piece.finish_reason is None:
+            # Tokens of which no text is certain yet.
+            return opening
+        usage = self._tally.usage if self._with_running_usage else None
+        return opening + self._answer.piece(
+            piece.index, piece.text, piece.finish_reason, piece.instance, usage
+        )
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end, or cancel it and raise ClientGone when the client goes away."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_part(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def error_response(error: ApiError) -> Response:
+    """Return `error` as an HTTP answer."""
+    return Response(error.body(), error.status, error.headers(), "application/json")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Give every error its OpenAI shape: ours, unknown paths and wrong methods."""
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        return error_response(_api_error(error, _service(request)))
+
+    app.add_exception_handler(ApiError, on_error)
+    app.add_exception_handler(AegaeonError, on_error)
+
+
+def _api_error(error: Exception, service: Service) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, AegaeonError):
+        log.info("request failed code=%s error=%s", error.code, error)
+        return as_api_error(error, service.gateway.mean_request_s)
+    return internal_error()
+
+
+def _json(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

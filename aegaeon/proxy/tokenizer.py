@@ -1,0 +1,138 @@
+"""The text side of a model: tokenizer, chat template, its own sampling defaults and stop tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tokenizers import Tokenizer
+
+from aegaeon.errors import CheckpointError, InvalidRequest
+from aegaeon.proxy.chat import ChatTemplate, read_template, token_text
+from aegaeon.proxy.detokenize import (
+    ByteLevelDetokenizer,
+    ByteLevelVocabulary,
+    Detokenizer,
+    WindowDetokenizer,
+)
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True):
+    """What applies where a client says nothing: generation_config.json's values, else OpenAI's.
+
+    As in vLLM, `do_sample` is not looked at: a client that wants greedy decoding says
+    temperature 0, and one that says nothing gets OpenAI's temperature 1 or the model's own.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+class TextModel:
+    """Turns text into token ids and back for one model. Reads its directory once; immutable."""
+
+    def __init__(self, directory: str) -> None:
+        """Raises CheckpointError when the tokenizer's files are missing or damaged."""
+        root = Path(directory)
+        self._tokenizer = _read_tokenizer(root / "tokenizer.json")
+        tokenizer_config = _read_object(root / "tokenizer_config.json")
+        generation = _read_object(root / "generation_config.json")
+        self._template = read_template(root, tokenizer_config)
+        self._vocabulary = (
+            ByteLevelVocabulary(self._tokenizer) if _is_byte_level(self._tokenizer) else None
+        )
+        self.defaults = _defaults(generation)
+        self.stop_token_ids = self._stop_ids(
+            generation, _read_object(root / "config.json"), tokenizer_config
+        )
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        extras: dict[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Render and tokenise a conversation; the template writes its special tokens itself.
+
+        Raises InvalidRequest when the model has no template or the template refuses.
+        """
+        text = self.render_chat(messages, tools, extras)
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        extras: dict[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt's text. Raises as encode_chat."""
+        if self._template is None:
+            raise InvalidRequest("the model has no chat template; use /v1/completions instead")
+        return self._template.render(messages, tools, extras)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokenise a plain prompt, with the special tokens that the tokenizer adds by itself."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """Return the text of all ids at once, without special tokens."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a fresh incremental decoder for one sequence."""
+        if self._vocabulary is not None:
+            return ByteLevelDetokenizer(self._vocabulary)
+        return WindowDetokenizer(self._tokenizer)
+
+    def _stop_ids(self, *sources: dict[str, Any]) -> tuple[int, ...]:
+        generation, model, tokenizer_config = sources
+        declared = generation.get("eos_token_id", model.get("eos_token_id"))
+        ids = set(declared) if isinstance(declared, list) else {declared}
+        eos = token_text(tokenizer_config.get("eos_token"))
+        if eos is not None:
+            ids.add(self._tokenizer.token_to_id(eos))
+        return tuple(sorted(token_id for token_id in ids if isinstance(token_id, int)))
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises the bare class, whatever is wrong
+        raise CheckpointError(
+            f"cannot read {file}: {error}; fetch or import the model again"
+        ) from None
+    # Padding and truncation saved with the tokenizer are for training.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot read {file}: {error}; fetch or import the model again"
+        ) from None
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    decoder = msgspec.json.decode(tokenizer.to_str()).get("decoder") or {}
+    if decoder.get("type") == "Sequence":
+        parts = decoder.get("decoders", [])
+        return len(parts) == 1 and parts[0].get("type") == "ByteLevel"
+    return bool(decoder.get("type") == "ByteLevel")
+
+
+def _defaults(generation: dict[str, Any]) -> SamplingDefaults:
+    names = ("temperature", "top_p", "top_k", "min_p")
+    given = {name: generation[name] for name in names if generation.get(name) is not None}
+    try:
+        return msgspec.convert(given, SamplingDefaults)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            f"generation_config.json is wrong: {error}; correct or remove the field"
+        ) from None

@@ -1,0 +1,133 @@
+"""An instance without a scheduler or an engine: answers what it is told to, as a thread."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from aegaeon.errors import AegaeonError
+from aegaeon.store.base import Domain, Mailbox
+from aegaeon.store.codec import decode_instance_message, encode
+from aegaeon.types import (
+    Cancel,
+    InstanceRecord,
+    InstanceStatus,
+    Request,
+    RequestFailed,
+    Submit,
+    TokenEvent,
+)
+
+LEASE_S = 60.0
+Reply = Callable[[Request], tuple[int, ...]]
+
+
+def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Return once `claim` holds; fail the test when it does not within `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    while not claim():
+        assert time.monotonic() < deadline_s, "what the test waits for did not happen"
+        time.sleep(0.005)
+
+
+class FakeInstance:
+    """Sends `reply(request)` token by token. A request stops after `hold_after` tokens until
+    `release`; with `fail_with`, requests end in that error."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        reply: Reply,
+        *,
+        id: str = "instance-0",
+        incarnation: int = 1,
+        models: tuple[str, ...] = ("m",),
+        state: str = "ready",
+    ) -> None:
+        self.domain, self.reply, self.id, self.incarnation = domain, reply, id, incarnation
+        self.submitted: list[Request] = []
+        self.cancelled: list[str] = []
+        self.hold_after: int | None = None
+        self.fail_with: tuple[str, str] | None = None
+        self._running: dict[str, tuple[Request, list[int]]] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._stop = threading.Event()
+        address = f"{id}-{incarnation}"
+        self._mailbox = domain.create_mailbox(address)
+        self._store = domain.metadata()
+        record = InstanceRecord(
+            id=id,
+            incarnation=incarnation,
+            role="colocated",
+            device="fake",
+            mailbox=address,
+            pid=1,
+            models=models,
+        )
+        self._store.register_instance(record, LEASE_S)
+        self.publish(state)
+        self._thread = threading.Thread(target=self._loop)
+        self._thread.start()
+
+    def publish(self, state: str = "ready", **fields: object) -> None:
+        status = InstanceStatus(state=state, **fields)
+        self._store.update_instance_status(self.id, self.incarnation, status)
+
+    def release(self) -> None:
+        self.hold_after = None
+        self._mailbox.wake()
+
+    def die(self) -> None:
+        """Vanish as a killed process does once the supervisor has noticed it."""
+        self._stop.set()
+        self._mailbox.wake()
+        self._thread.join(10)
+        self._mailbox.close()
+        self._store.remove_instance(self.id, self.incarnation)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            for record in self._mailbox.receive(0.05):
+                self._take(record)
+            for request, left in tuple(self._running.values()):
+                self._send_tokens(request, left)
+
+    def _take(self, record: bytes) -> None:
+        match decode_instance_message(record):
+            case Submit(request=request):
+                self.submitted.append(request)
+                if self.fail_with is not None:
+                    code, message = self.fail_with
+                    failed = RequestFailed(request.id, request.attempt, code, message, self.id)
+                    self._send(request, failed)
+                    return
+                tokens = list(self.reply(request))[: request.max_tokens]
+                self._running[request.id] = (request, tokens[len(request.generated_token_ids) :])
+            case Cancel(request_id=request_id):
+                self.cancelled.append(request_id)
+                self._running.pop(request_id, None)
+
+    def _send_tokens(self, request: Request, left: list[int]) -> None:
+        total = min(len(self.reply(request)), request.max_tokens)
+        while left and not self._stop.is_set():
+            position = total - len(left)
+            if self.hold_after is not None and position >= self.hold_after:
+                return
+            token = left.pop(0)
+            finish = None
+            if token in request.stop_token_ids:
+                finish = "stop"
+            elif not left:
+                finish = "length"
+            event = TokenEvent(request.id, request.attempt, position, (token,), self.id, finish)
+            self._send(request, event)
+            if finish is not None:
+                break
+        self._running.pop(request.id, None)
+
+    def _send(self, request: Request, reply: TokenEvent | RequestFailed) -> None:
+        try:
+            if request.reply_to not in self._mailboxes:
+                self._mailboxes[request.reply_to] = self.domain.open_mailbox(request.reply_to)
+            self._mailboxes[request.reply_to].send(encode(reply), 1.0)
+        except AegaeonError:
+            self._running.pop(request.id, None)
