@@ -1,0 +1,122 @@
+"""Damages regions at random, attaches to them and uses them: only our errors may come of it.
+
+Run as a program: `fuzz_regions.py ROUNDS`. Two ways: a damaged file that is attached anew, and
+memory that is damaged under the processes which have it open.
+"""
+
+import mmap
+import os
+import random
+import sys
+from pathlib import Path
+
+from aegaeon import _native
+from aegaeon.errors import AegaeonError
+
+HEADER_BYTES = 4096
+CONTROL_BYTES = 2048
+PATH = f"/dev/shm/aegaeon-fuzz-{os.getpid()}"
+
+
+def make_ring() -> _native.Ring:
+    ring = _native.Ring.create(PATH, 4096)
+    for length in (0, 5, 64, 700):
+        ring.send(b"r" * length)
+    return ring
+
+
+def make_table() -> _native.Table:
+    table = _native.Table.create(PATH, 8, 64)
+    for number in range(6):
+        table.put(b"key %d" % number, b"value %d" % number, 1000.0, number)
+    return table
+
+
+def use_ring(ring: _native.Ring) -> None:
+    attempt(lambda: ring.send(b"s" * 100))
+    attempt(lambda: ring.send(b"s" * 3000, 0.001))
+    for _ in range(3):
+        attempt(lambda: ring.receive(0.001))
+    attempt(lambda: ring.pending_bytes)
+    attempt(ring.wake)
+
+
+def use_table(table: _native.Table) -> None:
+    for key in (b"key 1", b"key 5", b"new"):
+        attempt(lambda key=key: table.get(key))
+        attempt(lambda key=key: table.put(key, b"w" * 50, 1.0, 3))
+        attempt(lambda key=key: table.put_evicting(key, b"w" * 64, 1.0))
+        attempt(lambda key=key: table.renew(key, b"w", 1.0, 0))
+        attempt(lambda key=key: table.remove(key, 3))
+    attempt(table.items)
+
+
+class Tally:
+    errors = 0
+
+
+def attempt(use: object) -> None:
+    try:
+        use()
+    except AegaeonError:
+        Tally.errors += 1
+
+
+def damage(rng: random.Random, content: bytearray | mmap.mmap, first: int) -> None:
+    """Flip bits or write extreme words, most of them where positions and lengths stand."""
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        limit = len(content) if rng.random() < 0.4 else min(len(content), first + CONTROL_BYTES)
+        at = rng.randrange(first, limit)
+        if rng.random() < 0.5:
+            content[at] ^= 1 << rng.randrange(8)
+        else:
+            at = min(at & ~7, len(content) - 8)
+            word = rng.choice((0, 1, 2**64 - 1, 2**63, rng.getrandbits(64), rng.getrandbits(16)))
+            content[at : at + 8] = word.to_bytes(8, "little")
+
+
+def fuzz_attach(rng: random.Random, valid: bytes, open_it: object, use: object) -> None:
+    content = bytearray(valid)
+    damage(rng, content, rng.choice((0, 0, HEADER_BYTES)))
+    match rng.randrange(6):
+        case 0:
+            del content[rng.randrange(len(content)) :]
+        case 1:
+            content += bytes(rng.randrange(1, 9000))
+    Path(PATH).write_bytes(content)
+    attempt(lambda: use(open_it(PATH)))
+    Path(PATH).unlink()
+
+
+def fuzz_live(rng: random.Random, make: object, use: object) -> None:
+    region = make()
+    with Path(PATH).open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        damage(rng, memory, HEADER_BYTES)
+        use(region)
+        damage(rng, memory, HEADER_BYTES)
+        use(region)
+    Path(PATH).unlink()
+
+
+def main() -> int:
+    rounds = int(sys.argv[1])
+    kinds = (
+        (make_ring, _native.Ring.attach, use_ring),
+        (make_table, _native.Table.attach, use_table),
+    )
+    for make, open_it, use in kinds:
+        make()
+        valid = Path(PATH).read_bytes()
+        Path(PATH).unlink()
+        for seed in range(rounds):
+            rng = random.Random(seed)
+            if seed % 2:
+                fuzz_attach(rng, valid, open_it, use)
+            else:
+                fuzz_live(rng, make, use)
+    sys.stdout.write(f"{Tally.errors} errors\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
