@@ -11,7 +11,10 @@ from aegaeon.types import Action, Load, ModelId, Outcome, Request, RequestId
 
 
 class SchedulerSnapshot(msgspec.Struct, frozen=True):
-    """What the scheduler knows, for publishing: requests per model, residency, switches so far."""
+    """What the scheduler knows, for publishing: requests per model, residency, switches so far.
+
+    `preloading` are models still to be loaded because the settings ask for it at start.
+    """
 
     current: ModelId | None
     resident: tuple[ModelId, ...]
@@ -19,6 +22,7 @@ class SchedulerSnapshot(msgspec.Struct, frozen=True):
     waiting: dict[ModelId, int]
     running: dict[ModelId, int]
     switches: int
+    preloading: tuple[ModelId, ...] = ()
 
 
 class Scheduler(ABC):
@@ -43,7 +47,10 @@ class Scheduler(ABC):
 
     @abstractmethod
     def complete(self, outcome: Outcome, now: float) -> None:
-        """Learn what an action did: tokens, finished, pre-empted and failed requests, residency."""
+        """Learn what an action did: tokens, finished, pre-empted and failed requests, residency.
+
+        After LoadFailed every request of that model is forgotten; the caller answers them.
+        """
 
     @abstractmethod
     def expired(self, now: float) -> tuple[RequestId, ...]:
