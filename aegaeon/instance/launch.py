@@ -1,0 +1,27 @@
+"""What a worker process is told on its stdin, and how it says that it cannot start."""
+
+import msgspec
+
+from aegaeon.config import Settings
+from aegaeon.types import InstanceId, ModelSpec
+
+EXIT_DRAINED = 0
+EXIT_CRASHED = 1
+EXIT_CANNOT_START = 2  # with one line on `status_fd`
+EXIT_REPLACED = 3  # the lease was lost; a restart gets a new one
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end."""
+
+    settings: Settings
+    specs: tuple[ModelSpec, ...]
+    instance: InstanceId
+    index: int
+    incarnation: int
+    status_fd: int
+
+
+def mailbox_address(instance: InstanceId, incarnation: int) -> str:
+    """Where an incarnation receives; its successor receives elsewhere."""
+    return f"{instance}.{incarnation}"

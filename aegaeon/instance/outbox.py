@@ -1,0 +1,91 @@
+"""Replies on their way to proxies: a bounded queue per destination, retried while it is full.
+
+Which requests belong to a destination that is gone is the runtime's business.
+"""
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aegaeon.errors import RecordTooLarge, RingClosed, RingFull, StoreUnavailable
+from aegaeon.store.base import Mailbox
+from aegaeon.store.codec import encode
+from aegaeon.types import Reply
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING = 65536  # records per destination
+MAX_IDLE_DESTINATIONS = 64
+GONE_S = 10.0  # a destination that takes nothing for so long is gone
+
+
+@dataclass(slots=True)
+class _Destination:
+    mailbox: Mailbox | None = None
+    pending: deque[bytes] = field(default_factory=deque)
+    stuck_since_s: float | None = None
+
+
+class Outbox:
+    """Owned by one loop, never blocks. Mailboxes are opened when first written to."""
+
+    def __init__(self, open_mailbox: Callable[[str], Mailbox]) -> None:
+        self._open = open_mailbox
+        self._destinations: OrderedDict[str, _Destination] = OrderedDict()
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether anything waits for room."""
+        return any(d.pending for d in self._destinations.values())
+
+    def post(self, address: str, reply: Reply) -> None:
+        """Queue `reply`; `flush` sends it, after those before it."""
+        destination = self._destinations.setdefault(address, _Destination())
+        self._destinations.move_to_end(address)
+        destination.pending.append(encode(reply))
+
+    def flush(self, now: float) -> tuple[str, ...]:
+        """Send what there is room for; return, once, the destinations that are gone."""
+        gone = tuple(a for a, d in self._destinations.items() if not self._send(a, d, now))
+        for address in gone:
+            self._drop(address)
+        idle = [a for a, d in self._destinations.items() if not d.pending]
+        for address in idle[: len(self._destinations) - MAX_IDLE_DESTINATIONS]:
+            self._drop(address)
+        return gone
+
+    def close(self) -> None:
+        """Let go of all destinations; what is still queued is lost."""
+        for address in tuple(self._destinations):
+            self._drop(address)
+
+    def _send(self, address: str, destination: _Destination, now: float) -> bool:
+        """Send until full; say whether the destination is alive."""
+        pending = destination.pending
+        try:
+            while pending:
+                if destination.mailbox is None:
+                    destination.mailbox = self._open(address)
+                destination.mailbox.send(pending[0])
+                pending.popleft()
+                destination.stuck_since_s = None
+        except RingClosed:
+            log.info("destination closed address=%s unsent=%d", address, len(pending))
+            return False
+        except RecordTooLarge as error:
+            log.error("reply dropped address=%s error=%s", address, error)
+            pending.popleft()
+        except (RingFull, StoreUnavailable):
+            if destination.stuck_since_s is None:
+                destination.stuck_since_s = now
+            is_gone = now - destination.stuck_since_s > GONE_S or len(pending) > MAX_PENDING
+            if is_gone:
+                log.warning("destination takes nothing address=%s unsent=%d", address, len(pending))
+            return not is_gone
+        return True
+
+    def _drop(self, address: str) -> None:
+        mailbox = self._destinations.pop(address).mailbox
+        if mailbox is not None:
+            mailbox.close()

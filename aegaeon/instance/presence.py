@@ -1,0 +1,49 @@
+"""An instance's row in the table: registered once, kept alive, and up to date at a bounded rate."""
+
+import logging
+
+from aegaeon.errors import StoreUnavailable
+from aegaeon.store.base import MetadataStore
+from aegaeon.types import InstanceRecord, InstanceStatus
+
+log = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 0.02  # between two publications of changes
+RENEWALS_PER_LEASE = 4
+
+
+class Presence:
+    """Owned by the runtime. Raises StaleIncarnation once another incarnation took the place."""
+
+    def __init__(self, store: MetadataStore, record: InstanceRecord, lease_s: float) -> None:
+        self._store = store
+        self._record = record
+        self._renew_s = lease_s / RENEWALS_PER_LEASE
+        self._published: InstanceStatus | None = None
+        self._published_s = float("-inf")
+        store.register_instance(record, lease_s)
+
+    def publish(self, status: InstanceStatus, now: float) -> float:
+        """Write `status` if it is time to; return when to call again at the latest."""
+        since_s = now - self._published_s
+        is_changed = status != self._published
+        if since_s >= self._renew_s or (is_changed and since_s >= MIN_INTERVAL_S):
+            self._write(status, now)
+            is_changed = False
+        wait_s = MIN_INTERVAL_S if is_changed else self._renew_s
+        return self._published_s + wait_s
+
+    def withdraw(self) -> None:
+        """Take the row out, so that nothing more is sent here."""
+        try:
+            self._store.remove_instance(self._record.id, self._record.incarnation)
+        except StoreUnavailable as error:
+            log.warning("row not removed, its lease will end error=%s", error)
+
+    def _write(self, status: InstanceStatus, now: float) -> None:
+        self._published_s = now  # also after a failure: the rate stays bounded
+        try:
+            self._store.update_instance_status(self._record.id, self._record.incarnation, status)
+            self._published = status
+        except StoreUnavailable as error:
+            log.warning("status not published error=%s", error)

@@ -1,0 +1,41 @@
+"""How many processors this process may use, and what tells a child's libraries to use fewer."""
+
+import math
+import os
+from pathlib import Path
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+def available_processors() -> int:
+    """Processors of the affinity mask, or fewer where a control group allows less; at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = quota_processors(CGROUP_QUOTA, CGROUP_V1)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def quota_processors(unified: Path, legacy: Path) -> float | None:
+    """The control group's processor quota (may be a fraction), or None without one."""
+    try:
+        if unified.exists():
+            quota, period = unified.read_text(encoding="ascii").split()
+        else:
+            quota = (legacy / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (legacy / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such control group
+        return None
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables for a child's environment that hold its libraries to `threads`."""
+    limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return {**limits, "TOKENIZERS_PARALLELISM": "false"}

@@ -1,0 +1,146 @@
+"""The process of one instance: `python -m aegaeon.instance.worker`, told by JSON on stdin.
+
+Builds engine, scheduler and runtime, and maps signals and errors to drains and exit codes.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+
+import msgspec
+
+from aegaeon import _native
+from aegaeon.engine.base import Engine
+from aegaeon.engine.open import open_engine
+from aegaeon.errors import AegaeonError, StaleIncarnation
+from aegaeon.instance.lanes import ThreadLane
+from aegaeon.instance.launch import (
+    EXIT_CANNOT_START,
+    EXIT_CRASHED,
+    EXIT_DRAINED,
+    EXIT_REPLACED,
+    Launch,
+    mailbox_address,
+)
+from aegaeon.instance.outbox import Outbox
+from aegaeon.instance.presence import Presence
+from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.scheduler.residency import Residency
+from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
+from aegaeon.store.base import Domain, Mailbox
+from aegaeon.store.domains import open_domain
+from aegaeon.types import ComputeAction, InstanceRecord, Load
+
+log = logging.getLogger(__name__)
+
+LANE_CLOSE_S = 5.0
+
+
+def build_scheduler(launch: Launch, weight_budget_bytes: int) -> TurnScheduler:
+    """Return the scheduler that the settings ask for. Raises BudgetTooSmall."""
+    settings, specs = launch.settings, launch.specs
+    sizes = {spec.id: spec.weight_bytes for spec in specs}
+    limits = TurnLimits(
+        quota_s=settings.turn_quota_s,
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        max_running=2 * settings.max_batch,
+    )
+    scheduler = TurnScheduler(Residency(sizes, weight_budget_bytes), tuple(sizes), limits)
+    if settings.preload_models:
+        # Each instance begins elsewhere, so that together they hold more of the models.
+        first = launch.index % max(1, len(specs))
+        scheduler.preload(spec.id for spec in specs[first:] + specs[:first])
+    return scheduler
+
+
+def build_runtime(
+    launch: Launch, domain: Domain, engine: Engine, inbox: Mailbox, owned: ExitStack
+) -> Runtime:
+    """Put an instance together and register it; `owned` closes what was opened here."""
+    settings = launch.settings
+    scheduler = build_scheduler(launch, engine.usage().weight_budget_bytes)
+    record = InstanceRecord(
+        id=launch.instance,
+        incarnation=launch.incarnation,
+        role="colocated",
+        device=settings.device,
+        mailbox=mailbox_address(launch.instance, launch.incarnation),
+        pid=os.getpid(),
+        models=tuple(spec.id for spec in launch.specs),
+    )
+    outbox = Outbox(domain.open_mailbox)
+    owned.callback(outbox.close)
+    compute = ThreadLane[ComputeAction]("compute", engine.execute, inbox.wake)
+    owned.callback(compute.close, LANE_CLOSE_S)
+    copy = ThreadLane[Load]("copy", engine.load, inbox.wake)
+    owned.callback(copy.close, LANE_CLOSE_S)
+    presence = Presence(domain.metadata(), record, settings.lease_s)
+    owned.callback(presence.withdraw)
+    parts = Parts(
+        inbox=inbox,
+        outbox=outbox,
+        presence=presence,
+        engine=engine,
+        scheduler=scheduler,
+        compute=compute,
+        copy=copy,
+        clock=time.monotonic,
+        pause=time.sleep,
+    )
+    return Runtime(launch.instance, parts, settings.drain_s)
+
+
+def serve(launch: Launch) -> int:
+    """Run the instance until it is drained; return the exit code."""
+    with ExitStack() as owned:
+        try:
+            domain = open_domain(launch.settings)
+            owned.callback(domain.close)
+            engine = open_engine(launch.settings, launch.specs)
+            owned.callback(engine.close)
+            inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
+            owned.callback(inbox.unlink)
+            owned.callback(inbox.close)
+            runtime = build_runtime(launch, domain, engine, inbox, owned)
+        except AegaeonError as error:
+            log.error("cannot start error=%s", error)
+            with open(launch.status_fd, "w", encoding="utf-8") as status:  # noqa: PTH123  a descriptor
+                status.write(str(error))
+            return EXIT_CANNOT_START
+
+        def drain(*_: object) -> None:
+            runtime.drain()
+            inbox.wake()
+
+        signal.signal(signal.SIGTERM, drain)
+        os.close(launch.status_fd)
+        log.info("instance up incarnation=%d pid=%d", launch.incarnation, os.getpid())
+        runtime.run()
+        log.info("instance drained")
+    return EXIT_DRAINED
+
+
+def main() -> int:
+    """Read the launch record, serve, and return the process's exit code."""
+    _native.die_with_parent(signal.SIGKILL)
+    launch = msgspec.json.decode(sys.stdin.buffer.read(), type=Launch)
+    logging.basicConfig(
+        level=launch.settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s {launch.instance} %(name)s %(message)s",
+    )
+    try:
+        return serve(launch)
+    except StaleIncarnation as error:
+        log.error("replaced error=%s", error)
+        return EXIT_REPLACED
+    except Exception:
+        log.exception("instance crashed")
+        return EXIT_CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
