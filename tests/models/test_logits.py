@@ -1,0 +1,151 @@
+"""Every family and variant against transformers, in float32."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.checkpoints import make_checkpoint
+from tests.support.dense_device import DenseDevice, dense_batch
+from tests.support.smollm2 import smollm2_directory
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aegaeon.models.registry import load_model
+
+TOLERANCE = 1e-4
+PROMPT = [7, 260, 44, 3, 3, 199, 301, 12, 90, 91, 92, 93, 5, 370, 0, 1, 2, 250]
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama without grouped queries": ("llama", {"num_key_value_heads": None}),
+    "llama with one kv head": ("llama", {"num_key_value_heads": 1}),
+    "llama untied": ("llama", {"tie_word_embeddings": False}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with its own head_dim": ("llama", {"head_dim": 24}),
+    "llama without head_dim": ("llama", {"head_dim": None}),
+    "llama with llama3 rope": ("llama", {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0}),
+    "llama with rope_parameters": (
+        "llama",
+        {"rope_parameters": {**LLAMA3_ROPE, "rope_theta": 5000.0}, "rope_theta": None},
+    ),
+    "llama with linear rope": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.5}}),
+    "llama with dtype key": ("llama", {"torch_dtype": None, "dtype": "float32"}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 untied": ("qwen2", {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}),
+    "qwen2 with yarn": ("qwen2", {"rope_scaling": YARN, "rope_theta": 1000000.0}),
+    "qwen2 with an idle window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3 untied with biases": (
+        "qwen3",
+        {"tie_word_embeddings": False, "attention_bias": True},
+    ),
+    "qwen3 with wide heads": ("qwen3", {"head_dim": 32}),
+    "qwen3 with its default head_dim": ("qwen3", {"head_dim": None, "hidden_size": 512}),
+    "qwen3 with tuned yarn": (
+        "qwen3",
+        {
+            "rope_scaling": {
+                **YARN, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False,
+                "mscale": 0.7, "mscale_all_dim": 0.4,
+            }
+        },
+    ),
+    "qwen3 with yarn's attention factor": (
+        "qwen3",
+        {"rope_scaling": {**YARN, "attention_factor": 1.3}},
+    ),
+}  # fmt: skip
+
+
+def reference_logits(directory: Path, token_ids: list[int]) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    family, overrides = VARIANTS[name]
+    if name == "qwen3 with its default head_dim":
+        directory = make_default_head_dim(tmp_path)
+    else:
+        directory = make_checkpoint(tmp_path, family, **overrides)
+    prompt = PROMPT * 8
+    decoder = load_model(directory, DenseDevice())
+    ours = decoder.forward(dense_batch(prompt))
+    assert ours.dtype == torch.float32
+    assert (ours - reference_logits(directory, prompt)).abs().max() < TOLERANCE
+
+
+def make_default_head_dim(directory: Path) -> Path:
+    """A Qwen3 whose config.json leaves head_dim out: 128, whatever the hidden size."""
+    make_checkpoint(directory, "qwen3", head_dim=128)
+    path = directory / "config.json"
+    path.write_text(path.read_text().replace('"head_dim": 128,', ""))
+    return directory
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_shards_hold_the_same_model(family: str, tmp_path: Path) -> None:
+    whole = load_model(make_checkpoint(tmp_path / "whole", family), DenseDevice())
+    sharded = load_model(make_checkpoint(tmp_path / "shards", family, shards=3), DenseDevice())
+    batch = dense_batch(PROMPT)
+    assert torch.equal(whole.forward(batch), sharded.forward(batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_compute_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "qwen2", dtype=dtype)
+    ours = load_model(directory, DenseDevice()).forward(dense_batch(PROMPT))
+    assert (ours - reference_logits(directory, PROMPT)).abs().max() < TOLERANCE
+
+
+def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "llama")
+    whole = load_model(directory, DenseDevice()).forward(dense_batch(PROMPT))
+    pieces = load_model(directory, DenseDevice())
+    pieces.forward(dense_batch(PROMPT[:5]))
+    rest = pieces.forward(dense_batch(PROMPT[5:], start=5))
+    torch.testing.assert_close(rest, whole[5:], atol=1e-5, rtol=0)
+
+
+def test_no_logits_are_made_where_none_are_wanted(tmp_path: Path) -> None:
+    batch = dense_batch(PROMPT)
+    wanting_none = type(batch)(batch.token_ids, batch.positions, batch.logit_rows[:0], batch.kv)
+    decoder = load_model(make_checkpoint(tmp_path, "llama"), DenseDevice())
+    assert decoder.forward(wanting_none).shape == (0, decoder.config.vocab_tokens)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["The capital of France is", "def add(a, b):\n", "Zwölf Boxkämpfer jagen"]
+)
+def test_smollm2_continues_as_under_transformers(prompt: str) -> None:
+    directory = smollm2_directory()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    token_ids = tokenizer(prompt)["input_ids"]
+    # Every token's own greedy choice, judged in one pass over the reference's continuation.
+    with torch.inference_mode():
+        expected = reference.generate(
+            torch.tensor([token_ids]), max_new_tokens=64, do_sample=False, min_new_tokens=64
+        )[0].tolist()
+    decoder = load_model(directory, DenseDevice())
+    generated = list(token_ids)
+    logits = decoder.forward(dense_batch(generated, every_row=False))
+    while len(generated) < len(token_ids) + 64:
+        logits[:, tokenizer.eos_token_id] = float("-inf")  # min_new_tokens of the reference
+        generated.append(int(logits[-1].argmax()))
+        logits = decoder.forward(dense_batch(generated[-1:], len(generated) - 1))
+    assert generated == expected
