@@ -65,7 +65,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[_Choice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     aegaeon: Figures | UnsetType = UNSET
 
 
@@ -87,7 +87,7 @@ class Answer:
         self._id = f"{prefix}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = model
-        self._usage: None | UnsetType = None if usage_in_chunks else UNSET
+        self._usage: UnsetType | None = None if usage_in_chunks else UNSET
 
     def opening(self, index: int) -> bytes:
         """The first chunk of a chat choice, which names the role; nothing for plain text."""
@@ -129,7 +129,7 @@ class Answer:
         return msgspec.json.encode(self._envelope(name, choices, usage, instance))
 
     def _chunk(
-        self, choices: list[_Choice], usage: Usage | None | UnsetType, instance: str | None
+        self, choices: list[_Choice], usage: Usage | UnsetType | None, instance: str | None
     ) -> bytes:
         name = "chat.completion.chunk" if self._is_chat else "text_completion"
         return frame(msgspec.json.encode(self._envelope(name, choices, usage, instance)))
@@ -138,7 +138,7 @@ class Answer:
         self,
         name: str,
         choices: list[_Choice],
-        usage: Usage | None | UnsetType,
+        usage: Usage | UnsetType | None,
         instance: str | None,
     ) -> _Envelope:
         return _Envelope(

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, error shapes, request ids, and the life of gateway and instances."""
+"""The ASGI application: error shapes, request ids, and the life of gateway and instances."""
 
 import logging
 import re
@@ -16,10 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aegaeon import __version__
 from aegaeon.config import Settings, load_settings
-from aegaeon.models.references import resolve_all
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.node import joined_domain
+from aegaeon.proxy.node import joined_domain, served_models
 from aegaeon.proxy.routes import add_routes, error_response, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
@@ -42,12 +41,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         chosen = settings or load_settings()
-        served = resolve_all(chosen) if specs is None else specs
+        served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
-            joined = domain or await stack.enter_async_context(joined_domain(chosen))
+            joined = domain
+            if joined is None:
+                joined = await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served)
-            stack.push_async_callback(gateway.close)
             await gateway.start()
+            stack.push_async_callback(gateway.close)
             service = Service(chosen, served, gateway, int(time.time()))
             stack.push_async_callback(service.close)
             service.warm()

@@ -146,7 +146,9 @@ def _arguments(arguments: str | dict[str, Any]) -> Any:
     try:
         return msgspec.json.decode(arguments)
     except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("a tool call's 'arguments' are not JSON; send an object as text")
+        raise InvalidRequest(
+            "a tool call's 'arguments' are not JSON; send an object as text"
+        ) from None
 
 
 class _GenerationTag(jinja2.ext.Extension):

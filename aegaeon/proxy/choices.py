@@ -1,7 +1,7 @@
 """The choices of one answer: each a generation turned into text, all merged in order of arrival."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from types import TracebackType
 
@@ -98,7 +98,7 @@ class Choices:
 
 async def _pieces(
     gateway: Gateway, generation: Generation, detokenizer: Detokenizer, stops: StopMatcher
-) -> AsyncIterator[Piece]:
+) -> AsyncGenerator[Piece, None]:
     """Yield the generation's text; a stop string or token ends it and is not in it."""
     async with aclosing(gateway.stream(generation)) as deltas:
         async for delta in deltas:

@@ -8,10 +8,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -117,7 +117,7 @@ class Gateway:
         """How long requests have taken lately: the best prediction of when room comes free."""
         return self._mean_request_s
 
-    async def stream(self, generation: Generation) -> AsyncIterator[Delta]:
+    async def stream(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         """Yield the tokens of `generation` as they come; the last delta has a finish reason.
 
         Closing the iterator early cancels the request at its instance. Survives the loss of
@@ -266,11 +266,10 @@ class Gateway:
     def _deliver(self, replies: list[Reply], received_s: float) -> None:
         for reply in replies:
             opened = self._open.get(reply.request_id)
-            if opened is not None:
-                if opened.take_in(reply, received_s):
-                    target = self._detach(opened)
-                    if target is not None and not opened.has_ended:
-                        self._cancel_soon(opened, target)
+            if opened is not None and opened.take_in(reply, received_s):
+                target = self._detach(opened)
+                if target is not None and not opened.has_ended:
+                    self._cancel_soon(opened, target)
 
     async def _blocking(self, call: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._sender, call)

@@ -8,7 +8,6 @@ import contextlib
 
 import msgspec
 
-from aegaeon import errors
 from aegaeon.errors import AegaeonError, InstanceLost
 from aegaeon.proxy.outbox import Target
 from aegaeon.types import (
@@ -174,8 +173,9 @@ class OpenRequest:
 
 def error_of(code: str, message: str) -> AegaeonError:
     """Return the error that an instance reported, as the class that has this code."""
-    for kind in vars(errors).values():
-        is_error = isinstance(kind, type) and issubclass(kind, AegaeonError)
-        if is_error and kind.code == code:
+    kinds: list[type[AegaeonError]] = [AegaeonError]
+    for kind in kinds:
+        if kind.code == code:
             return kind(message)
+        kinds.extend(kind.__subclasses__())
     return AegaeonError(f"{code}: {message}")

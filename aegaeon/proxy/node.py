@@ -13,8 +13,10 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, InstanceLost
+from aegaeon.models.references import resolve
 from aegaeon.store.base import Domain
 from aegaeon.store.domains import domain_is_live, open_domain
+from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,19 @@ START_S = 60.0
 _POLL_S = 0.05
 # Beyond the drain: to end engines and remove the domain's names.
 _STOP_EXTRA_S = 10.0
+
+
+def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
+    """Return the models that `settings` name. Raises ConfigError when they name none or one twice,
+    ModelNotFound, CheckpointError or UnsupportedModel."""
+    if not settings.models:
+        raise ConfigError("no models to serve; set AEGAEON_MODELS or `models` in AEGAEON_CONFIG")
+    specs = tuple(resolve(reference, settings.models_dir) for reference in settings.models)
+    names = [spec.id for spec in specs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two models are called {twice!r}; name one of them: other={twice}")
+    return specs
 
 
 @asynccontextmanager

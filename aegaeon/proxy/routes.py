@@ -151,7 +151,7 @@ class TokenStream(Response):
         self._tally = Tally(job.prompt_tokens)
         self._opened: set[int] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Send the stream."""
         with contextlib.suppress(ClientGone):
             await until_gone(receive, self._run(send))

@@ -106,8 +106,11 @@ class Service:
     def health(self) -> Health:
         """Return how the instances are, as last published; wakes nobody."""
         instances = [_instance_health(row) for row in self.gateway.instances()]
-        ready = "ok" if self.gateway.is_ready() else "unavailable"
-        status = "draining" if self.is_draining else ready
+        status: Literal["ok", "unavailable", "draining"] = "unavailable"
+        if self.is_draining:
+            status = "draining"
+        elif self.gateway.is_ready():
+            status = "ok"
         return Health(status, self.gateway.open_requests, instances)
 
     def _spec(self, model: ModelId) -> ModelSpec:

@@ -7,7 +7,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from aegaeon.errors import CheckpointError, InvalidRequest
-from aegaeon.proxy.chat import ChatTemplate, read_template, token_text
+from aegaeon.proxy.chat import read_template, token_text
 from aegaeon.proxy.detokenize import (
     ByteLevelDetokenizer,
     ByteLevelVocabulary,

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 import sys
+from socket import socket
 from types import FrameType
 
 import msgspec
@@ -38,10 +39,10 @@ class DrainingServer(uvicorn.Server):
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:
+    async def startup(self, sockets: list[socket] | None = None) -> None:
         """Listen, and say so in the log."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
+        await super().startup(sockets)
         if not self.should_exit:
             log.info("ready host=%s port=%d", self._settings.host, self._settings.port)
 
