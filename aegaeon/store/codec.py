@@ -1,0 +1,74 @@
+"""How messages and table rows look as bytes (msgpack); the only place that knows."""
+
+from typing import TypeVar
+
+import msgspec
+
+from aegaeon.errors import RegionMismatch
+from aegaeon.types import Instance, InstanceMessage, InstanceRecord, InstanceStatus, Reply
+
+_T = TypeVar("_T")
+
+
+class LeasedInstance(msgspec.Struct, frozen=True, array_like=True):
+    """A row of the shared-memory table; its lease is in here because each renewal needs it."""
+
+    record: InstanceRecord
+    status: InstanceStatus
+    lease_s: float
+
+    def snapshot(self) -> Instance:
+        """Return what routing sees of the row."""
+        return Instance(record=self.record, status=self.status)
+
+
+_encoder = msgspec.msgpack.Encoder()
+# The checker takes a union given as a value for Any.
+_instance_message: "msgspec.msgpack.Decoder[InstanceMessage]" = msgspec.msgpack.Decoder(
+    InstanceMessage
+)
+_reply: "msgspec.msgpack.Decoder[Reply]" = msgspec.msgpack.Decoder(Reply)
+_record = msgspec.msgpack.Decoder(InstanceRecord)
+_status = msgspec.msgpack.Decoder(InstanceStatus)
+_row = msgspec.msgpack.Decoder(LeasedInstance)
+
+
+def encode(
+    message: InstanceMessage | Reply | InstanceRecord | InstanceStatus | LeasedInstance,
+) -> bytes:
+    """Return `message` as bytes for a mailbox or the table."""
+    return _encoder.encode(message)
+
+
+def decode_instance_message(record: bytes) -> InstanceMessage:
+    """Read what the proxy sent to an instance. Raises RegionMismatch on other bytes."""
+    return _decode(_instance_message, record, "a message to an instance")
+
+
+def decode_reply(record: bytes) -> Reply:
+    """Read what an instance sent to the proxy. Raises RegionMismatch on other bytes."""
+    return _decode(_reply, record, "a reply")
+
+
+def decode_record(record: bytes) -> InstanceRecord:
+    """Read an instance's record. Raises RegionMismatch on other bytes."""
+    return _decode(_record, record, "an instance's record")
+
+
+def decode_status(record: bytes) -> InstanceStatus:
+    """Read an instance's status. Raises RegionMismatch on other bytes."""
+    return _decode(_status, record, "an instance's status")
+
+
+def decode_row(record: bytes) -> LeasedInstance:
+    """Read a row of the shared-memory table. Raises RegionMismatch on other bytes."""
+    return _decode(_row, record, "a row of the instance table")
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[_T]", record: bytes, what: str) -> _T:
+    try:
+        return decoder.decode(record)
+    except msgspec.MsgspecError as error:
+        raise RegionMismatch(
+            f"{len(record)} bytes are not {what} ({error}); run one version of aegaeon per domain"
+        ) from None

@@ -1,0 +1,194 @@
+"""Which store a configuration means, and who owns a domain of this node.
+
+A claim is a file lock, which the kernel takes back when its process ends, however it ends.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from aegaeon.config import Settings
+from aegaeon.errors import ConfigError
+from aegaeon.store.base import Domain
+from aegaeon.store.names import LOCK, SHARED_MEMORY, check_name, domain_of, region_path
+from aegaeon.store.redis import RedisDomain
+from aegaeon.store.shm import ShmDomain, remove_domain
+
+log = logging.getLogger(__name__)
+
+# Whoever only looks at a lock holds it for microseconds; an owner holds it for life.
+LOCK_PATIENCE_S = 0.5
+
+_DOMAINS: dict[str, Callable[[Settings], Domain]] = {
+    "shared_memory": lambda settings: ShmDomain(settings.domain_name),
+    "redis": lambda settings: RedisDomain(settings.domain_name, settings.redis_url),
+}
+
+
+def open_domain(settings: Settings) -> Domain:
+    """Return the domain that `settings` name; any process may, whether it is claimed or not.
+
+    Raises ConfigError on a bad name or URL, StoreUnavailable when the store does not answer.
+    """
+    if settings.metadata_backend == "shared_memory":
+        check_shared_memory(SHARED_MEMORY)
+    return _DOMAINS[settings.metadata_backend](settings)
+
+
+class DomainClaim:
+    """The ownership of a domain, for the life of its owner or until `release`."""
+
+    def __init__(self, lock: int, path: Path, domain: Domain) -> None:
+        """Take over the locked descriptor `lock` of the file `path`."""
+        self._lock: int | None = lock
+        self._path = path
+        self._domain = domain
+
+    def release(self) -> None:
+        """Remove the domain with all it holds, then the claim. Idempotent."""
+        if self._lock is None:
+            return
+        lock, self._lock = self._lock, None
+        try:
+            self._domain.unlink()
+            self._domain.close()
+        finally:
+            # Still locked, so that this removes our file and not a successor's.
+            self._path.unlink(missing_ok=True)
+            os.close(lock)
+
+    def __enter__(self) -> "DomainClaim":
+        """Return the claim."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release it."""
+        self.release()
+
+
+def claim_domain(settings: Settings, directory: Path = SHARED_MEMORY) -> DomainClaim:
+    """Become the owner of the domain, which starts empty; sweep what dead owners have left.
+
+    Raises ConfigError when a live process owns it, StoreUnavailable when its store does not answer.
+    """
+    check_shared_memory(directory)
+    name = check_name("domain", settings.domain_name)
+    path = region_path(directory, name, LOCK)
+    lock = _take_lock(path, LOCK_PATIENCE_S)
+    if lock is None:
+        raise ConfigError(
+            f"domain {name} belongs to a running server{_owner_of(path)}; stop it, "
+            "or choose another --domain or --port"
+        )
+    try:
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        remove_domain(name, directory)
+        sweep_domains(directory)
+        domain = _open_in(settings, directory)
+        domain.unlink()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+        raise
+    return DomainClaim(lock, path, domain)
+
+
+def domain_is_live(settings: Settings, directory: Path = SHARED_MEMORY) -> bool:
+    """Say whether a live process of this node owns the domain."""
+    path = region_path(directory, check_name("domain", settings.domain_name), LOCK)
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def sweep_domains(directory: Path = SHARED_MEMORY) -> int:
+    """Remove what owners that are dead have left in `directory`; return how many domains.
+
+    A domain without a lock was never claimed and is left alone.
+    """
+    swept = 0
+    for path in directory.glob(f"aegaeon-*.{LOCK}"):
+        name = domain_of(path)
+        if name is None or path != region_path(directory, name, LOCK):
+            continue
+        try:
+            lock = _take_lock(path, patience_s=0.0)
+        except PermissionError:
+            continue  # another user's; theirs to sweep
+        if lock is None:
+            continue
+        removed = remove_domain(name, directory)
+        path.unlink(missing_ok=True)
+        os.close(lock)
+        swept += 1
+        log.info("left-overs removed domain=%s regions=%d", name, removed)
+    return swept
+
+
+def check_shared_memory(directory: Path) -> None:
+    """Raise ConfigError when `directory` cannot hold the regions."""
+    if not directory.is_dir():
+        raise ConfigError(
+            f"{directory} does not exist, so there is no shared memory; mount a tmpfs there"
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{directory} is not writable, so there is no shared memory; give it mode 1777"
+        )
+
+
+def _open_in(settings: Settings, directory: Path) -> Domain:
+    if settings.metadata_backend == "shared_memory":
+        return ShmDomain(settings.domain_name, directory)
+    return open_domain(settings)
+
+
+def _take_lock(path: Path, patience_s: float) -> int | None:
+    """Create and lock the file; None when another process keeps it locked."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            if time.monotonic() >= deadline_s:
+                return None
+            time.sleep(0.01)
+            continue
+        # The last owner may have removed the file between our open and our lock.
+        if _is_at(lock, path):
+            return lock
+        os.close(lock)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner_of(path: Path) -> str:
+    try:
+        return f" (pid {int(path.read_text())})"
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,183 @@
+"""The table of many hosts, in Redis, and the domain that joins it with the mailboxes there.
+
+What was acknowledged survives a restart of the server as far as its persistence goes; with
+`appendonly yes` and `appendfsync always` nothing is lost.
+"""
+
+import weakref
+
+from aegaeon.errors import StaleIncarnation
+from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.codec import decode_record, decode_status, encode
+from aegaeon.store.names import check_name
+from aegaeon.store.redis_link import RedisLink
+from aegaeon.store.redis_mailbox import RedisMailbox
+from aegaeon.store.redis_scripts import REGISTER, REMOVE, SYNC, UPDATE
+from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
+
+PATIENCE_S = 5.0
+
+
+class RedisMetadataStore(MetadataStore):
+    """The table as expiring keys under `prefix`; every update is one script, so atomic.
+
+    An instance whose entry a restarted server has lost is entered again with its next status.
+    """
+
+    def __init__(self, link: RedisLink, prefix: str) -> None:
+        """Use `link`, which stays its owner's."""
+        self._link = link
+        self._prefix = prefix
+        self._register = link.script(REGISTER)
+        self._update = link.script(UPDATE)
+        self._remove = link.script(REMOVE)
+        self._sync = link.script(SYNC)
+        # What this process registered, and the outages it had seen when it last knew of the entry.
+        self._registered: dict[InstanceId, tuple[InstanceRecord, float, int]] = {}
+
+    def register_instance(self, record: InstanceRecord, lease_s: float) -> None:
+        """See MetadataStore."""
+        self._enter(record, lease_s, InstanceStatus())
+
+    def update_instance_status(
+        self, instance: InstanceId, incarnation: int, status: InstanceStatus
+    ) -> None:
+        """See MetadataStore."""
+        keys, args = [self._instance_key(instance)], [incarnation, encode(status)]
+        answer = self._link.call(lambda: self._update(keys, args))
+        record, lease_s, outages = self._registered.get(instance, (None, 0.0, 0))
+        if record is None or record.incarnation != incarnation:
+            self._check_renewed(answer, instance, incarnation)
+        elif answer == -1 and self._link.outages > outages:
+            self._enter(record, lease_s, status)
+        else:
+            self._check_renewed(answer, instance, incarnation)
+            self._registered[instance] = (record, lease_s, self._link.outages)
+
+    def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
+        """See MetadataStore."""
+        keys = [self._instance_key(instance), self._instances_key]
+        self._link.call(lambda: self._remove(keys, [instance, incarnation]))
+        self._registered.pop(instance, None)
+
+    def sync_for_routing(self) -> tuple[Instance, ...]:
+        """See MetadataStore."""
+        keys, args = [self._instances_key], [self._instance_key("")]
+        rows: list[bytes] = self._link.call(lambda: self._sync(keys, args))
+        instances = (
+            Instance(record=decode_record(record), status=decode_status(status))
+            for record, status in zip(rows[::2], rows[1::2], strict=True)
+        )
+        return tuple(sorted(instances, key=lambda instance: instance.record.id))
+
+    def record_assignment(self, request: RequestId, instance: InstanceId, ttl_s: float) -> None:
+        """See MetadataStore."""
+        key, ttl_ms = self._assignment_key(request), _milliseconds(ttl_s)
+        self._link.call(lambda: self._link.client.set(key, instance, px=ttl_ms))
+
+    def get_assignment(self, request: RequestId) -> InstanceId | None:
+        """See MetadataStore."""
+        key = self._assignment_key(request)
+        value = self._link.call(lambda: self._link.client.get(key))
+        return value.decode() if isinstance(value, bytes) else None
+
+    def close(self) -> None:
+        """See MetadataStore. The connection belongs to the domain."""
+
+    def unlink(self) -> None:
+        """See MetadataStore."""
+        for pattern in (self._instance_key("*"), self._instances_key, self._assignment_key("*")):
+            remove_keys(self._link, pattern)
+
+    def _enter(self, record: InstanceRecord, lease_s: float, status: InstanceStatus) -> None:
+        keys = [self._instance_key(record.id), self._instances_key]
+        values = [encode(record), encode(status)]
+        args = [record.id, record.incarnation, _milliseconds(lease_s), *values]
+        if not self._link.call(lambda: self._register(keys, args)):
+            raise StaleIncarnation(
+                f"{record.id} is registered as a newer incarnation than {record.incarnation}; "
+                "this process has been replaced and must exit"
+            )
+        self._registered[record.id] = (record, lease_s, self._link.outages)
+
+    @staticmethod
+    def _check_renewed(answer: int, instance: InstanceId, incarnation: int) -> None:
+        if answer != 1:
+            raise StaleIncarnation(
+                f"incarnation {incarnation} of {instance} holds no lease; register it again, "
+                "or exit when it has been replaced"
+            )
+
+    @property
+    def _instances_key(self) -> str:
+        return f"{self._prefix}instances"
+
+    def _instance_key(self, instance: InstanceId) -> str:
+        return f"{self._prefix}instance:{instance}"
+
+    def _assignment_key(self, request: RequestId) -> str:
+        return f"{self._prefix}assignment:{request}"
+
+
+class RedisDomain(Domain):
+    """All keys `aegaeon:{<name>}:*` of one server. Handles of mailboxes are not cached.
+
+    The braces keep a domain on one node of a cluster. `patience_s` is how long an operation tries
+    to reach a server that is away before it raises StoreUnavailable.
+    """
+
+    def __init__(self, name: str, url: str, patience_s: float = PATIENCE_S) -> None:
+        """Connect. Raises ConfigError on a bad name or URL, StoreUnavailable."""
+        self._prefix = f"aegaeon:{{{check_name('domain', name)}}}:"
+        self._link = RedisLink(url, patience_s)
+        self._store = RedisMetadataStore(self._link, self._prefix)
+        self._mailboxes: weakref.WeakSet[RedisMailbox] = weakref.WeakSet()
+        self._is_closed = False
+        self._link.call(self._link.client.ping)
+
+    def metadata(self) -> MetadataStore:
+        """See Domain."""
+        return self._store
+
+    def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
+        """See Domain."""
+        mailbox = RedisMailbox.create(self._link, self._mailbox_key(address), capacity_bytes)
+        self._mailboxes.add(mailbox)
+        return mailbox
+
+    def open_mailbox(self, address: str) -> Mailbox:
+        """See Domain."""
+        mailbox = RedisMailbox.open(self._link, self._mailbox_key(address))
+        self._mailboxes.add(mailbox)
+        return mailbox
+
+    def close(self) -> None:
+        """See Domain."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for mailbox in list(self._mailboxes):
+            mailbox.close()
+        self._link.close()
+
+    def unlink(self) -> None:
+        """See Domain."""
+        remove_keys(self._link, f"{self._prefix}*")
+
+    def _mailbox_key(self, address: str) -> str:
+        return f"{self._prefix}mailbox:{check_name('mailbox', address)}"
+
+
+def remove_keys(link: RedisLink, pattern: str) -> None:
+    """Remove all keys that match the glob `pattern`, a bounded number at a time."""
+
+    def remove() -> None:
+        found = list(link.client.scan_iter(match=pattern, count=1000))
+        for start in range(0, len(found), 1000):
+            link.client.unlink(*found[start : start + 1000])
+
+    link.call(remove)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

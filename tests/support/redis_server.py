@@ -1,0 +1,60 @@
+"""A Redis server of one's own, on a free port, that keeps all it acknowledges and can be killed."""
+
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+BINARY = shutil.which("redis-server")
+
+
+class RedisServer:
+    """A server process with append-only persistence in `directory`; `stop` leaves the files."""
+
+    def __init__(self, directory: Path, password: str = "") -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._directory = directory
+        self._password = password
+        self._process: subprocess.Popen[bytes] | None = None
+        login = f":{password}@" if password else ""
+        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+
+    def start(self, persistent: bool = True) -> None:
+        """Start it and wait until it answers."""
+        assert BINARY is not None
+        command = [BINARY, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--dir", str(self._directory), "--daemonize", "no", "--logfile", "server.log"]
+        if persistent:
+            command += ["--appendonly", "yes", "--appendfsync", "always"]
+        if self._password:
+            command += ["--requirepass", self._password]
+        self._process = subprocess.Popen(command)
+        deadline = time.monotonic() + 20
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.exceptions.ConnectionError:
+                    assert self._process.poll() is None, "redis-server ended; see its server.log"
+                    assert time.monotonic() < deadline, "redis-server does not answer"
+                    time.sleep(0.01)
+
+    def kill(self) -> None:
+        """SIGKILL it: nothing is said to clients, nothing is flushed."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def require_redis() -> None:
+    """Skip the test where no redis-server is installed."""
+    if BINARY is None:
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
