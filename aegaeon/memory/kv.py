@@ -15,6 +15,7 @@ from aegaeon.errors import BudgetTooSmall, OutOfBlocks
 BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
 ALIGNMENT_BYTES = 64
+MAX_SLAB_CANDIDATES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,9 @@ def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
     largest = max(shape.block_bytes for shape in shapes)
     target = min(SLAB_TARGET_BYTES, budget_bytes // (4 * len(shapes)))
     smallest_units = -(-largest // unit)
-    candidates = range(smallest_units, max(smallest_units, 2 * target // unit) + 1)
+    largest_units = max(smallest_units, 2 * target // unit)
+    step = max(1, (largest_units - smallest_units) // MAX_SLAB_CANDIDATES)
+    candidates = range(smallest_units, largest_units + 1, step)
 
     def waste(units: int) -> float:
         slab = units * unit

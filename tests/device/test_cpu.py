@@ -71,7 +71,9 @@ def test_rotate_turns_half_split_pairs():
     a, b = x.double()[..., :8], x.double()[..., 8:]
     c, s = cos[:, None], sin[:, None]
     expected = torch.cat((a * c - b * s, b * c + a * s), dim=-1)
-    turned = CpuDevice().rotate(x, torch.cat((cos, cos), 1).float(), torch.cat((sin, sin), 1).float())
+    turned = CpuDevice().rotate(
+        x, torch.cat((cos, cos), 1).float(), torch.cat((sin, sin), 1).float()
+    )
     assert torch.allclose(turned.double(), expected, atol=1e-6)
 
 

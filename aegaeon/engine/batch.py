@@ -1,0 +1,64 @@
+"""Cuts the work of one action into forward passes of bounded rows, and builds each pass."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from aegaeon.device.base import StepBatch
+from aegaeon.engine.sequences import Sequence
+from aegaeon.memory.kv import KvPool, KvRows
+
+# Bounds the activations of a pass; where a prompt is cut never shows in the tokens.
+MAX_PASS_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Positions start .. stop - 1 of a sequence; `is_last` when its next token comes of them."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+    is_last: bool
+
+
+def plan_passes(
+    sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS
+) -> Iterator[list[Part]]:
+    """Yield passes of at most `max_rows` rows that together feed every token not yet cached."""
+    parts: list[Part] = []
+    room = max_rows
+    for sequence in sequences:
+        start = sequence.cached
+        while start < sequence.tokens:
+            stop = min(start + room, sequence.tokens)
+            parts.append(Part(sequence, start, stop, stop == sequence.tokens))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield parts
+                parts, room = [], max_rows
+    if parts:
+        yield parts
+
+
+def build_batch(parts: list[Part], pool: KvPool) -> StepBatch:
+    """Return the pass over `parts`, all of one model and with blocks for what they write."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    logit_rows: list[int] = []
+    rows: list[KvRows] = []
+    for part in parts:
+        count = part.stop - part.start
+        rows.append(KvRows(len(token_ids), count, part.start, tuple(part.sequence.blocks)))
+        token_ids.extend(part.sequence.slice(part.start, part.stop))
+        positions.extend(range(part.start, part.stop))
+        if part.is_last:
+            logit_rows.append(len(token_ids) - 1)
+    return StepBatch(
+        token_ids=torch.tensor(token_ids, dtype=torch.int64),
+        positions=torch.tensor(positions, dtype=torch.int64),
+        logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
+        kv=pool.view(parts[0].sequence.shape, rows),
+    )

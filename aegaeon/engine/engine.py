@@ -1,0 +1,165 @@
+"""The engine that computes: models' weights and sequences' KV on one device, action by action."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from aegaeon.device.base import Device
+from aegaeon.engine.base import Engine, EngineUsage, check_request
+from aegaeon.engine.batch import Part, build_batch, plan_passes
+from aegaeon.engine.sampling import Logits, pick_token
+from aegaeon.engine.sequences import Sequence, SequenceTable
+from aegaeon.engine.threads import ComputeThreads
+from aegaeon.errors import AegaeonError, InvalidRequest
+from aegaeon.memory.budget import Budgets
+from aegaeon.memory.kv import KvPool, KvShape
+from aegaeon.memory.weights import Loader, ResidentModel, Weights
+from aegaeon.types import (
+    ComputeAction,
+    Decode,
+    Load,
+    Loaded,
+    LoadFailed,
+    ModelId,
+    ModelSpec,
+    NewToken,
+    Outcome,
+    Prefill,
+    Request,
+    RequestId,
+    Stepped,
+    Switch,
+    Switched,
+)
+
+log = logging.getLogger(__name__)
+
+Failure = tuple[RequestId, str, str]
+
+
+class ModelEngine(Engine):
+    """Runs `specs` on `device` inside `budgets`, with at most `threads` compute threads.
+
+    Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
+    sequence that lost its KV needs no special care. The process must not have run parallel torch
+    operators before. For the thread bound to hold for libraries' own pools too, the process is
+    started with OMP_NUM_THREADS and MKL_NUM_THREADS equal to `threads`.
+    """
+
+    def __init__(
+        self,
+        specs: tuple[ModelSpec, ...],
+        shapes: Mapping[ModelId, KvShape],
+        device: Device,
+        budgets: Budgets,
+        loader: Loader,
+    ) -> None:
+        self._specs = {spec.id: spec for spec in specs}
+        self._shapes = dict(shapes)
+        self._threads = ComputeThreads(budgets.threads)
+        self._weights = Weights(budgets.weight_bytes, device, loader)
+        self._pool = KvPool(budgets.kv_bytes, self._shapes.values())
+        self._sequences = SequenceTable(self._pool)
+        self._lock = threading.Lock()  # over _sequences and _pool
+        self._current: ModelId | None = None
+
+    def submit(self, request: Request) -> None:
+        spec = self._specs.get(request.model)
+        if spec is None:
+            raise InvalidRequest(f"no model {request.model!r} here; ask for a served one")
+        check_request(request, spec)
+        with self._lock:
+            self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
+
+    def release(self, request: RequestId) -> None:
+        with self._lock:
+            self._sequences.remove(request)
+
+    def execute(self, action: ComputeAction) -> Outcome:
+        started = time.perf_counter()
+        model = self._weights.get(action.model)
+        if model is None:
+            raise RuntimeError(f"{action} of a model that is not resident")
+        match action:
+            case Switch(model=name):
+                self._current = name
+                return Switched(name, time.perf_counter() - started)
+            case Prefill(requests=requests) | Decode(requests=requests):
+                with self._threads.computing(), torch.inference_mode():
+                    return self._step(action.model, model, requests, started)
+
+    def load(self, action: Load) -> Outcome:
+        started = time.perf_counter()
+        assert self._current not in action.evict, "the current model stays"
+        self._threads.enter_loading()
+        try:
+            for model in action.evict:
+                self._weights.evict(model)
+            with torch.inference_mode():
+                weight_bytes = self._weights.load(self._specs[action.model])
+        except AegaeonError as error:
+            return LoadFailed(action.model, error.code, str(error))
+        except (OSError, MemoryError, RuntimeError) as error:
+            # What torch and the system raise while weights come in is this model's trouble only.
+            log.exception("loading failed model=%s", action.model)
+            return LoadFailed(action.model, AegaeonError.code, f"cannot load: {error}")
+        took_s = time.perf_counter() - started
+        log.info("model loaded model=%s bytes=%d took_s=%.3f", action.model, weight_bytes, took_s)
+        return Loaded(action.model, weight_bytes, took_s)
+
+    def usage(self) -> EngineUsage:
+        return EngineUsage(
+            weight_bytes=self._weights.used_bytes,
+            weight_budget_bytes=self._weights.budget_bytes,
+            kv_bytes=self._pool.used_bytes,
+            kv_budget_bytes=self._pool.budget_bytes,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._sequences.clear()
+        self._current = None
+        self._weights.clear()
+
+    def _step(
+        self, name: ModelId, model: ResidentModel, requests: tuple[RequestId, ...], started: float
+    ) -> Stepped:
+        with self._lock:
+            wanted = [self._sequences.get(request) for request in requests]
+            ready, preempted = self._sequences.make_room(wanted)
+        tokens: list[NewToken] = []
+        failed: list[Failure] = []
+        for parts in plan_passes(ready):
+            logits = model.forward(build_batch(parts, self._pool)).numpy()
+            for part in parts:
+                part.sequence.cached = part.stop
+            last = [part for part in parts if part.is_last]
+            self._take_tokens(last, logits, tokens, failed)
+        took_s = time.perf_counter() - started
+        return Stepped(name, tuple(tokens), took_s, tuple(preempted), tuple(failed))
+
+    def _take_tokens(
+        self, parts: list[Part], logits: Logits, tokens: list[NewToken], failed: list[Failure]
+    ) -> None:
+        finite: list[bool] = np.isfinite(logits).all(axis=-1).tolist()
+        for part, row, is_finite in zip(parts, logits, finite, strict=True):
+            sequence = part.sequence
+            request = sequence.request
+            if not is_finite:
+                message = f"{request.model} made logits that are not finite; the request ends"
+                failed.append((request.id, AegaeonError.code, message))
+                self.release(request.id)
+                continue
+            token_id = pick_token(row, request.sampling, len(sequence.generated))
+            reason = sequence.append(token_id)
+            tokens.append(NewToken(request.id, token_id, reason))
+            if reason is not None:
+                self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        with self._lock:
+            self._sequences.remove(sequence.request.id)

@@ -1,0 +1,122 @@
+"""A tiny random decoder on the device operators, and an engine over several of them.
+
+For tests of what runs models; the real families have their own tests.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+
+from aegaeon.device.base import Device, StepBatch
+from aegaeon.device.cpu import CpuDevice
+from aegaeon.engine.engine import ModelEngine
+from aegaeon.memory.budget import Budgets
+from aegaeon.memory.kv import KvShape
+from aegaeon.types import Load, Loaded, ModelSpec, Request, SamplingParams
+
+VOCAB = 96
+HIDDEN = 48
+HEADS = 6
+HEAD_DIM = 16
+CONTEXT = 600
+
+
+class TinyDecoder:
+    """Attention and a gated layer per `layers`; weights drawn from `seed`."""
+
+    def __init__(self, device: Device, seed: int, layers: int, kv_heads: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+
+        def matrix(out: int, into: int) -> Tensor:
+            return device.place(torch.randn(out, into, generator=draw) * 2.0 / into**0.5)
+
+        self.device = device
+        self.kv_heads = kv_heads
+        self.embedding = matrix(VOCAB, HIDDEN)
+        self.norm = torch.ones(HIDDEN)
+        qkv = (HEADS + 2 * kv_heads) * HEAD_DIM
+        self.layers = [
+            (matrix(qkv, HIDDEN), matrix(HIDDEN, HEADS * HEAD_DIM), matrix(2 * 64, HIDDEN),
+             matrix(HIDDEN, 64))
+            for _ in range(layers)
+        ]  # fmt: skip
+        self.poison_token: int | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.embedding.nbytes + sum(w.nbytes for layer in self.layers for w in layer)
+
+    def forward(self, batch: StepBatch) -> Tensor:
+        device = self.device
+        x = device.embed(batch.token_ids, self.embedding)
+        if self.poison_token is not None:
+            x[batch.token_ids == self.poison_token] = torch.nan
+        angles = batch.positions[:, None] * 0.3 ** torch.arange(HEAD_DIM // 2)
+        angles = torch.cat((angles, angles), dim=1)
+        cos, sin = angles.cos(), angles.sin()
+        for i, (qkv, out, gate_up, down) in enumerate(self.layers):
+            mixed = device.linear(device.rms_norm(x, self.norm, 1e-6), qkv)
+            mixed = mixed.view(len(x), HEADS + 2 * self.kv_heads, HEAD_DIM)
+            q, k, v = mixed.split((HEADS, self.kv_heads, self.kv_heads), dim=1)
+            device.append_kv(i, device.rotate(k, cos, sin), v, batch)
+            seen = device.attend(i, device.rotate(q, cos, sin), batch, HEAD_DIM**-0.5)
+            x = x + device.linear(seen, out)
+            gate, up = device.linear(device.rms_norm(x, self.norm, 1e-6), gate_up).chunk(2, dim=1)
+            x = x + device.linear(device.silu_mul(gate, up), down)
+        rows = device.rms_norm(x[batch.logit_rows], self.norm, 1e-6)
+        return device.linear(rows, self.embedding)
+
+
+SHAPES = {"a": KvShape(2, 2, HEAD_DIM), "b": KvShape(3, 3, HEAD_DIM)}
+
+
+def make_spec(model: str, weight_bytes: int = 1 << 20) -> ModelSpec:
+    return ModelSpec(
+        id=model,
+        path=model,
+        architecture="Tiny",
+        weight_bytes=weight_bytes,
+        kv_token_bytes=SHAPES[model].token_bytes,
+        context_tokens=CONTEXT,
+        vocab_tokens=VOCAB,
+    )
+
+
+def load_tiny(path: str, device: Device) -> TinyDecoder:
+    shape = SHAPES[path]
+    return TinyDecoder(device, seed=ord(path), layers=shape.layers, kv_heads=shape.kv_heads)
+
+
+def make_engine(kv_bytes: int = 8 << 20, loader=load_tiny, load: bool = True) -> ModelEngine:
+    """Return an engine over models a and b, both loaded unless told otherwise."""
+    specs = tuple(make_spec(model) for model in SHAPES)
+    budgets = Budgets(weight_bytes=4 << 20, kv_bytes=kv_bytes, threads=1)
+    engine = ModelEngine(specs, SHAPES, CpuDevice(), budgets, loader)
+    for spec in specs if load else ():
+        load_in_thread(engine, spec.id)
+    return engine
+
+
+def load_in_thread(engine: ModelEngine, model: str) -> None:
+    """Load as the copy lane does: on a thread of its own."""
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(engine.load(Load(model))))
+    thread.start()
+    thread.join(60)
+    assert isinstance(outcomes[0], Loaded), outcomes
+
+
+def make_request(name: str, prompt: list[int], model: str = "a", **changes) -> Request:
+    values = {
+        "id": name,
+        "model": model,
+        "prompt_token_ids": tuple(prompt),
+        "sampling": SamplingParams(temperature=0.0),
+        "max_tokens": 12,
+        "stop_token_ids": (),
+        "reply_to": "nobody",
+        "arrival_s": 0.0,
+        "deadline_s": 1e9,
+    }
+    return Request(**(values | changes))
