@@ -1,0 +1,160 @@
+"""Model references -> served models: directories, names in the models directory, hub ids. No torch.
+
+References come from the operator (flags, files); what a client sends never becomes a path.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
+from aegaeon.models.checkpoint import COMPUTE_BYTES, plan_load
+from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
+from aegaeon.types import ModelSpec
+
+
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory of the models directory. A damaged one has an `error` and no numbers."""
+
+    id: str
+    path: str
+    disk_bytes: int
+    architecture: str | None = None
+    parameters: int | None = None
+    context_tokens: int | None = None
+    error: str | None = None
+
+
+def resolve_all(references: Iterable[str], models_dir: str | Path) -> tuple[ModelSpec, ...]:
+    """Resolve each reference, in order.
+
+    Raises ConfigError if two would be served under one id, and what `resolve` raises.
+    """
+    specs: dict[str, ModelSpec] = {}
+    for reference in references:
+        spec = resolve(reference, models_dir)
+        if spec.id in specs:
+            raise ConfigError(
+                f"{specs[spec.id].path} and {spec.path} would both be served as {spec.id!r}; "
+                f"give one of them another name: NAME={spec.path}"
+            )
+        specs[spec.id] = spec
+    return tuple(specs.values())
+
+
+def resolve(reference: str, models_dir: str | Path) -> ModelSpec:
+    """Find the model that `reference` means, check its files, and say what it costs.
+
+    A reference is a directory, a name in `models_dir` (`Qwen/Qwen3-0.6B` or `Qwen__Qwen3-0.6B`), a
+    hub id, which is then downloaded into `models_dir`, or `name=` before any of these for the id
+    it is served under. Headers are read and checked, weights are not.
+    Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError.
+    """
+    served_id, target = split_reference(reference)
+    path = locate(target, models_dir)
+    if path is None:
+        if not HUB_ID.fullmatch(target):
+            raise ModelNotFound(
+                f"no model {target!r}: it is no directory, not in {models_dir}, and not a hub id "
+                "(Org/Name); see `aegaeon models list`"
+            )
+        path = pull(target, models_dir)
+    return describe_model(path, served_id)
+
+
+def split_reference(reference: str) -> tuple[str | None, str]:
+    """Split `name=reference` into (name or None, reference). Raises ConfigError."""
+    reference = reference.strip()
+    if "=" not in reference or _is_model_directory(Path(reference).expanduser()):
+        name, target = None, reference
+    else:
+        name, _, target = (part.strip() for part in reference.partition("="))
+    if name == "" or not target:
+        raise ConfigError(f"model reference {reference!r} must be NAME=REFERENCE or REFERENCE")
+    return name, target
+
+
+def locate(target: str, models_dir: str | Path) -> Path | None:
+    """Return the directory that `target` means on this machine, or None. Downloads nothing."""
+    try:
+        path = Path(target).expanduser()
+        if _is_model_directory(path) or (path.is_absolute() and path.is_dir()):
+            return path
+        if not NAME.fullmatch(target):
+            return path if path.is_dir() else None
+        named = Path(models_dir).expanduser() / directory_name(target)
+        return named if named.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, or the home of nobody
+        return None
+
+
+def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
+    """Check the model in `path` and return its costs; its id is `served_id` or its directory's name
+    with `__` as `/`. Bytes are those of float32, in which the CPU computes and keeps KV.
+
+    Raises ModelNotFound, CheckpointError, UnsupportedModel.
+    """
+    plan = plan_load(path)
+    config = plan.config
+    return ModelSpec(
+        id=served_id or id_of_directory(path),
+        path=os.path.abspath(path),  # noqa: PTH100  # resolve() would follow links
+        architecture=config.architecture,
+        weight_bytes=plan.weight_bytes,
+        kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * COMPUTE_BYTES,
+        context_tokens=config.context_tokens,
+        vocab_tokens=config.vocab_tokens,
+    )
+
+
+def id_of_directory(path: Path) -> str:
+    """Return the id of the model in the directory `path`: `Qwen__Qwen3-0.6B` -> Qwen/Qwen3-0.6B."""
+    name = os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119  # as above
+    return name.replace("__", "/", 1)
+
+
+def list_models(models_dir: str | Path) -> tuple[ModelEntry, ...]:
+    """Return an entry per directory of `models_dir`, by id; empty if there is no such directory.
+
+    A damaged model is an entry with its error: listing never fails on one.
+    """
+    root = Path(models_dir).expanduser()
+    if not root.is_dir():
+        return ()
+    directories = (
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    return tuple(sorted((_entry(path) for path in directories), key=lambda entry: entry.id))
+
+
+def _entry(path: Path) -> ModelEntry:
+    model_id, disk_bytes = id_of_directory(path), _disk_bytes(path)
+    try:
+        plan = plan_load(path)
+    except AegaeonError as error:
+        return ModelEntry(id=model_id, path=str(path), disk_bytes=disk_bytes, error=str(error))
+    return ModelEntry(
+        id=model_id,
+        path=str(path),
+        disk_bytes=disk_bytes,
+        architecture=plan.config.architecture,
+        parameters=plan.parameters,
+        context_tokens=plan.config.context_tokens,
+    )
+
+
+def _disk_bytes(path: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += (Path(parent) / file).stat().st_size
+            except OSError:  # a dangling link counts nothing
+                continue
+    return total
+
+
+def _is_model_directory(path: Path) -> bool:
+    return (path / "config.json").is_file()
