@@ -21,7 +21,8 @@ PATIENCE_S = 5.0
 class RedisMetadataStore(MetadataStore):
     """The table as expiring keys under `prefix`; every update is one script, so atomic.
 
-    An instance whose entry a restarted server has lost is entered again with its next status.
+    An instance that the server has lost by a restart, or whose lease ended while it was away, is
+    entered again with its next status, unless a newer incarnation is there.
     """
 
     def __init__(self, link: RedisLink, prefix: str) -> None:
@@ -32,8 +33,8 @@ class RedisMetadataStore(MetadataStore):
         self._update = link.script(UPDATE)
         self._remove = link.script(REMOVE)
         self._sync = link.script(SYNC)
-        # What this process registered, and the outages it had seen when it last knew of the entry.
-        self._registered: dict[InstanceId, tuple[InstanceRecord, float, int]] = {}
+        # What this process registered, and in which run of the server.
+        self._registered: dict[InstanceId, tuple[InstanceRecord, float, str]] = {}
 
     def register_instance(self, record: InstanceRecord, lease_s: float) -> None:
         """See MetadataStore."""
@@ -45,14 +46,16 @@ class RedisMetadataStore(MetadataStore):
         """See MetadataStore."""
         keys, args = [self._instance_key(instance)], [incarnation, encode(status)]
         answer = self._link.call(lambda: self._update(keys, args))
-        record, lease_s, outages = self._registered.get(instance, (None, 0.0, 0))
-        if record is None or record.incarnation != incarnation:
-            self._check_renewed(answer, instance, incarnation)
-        elif answer == -1 and self._link.outages > outages:
-            self._enter(record, lease_s, status)
-        else:
-            self._check_renewed(answer, instance, incarnation)
-            self._registered[instance] = (record, lease_s, self._link.outages)
+        if answer == 1:
+            return
+        record, lease_s, run = self._registered.get(instance, (None, 0.0, ""))
+        is_ours = record is not None and record.incarnation == incarnation
+        if answer == 0 or record is None or not is_ours or run == self._link.server_run():
+            raise StaleIncarnation(
+                f"incarnation {incarnation} of {instance} holds no lease; register it again, "
+                "or exit when it has been replaced"
+            )
+        self._enter(record, lease_s, status)
 
     def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
         """See MetadataStore."""
@@ -93,20 +96,13 @@ class RedisMetadataStore(MetadataStore):
         keys = [self._instance_key(record.id), self._instances_key]
         values = [encode(record), encode(status)]
         args = [record.id, record.incarnation, _milliseconds(lease_s), *values]
+        run = self._link.server_run()
         if not self._link.call(lambda: self._register(keys, args)):
             raise StaleIncarnation(
                 f"{record.id} is registered as a newer incarnation than {record.incarnation}; "
                 "this process has been replaced and must exit"
             )
-        self._registered[record.id] = (record, lease_s, self._link.outages)
-
-    @staticmethod
-    def _check_renewed(answer: int, instance: InstanceId, incarnation: int) -> None:
-        if answer != 1:
-            raise StaleIncarnation(
-                f"incarnation {incarnation} of {instance} holds no lease; register it again, "
-                "or exit when it has been replaced"
-            )
+        self._registered[record.id] = (record, lease_s, run)
 
     @property
     def _instances_key(self) -> str:

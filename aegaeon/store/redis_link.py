@@ -30,16 +30,11 @@ LONGEST_PAUSE_S = 0.25
 
 
 class RedisLink:
-    """A client of one server that survives its restarts. Thread-safe; `close` is idempotent.
-
-    `outages` counts how often the connection broke: what a server without persistence has
-    forgotten can only have gone in one of them.
-    """
+    """A client of one server that survives its restarts. Thread-safe; `close` is idempotent."""
 
     def __init__(self, url: str, patience_s: float) -> None:
         """Name the server; connects at the first call. Raises ConfigError on a bad URL."""
         self.shown_url = without_password(url)
-        self.outages = 0
         self._patience_s = patience_s
         try:
             self.client = redis.Redis.from_url(
@@ -73,7 +68,6 @@ class RedisLink:
                     "rights and memory"
                 ) from None
             except (ConnectionError, TimeoutError, OSError) as error:
-                self.outages += 1
                 if time.monotonic() + pause_s > deadline_s:
                     raise self.unavailable(error) from None
                 if pause_s == FIRST_PAUSE_S:
@@ -82,6 +76,10 @@ class RedisLink:
                 raise self.unavailable(error) from None
             pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def server_run(self) -> str:
+        """Return what names this run of the server: another one may have forgotten things."""
+        return str(self.call(lambda: self.client.info("server"))["run_id"])
 
     def unavailable(self, error: Exception) -> StoreUnavailable:
         """Return the error that says so."""

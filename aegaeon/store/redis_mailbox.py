@@ -46,7 +46,8 @@ class RedisMailbox(Mailbox):
         self._last_entry = b"0-0"
         self._last_bell = b"0-0"
         self._unacknowledged_bytes = 0
-        self._outages = link.outages
+        self._server_run = ""
+        self._settled_s = time.monotonic()
 
     @classmethod
     def create(cls, link: RedisLink, key: str, capacity_bytes: int) -> "RedisMailbox":
@@ -123,8 +124,8 @@ class RedisMailbox(Mailbox):
     def _enter(self) -> None:
         create = self._link.script(CREATE)
         args = [self._generation, self._capacity_bytes]
+        self._server_run = self._link.server_run()
         self._link.call(lambda: create([self._key], args))
-        self._outages = self._link.outages
 
     def _try_send(self, record: bytes, cost_bytes: int) -> bool:
         # The lock keeps the numbers in order; each is used for one record and its repetitions only.
@@ -138,7 +139,7 @@ class RedisMailbox(Mailbox):
         return bool(answer)
 
     def _wait(self, deadline_s: float, max_records: int) -> list[bytes]:
-        if self._unacknowledged_bytes or self._link.outages != self._outages:
+        if self._unacknowledged_bytes or time.monotonic() > self._settled_s + BLOCK_S:
             self._settle()
         while True:
             records = self._read(max_records, min(BLOCK_S, deadline_s - time.monotonic()))
@@ -183,12 +184,12 @@ class RedisMailbox(Mailbox):
             return self._acknowledge([self._key, self._stream], args)
 
         if self._link.call(acknowledge, pause=self._pause) == -1:
-            # A server without persistence has forgotten us in an outage; a successor has not.
+            # A server without persistence forgets us when it restarts; a successor ends us.
             exists = self._link.call(lambda: self._link.client.exists(self._key))
-            if exists or self._is_closed or self._link.outages == self._outages:
+            if exists or self._is_closed or self._server_run == self._link.server_run():
                 raise _closed(self._key)
             self._enter()
-        self._outages = self._link.outages
+        self._settled_s = time.monotonic()
         self._unacknowledged_bytes = 0
 
     def _pause(self, seconds: float) -> None:

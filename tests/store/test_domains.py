@@ -1,0 +1,193 @@
+"""Who owns a domain of this node, and what becomes of what its owner leaves."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aegaeon.config import Settings
+from aegaeon.errors import ConfigError, RegionError
+from aegaeon.store.domains import claim_domain, domain_is_live, open_domain, sweep_domains
+from aegaeon.store.names import domain_of, region_path
+from aegaeon.store.redis import RedisDomain
+from aegaeon.store.shm import ShmDomain
+
+OWNER = """
+    import sys, time
+    from pathlib import Path
+    from aegaeon.config import Settings
+    from aegaeon.store.domains import claim_domain
+    from aegaeon.store.shm import ShmDomain
+    name, directory = sys.argv[1], Path(sys.argv[2])
+    claim = claim_domain(Settings(domain=name), directory)
+    domain = ShmDomain(name, directory)
+    store = domain.metadata()
+    mailbox = domain.create_mailbox("instance-0.1")
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def owner_process(name: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", textwrap.dedent(OWNER), name, str(directory)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "claimed\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def settings(name: str = "d") -> Settings:
+    return Settings(domain=name)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_claim_is_live_until_released_and_leaves_nothing(directory: Path) -> None:
+    assert not domain_is_live(settings(), directory)
+    claim = claim_domain(settings(), directory)
+    assert domain_is_live(settings(), directory)
+    domain = ShmDomain("d", directory)
+    domain.metadata()
+    domain.create_mailbox("proxy-1")
+    claim.release()
+    claim.release()
+    assert not domain_is_live(settings(), directory)
+    assert files(directory) == []
+
+
+def test_claiming_a_live_domain_names_its_owner_and_the_remedy(directory: Path) -> None:
+    with claim_domain(settings(), directory):
+        with pytest.raises(ConfigError, match=rf"pid {os.getpid()}.*--domain or --port"):
+            claim_domain(settings(), directory)
+        assert domain_is_live(settings(), directory)
+
+
+def test_two_domains_live_side_by_side(directory: Path) -> None:
+    with claim_domain(settings("a"), directory), claim_domain(settings("a.b"), directory):
+        kept = ShmDomain("a.b", directory)
+        kept.create_mailbox("box")
+        ShmDomain("a", directory).unlink()
+        kept.open_mailbox("box").send(b"x")
+    assert files(directory) == []
+
+
+def test_a_killed_owner_blocks_nobody_and_its_left_overs_go(directory: Path) -> None:
+    with owner_process("d", directory) as owner:
+        assert domain_is_live(settings(), directory)
+        with pytest.raises(ConfigError, match=f"pid {owner.pid}"):
+            claim_domain(settings(), directory)
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        assert not domain_is_live(settings(), directory)
+        assert len(files(directory)) == 4
+        with claim_domain(settings(), directory):
+            assert files(directory) == ["aegaeon-d.lock"]
+            assert ShmDomain("d", directory).metadata().sync_for_routing() == ()
+    assert files(directory) == []
+
+
+def test_a_claim_sweeps_other_dead_domains_and_spares_live_ones(directory: Path) -> None:
+    with owner_process("dead", directory) as dead, owner_process("live", directory):
+        ShmDomain("unclaimed", directory).metadata()
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
+        with claim_domain(settings("mine"), directory):
+            owned = {domain_of(directory / name) for name in files(directory)}
+            assert owned == {"live", "mine", "unclaimed"}
+            assert sweep_domains(directory) == 0
+            assert domain_is_live(settings("live"), directory)
+
+
+def test_half_made_regions_of_killed_processes_are_swept(directory: Path) -> None:
+    left_overs = [
+        "aegaeon-d.lock",
+        "aegaeon-d.mailbox+x.1.new-12-0",
+        "aegaeon-d.instances.new-12-3",
+    ]
+    for name in left_overs:
+        (directory / name).write_bytes(b"")
+    (directory / "somebody-elses").write_bytes(b"")
+    assert sweep_domains(directory) == 1
+    assert files(directory) == ["somebody-elses"]
+
+
+def test_damaged_left_overs_do_not_block_a_claim(directory: Path) -> None:
+    region_path(directory, "d", "instances").write_bytes(b"\xff" * 8192)
+    with claim_domain(settings(), directory):
+        assert ShmDomain("d", directory).metadata().sync_for_routing() == ()
+
+
+def test_looking_at_a_domain_does_not_disturb_its_claim(directory: Path) -> None:
+    for _ in range(20):
+        with claim_domain(settings(), directory):
+            assert domain_is_live(settings(), directory)
+        assert not domain_is_live(settings(), directory)
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", ".x", "a b", "a+b", "x" * 101])
+def test_a_domain_name_is_never_a_path(directory: Path, name: str) -> None:
+    for use in (claim_domain, domain_is_live):
+        with pytest.raises(ConfigError, match="letters, digits"):
+            use(settings(name), directory)
+    with pytest.raises(ConfigError, match="letters, digits"):
+        open_domain(settings(name))
+    assert files(directory) == []
+
+
+def test_no_shared_memory_is_said_with_the_remedy(directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not exist.*mount a tmpfs"):
+        claim_domain(settings(), directory / "missing")
+
+
+def test_full_shared_memory_is_found_when_a_region_is_made(domain_name: str) -> None:
+    domain = ShmDomain(domain_name)
+    filesystem = os.statvfs("/dev/shm")
+    if filesystem.f_blocks * filesystem.f_frsize >= 1 << 32:
+        pytest.skip("/dev/shm holds the largest ring there is")
+    with pytest.raises(RegionError, match="shm-size"):
+        domain.create_mailbox("box", 1 << 32)
+    assert not list(Path("/dev/shm").glob(f"aegaeon-{domain_name}.*"))
+
+
+def test_the_backend_setting_chooses_the_store(redis_server, domain_name: str) -> None:
+    assert isinstance(open_domain(settings(domain_name)), ShmDomain)
+    over_redis = Settings(domain=domain_name, metadata_backend="redis", redis_url=redis_server.url)
+    domain = open_domain(over_redis)
+    assert isinstance(domain, RedisDomain)
+    domain.close()
+
+
+def test_a_claim_over_redis_begins_empty_and_leaves_nothing(
+    redis_server, domain_name: str, directory: Path
+) -> None:
+    over_redis = Settings(domain=domain_name, metadata_backend="redis", redis_url=redis_server.url)
+    left_over = open_domain(over_redis)
+    left_over.create_mailbox("box")
+    with claim_domain(over_redis, directory):
+        assert not left_over._link.client.keys(f"*{domain_name}*")
+        with pytest.raises(ConfigError, match="running server"):
+            claim_domain(over_redis, directory)
+        left_over.metadata().record_assignment("r", "i", 60)
+    assert not left_over._link.client.keys(f"*{domain_name}*")
+    assert files(directory) == []
+    left_over.close()

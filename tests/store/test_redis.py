@@ -1,0 +1,258 @@
+"""What only the Redis store must bear: a server that goes away, comes back, or has forgotten."""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aegaeon.errors import ConfigError, RingClosed, StaleIncarnation, StoreUnavailable
+from aegaeon.store.redis import RedisDomain
+from aegaeon.store.redis_link import RedisLink, without_password
+from aegaeon.types import InstanceRecord, InstanceStatus
+from tests.support.polling import eventually
+from tests.support.redis_server import RedisServer, require_redis
+
+RECORD = InstanceRecord(
+    id="i", incarnation=3, role="colocated", device="cpu", mailbox="i.3", pid=1, models=("m",)
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed."""
+    require_redis()
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def domain(server: RedisServer) -> Iterator[RedisDomain]:
+    domain = RedisDomain("d", server.url, patience_s=20)
+    yield domain
+    domain.close()
+
+
+def restart(server: RedisServer, persistent: bool = True) -> None:
+    server.kill()
+    server.start(persistent)
+
+
+def test_table_and_mailbox_survive_a_restart_of_the_server(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    store, reader = domain.metadata(), domain.create_mailbox("box")
+    sender = domain.open_mailbox("box")
+    store.register_instance(RECORD, 60)
+    store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    store.record_assignment("r", "i", 60)
+    for n in range(10):
+        sender.send(b"%d" % n)
+    assert reader.receive(5, max_records=3) == [b"0", b"1", b"2"]
+    restart(server)
+    assert store.sync_for_routing()[0].status.state == "ready"
+    assert store.get_assignment("r") == "i"
+    assert reader.receive(5) == [b"%d" % n for n in range(3, 10)]
+    restart(server)
+    assert reader.receive(0.01) == []
+    sender.send(b"after")
+    assert reader.receive(5) == [b"after"]
+
+
+def test_nothing_acknowledged_is_lost_or_doubled_while_the_server_is_killed(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    reader = domain.create_mailbox("box", 1 << 20)
+    stop = threading.Event()
+    sent: dict[int, int] = {}
+
+    def send_on(writer: int) -> None:
+        sender = domain.open_mailbox("box")
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            sender.send(b"%d %d" % (writer, number), timeout_s=20)
+            sent[writer] = number + 1
+
+    writers = [threading.Thread(target=send_on, args=(writer,)) for writer in range(2)]
+    got: list[tuple[int, ...]] = []
+
+    def read_for(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            got.extend(tuple(map(int, r.split())) for r in reader.receive(0.05, max_records=20))
+
+    for writer in writers:
+        writer.start()
+    for _ in range(4):
+        killer = threading.Timer(0.2, restart, args=(server,))
+        killer.start()
+        read_for(0.6)
+        killer.join()
+    stop.set()
+    while any(writer.is_alive() for writer in writers):
+        read_for(0.05)
+    read_for(0.3)
+    for writer in range(2):
+        assert sent[writer] > 10
+        assert [number for who, number in got if who == writer] == list(range(sent[writer]))
+
+
+def test_a_blocked_reader_survives_a_restart(server: RedisServer, domain: RedisDomain) -> None:
+    reader, sender = domain.create_mailbox("box"), domain.open_mailbox("box")
+
+    def restart_and_send() -> None:
+        restart(server)
+        sender.send(b"after")
+
+    timer = threading.Timer(0.1, restart_and_send)
+    timer.start()
+    assert reader.receive(30) == [b"after"]
+    timer.join()
+
+
+def test_a_server_that_forgot_everything_is_told_again(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    store, reader = domain.metadata(), domain.create_mailbox("box")
+    store.register_instance(RECORD, 60)
+    server.kill()
+    for file in (server._directory / "appendonlydir").iterdir():
+        file.unlink()
+    server.start(persistent=False)
+    store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    assert store.sync_for_routing()[0].status.state == "ready"
+    eventually(lambda: reader.receive(0.05) or domain._link.client.exists(reader._key))
+    domain.open_mailbox("box").send(b"again")
+    assert reader.receive(5) == [b"again"]
+
+
+def test_a_lease_that_ended_without_an_outage_stays_ended(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    store = domain.metadata()
+    restart(server)
+    store.register_instance(RECORD, 0.02)
+    eventually(lambda: store.sync_for_routing() == ())
+    with pytest.raises(StaleIncarnation):
+        store.update_instance_status("i", 3, InstanceStatus())
+
+
+def test_a_replaced_reader_learns_that_it_is_closed(domain: RedisDomain) -> None:
+    old = domain.create_mailbox("box")
+    domain.create_mailbox("box")
+    with pytest.raises(RingClosed):
+        old.receive(5)
+
+
+def test_a_server_that_stays_away_is_said_with_the_remedy(tmp_path: Path) -> None:
+    require_redis()
+    server = RedisServer(tmp_path, password="s3cret")
+    server.start()
+    domain = RedisDomain("d", server.url, patience_s=0.2)
+    store, reader = domain.metadata(), domain.create_mailbox("box")
+    sender = domain.open_mailbox("box")
+    server.kill()
+    for use in (
+        store.sync_for_routing,
+        lambda: store.record_assignment("r", "i", 1),
+        lambda: sender.send(b"x"),
+        lambda: reader.receive(5),
+    ):
+        with pytest.raises(StoreUnavailable, match=rf"127\.0\.0\.1:{server.port}.*start it") as e:
+            use()
+        assert "s3cret" not in str(e.value)
+    domain.close()
+
+
+def test_waking_a_reader_needs_no_server(server: RedisServer, domain: RedisDomain) -> None:
+    reader = domain.create_mailbox("box")
+    server.kill()
+    timer = threading.Timer(0.1, reader.wake)
+    timer.start()
+    start = time.monotonic()
+    assert reader.receive(19) == []
+    assert time.monotonic() - start < 10
+    timer.join()
+
+
+def test_an_unknown_outcome_is_not_taken_for_a_repetition(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    impatient = RedisDomain("d", server.url, patience_s=0.05)
+    reader, sender = domain.create_mailbox("box"), impatient.open_mailbox("box")
+    sender.send(b"1")
+    server.kill()
+    with pytest.raises(StoreUnavailable):
+        sender.send(b"lost, and said so")
+    server.start()
+    sender.send(b"2")
+    got: list[bytes] = []
+    eventually(lambda: got.extend(reader.receive(0.1)) or b"2" in got)
+    assert got == [b"1", b"2"]
+    impatient.close()
+
+
+def test_a_wrong_password_fails_at_once_and_is_never_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    require_redis()
+    server = RedisServer(tmp_path, password="right")
+    server.start()
+    url = server.url.replace("right", "wr0ng")
+    caplog.set_level(logging.DEBUG)
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="password") as e:
+        RedisDomain("d", url, patience_s=30)
+    assert time.monotonic() - start < 10
+    assert "wr0ng" not in str(e.value) + caplog.text
+    server.kill()
+
+
+def test_a_bad_url_is_a_setting_to_correct() -> None:
+    for url in ("http://user:s3cret@host", "nonsense", "redis://host:notaport", "redis://[bad"):
+        with pytest.raises(ConfigError, match="--redis-url") as e:
+            RedisLink(url, 1)
+        assert "s3cret" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:s3cret@host:1234/2", "redis://host:1234/2"),
+        ("rediss://user:s3cret@host/0", "rediss://user@host/0"),
+        ("redis://host/0?password=s3cret", "redis://host/0"),
+        ("unix://:s3cret@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_unlink_removes_every_key_and_no_other_domains(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    other = RedisDomain("d2", server.url)
+    for each in (domain, other):
+        each.metadata().register_instance(RECORD, 60)
+        each.metadata().record_assignment("r", "i", 60)
+        each.create_mailbox("box")
+        each.open_mailbox("box").send(b"x")
+    domain.unlink()
+    keys = domain._link.client.keys("*")
+    assert keys and all(key.startswith(b"aegaeon:{d2}:") for key in keys)
+    other.unlink()
+    assert domain._link.client.keys("*") == []
+    other.close()
+
+
+def test_wakes_nobody_reads_do_not_pile_up(domain: RedisDomain) -> None:
+    reader = domain.create_mailbox("box")
+    for _ in range(50):
+        reader.wake()
+    assert domain._link.client.xlen(reader._bell) == 1
