@@ -46,8 +46,6 @@ def cpp_functions(text: str) -> Iterator[tuple[int, int]]:
     for match in re.finditer(r"[{};]", text):
         label = r"^\s*(?:(?:public|private|protected):\s*)?"
         before = re.sub(label, "", text[head : match.start()])
-            r"^\s*(?:(?:public|private|protected):\s*)?", "", text[head : match.start()]
-        )
         if match[0] == "{":
             depth += 1
             if not inside and "(" in before and not no_function.match(before):
