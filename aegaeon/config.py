@@ -129,6 +129,11 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def child_environment(over: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with `over` laid over it, for a child process."""
+    return {**os.environ, **over}
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")

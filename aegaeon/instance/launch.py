@@ -20,6 +20,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     incarnation: int
     status_fd: int
+    parent_pid: int
 
 
 def mailbox_address(instance: InstanceId, incarnation: int) -> str:

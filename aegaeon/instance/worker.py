@@ -126,8 +126,8 @@ def serve(launch: Launch) -> int:
 
 def main() -> int:
     """Read the launch record, serve, and return the process's exit code."""
-    _native.die_with_parent(signal.SIGKILL)
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=Launch)
+    _native.die_with_parent(signal.SIGKILL, launch.parent_pid)
     logging.basicConfig(
         level=launch.settings.log_level.upper(),
         format=f"%(asctime)s %(levelname)s {launch.instance} %(name)s %(message)s",

@@ -1,0 +1,301 @@
+"""The command line: flags become settings, commands call what does the work; nothing else is here.
+
+The only module that prints. An error of ours is one line on stderr and an exit code.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from aegaeon import __version__, _native
+from aegaeon.config import Settings, describe, load_settings, parse_text
+from aegaeon.errors import AegaeonError, ConfigError
+from aegaeon.memory.budget import choose_budgets
+from aegaeon.models.references import ModelEntry, list_models, resolve_all
+from aegaeon.supervisor import Supervisor, free_port
+from aegaeon.types import ModelSpec
+
+COMMANDS = ("serve", "models", "instances")
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+GROUPS = {
+    "where it listens": ("host", "port", "max_body_bytes"),
+    "what it serves": ("models", "models_dir", "preload_models"),
+    "instances": (
+        *("colocated_count", "prefill_count", "decode_count", "device"),
+        *("threads_per_instance", "model_cache_budget_gb", "kv_budget_gb"),
+    ),
+    "scheduling": ("max_batch", "max_waiting", "turn_quota_s", "request_timeout_s"),
+    "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),
+}
+
+OVERVIEW = """\
+Serves many language models on few devices: the device passes from model to model between tokens.
+
+commands:
+  aegaeon serve              serve models over an OpenAI-compatible HTTP interface (the default)
+  aegaeon models list        show the models of the models directory
+  aegaeon models import FILE turn a GGUF file into a model directory
+  aegaeon models pull ID     download a model from the hub
+
+`aegaeon serve --help` explains every setting; `python -m aegaeon` is the same as `aegaeon`."""
+
+EXAMPLES = """\
+examples:
+  aegaeon serve --models SmolLM2-135M
+  aegaeon serve --models chat=~/models/Qwen3-0.6B,code=Qwen/Qwen2.5-Coder-0.5B --colocated-count 2
+  python -m aegaeon --host 0.0.0.0 --port 8080 --models a,b,c --model-cache-budget-gb 4
+  aegaeon serve --config server.toml      # the same names, e.g.  models = ["a", "b"]
+  AEGAEON_PORT=9000 aegaeon serve --models a
+
+Flags win over AEGAEON_* variables, those over the file. Try it:
+  curl -N localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"model": "a", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
+exit codes: 0 stopped in order, 1 could not start or was killed, 2 wrong usage or settings"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are our one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except ConfigError as error:
+        code = EXIT_USAGE
+        message = str(error)
+    except AegaeonError as error:
+        code = EXIT_FAILED
+        message = str(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `aegaeon models list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    print(f"aegaeon: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _run(given: list[str]) -> int:
+    if given in (["-h"], ["--help"]):
+        print(OVERVIEW)
+        return 0
+    if given == ["--version"]:
+        print(f"aegaeon {__version__}")
+        return 0
+    command, rest = split_command(given)
+    if command == "models":
+        return _models(rest)
+    options = vars(serve_parser(command).parse_args(rest))
+    config_file = options.pop("config", None)
+    settings = load_settings(options, config_file=config_file)
+    return _serve(settings, with_proxy=command == "serve")
+
+
+def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
+    """Find the command among flags before and after it; `serve` when there is none.
+
+    Raises ConfigError on a word that is neither a command nor a flag's value.
+    """
+    rest = list(given)
+    index = 0
+    while index < len(rest):
+        word = rest[index]
+        if not word.startswith("-"):
+            break
+        index += 2 if "=" not in word and _takes_value(word) else 1
+    if index >= len(rest):
+        return "serve", rest
+    command = rest.pop(index)
+    if command not in COMMANDS:
+        raise ConfigError(f"unknown command {command!r}; see `aegaeon --help`")
+    return command, rest
+
+
+def _takes_value(flag: str) -> bool:
+    name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    if name not in {field.name for field in msgspec.structs.fields(Settings)}:
+        return name == "config"
+    return describe(name)[0] is not bool
+
+
+def serve_parser(command: str) -> argparse.ArgumentParser:
+    """A flag for every setting; only those given appear in the result."""
+    parser = _Parser(
+        prog=f"aegaeon {command}",
+        description="Serve models over an OpenAI-compatible HTTP interface.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings as TOML or YAML (also: AEGAEON_CONFIG)"
+    )
+    grouped = {name for names in GROUPS.values() for name in names}
+    others = [f.name for f in msgspec.structs.fields(Settings) if f.name not in grouped]
+    for title, names in {**GROUPS, "other": others}.items():
+        if names:
+            group = parser.add_argument_group(title)
+            for name in names:
+                _add_flag(group, name)
+    return parser
+
+
+def _add_flag(group: "argparse._ArgumentGroup", name: str) -> None:
+    kind, text, default = describe(name)
+    flag = "--" + name.replace("_", "-")
+    shown = ",".join(default) if isinstance(default, tuple) else str(default)
+    if kind is bool:
+        text = f"{text} (default: {'yes' if default else 'no'})"
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=_escape(text))
+        return
+    text = f"{text} (default: {shown})" if shown else text
+    options: dict[str, Any] = {"metavar": _metavar(kind)}
+    if get_origin(kind) is Literal:
+        options = {"choices": get_args(kind)}
+    group.add_argument(
+        flag, type=lambda value: parse_text(kind, value, flag), help=_escape(text), **options
+    )
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "A,B,C"
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")  # argparse formats help texts
+
+
+def _serve(settings: Settings, with_proxy: bool) -> int:
+    if not settings.models:
+        raise ConfigError(
+            "no models to serve; give --models A,B,C (`aegaeon models list` shows what is here)"
+        )
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s"
+    )
+    if not with_proxy:
+        _native.die_with_parent(signal.SIGTERM)
+    if with_proxy and settings.port == 0:
+        settings = msgspec.structs.replace(settings, port=free_port(settings.host))
+    specs = resolve_all(settings.models, settings.models_dir)
+    if settings.device != "null":
+        choose_budgets(settings, specs)  # so that numbers that cannot work are refused right here
+    supervisor = Supervisor(settings, specs, with_proxy)
+    parent = os.getppid()
+
+    def on_signal(*_: object) -> None:
+        # A second signal, or the end of the server we are part of: at once.
+        is_orphan = not with_proxy and os.getppid() != parent
+        supervisor.ask_stop(at_once=is_orphan or supervisor.is_stopping)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    try:
+        supervisor.start()
+        if with_proxy:
+            _print_banner(supervisor.settings, specs)
+        _wait(supervisor, f"ready on http://{settings.host}:{settings.port}" if with_proxy else "")
+    finally:
+        supervisor.stop()
+    if supervisor.failure is not None:
+        print(f"aegaeon: error: {supervisor.failure}", file=sys.stderr)
+    return EXIT_FAILED if supervisor.failure or supervisor.is_killed else 0
+
+
+def _wait(supervisor: Supervisor, ready_line: str) -> None:
+    """Return when the server has ended; say once that it is ready."""
+    is_said = not ready_line
+    while not supervisor.wait_ended(timeout_s=0.2 if not is_said else 1.0):
+        if supervisor.is_ready and not is_said:
+            print(ready_line, flush=True)
+            is_said = True
+
+
+def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
+    print(f"aegaeon {__version__} listens on http://{settings.host}:{settings.port}")
+    for spec in specs:
+        print(
+            f"  model {spec.id}: {spec.architecture}, {spec.weight_bytes / 1e9:.2f} GB, "
+            f"context {spec.context_tokens} tokens"
+        )
+    line = f"  {settings.instance_count} instance(s) on {settings.device}"
+    if settings.device != "null":
+        budgets = choose_budgets(settings, specs)
+        line += (
+            f", each with {settings.threads_per_instance} thread(s), "
+            f"{budgets.weight_bytes / 1e9:.1f} GB for weights, {budgets.kv_bytes / 1e9:.1f} GB for KV"
+        )
+    print(line, flush=True)
+
+
+def _models(given: Sequence[str]) -> int:
+    parser = _Parser(prog="aegaeon models", description="Look after the models directory.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    shared = _Parser(add_help=False)
+    shared.add_argument(
+        "--models-dir", default=None, metavar="DIR", help="where models live (default: as served)"
+    )
+    listing = commands.add_parser("list", parents=[shared], help="show what is there")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    importing = commands.add_parser("import", parents=[shared], help="turn a GGUF into a model")
+    importing.add_argument("file", metavar="FILE.gguf", help="the file to read")
+    importing.add_argument("--name", help="the model's name (default: the file's)")
+    importing.add_argument(
+        "--dtype", default="bfloat16", choices=("float32", "float16", "bfloat16"), help="on disk"
+    )
+    pulling = commands.add_parser("pull", parents=[shared], help="download a model")
+    pulling.add_argument("id", help="its hub id, like Qwen/Qwen3-0.6B")
+    options = parser.parse_args(given)
+    flags = {} if options.models_dir is None else {"models_dir": options.models_dir}
+    models_dir = Path(load_settings(flags).models_dir).expanduser()
+    match options.command:
+        case "list":
+            _list(list_models(models_dir), models_dir, options.json)
+        case "import":
+            # Imported here: reading GGUF needs torch, which takes seconds to import.
+            file = Path(options.file).expanduser()
+            out_dir = models_dir / (options.name or file.stem).replace("/", "__")
+            import_module("aegaeon.models.gguf").import_gguf(file, out_dir, options.dtype)
+            print(out_dir)
+        case "pull":
+            print(import_module("aegaeon.models.hub").pull(options.id, models_dir))
+    return 0
+
+
+def _list(entries: Sequence[ModelEntry], models_dir: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(entries), indent=2))
+        return
+    if not entries:
+        print(f"no models in {models_dir}; `aegaeon models pull ID` or `import FILE` brings one")
+        return
+    table = Table("model", "architecture", "parameters", "on disk", box=None)
+    for entry in entries:
+        size = f"{entry.disk_bytes / 1e9:.2f} GB"
+        if entry.error is not None:
+            table.add_row(entry.id, f"damaged: {entry.error}", "", size)
+        else:
+            parameters = f"{(entry.parameters or 0) / 1e6:.0f} M"
+            table.add_row(entry.id, entry.architecture or "", parameters, size)
+    Console().print(table)

@@ -1,0 +1,391 @@
+"""The parent of a node's processes: starts, watches, restarts, drains and reaps them.
+
+One thread owns the children; the public verbs only tell it what is wanted. Nothing is computed
+or served here.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from aegaeon.config import Settings, child_environment
+from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RingClosed, StoreUnavailable
+from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
+from aegaeon.instance.processors import available_processors, thread_environment
+from aegaeon.store.base import Domain, MetadataStore
+from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
+from aegaeon.types import InstanceId, ModelSpec
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05
+BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 30.0)  # before a restart, by quick deaths in a row
+QUICK_DEATH_S = 10.0
+KILL_GRACE_S = 5.0  # beyond drain_s, before SIGKILL
+REAP_S = 30.0  # for the kernel to end a killed process
+PROXY = "proxy"
+
+
+class ProxyLaunch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the proxy process reads on its stdin."""
+
+    settings: Settings
+    specs: tuple[ModelSpec, ...]
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process that should live. `index` counts instances; the proxy has none."""
+
+    name: InstanceId
+    index: int | None
+    process: "subprocess.Popen[bytes] | None" = None
+    status_fd: int | None = None
+    incarnation: int = 0
+    started_s: float = 0.0
+    restart_at_s: float = 0.0
+    quick_deaths: int = 0
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What the public verbs ask of the owning thread, and what it reports; under `changed`."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    should_stop: bool = False
+    should_kill: bool = False
+    is_ready: bool = False
+    has_ended: bool = False
+    failure: AegaeonError | None = None
+
+
+class Supervisor:
+    """Owns the domain and its processes from `start` to `stop`. A context manager, too."""
+
+    def __init__(
+        self, settings: Settings, specs: tuple[ModelSpec, ...], with_proxy: bool = False
+    ) -> None:
+        """Nothing runs yet. Threads of an instance: as set, else the processors shared out."""
+        threads = settings.threads_per_instance
+        if not threads:
+            threads = max(1, available_processors() // settings.instance_count)
+        self._settings = msgspec.structs.replace(settings, threads_per_instance=threads)
+        self._specs = specs
+        count = settings.instance_count
+        self._instances = [_Child(f"instance-{index}", index) for index in range(count)]
+        self._proxy = _Child(PROXY, None) if with_proxy else None
+        self._wanted = _Wanted()
+        self._thread = threading.Thread(target=self._own, name="supervisor")
+        self._claim: DomainClaim | None = None
+        self._domain: Domain | None = None
+        self._store: MetadataStore | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings with everything chosen that they left open."""
+        return self._settings
+
+    def start(self) -> None:
+        """Claim the domain and start the processes; returns at once.
+
+        Raises ConfigError when the port is taken or the domain belongs to a living server.
+        """
+        if self._proxy is not None:
+            check_port(self._settings.host, self._settings.port)
+        self._claim = claim_domain(self._settings)
+        try:
+            self._domain = open_domain(self._settings)
+            self._store = self._domain.metadata()
+        except BaseException:
+            self._release()
+            raise
+        self._thread.start()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when all instances (and the proxy) serve; raises what kept them from starting."""
+        wanted = self._wanted
+        with wanted.changed:
+            wanted.changed.wait_for(lambda: wanted.is_ready or wanted.has_ended, timeout_s)
+            if wanted.failure is not None:
+                raise wanted.failure
+            if not wanted.is_ready:
+                raise InstanceLost(
+                    f"the server was not ready within {timeout_s:.0f} s; see its log"
+                )
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """Wait until all processes have ended and been reaped; say whether they have."""
+        with self._wanted.changed:
+            return self._wanted.changed.wait_for(lambda: self._wanted.has_ended, timeout_s)
+
+    def ask_stop(self, at_once: bool = False) -> None:
+        """Begin to drain, or (`at_once`) to kill; returns at once. For signal handlers, too."""
+        # Plain assignments: a handler may interrupt a thread that holds the condition.
+        self._wanted.should_kill = self._wanted.should_kill or at_once
+        self._wanted.should_stop = True
+
+    def stop(self) -> None:
+        """Drain, end and reap everything; nothing stays in shared memory. Idempotent."""
+        self.ask_stop()
+        if self._thread.ident is not None:
+            self._thread.join(2 * (self._settings.drain_s + KILL_GRACE_S + REAP_S))
+        self._release()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all processes have served at one time since the start."""
+        return self._wanted.is_ready
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it has been asked to stop."""
+        return self._wanted.should_stop
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether it was asked to end without draining."""
+        return self._wanted.should_kill
+
+    @property
+    def failure(self) -> AegaeonError | None:
+        """Why the server could not start, if so."""
+        return self._wanted.failure
+
+    def __enter__(self) -> "Supervisor":
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
+    def _release(self) -> None:
+        domain, self._domain = self._domain, None
+        if domain is not None:
+            domain.close()
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.release()
+
+    # The owning thread
+
+    def _own(self) -> None:
+        children = [*self._instances, *([self._proxy] if self._proxy is not None else [])]
+        try:
+            while not self._wanted.should_stop:
+                self._tend(children)
+                self._look_ready(children)
+                time.sleep(POLL_S)
+            self._drain()
+        except Exception as error:
+            log.exception("supervisor crashed")
+            self._wanted.failure = InstanceLost(f"the supervisor crashed ({error}); see the log")
+        finally:
+            for child in children:
+                self._kill(child)
+            with self._wanted.changed:
+                self._wanted.has_ended = True
+                self._wanted.changed.notify_all()
+
+    def _tend(self, children: list[_Child]) -> None:
+        """Reap the dead and start those that are due."""
+        for child in children:
+            if child.process is not None and child.process.poll() is not None:
+                self._on_death(child)
+            if self._wanted.should_kill:
+                return
+            if child.process is None and time.monotonic() >= child.restart_at_s:
+                self._spawn(child)
+
+    def _spawn(self, child: _Child) -> None:
+        # Higher than that of any earlier server on the same store, too.
+        child.incarnation = max(child.incarnation + 1, time.time_ns() // 1_000_000)
+        child.started_s = time.monotonic()
+        if child.index is None:
+            told = msgspec.json.encode(ProxyLaunch(settings=self._settings, specs=self._specs))
+            child.process = _start("aegaeon.proxy.worker", 1, ())
+        else:
+            child.status_fd, writing = os.pipe()
+            launch = Launch(
+                settings=self._settings,
+                specs=self._specs,
+                instance=child.name,
+                index=child.index,
+                incarnation=child.incarnation,
+                status_fd=writing,
+                parent_pid=os.getpid(),
+            )
+            told = msgspec.json.encode(launch)
+            threads = self._settings.threads_per_instance
+            child.process = _start("aegaeon.instance.worker", threads, (writing,))
+            os.close(writing)
+        _tell(child.process, told)
+        log.info("started name=%s pid=%d", child.name, child.process.pid)
+
+    def _on_death(self, child: _Child) -> None:
+        process, child.process = child.process, None
+        assert process is not None
+        code = process.returncode
+        message = _read_status(child)
+        self._forget(child)
+        if not (self._wanted.is_ready or self._wanted.should_stop):
+            if child.index is not None and code == EXIT_CANNOT_START and message:
+                self._fail(ConfigError(message))
+                return
+            if child.index is None:
+                self._fail(ConfigError(f"the proxy ended with status {code}; see the log above"))
+                return
+        lived_s = time.monotonic() - child.started_s
+        child.quick_deaths = child.quick_deaths + 1 if lived_s < QUICK_DEATH_S else 1
+        wait_s = BACKOFF_S[min(child.quick_deaths, len(BACKOFF_S)) - 1]
+        child.restart_at_s = time.monotonic() + wait_s
+        log.warning(
+            "died name=%s status=%d lived_s=%.1f restart_in_s=%.1f",
+            child.name,
+            code,
+            lived_s,
+            wait_s,
+        )
+        if child.quick_deaths >= len(BACKOFF_S):
+            log.error(
+                "%s died %d times in a row within %.0f s of its start; the log above says why. "
+                "Trying again every %.0f s",
+                *(child.name, child.quick_deaths, QUICK_DEATH_S, BACKOFF_S[-1]),
+            )
+
+    def _forget(self, child: _Child) -> None:
+        """Take a dead instance's row and mailbox out, so that its requests go elsewhere now."""
+        if child.index is None or self._store is None or self._domain is None:
+            return
+        try:
+            self._store.remove_instance(child.name, child.incarnation)
+            mailbox = self._domain.open_mailbox(mailbox_address(child.name, child.incarnation))
+            mailbox.unlink()
+            mailbox.close()
+        except RingClosed:
+            pass  # it left in order
+        except StoreUnavailable as error:
+            log.warning("row not removed, its lease will end name=%s error=%s", child.name, error)
+
+    def _fail(self, error: AegaeonError) -> None:
+        self._wanted.failure = error
+        self._wanted.should_stop = True
+        self._wanted.should_kill = True
+
+    def _look_ready(self, children: list[_Child]) -> None:
+        if self._wanted.is_ready or not all(child.process for child in children):
+            return
+        assert self._store is not None
+        try:
+            rows = {row.record.id: row for row in self._store.sync_for_routing()}
+        except StoreUnavailable:
+            return
+        for child in self._instances:
+            row = rows.get(child.name)
+            if row is None or row.record.incarnation != child.incarnation:
+                return
+            if row.status.state != "ready":
+                return
+        if self._proxy is None or is_listening(self._settings.host, self._settings.port):
+            with self._wanted.changed:
+                self._wanted.is_ready = True
+                self._wanted.changed.notify_all()
+
+    def _drain(self) -> None:
+        """The proxy first, which ends its streams on instances that still live; then those."""
+        if self._proxy is not None:
+            self._end([self._proxy], lambda: self._tend(self._instances))
+        self._end(self._instances, lambda: None)
+
+    def _end(self, children: list[_Child], meanwhile: Callable[[], None]) -> None:
+        for child in children:
+            if child.process is not None:
+                child.process.terminate()
+        give_up_s = time.monotonic() + self._settings.drain_s + KILL_GRACE_S
+        while any(child.process is not None and child.process.poll() is None for child in children):
+            if self._wanted.should_kill or time.monotonic() >= give_up_s:
+                break
+            meanwhile()
+            time.sleep(POLL_S)
+        for child in children:
+            self._kill(child)
+
+    def _kill(self, child: _Child) -> None:
+        if child.process is None:
+            return
+        if child.process.poll() is None:
+            log.warning("killing name=%s pid=%d", child.name, child.process.pid)
+            child.process.kill()
+        child.process.wait(REAP_S)
+        child.process = None
+        _read_status(child)
+
+
+def _start(module: str, threads: int, pass_fds: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        pass_fds=pass_fds,
+        env=child_environment(thread_environment(threads)),
+        start_new_session=True,  # Ctrl-C is for us; we drain in order
+    )
+
+
+def _tell(process: "subprocess.Popen[bytes]", told: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(told)
+        process.stdin.close()
+    except BrokenPipeError:
+        log.warning("died before it was told what to do pid=%d", process.pid)
+
+
+def _read_status(child: _Child) -> str:
+    """What the dead child wrote, if anything."""
+    if child.status_fd is None:
+        return ""
+    with os.fdopen(child.status_fd, encoding="utf-8", errors="replace") as status:
+        child.status_fd = None
+        return status.read().strip()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigError when nobody can listen on `host`:`port`."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host, "
+            "or stop the server that uses it"
+        ) from None
+
+
+def free_port(host: str) -> int:
+    """Return a port of `host` that is free now."""
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Say whether somebody accepts connections there."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    try:
+        with socket.create_connection((reachable, port), timeout=1.0):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,169 @@
+"""The supervisor with real processes on the null device."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aegaeon.config import Settings
+from aegaeon.errors import ConfigError
+from aegaeon.store.codec import decode_reply, encode
+from aegaeon.store.domains import domain_is_live, open_domain
+from aegaeon.supervisor import Supervisor, check_port, free_port
+from aegaeon.types import Instance, Submit, TokenEvent
+from tests.support.specs import make_request, make_spec
+
+SPECS = (make_spec("a"), make_spec("b"))
+READY_S = 60.0
+
+
+def make_settings(**changes) -> Settings:
+    name = f"test-supervisor-{os.getpid()}-{time.monotonic_ns()}"
+    return Settings(**{"device": "null", "domain": name, "drain_s": 5.0, **changes})
+
+
+def left_overs(settings: Settings) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"aegaeon-{settings.domain_name}*"))
+
+
+def poll(condition: Callable[[], object], timeout_s: float = READY_S) -> object:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not so within {timeout_s} s")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def rows(settings: Settings) -> dict[str, Instance]:
+    domain = open_domain(settings)
+    try:
+        return {row.record.id: row for row in domain.metadata().sync_for_routing()}
+    finally:
+        domain.close()
+
+
+def test_instances_answer_and_leave_nothing_in_shared_memory():
+    settings = make_settings(colocated_count=2)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        domain = open_domain(settings)
+        inbox = domain.create_mailbox("tester")
+        row = domain.metadata().sync_for_routing()[1]
+        request = make_request("r", "a", reply_to="tester", deadline_s=time.monotonic() + 60)
+        domain.open_mailbox(row.record.mailbox).send(encode(Submit(request)))
+        replies = []
+        deadline_s = time.monotonic() + READY_S
+        while len(replies) < 4 and time.monotonic() < deadline_s:
+            replies += [decode_reply(record) for record in inbox.receive(0.5)]
+        domain.close()
+    assert [type(reply) for reply in replies] == [TokenEvent] * 4
+    assert replies[-1].finish_reason == "length"
+    assert left_overs(settings) == []
+
+
+def test_a_killed_instance_comes_back_with_a_higher_incarnation():
+    settings = make_settings(lease_s=60.0)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        before = rows(settings)["instance-0"].record
+        os.kill(before.pid, signal.SIGKILL)
+
+        def successor() -> Instance | None:
+            row = rows(settings).get("instance-0")
+            return row if row and row.record.pid != before.pid else None
+
+        # Long before its lease ends.
+        after = poll(successor, timeout_s=30.0)
+        assert after.record.incarnation > before.incarnation
+        assert after.record.mailbox != before.mailbox
+        assert not list(Path("/dev/shm").glob(f"aegaeon-*{before.mailbox}*"))
+    assert left_overs(settings) == []
+
+
+def test_children_of_a_killed_supervisor_die_and_the_next_start_works():
+    settings = make_settings()
+    script = textwrap.dedent(f"""
+        import msgspec, sys, time
+        from aegaeon.config import Settings
+        from aegaeon.supervisor import Supervisor
+        from aegaeon.types import ModelSpec
+        settings = msgspec.json.decode({msgspec.json.encode(settings)!r}, type=Settings)
+        specs = msgspec.json.decode({msgspec.json.encode(SPECS)!r}, type=tuple[ModelSpec, ...])
+        with Supervisor(settings, specs) as supervisor:
+            supervisor.wait_ready({READY_S})
+            print("ready", flush=True)
+            time.sleep(300)
+    """)
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert owner.stdout.readline() == b"ready\n"
+        child = rows(settings)["instance-0"].record.pid
+        with pytest.raises(ConfigError, match="belongs to a running server"):
+            Supervisor(settings, SPECS).start()
+    finally:
+        owner.kill()
+        owner.wait(10)
+        owner.stdout.close()
+    poll(lambda: not is_alive(child), 10.0)
+    assert left_overs(settings)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        assert domain_is_live(settings)
+    assert left_overs(settings) == []
+
+
+def test_a_worker_that_cannot_start_stops_the_server_with_its_message():
+    damaged = msgspec.structs.replace(SPECS[0], path="/nowhere")
+    settings = make_settings(device="cpu", model_cache_budget_gb=1e-9)
+    supervisor = Supervisor(settings, (damaged,))
+    try:
+        supervisor.start()
+        with pytest.raises(ConfigError, match="budget"):
+            supervisor.wait_ready(READY_S)
+    finally:
+        supervisor.stop()
+    assert left_overs(settings) == []
+
+
+def test_stop_before_ready_ends_everything():
+    settings = make_settings()
+    supervisor = Supervisor(settings, SPECS)
+    supervisor.start()
+    supervisor.ask_stop(at_once=True)
+    supervisor.stop()
+    assert supervisor.wait_ended(0.0)
+    assert left_overs(settings) == []
+
+
+def test_a_taken_port_is_refused_with_the_remedy():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="choose another --port"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", free_port("127.0.0.1"))
+
+
+def test_processors_are_shared_out_among_instances():
+    supervisor = Supervisor(make_settings(colocated_count=1000), SPECS)
+    assert supervisor.settings.threads_per_instance == 1
+    supervisor = Supervisor(make_settings(threads_per_instance=3), SPECS)
+    assert supervisor.settings.threads_per_instance == 3
