@@ -2,6 +2,7 @@
 settings, the domain, and instances of its own where none live."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, InstanceLost
-from aegaeon.models.references import resolve
+from aegaeon.models.references import resolve_all
 from aegaeon.store.base import Domain
 from aegaeon.store.domains import domain_is_live, open_domain
 from aegaeon.types import ModelSpec
@@ -27,16 +28,11 @@ _STOP_EXTRA_S = 10.0
 
 
 def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
-    """Return the models that `settings` name. Raises ConfigError when they name none or one twice,
-    ModelNotFound, CheckpointError or UnsupportedModel."""
+    """Return the models that `settings` name. Raises ConfigError when they name none, and what
+    resolve_all raises."""
     if not settings.models:
         raise ConfigError("no models to serve; set AEGAEON_MODELS or `models` in AEGAEON_CONFIG")
-    specs = tuple(resolve(reference, settings.models_dir) for reference in settings.models)
-    names = [spec.id for spec in specs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two models are called {twice!r}; name one of them: other={twice}")
-    return specs
+    return resolve_all(settings.models, settings.models_dir)
 
 
 @asynccontextmanager
@@ -65,7 +61,7 @@ async def _start_instances(settings: Settings) -> subprocess.Popen[bytes]:
         child.stdin.write(msgspec.json.encode(settings))
         child.stdin.close()
         for _ in range(int(START_S / _POLL_S)):
-            if domain_is_live(settings):
+            if domain_is_live(settings) and _has_instances(settings):
                 return child
             if child.poll() is not None:
                 raise ConfigError(
@@ -77,6 +73,16 @@ async def _start_instances(settings: Settings) -> subprocess.Popen[bytes]:
     except BaseException:
         await _stop_instances(child, _STOP_EXTRA_S)
         raise
+
+
+def _has_instances(settings: Settings) -> bool:
+    # A fresh look each time: who claims a domain first removes what it finds there.
+    with contextlib.closing(open_domain(settings)) as domain:
+        store = domain.metadata()
+        try:
+            return bool(store.sync_for_routing())
+        finally:
+            store.close()
 
 
 async def _stop_instances(child: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -1,50 +1,65 @@
-"""The proxy process under a supervisor: settings and models as JSON on stdin, then HTTP until
-SIGTERM, which lets open answers end and refuses new requests."""
+"""The proxy process under a supervisor: `python -m aegaeon.proxy.worker`, told by JSON on stdin.
+
+Serves HTTP until SIGTERM, which lets open answers end and refuses new requests.
+"""
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
-from socket import socket
 from types import FrameType
 
 import msgspec
 import uvicorn
 
-from aegaeon._native import die_with_parent
+from aegaeon import _native
 from aegaeon.config import Settings
+from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.proxy.application import create_app
 from aegaeon.proxy.service import Service
+from aegaeon.store.base import Domain
 from aegaeon.store.domains import open_domain
 from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
+EXIT_DRAINED = 0
+EXIT_CRASHED = 1
+EXIT_CANNOT_START = 2  # with one line on `status_fd`
 _POLL_S = 0.05
+_BACKLOG = 2048
 
 
-class WorkerInput(msgspec.Struct, frozen=True):
-    """What the supervisor writes to stdin."""
+class ProxyLaunch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor writes to stdin. `status_fd` is an inherited pipe's writing end: closed
+    once requests are taken, after one line when they never will be."""
 
     settings: Settings
     specs: tuple[ModelSpec, ...]
+    status_fd: int | None = None
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn, but the first signal drains: requests after it get a 503, open ones end."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, launch: ProxyLaunch) -> None:
         super().__init__(config)
-        self._settings = settings
+        self._launch = launch
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Listen, and say so in the log."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.should_exit:
-            log.info("ready host=%s port=%d", self._settings.host, self._settings.port)
+            settings = self._launch.settings
+            log.info("ready host=%s port=%d", settings.host, settings.port)
+            if self._launch.status_fd is not None:
+                os.close(self._launch.status_fd)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal drain; on the second end at once."""
@@ -58,40 +73,71 @@ class DrainingServer(uvicorn.Server):
             self._drain = asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
-        service: Service = self.config.loaded_app.state.service
+        service: Service = self.config.app.state.service  # type: ignore[union-attr]
         service.is_draining = True
         log.info("draining open_requests=%d", service.gateway.open_requests)
         waited_s = 0.0
-        while service.gateway.open_requests and waited_s < self._settings.drain_s:
+        while service.gateway.open_requests and waited_s < self._launch.settings.drain_s:
             await asyncio.sleep(_POLL_S)
             waited_s += _POLL_S
         self.should_exit = True
 
 
-def main() -> int:
-    """Serve until told to stop; returns the process's exit status."""
-    die_with_parent(signal.SIGTERM)
-    given = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerInput)
-    settings = given.settings
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(levelname)s proxy %(name)s %(message)s"
-    )
-    domain = open_domain(settings)
-    config = uvicorn.Config(
-        create_app(settings, given.specs, domain),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-    )
-    server = DrainingServer(config, settings)
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket, which listens only once the application is up.
+
+    Raises ConfigError when the address cannot be had.
+    """
+    bound = None
     try:
-        server.run()
-    finally:
-        domain.close()
-    return 0 if server.started else 1
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, proto)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        return bound
+    except OSError as error:
+        if bound is not None:
+            bound.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from None
+
+
+def serve(launch: ProxyLaunch, domain: Domain) -> int:
+    """Serve until drained; return the exit status. Raises ConfigError when it cannot listen."""
+    settings = launch.settings
+    with contextlib.closing(bind(settings.host, settings.port)) as bound:
+        config = uvicorn.Config(
+            create_app(settings, launch.specs, domain),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        )
+        server = DrainingServer(config, launch)
+        server.run([bound])
+    return EXIT_DRAINED if server.started else EXIT_CRASHED
+
+
+def main() -> int:
+    """Read the launch record, serve, and return the process's exit code."""
+    _native.die_with_parent(signal.SIGTERM)
+    launch = msgspec.json.decode(sys.stdin.buffer.read(), type=ProxyLaunch)
+    logging.basicConfig(
+        level=launch.settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s proxy %(name)s %(message)s",
+    )
+    try:
+        with contextlib.closing(open_domain(launch.settings)) as domain:
+            return serve(launch, domain)
+    except AegaeonError as error:
+        log.error("cannot start error=%s", error)
+        if launch.status_fd is not None:
+            os.write(launch.status_fd, str(error).encode())
+        return EXIT_CANNOT_START
 
 
 if __name__ == "__main__":

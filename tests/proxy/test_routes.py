@@ -312,9 +312,34 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.sampled_from(
-    """model messages prompt temperature top_p top_k min_p seed max_tokens max_completion_tokens n
-    stop stream stream_options ignore_eos logit_bias logprobs tools tool_choice response_format
-    metadata user echo suffix best_of chat_template_kwargs""".split()
+    [
+        "model",
+        "messages",
+        "prompt",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "max_tokens",
+        "max_completion_tokens",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "ignore_eos",
+        "logit_bias",
+        "logprobs",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "metadata",
+        "user",
+        "echo",
+        "suffix",
+        "best_of",
+        "chat_template_kwargs",
+    ]
 )
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system"]) | JSON},
