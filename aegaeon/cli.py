@@ -32,7 +32,7 @@ EXIT_USAGE = 2
 
 GROUPS = {
     "where it listens": ("host", "port", "max_body_bytes"),
-    "what it serves": ("models", "models_dir", "preload_models"),
+    "what it serves": ("models", "models_dir", "preload_models", "preload_per_instance"),
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
         *("threads_per_instance", "model_cache_budget_gb", "kv_budget_gb"),
@@ -244,7 +244,8 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         budgets = choose_budgets(settings, specs)
         line += (
             f", each with {settings.threads_per_instance} thread(s), "
-            f"{budgets.weight_bytes / 1e9:.1f} GB for weights, {budgets.kv_bytes / 1e9:.1f} GB for KV"
+            f"{budgets.weight_bytes / 1e9:.1f} GB for weights and "
+            f"{budgets.kv_bytes / 1e9:.1f} GB for KV"
         )
     print(line, flush=True)
 

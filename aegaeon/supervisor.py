@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from aegaeon.config import Settings, child_environment
-from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RingClosed, StoreUnavailable
+from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.instance.processors import available_processors, thread_environment
 from aegaeon.store.base import Domain, MetadataStore
@@ -31,6 +31,7 @@ BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 30.0)  # before a restart, by quick deaths
 QUICK_DEATH_S = 10.0
 KILL_GRACE_S = 5.0  # beyond drain_s, before SIGKILL
 REAP_S = 30.0  # for the kernel to end a killed process
+MAILBOX_BYTES = 1 << 16  # the least; nothing is sent there
 PROXY = "proxy"
 
 
@@ -268,11 +269,11 @@ class Supervisor:
             return
         try:
             self._store.remove_instance(child.name, child.incarnation)
-            mailbox = self._domain.open_mailbox(mailbox_address(child.name, child.incarnation))
-            mailbox.unlink()
+            # Only a mailbox's reader removes it, for every backend: so take its place first.
+            address = mailbox_address(child.name, child.incarnation)
+            mailbox = self._domain.create_mailbox(address, MAILBOX_BYTES)
             mailbox.close()
-        except RingClosed:
-            pass  # it left in order
+            mailbox.unlink()
         except StoreUnavailable as error:
             log.warning("row not removed, its lease will end name=%s error=%s", child.name, error)
 
