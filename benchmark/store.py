@@ -1,0 +1,229 @@
+"""The mailboxes and tables against multiprocessing.Queue, ZeroMQ, memcpy and themselves.
+
+Run as `python -m benchmark.store [--json] [--quick] [--redis-url URL]`.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from statistics import median, quantiles
+
+from aegaeon.store.base import MetadataStore
+from aegaeon.store.local import LocalDomain
+from aegaeon.store.redis import RedisDomain
+from aegaeon.store.shm import ShmDomain
+from aegaeon.types import InstanceRecord, InstanceStatus
+from benchmark.channels import Channel, QueueChannel, RedisChannel, RingChannel, Sender, ZmqChannel
+from benchmark.report_rows import Aim, Row, measured, progress, publish
+
+OURS, QUEUE, ZMQ, REDIS = "ShmMailbox", "multiprocessing.Queue", "ZeroMQ", "RedisMailbox"
+SIZES = {"64 B": 64, "1 KiB": 1 << 10, "64 KiB": 64 << 10}
+# Records of one run, so that each takes some tenths of a second.
+RECORDS = {
+    OURS: {64: 300_000, 1 << 10: 200_000, 64 << 10: 15_000},
+    QUEUE: {64: 30_000, 1 << 10: 30_000, 64 << 10: 4_000},
+    ZMQ: {64: 100_000, 1 << 10: 60_000, 64 << 10: 6_000},
+    REDIS: {64: 2_000, 1 << 10: 2_000, 64 << 10: 500},
+}
+AIMS = {QUEUE: Aim("ratio_to_peer", 10, ">= 10x"), ZMQ: Aim("ratio_to_peer", 3, ">= 3x")}
+GAP_S = 0.002  # long enough that every reader sleeps
+
+
+class Pairs:
+    """A receiver here and a sender process for each way of sending."""
+
+    def __init__(self, redis_url: str | None) -> None:
+        """Start them all."""
+        context = multiprocessing.get_context("spawn")
+        self.channels: dict[str, Channel] = {
+            OURS: RingChannel(),
+            QUEUE: QueueChannel(context),
+            ZMQ: ZmqChannel(),
+        }
+        if redis_url:
+            self.channels[REDIS] = RedisChannel(redis_url)
+        self.senders = {name: Sender(context, channel) for name, channel in self.channels.items()}
+
+    def close(self) -> None:
+        """End all processes and remove what they used."""
+        for name, sender in self.senders.items():
+            sender.close()
+            self.channels[name].close()
+
+    def records_per_s(self, name: str, records: int, record_bytes: int) -> float:
+        """Send and receive `records`; the clock starts with the first that arrives."""
+        self.senders[name].order(records, record_bytes)
+        receive = self.channels[name].receive
+        first = got = len(receive())
+        start = time.perf_counter()
+        while got < records:
+            got += len(receive())
+        return (records - first) / (time.perf_counter() - start)
+
+    def latencies_us(self, name: str, records: int) -> list[float]:
+        """Send spaced records to a sleeping reader; return the time each took, one way."""
+        self.senders[name].order(records, 64, GAP_S)
+        receive = self.channels[name].receive
+        taken: list[float] = []
+        while len(taken) < records:
+            batch = receive()
+            now = time.perf_counter_ns()
+            taken += [(now - int.from_bytes(record[:8], "little")) / 1e3 for record in batch]
+        return taken
+
+
+def measure_throughput(pairs: Pairs, repeats: int, share: float) -> list[Row]:
+    """Records/s at each size, runs of all ways of sending alternating."""
+    rows: list[Row] = []
+    for label, size in SIZES.items():
+        progress(f"records/s at {label}")
+        runs: dict[str, list[float]] = {name: [] for name in pairs.channels}
+        for _ in range(repeats):
+            for name, rates in runs.items():
+                count = max(300, int(RECORDS[name][size] * share))
+                rates.append(pairs.records_per_s(name, count, size))
+        limit = copies_per_s(size)
+        case = f"records/s, {label}"
+        ours = median(runs[OURS])
+        for peer in (name for name in runs if name != OURS):
+            row = Row(
+                case=case,
+                unit="1/s",
+                ours=ours,
+                peer=peer,
+                peer_value=median(runs[peer]),
+                limit=limit,
+            )
+            rows.append(measured(row, AIMS.get(peer)))
+    return rows
+
+
+def measure_wake_up(pairs: Pairs, repeats: int, records: int) -> list[Row]:
+    """One-way times from a sender to a reader that sleeps."""
+    progress("wake-up latency")
+    runs: dict[str, list[list[float]]] = {name: [] for name in pairs.channels}
+    for _ in range(repeats):
+        for name, taken in runs.items():
+            taken.append(quantiles(pairs.latencies_us(name, records), n=100))
+    rows = []
+    for percentile in (50, 99):
+        value = {name: median(run[percentile - 1] for run in taken) for name, taken in runs.items()}
+        for peer in (name for name in value if name != OURS):
+            row = Row(
+                case=f"wake-up p{percentile}",
+                unit="us",
+                ours=value[OURS],
+                peer=peer,
+                peer_value=value[peer],
+            )
+            aim = Aim("ours", 20, "< 20 us", is_least=False) if percentile == 50 else None
+            rows.append(measured(row, aim, less_is_better=True))
+    return rows
+
+
+def copies_per_s(size: int) -> float:
+    """Copies of `size` bytes that one core makes per second, in a buffer as long as our ring."""
+    source, target = bytes(4 << 20), bytearray(4 << 20)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        target[:] = source
+        times.append(time.perf_counter() - start)
+    return len(source) / median(times) / size
+
+
+def measure_routes(
+    store: MetadataStore, name: str, routes: int, batch: int, repeats: int
+) -> list[Row]:
+    """Routes/s early on and after `routes` of them: the cost must not grow."""
+    progress(f"routes/s of {name}")
+    for number in range(4):
+        register(store, number)
+    early = routes_per_s(store, 0, batch, repeats)
+    for number in range(routes):
+        store.record_assignment(f"chatcmpl-{number:032d}", "instance-0", 600.0)
+    late = routes_per_s(store, routes, batch, repeats)
+    row = Row(
+        case=f"routes/s of {name} after {routes:,}",
+        unit="1/s",
+        ours=late,
+        peer=f"after {batch * repeats:,}",
+        peer_value=early,
+    )
+    return [measured(row, Aim("ratio_to_peer", 0.8, "flat: >= 0.8x"))]
+
+
+def register(store: MetadataStore, number: int) -> None:
+    """Enter an instance as a running server would."""
+    name = f"instance-{number}"
+    record = InstanceRecord(
+        id=name,
+        incarnation=1,
+        role="colocated",
+        device="cpu",
+        mailbox=f"{name}.1",
+        pid=os.getpid(),
+        models=("first", "second", "third"),
+    )
+    store.register_instance(record, 600.0)
+    status = InstanceStatus(state="ready", current="first", waiting={"second": number})
+    store.update_instance_status(name, 1, status)
+
+
+def routes_per_s(store: MetadataStore, start_at: int, batch: int, repeats: int) -> float:
+    """The median over `repeats` of batches of: look at the table, record an assignment."""
+    rates = []
+    for repeat in range(repeats):
+        names = [f"chatcmpl-{start_at + repeat * batch + n:032d}" for n in range(batch)]
+        start = time.perf_counter()
+        for name in names:
+            instance = store.sync_for_routing()[0]
+            store.record_assignment(name, instance.record.id, 600.0)
+        rates.append(batch / (time.perf_counter() - start))
+    return median(rates)
+
+
+def measure_stores(redis_url: str | None, is_quick: bool) -> list[Row]:
+    """Routes/s of each store."""
+    many = 20_000 if is_quick else 1_000_000
+    local, shm = LocalDomain(), ShmDomain(f"benchmark-routes-{os.getpid()}")
+    try:
+        rows = measure_routes(local.metadata(), "the local store", many, 200, 5)
+        rows += measure_routes(shm.metadata(), "PosixShmMetadataStore", many, 200, 5)
+    finally:
+        shm.close()
+        shm.unlink()
+    if redis_url:
+        redis = RedisDomain(f"benchmark-routes-{os.getpid()}", redis_url)
+        try:
+            few = 1_000 if is_quick else 20_000
+            rows += measure_routes(redis.metadata(), "RedisMetadataStore", few, 200, 5)
+        finally:
+            redis.unlink()
+            redis.close()
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--quick", action="store_true", help="a look that it works, some seconds")
+    parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each")
+    parser.add_argument("--redis-url", help="measure the Redis stores too, on this server")
+    options = parser.parse_args(arguments)
+    repeats, share, spaced = (1, 0.03, 100) if options.quick else (options.repeats, 1.0, 500)
+    pairs = Pairs(options.redis_url)
+    try:
+        rows = measure_throughput(pairs, repeats, share)
+        rows += measure_wake_up(pairs, repeats, spaced)
+    finally:
+        pairs.close()
+    rows += measure_stores(options.redis_url, options.quick)
+    publish("store: table and mailboxes", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
