@@ -67,6 +67,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _doc("keys and values an instance may hold, GB (0: 10 % of memory, shared out)", ge=0),
     ] = 0.0
     preload_models: Annotated[bool, _doc("load models at start while they fit")] = False
+    preload_per_instance: Annotated[
+        int, _doc("models that each instance loads at start (0: as many as fit)", ge=0)
+    ] = 0
     max_batch: Annotated[int, _doc("sequences of a model that decode together", ge=1)] = 16
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
     turn_quota_s: Annotated[

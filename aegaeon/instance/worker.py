@@ -52,8 +52,9 @@ def build_scheduler(launch: Launch, weight_budget_bytes: int) -> TurnScheduler:
     scheduler = TurnScheduler(Residency(sizes, weight_budget_bytes), tuple(sizes), limits)
     if settings.preload_models:
         # Each instance begins elsewhere, so that together they hold more of the models.
-        first = launch.index % max(1, len(specs))
-        scheduler.preload(spec.id for spec in specs[first:] + specs[:first])
+        count = settings.preload_per_instance or len(specs)
+        first = launch.index * (settings.preload_per_instance or 1) % max(1, len(specs))
+        scheduler.preload(spec.id for spec in (specs[first:] + specs[:first])[:count])
     return scheduler
 
 
