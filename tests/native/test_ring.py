@@ -251,7 +251,7 @@ def test_many_writers_in_processes_and_threads_lose_nothing(ring, region_path):
             thread.join()
 
     pids = [run_child(lambda first=first: send_from_two_threads(first)) for first in (0, 2, 4)]
-    seen = {writer: 0 for writer in range(6)}
+    seen = dict.fromkeys(range(6), 0)
     for record in receive_all(ring, 6000):
         writer, number = record[0], record[1:5]
         assert record[1:] == number * 30
