@@ -100,7 +100,7 @@ class Table:
         """Return the live value of `key`, or None."""
 
     def remove(self, key: bytes, fence: int) -> bool:
-        """Take out the live entry of `key` that has exactly this fence; say whether it was there."""
+        """Take out the live entry of `key` of exactly this fence; say whether it was there."""
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """Return all live entries, each whole, in no order; linear in the slots."""

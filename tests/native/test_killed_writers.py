@@ -1,4 +1,4 @@
-"""Writers killed at any instruction: nothing acknowledged is lost, nothing is torn, nobody hangs."""
+"""Writers killed at any instruction: nothing acknowledged is lost or torn, nobody hangs."""
 
 import re
 import subprocess

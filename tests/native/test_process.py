@@ -11,7 +11,7 @@ from aegaeon import _native
 
 
 def fork_orphan(parent_pid: int) -> int:
-    """Let a child of ours start one that wants to die with `parent_pid` (0: its parent); its pid."""
+    """Have a child start one that wants to die with `parent_pid` (0: its parent); its pid."""
     readable, writable = os.pipe()
     middle = os.fork()
     if middle == 0:
