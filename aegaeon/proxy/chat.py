@@ -118,7 +118,8 @@ def _plain(message: Message) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         content = "\n".join(part.text or "" for part in content)
-    plain: dict[str, Any] = {"role": role, "content": content}
+    # Clients send null beside tool calls, but many templates search the content as text.
+    plain: dict[str, Any] = {"role": role, "content": content or ""}
     for key in ("name", "tool_call_id", "reasoning_content"):
         value = getattr(message, key)
         if value is not None:

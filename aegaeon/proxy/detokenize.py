@@ -26,20 +26,21 @@ class Detokenizer(ABC):
 
 
 class ByteLevelVocabulary:
-    """The bytes of every token of a byte-level vocabulary; special and unknown ids have none."""
+    """The bytes of a byte-level vocabulary's tokens, each worked out when it first comes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        alphabet = _byte_alphabet()
-        special = special_ids(tokenizer)
-        self._bytes = {
-            token_id: _token_bytes(text, alphabet)
-            for text, token_id in tokenizer.get_vocab(with_added_tokens=True).items()
-            if token_id not in special
-        }
+        self._tokenizer = tokenizer
+        self._alphabet = _byte_alphabet()
+        self._bytes = dict.fromkeys(special_ids(tokenizer), b"")
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Return the token's bytes."""
-        return self._bytes.get(token_id, b"")
+        """Return the token's bytes; special and unknown ids have none."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            text = self._tokenizer.id_to_token(token_id)
+            known = b"" if text is None else _token_bytes(text, self._alphabet)
+            self._bytes[token_id] = known
+        return known
 
 
 class ByteLevelDetokenizer(Detokenizer):

@@ -40,7 +40,9 @@ class TextModel:
         generation = _read_object(root / "generation_config.json")
         self._template = read_template(root, tokenizer_config)
         self._vocabulary = (
-            ByteLevelVocabulary(self._tokenizer) if _is_byte_level(self._tokenizer) else None
+            ByteLevelVocabulary(self._tokenizer)
+            if _is_byte_level(root / "tokenizer.json")
+            else None
         )
         self.defaults = _defaults(generation)
         self.stop_token_ids = self._stop_ids(
@@ -119,8 +121,14 @@ def _read_object(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    decoder = msgspec.json.decode(tokenizer.to_str()).get("decoder") or {}
+class _DecoderPart(msgspec.Struct, frozen=True):
+    """The only part of tokenizer.json that we read ourselves; the file may have many megabytes."""
+
+    decoder: dict[str, Any] | None = None
+
+
+def _is_byte_level(file: Path) -> bool:
+    decoder = msgspec.json.decode(file.read_bytes(), type=_DecoderPart).decoder or {}
     if decoder.get("type") == "Sequence":
         parts = decoder.get("decoders", [])
         return len(parts) == 1 and parts[0].get("type") == "ByteLevel"

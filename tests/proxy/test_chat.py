@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -16,23 +17,29 @@ from tests.support.chat_templates import CONVERSATIONS, TEMPLATES
 from tests.support.proxy_server import write_text_model
 from tests.support.smollm2 import smollm2_directory
 
-QWEN3_DIR = Path(__file__).parents[2] / "models" / "qwen3-tokenizer"
+QWEN3_DIR = Path(__file__).parents[2] / "models" / "qwen3-tokenizer" / "package" / "models"
 
 
 def for_transformers(messages):
-    """What its users pass: arguments as objects."""
+    """What its users pass: arguments as objects, no content as empty text."""
     messages = copy.deepcopy(messages)
     for message in messages:
+        message["content"] = message["content"] or ""
         for call in message.get("tool_calls") or []:
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return messages
 
 
+@lru_cache(maxsize=2)
+def tokenizers_of(directory):
+    """Ours and that of transformers."""
+    return TextModel(str(directory)), AutoTokenizer.from_pretrained(directory)
+
+
 def assert_same_prompt(directory, conversation, **extras):
     messages, tools = CONVERSATIONS[conversation]
     ours = messages_for_template(msgspec.convert(messages, list[Message]))
-    model = TextModel(str(directory))
-    reference = AutoTokenizer.from_pretrained(directory)
+    model, reference = tokenizers_of(directory)
     options = {"tools": tools, "add_generation_prompt": True, **extras}
     text = reference.apply_chat_template(for_transformers(messages), tokenize=False, **options)
     assert model.render_chat(ours, tools, extras) == text

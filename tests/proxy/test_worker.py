@@ -1,4 +1,4 @@
-"""The proxy as a process of its own: ready, draining on SIGTERM, and what keeps it from starting."""
+"""The proxy as a process of its own: ready, draining on SIGTERM, kept from starting."""
 
 import json
 import os

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a line feed in a template is a part of it
 """Chat templates written for tests in the manner of the big families: the same features of jinja,
 other words. Each with the special tokens it needs."""
 
