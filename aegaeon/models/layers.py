@@ -48,7 +48,7 @@ class Decoder:
         self._head = self._embedding if config.tie_word_embeddings else reader.place(HEAD)
         self.weight_bytes = reader.placed_bytes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, batch: StepBatch) -> Tensor:
         """Append the rows' keys and values; return logits [len(logit_rows), vocab] float32."""
         device = self._device
