@@ -1,0 +1,154 @@
+"""A device without an engine: drives a scheduler in simulated time and checks what it may do."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from aegaeon.scheduler.base import Scheduler
+from aegaeon.types import (
+    Decode,
+    Idle,
+    Load,
+    Loaded,
+    LoadFailed,
+    NewToken,
+    Prefill,
+    Request,
+    Stepped,
+    Switch,
+    Switched,
+)
+
+SWITCH_S = 0.05
+STEP_S = 0.02
+LOAD_S = 0.3
+
+
+@dataclass
+class ScriptedDevice:
+    """Two lanes in simulated time. KV is counted in sequences; `failing` models never load."""
+
+    scheduler: Scheduler
+    sizes: dict[str, int]
+    budget_bytes: int
+    kv_slots: int = 1 << 30
+    failing: frozenset[str] = frozenset()
+    now: float = 0.0
+    known: dict[str, Request] = field(default_factory=dict)
+    made: Counter = field(default_factory=Counter)
+    ends: dict[str, str] = field(default_factory=dict)
+    first_token_s: dict[str, float] = field(default_factory=dict)
+    resident: set[str] = field(default_factory=set)
+    loads: list[Load] = field(default_factory=list)
+    steps: list[Prefill | Decode] = field(default_factory=list)
+    holders: list[str] = field(default_factory=list)  # sequences with KV, oldest first
+    _idle_until_s: float | None = None
+    _compute: tuple[float, object] | None = None
+    _copy: tuple[float, Load] | None = None
+
+    def submit(self, request: Request) -> None:
+        self.scheduler.submit(request, self.now)
+        self.known[request.id] = request
+
+    def cancel(self, request_id: str) -> None:
+        self.scheduler.cancel(request_id, self.now)
+        self.end(request_id, "cancelled")
+
+    def end(self, request_id: str, how: str) -> None:
+        if request_id in self.known:
+            assert request_id not in self.ends
+            self.ends[request_id] = how
+            del self.known[request_id]
+            self.drop_kv(request_id)
+
+    def drop_kv(self, request_id: str) -> None:
+        if request_id in self.holders:
+            self.holders.remove(request_id)
+
+    def ask(self) -> None:
+        """Let the scheduler fill the free lanes, as the runtime does."""
+        if self._compute is None:
+            action = self.scheduler.next_action(self.now)
+            self._idle_until_s = action.until_s if isinstance(action, Idle) else None
+            if not isinstance(action, Idle):
+                assert action.model in self.resident, f"{action} is not resident"
+                took_s = SWITCH_S if isinstance(action, Switch) else STEP_S
+                self._compute = (self.now + took_s, action)
+                self.check_step(action)
+            else:
+                assert action.until_s is None or action.until_s > self.now
+        if self._copy is None:
+            load = self.scheduler.next_load(self.now)
+            if load is not None:
+                self.check_load(load)
+                self._copy = (self.now + LOAD_S, load)
+
+    def check_step(self, action) -> None:
+        if isinstance(action, Prefill | Decode):
+            self.steps.append(action)
+            assert action.requests and len(set(action.requests)) == len(action.requests)
+            for request_id in action.requests:
+                assert self.known[request_id].model == action.model
+
+    def check_load(self, load: Load) -> None:
+        busy = self._compute[1].model if self._compute else None
+        assert load.model not in self.resident
+        assert busy not in load.evict
+        self.resident -= set(load.evict)
+        self.loads.append(load)
+        held = sum(self.sizes[model] for model in (*self.resident, load.model))
+        assert held <= self.budget_bytes
+
+    def advance(self, until_s: float) -> None:
+        """Run until nothing is under way or `until_s`."""
+        while True:
+            self.ask()
+            due = [lane[0] for lane in (self._compute, self._copy) if lane is not None]
+            if self._idle_until_s is not None:
+                due.append(self._idle_until_s)
+            if not due or min(due) > until_s:
+                self.now = max(self.now, until_s)
+                return
+            self.now = min(due)
+            self.finish()
+
+    def finish(self) -> None:
+        if self._compute is not None and self._compute[0] <= self.now:
+            action, self._compute = self._compute[1], None
+            if isinstance(action, Switch):
+                self.scheduler.complete(Switched(action.model, SWITCH_S), self.now)
+            else:
+                outcome = self.step(action)
+                self.scheduler.complete(outcome, self.now)
+                for token in outcome.tokens:
+                    if token.finish_reason is not None:
+                        self.end(token.request_id, "finished")
+        if self._copy is not None and self._copy[0] <= self.now:
+            load, self._copy = self._copy[1], None
+            if load.model in self.failing:
+                self.scheduler.complete(LoadFailed(load.model, "x", "y"), self.now)
+                for request in list(self.known.values()):
+                    if request.model == load.model:
+                        self.end(request.id, "failed")
+            else:
+                self.resident.add(load.model)
+                self.scheduler.complete(
+                    Loaded(load.model, self.sizes[load.model], LOAD_S), self.now
+                )
+
+    def step(self, action: Prefill | Decode) -> Stepped:
+        """Like an engine: without room the newest sequence of the model loses its KV."""
+        tokens, preempted = [], []
+        for request_id in action.requests:
+            request = self.known.get(request_id)
+            if request is None:
+                continue  # cancelled meanwhile
+            if request_id not in self.holders:
+                if len(self.holders) >= self.kv_slots:
+                    preempted.append(request_id)
+                    continue
+                self.holders.append(request_id)
+            self.made[request_id] += 1
+            self.first_token_s.setdefault(request_id, self.now)
+            is_last = self.made[request_id] >= request.max_tokens
+            tokens.append(NewToken(request_id, 7, "length" if is_last else None))
+        return Stepped(action.model, tuple(tokens), STEP_S, preempted=tuple(preempted))
