@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -153,8 +154,6 @@ def test_stop_before_ready_ends_everything():
 
 
 def test_a_taken_port_is_refused_with_the_remedy():
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match="choose another --port"):

@@ -1,0 +1,366 @@
+"""The instance's loop without threads: a local domain, a NullEngine, lanes that end when told."""
+
+import pytest
+
+from aegaeon.engine.base import NullEngine, null_token
+from aegaeon.errors import ContextLengthExceeded, StaleIncarnation
+from aegaeon.instance.lanes import Lane
+from aegaeon.instance.outbox import GONE_S, Outbox
+from aegaeon.instance.presence import Presence
+from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.scheduler.residency import Residency
+from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
+from aegaeon.store.codec import decode_reply, encode
+from aegaeon.store.local import LocalDomain
+from aegaeon.types import (
+    Cancel,
+    Drain,
+    InstanceRecord,
+    LoadFailed,
+    Prefill,
+    RequestFailed,
+    Submit,
+    TokenEvent,
+)
+from tests.support.specs import make_request, make_spec
+
+
+class HeldLane(Lane):
+    """Runs an action when told to; then the outcome can be taken."""
+
+    def __init__(self, run):
+        self.run = run
+        self.action = None
+        self.outcome = None
+
+    @property
+    def is_busy(self):
+        return self.action is not None
+
+    def start(self, action):
+        assert self.action is None
+        self.action = action
+
+    def finish(self):
+        if self.action is not None and self.outcome is None:
+            self.outcome = self.run(self.action)
+
+    def take(self):
+        outcome, self.outcome = self.outcome, None
+        if outcome is not None:
+            self.action = None
+        return outcome
+
+    def close(self, timeout_s):
+        return True
+
+
+class Bench:
+    """A runtime on a bench, with the proxy's end of its mailboxes."""
+
+    def __init__(self, models=("a", "b"), budget_bytes=1000, lease_s=8.0, **limits):
+        self.now = 0.0
+        specs = tuple(make_spec(model) for model in models)
+        self.domain = LocalDomain(lambda: self.now)
+        self.engine = NullEngine(specs, pause=lambda _: None)
+        self.compute = HeldLane(self.engine.execute)
+        self.copy = HeldLane(self.engine.load)
+        self.inbox = self.domain.create_mailbox("i.1")
+        self.proxy = self.domain.create_mailbox("proxy")
+        record = InstanceRecord(
+            id="i",
+            incarnation=1,
+            role="colocated",
+            device="null",
+            mailbox="i.1",
+            pid=1,
+            models=models,
+        )
+        self.store = self.domain.metadata()
+        sizes = {spec.id: spec.weight_bytes for spec in specs}
+        self.runtime = Runtime(
+            "i",
+            Parts(
+                inbox=self.inbox,
+                outbox=Outbox(self.domain.open_mailbox),
+                presence=Presence(self.store, record, lease_s),
+                engine=self.engine,
+                scheduler=TurnScheduler(
+                    Residency(sizes, budget_bytes), models, TurnLimits(**limits)
+                ),
+                compute=self.compute,
+                copy=self.copy,
+                clock=lambda: self.now,
+                pause=lambda _: None,
+            ),
+            drain_s=5.0,
+        )
+
+    def send(self, message):
+        self.domain.open_mailbox("i.1").send(encode(message))
+
+    def submit(self, request_id, model="a", **changes):
+        request = make_request(request_id, model, **changes)
+        self.send(Submit(request))
+        return request
+
+    def turn(self):
+        self.runtime.run_once(0.0)
+
+    def work(self, turns=40):
+        """Let both lanes finish whatever they are given."""
+        for _ in range(turns):
+            self.now += 0.001
+            self.turn()
+            self.compute.finish()
+            self.copy.finish()
+
+    def until_prefill(self):
+        """Stop when a prefill is under way."""
+        for _ in range(20):
+            self.turn()
+            if isinstance(self.compute.action, Prefill):
+                return
+            self.compute.finish()
+            self.copy.finish()
+        raise AssertionError("no prefill")
+
+    def replies(self):
+        return [decode_reply(record) for record in self.proxy.receive(0.0)]
+
+    def status(self):
+        """What is published, a moment later: changes go out at a bounded rate."""
+        self.now += 0.1
+        self.turn()
+        return self.store.sync_for_routing()[0].status
+
+    def held_kv(self):
+        return self.engine.usage().kv_bytes
+
+
+def test_tokens_come_back_in_order_with_their_positions():
+    bench = Bench()
+    request = bench.submit("r", max_tokens=4)
+    bench.work()
+    replies = bench.replies()
+    assert [type(reply) for reply in replies] == [TokenEvent] * 4
+    assert [reply.position for reply in replies] == [0, 1, 2, 3]
+    expected = [(null_token(request, position, 1000),) for position in range(4)]
+    assert [reply.token_ids for reply in replies] == expected
+    assert [reply.finish_reason for reply in replies] == [None, None, None, "length"]
+    assert bench.held_kv() == 0
+
+
+def test_a_resumed_request_continues_behind_its_tokens():
+    bench = Bench()
+    whole = make_request("r", "a", max_tokens=4)
+    first = tuple(null_token(whole, position, 1000) for position in range(2))
+    bench.submit("r", max_tokens=4, generated_token_ids=first, attempt=1)
+    bench.work()
+    replies = bench.replies()
+    assert [(reply.position, reply.attempt) for reply in replies] == [(2, 1), (3, 1)]
+    assert replies[0].token_ids == (null_token(whole, 2, 1000),)
+
+
+def test_two_models_interleave_with_the_tokens_of_each_alone():
+    def tokens(bench):
+        made = {}
+        for reply in bench.replies():
+            made.setdefault(reply.request_id, []).extend(reply.token_ids)
+        return made
+
+    alone = {}
+    for model in ("a", "b"):
+        bench = Bench()
+        bench.submit(model, model, max_tokens=60)
+        bench.work(100)
+        alone.update(tokens(bench))
+    both = Bench(quota_s=0.005)
+    for model in ("a", "b"):
+        both.submit(model, model, max_tokens=60)
+    both.work(300)
+    assert tokens(both) == alone
+    assert both.status().switches > 4
+
+
+@pytest.mark.parametrize("stage", ["before load", "loading", "in the action", "running"])
+def test_cancel_frees_the_sequence_in_every_state(stage):
+    bench = Bench()
+    bench.submit("r", max_tokens=1000)
+    if stage == "loading":
+        bench.turn()
+        assert bench.copy.is_busy
+    elif stage == "in the action":
+        bench.until_prefill()
+    elif stage == "running":
+        bench.work()
+        bench.compute.finish()
+    bench.replies()
+    bench.send(Cancel("r"))
+    bench.turn()
+    bench.compute.finish()
+    bench.turn()
+    assert bench.held_kv() == 0
+    bench.work()
+    assert bench.replies() == []
+    assert bench.status().waiting == {} and bench.status().running == {}
+
+
+def test_a_request_past_its_deadline_fails_with_timeout():
+    bench = Bench()
+    bench.submit("r", deadline_s=5.0, max_tokens=1000)
+    bench.turn()
+    bench.now = 5.0
+    bench.turn()
+    (reply,) = bench.replies()
+    assert isinstance(reply, RequestFailed) and reply.code == "timeout"
+    assert bench.held_kv() == 0
+
+
+def test_bad_requests_fail_alone():
+    bench = Bench(max_waiting=2)
+    bench.submit("long", prompt_token_ids=(1,) * 5000)
+    bench.submit("unknown", "zzz")
+    for number in range(3):
+        bench.submit(f"r{number}")
+    bench.work()
+    failed = {r.request_id: r.code for r in bench.replies() if isinstance(r, RequestFailed)}
+    assert failed == {
+        "long": ContextLengthExceeded.code,
+        "unknown": "model_not_found",
+        "r2": "overloaded",
+    }
+
+
+def test_malformed_messages_are_dropped():
+    bench = Bench()
+    bench.domain.open_mailbox("i.1").send(b"\xc1 nonsense")
+    bench.submit("r")
+    bench.work()
+    assert len(bench.replies()) == 4
+
+
+def test_a_repeated_submit_changes_nothing():
+    bench = Bench()
+    bench.submit("r")
+    bench.submit("r")
+    bench.work()
+    assert len(bench.replies()) == 4
+
+
+def test_a_next_attempt_replaces_the_one_in_the_running_action():
+    bench = Bench()
+    bench.submit("r", max_tokens=3)
+    bench.until_prefill()
+    bench.submit("r", max_tokens=3, attempt=1)
+    bench.work()
+    assert [(r.attempt, r.position) for r in bench.replies()] == [(1, 0), (1, 1), (1, 2)]
+
+
+def test_a_load_that_fails_answers_the_models_requests():
+    bench = Bench()
+    good_load = bench.copy.run
+    bench.copy.run = lambda load: (
+        LoadFailed("a", "checkpoint_error", "gone") if load.model == "a" else good_load(load)
+    )
+    bench.submit("r")
+    bench.submit("s", "b")
+    bench.work()
+    replies = bench.replies()
+    assert [r.request_id for r in replies if isinstance(r, RequestFailed)] == ["r"]
+    assert len([r for r in replies if r.request_id == "s"]) == 4
+    assert bench.held_kv() == 0
+
+
+def test_replies_wait_for_room_in_a_full_mailbox():
+    bench = Bench()
+    reader = bench.domain.create_mailbox("small", 200)
+    bench.submit("r", max_tokens=20, reply_to="small")
+    bench.work(60)
+    positions = []
+    for _ in range(20):
+        positions += [decode_reply(record).position for record in reader.receive(0.0)]
+        bench.turn()
+    assert positions == list(range(20))
+
+
+def test_a_proxy_that_is_gone_has_its_requests_cancelled():
+    bench = Bench()
+    bench.submit("r", max_tokens=1000)
+    bench.submit("s", max_tokens=1000, reply_to="nobody")
+    bench.work(10)
+    assert bench.status().running == {"a": 1}
+    bench.proxy.close()
+    bench.work(10)
+    assert bench.status().running == {}
+
+
+def test_a_proxy_that_takes_nothing_for_long_is_gone():
+    bench = Bench()
+    bench.domain.create_mailbox("small", 200)
+    bench.submit("r", max_tokens=1000, reply_to="small")
+    bench.work(20)
+    for _ in range(3):
+        bench.now += GONE_S / 2 + 0.1
+        bench.turn()
+    bench.compute.finish()
+    bench.turn()
+    assert bench.held_kv() == 0
+
+
+def test_a_drain_refuses_new_requests_and_ends_running_ones():
+    bench = Bench()
+    bench.submit("r", max_tokens=4)
+    bench.until_prefill()
+    bench.send(Drain())
+    bench.turn()
+    assert bench.status().state == "draining"
+    bench.submit("s")
+    bench.turn()
+    assert not bench.runtime.is_drained
+    bench.work()
+    replies = bench.replies()
+    assert [r.code for r in replies if isinstance(r, RequestFailed)] == ["draining"]
+    assert len([r for r in replies if isinstance(r, TokenEvent)]) == 4
+    assert bench.runtime.is_drained
+
+
+def test_a_drain_that_takes_too_long_fails_what_is_left():
+    bench = Bench()
+    bench.submit("r", max_tokens=1000)
+    bench.until_prefill()
+    bench.runtime.drain()
+    bench.turn()
+    bench.now += 5.1
+    bench.turn()
+    (reply,) = bench.replies()
+    assert reply.code == "draining"
+    assert bench.runtime.is_drained
+
+
+def test_the_lease_is_kept_alive_by_an_idle_loop():
+    bench = Bench(lease_s=8.0)
+    for _ in range(40):
+        bench.now += 1.0
+        bench.turn()
+    assert bench.status().state == "ready"
+
+
+def test_a_lost_lease_ends_the_instance():
+    bench = Bench(lease_s=8.0)
+    bench.turn()
+    bench.now += 9.0
+    with pytest.raises(StaleIncarnation):
+        bench.turn()
+
+
+def test_the_status_tells_of_work_and_residency():
+    bench = Bench()
+    bench.submit("r", "b", max_tokens=1000)
+    bench.turn()
+    bench.now += 0.1
+    bench.turn()
+    assert bench.status().loading == "b" and bench.status().waiting == {"b": 1}
+    bench.work()
+    assert bench.status().resident == ("b",) and bench.status().current == "b"
+    assert bench.status().running == {"b": 1}
