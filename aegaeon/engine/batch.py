@@ -1,6 +1,6 @@
 """Cuts the work of one action into forward passes of bounded rows, and builds each pass."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +23,9 @@ class Part:
     is_last: bool
 
 
-def plan_passes(
-    sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS
-) -> Iterator[list[Part]]:
-    """Yield passes of at most `max_rows` rows that together feed every token not yet cached."""
+def plan_passes(sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS) -> list[list[Part]]:
+    """Return passes of at most `max_rows` rows that together feed every token not yet cached."""
+    passes: list[list[Part]] = []
     parts: list[Part] = []
     room = max_rows
     for sequence in sequences:
@@ -37,10 +36,11 @@ def plan_passes(
             room -= stop - start
             start = stop
             if room == 0:
-                yield parts
+                passes.append(parts)
                 parts, room = [], max_rows
     if parts:
-        yield parts
+        passes.append(parts)
+    return passes
 
 
 def build_batch(parts: list[Part], pool: KvPool) -> StepBatch:

@@ -1,0 +1,82 @@
+"""The pool gives no byte twice, takes everything back, and says no with numbers."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aegaeon.errors import BudgetTooSmall, OutOfBlocks
+from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for, choose_slab_bytes
+
+SHAPES = (KvShape(2, 2, 16), KvShape(3, 1, 80), KvShape(1, 5, 16, torch.bfloat16))
+
+
+def span(shape: KvShape, block: int) -> tuple[int, int]:
+    return block * shape.page_bytes, block * shape.page_bytes + shape.block_bytes
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(60_000, 400_000),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.booleans()), max_size=60),
+)
+def test_no_byte_is_given_twice_and_all_come_back(budget, steps):
+    pool = KvPool(budget, SHAPES)
+    capacity = [pool.free_blocks(shape) for shape in SHAPES]
+    held: list[tuple[KvShape, list[int]]] = []
+    for which, count, gives_back in steps:
+        shape = SHAPES[which]
+        if gives_back and held:
+            pool.free(*held.pop(which % len(held)))
+        elif count <= pool.free_blocks(shape):
+            held.append((shape, pool.allocate(shape, count)))
+        else:
+            before = pool.used_bytes
+            with pytest.raises(OutOfBlocks, match=f"need {count} "):
+                pool.allocate(shape, count)
+            assert pool.used_bytes == before
+        spans = sorted(span(shape, block) for shape, blocks in held for block in blocks)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+        assert not spans or (spans[0][0] >= 0 and spans[-1][1] <= budget)
+        assert pool.used_bytes == sum(end - start for start, end in spans)
+    for shape, blocks in held:
+        pool.free(shape, blocks)
+    assert [pool.free_blocks(shape) for shape in SHAPES] == capacity
+    assert pool.used_bytes == 0
+
+
+def test_a_slab_serves_another_shape_once_it_is_empty():
+    pool = KvPool(100_000, SHAPES)
+    blocks = pool.allocate(SHAPES[0], pool.capacity_blocks(SHAPES[0]))
+    assert pool.free_blocks(SHAPES[1]) == 0
+    pool.free(SHAPES[0], blocks)
+    assert pool.free_blocks(SHAPES[1]) == pool.capacity_blocks(SHAPES[1]) > 0
+
+
+def test_blocks_come_zeroed():
+    pool = KvPool(100_000, SHAPES)
+    shape = SHAPES[0]
+    blocks = pool.allocate(shape, 3)
+    for block in blocks:
+        pool.pages(shape)[block : block + shape.block_pages] = torch.nan
+    pool.free(shape, blocks)
+    for block in pool.allocate(shape, 3):
+        assert not pool.pages(shape)[block : block + shape.block_pages].any()
+
+
+def test_a_budget_below_one_block_is_refused():
+    with pytest.raises(BudgetTooSmall, match="--kv-budget-gb"):
+        KvPool(1000, SHAPES)
+
+
+def test_slabs_hold_a_block_of_every_shape_and_waste_little_of_a_large_budget():
+    real = (KvShape(30, 3, 64), KvShape(28, 8, 128), KvShape(24, 2, 64))
+    slab = choose_slab_bytes(2 << 30, real)
+    assert all(slab // shape.block_bytes >= 1 for shape in real)
+    assert all(slab % shape.block_bytes < 0.15 * slab for shape in real)
+
+
+def test_blocks_for_rounds_up():
+    assert [blocks_for(n) for n in (0, 1, BLOCK_TOKENS, BLOCK_TOKENS + 1)] == [0, 1, 1, 2]
