@@ -1,8 +1,10 @@
 """The ASGI application: error shapes, request ids, and the life of gateway and instances."""
 
+import contextlib
 import logging
 import re
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aegaeon import __version__
 from aegaeon.config import Settings, load_settings
+from aegaeon.errors import AegaeonError
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.node import joined_domain, served_models
@@ -79,7 +82,7 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await _start_plainly(self._app, scope, receive, send)
             return
         theirs = Headers(scope=scope).get("x-request-id", "")
         request_id = theirs if _CLEAN_ID.fullmatch(theirs) else f"req_{secrets.token_hex(12)}"
@@ -98,6 +101,21 @@ class RequestIds:
             log.exception("request failed request_id=%s path=%s", request_id, scope["path"])
             if not is_started:
                 await error_response(internal_error())(scope, receive, send_with_id)
+
+
+async def _start_plainly(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the application's life. When it cannot start, say why in one line, not a traceback."""
+
+    async def send_plainly(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            error = sys.exc_info()[1]
+            if isinstance(error, AegaeonError):
+                message = {**message, "message": f"cannot start: {error}"}
+        await send(message)
+
+    # The server has been told; it prints whatever is raised on top of that.
+    with contextlib.suppress(AegaeonError):
+        await app(scope, receive, send_plainly)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -1,0 +1,68 @@
+"""`uvicorn aegaeon.proxy:app` where no server lives: it brings its own instances, and takes them
+away again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from aegaeon.config import check_settings
+from aegaeon.store.domains import domain_is_live
+from tests.support.checkpoints import make_checkpoint
+from tests.support.fake_instance import wait_until
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def uvicorn_process(port, **settings):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AEGAEON_")}
+    environment |= {f"AEGAEON_{name.upper()}": value for name, value in settings.items()}
+    command = [sys.executable, "-m", "uvicorn", "aegaeon.proxy:app", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def is_up(address):
+    try:
+        return httpx.get(f"{address}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_uvicorn_starts_and_stops_instances_of_its_own(tmp_path):
+    model = make_checkpoint(tmp_path / "m")
+    port, domain = free_port(), f"test-node-{os.getpid()}"
+    address = f"http://127.0.0.1:{port}"
+    options = {"models": f"m={model}", "domain": domain, "device": "null", "drain_s": "5"}
+    with uvicorn_process(port, **options) as process:
+        wait_until(lambda: is_up(address) or process.poll() is not None, timeout_s=60)
+        answer = httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] <= 8
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert not domain_is_live(check_settings({"domain": domain}))
+    assert not list(Path("/dev/shm").glob(f"aegaeon-{domain}*"))
+
+
+def test_settings_that_cannot_be_end_uvicorn_with_the_reason():
+    with uvicorn_process(free_port(), models="") as process:
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert b"cannot start: no models to serve; set AEGAEON_MODELS" in log
+    assert b"Traceback" not in log
