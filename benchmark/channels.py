@@ -18,7 +18,7 @@ from aegaeon.store.redis import RedisDomain
 from aegaeon.store.shm import ShmDomain
 
 SEND_PATIENCE_S = 60.0
-Send = Callable[[bytes], object]
+Send = Callable[[bytes, Any], object]
 
 
 class Channel(ABC):
@@ -155,37 +155,37 @@ class Sender:
             self._process.join()
 
 
-def sender_of(address: Any) -> tuple[Send, Callable[[], object]]:
-    """Return how to send to `address`, and how to end."""
+def sender_of(address: Any) -> tuple[Send, Any, Callable[[], object]]:
+    """Return what to call with a record, its second argument to wait for room, and how to end."""
     kind, where = address
     match kind:
         case "ring":
             mailbox = ShmDomain(where).open_mailbox("box")
-            return lambda record: mailbox.send(record, SEND_PATIENCE_S), mailbox.close
+            return mailbox.send, SEND_PATIENCE_S, mailbox.close
         case "redis":
             domain = RedisDomain(*where)
             box = domain.open_mailbox("box")
-            return lambda record: box.send(record, SEND_PATIENCE_S), domain.close
+            return box.send, SEND_PATIENCE_S, domain.close
         case "queue":
-            return where.put, where.close
+            return where.put, True, where.close
         case _:
             context = zmq.Context()
             socket = context.socket(zmq.PUSH)
             socket.connect(where)
-            return socket.send, context.destroy
+            return socket.send, 0, context.destroy
 
 
 def _send_on_order(address: Any, orders: "multiprocessing.connection.Connection[Any, Any]") -> None:
-    send, close = sender_of(address)
+    send, waiting, close = sender_of(address)
     orders.send("connected")
     while (order := orders.recv()) is not None:
         records, record_bytes, gap_s = order
         record = bytes(record_bytes)
         if not gap_s:
             for _ in range(records):
-                send(record)
+                send(record, waiting)
             continue
         for _ in range(records):
             time.sleep(gap_s)
-            send(time.perf_counter_ns().to_bytes(8, "little") + record[8:])
+            send(time.perf_counter_ns().to_bytes(8, "little") + record[8:], waiting)
     close()
