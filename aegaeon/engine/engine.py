@@ -45,9 +45,11 @@ class ModelEngine(Engine):
     """Runs `specs` on `device` inside `budgets`, with at most `threads` compute threads.
 
     Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
-    sequence that lost its KV needs no special care. The process must not have run parallel torch
-    operators before. For the thread bound to hold for libraries' own pools too, the process is
-    started with OMP_NUM_THREADS and MKL_NUM_THREADS equal to `threads`.
+    sequence that lost its KV needs no special care. Who loses it: see SequenceTable.make_room;
+    sequences of another model may be among the `preempted`.
+
+    For the thread bound to hold for the libraries' own pools too, the process is started with
+    OMP_NUM_THREADS, MKL_NUM_THREADS and OPENBLAS_NUM_THREADS equal to `threads`.
     """
 
     def __init__(
@@ -145,11 +147,10 @@ class ModelEngine(Engine):
     def _take_tokens(
         self, parts: list[Part], logits: Logits, tokens: list[NewToken], failed: list[Failure]
     ) -> None:
-        finite: list[bool] = np.isfinite(logits).all(axis=-1).tolist()
-        for part, row, is_finite in zip(parts, logits, finite, strict=True):
+        for part, row in zip(parts, logits, strict=True):
             sequence = part.sequence
             request = sequence.request
-            if not is_finite:
+            if not np.isfinite(row).all():
                 message = f"{request.model} made logits that are not finite; the request ends"
                 failed.append((request.id, AegaeonError.code, message))
                 self.release(request.id)
