@@ -4,7 +4,9 @@ The only reader of the environment. Unknown keys fail; every field is documented
 becomes a flag, an environment variable and a file key of the same name.
 """
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -15,14 +17,17 @@ from msgspec import Meta
 
 from aegaeon.errors import ConfigError
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 PREFIX = "AEGAEON_"
 # Read by the build or naming the file itself; not settings.
 NOT_SETTINGS = frozenset({"AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
+
+# It becomes part of file names and keys.
+DOMAIN = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?")
 
 
 def _doc(text: str, **bounds: Any) -> Meta:
@@ -123,6 +128,14 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
         settings = msgspec.convert(dict(values), Settings)
     except msgspec.ValidationError as error:
         raise ConfigError(f"bad setting: {error}") from None
+    for name, value in msgspec.structs.asdict(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, not {value}")
+    if not DOMAIN.fullmatch(settings.domain):
+        raise ConfigError(
+            f"domain {settings.domain!r} must be at most 100 letters, digits, '.', '_' or '-', "
+            "and not begin with '.'; choose another name"
+        )
     if settings.prefill_count or settings.decode_count:
         raise ConfigError(
             "roles prefill and decode are not built yet; use --colocated-count instead"
