@@ -17,11 +17,13 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from aegaeon import __version__, _native
 from aegaeon.config import Settings, describe, load_settings, parse_text
 from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.memory.budget import choose_budgets
+from aegaeon.models.hub import pull
 from aegaeon.models.references import ModelEntry, list_models, resolve_all
 from aegaeon.supervisor import Supervisor, free_port
 from aegaeon.types import ModelSpec
@@ -120,7 +122,8 @@ def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
         word = rest[index]
         if not word.startswith("-"):
             break
-        index += 2 if "=" not in word and _takes_value(word) else 1
+        takes_value = _takes_value(word.partition("=")[0])
+        index += 2 if takes_value and "=" not in word else 1
     if index >= len(rest):
         return "serve", rest
     command = rest.pop(index)
@@ -131,9 +134,13 @@ def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
 
 def _takes_value(flag: str) -> bool:
     name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-    if name not in {field.name for field in msgspec.structs.fields(Settings)}:
-        return name == "config"
-    return describe(name)[0] is not bool
+    if name in {field.name for field in msgspec.structs.fields(Settings)}:
+        return describe(name)[0] is not bool
+    if flag in ("-h", "--help"):
+        return False
+    if flag == "--config":
+        return True
+    raise ConfigError(f"unrecognized arguments: {flag}; see `aegaeon serve --help`")
 
 
 def serve_parser(command: str) -> argparse.ArgumentParser:
@@ -254,34 +261,49 @@ def _models(given: Sequence[str]) -> int:
     parser = _Parser(prog="aegaeon models", description="Look after the models directory.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     shared = _Parser(add_help=False)
-    shared.add_argument(
-        "--models-dir", default=None, metavar="DIR", help="where models live (default: as served)"
-    )
+    for one in (shared, parser):
+        one.add_argument(
+            "--models-dir", metavar="DIR", help="where models live", default=argparse.SUPPRESS
+        )
     listing = commands.add_parser("list", parents=[shared], help="show what is there")
     listing.add_argument("--json", action="store_true", help="as JSON, for programs")
     importing = commands.add_parser("import", parents=[shared], help="turn a GGUF into a model")
     importing.add_argument("file", metavar="FILE.gguf", help="the file to read")
     importing.add_argument("--name", help="the model's name (default: the file's)")
     importing.add_argument(
-        "--dtype", default="bfloat16", choices=("float32", "float16", "bfloat16"), help="on disk"
+        "--dtype",
+        default="bf16",
+        choices=("f32", "f16", "bf16"),
+        help="of the weights on disk (default: bf16)",
     )
     pulling = commands.add_parser("pull", parents=[shared], help="download a model")
     pulling.add_argument("id", help="its hub id, like Qwen/Qwen3-0.6B")
     options = parser.parse_args(given)
-    flags = {} if options.models_dir is None else {"models_dir": options.models_dir}
+    flags = {"models_dir": options.models_dir} if "models_dir" in options else {}
     models_dir = Path(load_settings(flags).models_dir).expanduser()
     match options.command:
         case "list":
             _list(list_models(models_dir), models_dir, options.json)
         case "import":
-            # Imported here: reading GGUF needs torch, which takes seconds to import.
             file = Path(options.file).expanduser()
             out_dir = models_dir / (options.name or file.stem).replace("/", "__")
-            import_module("aegaeon.models.gguf").import_gguf(file, out_dir, options.dtype)
-            print(out_dir)
+            print(_import(file, out_dir, options.dtype))
         case "pull":
-            print(import_module("aegaeon.models.hub").pull(options.id, models_dir))
+            print(pull(options.id, models_dir))
     return 0
+
+
+def _import(file: Path, out_dir: Path, dtype: str) -> Path:
+    """Import with a bar on stderr."""
+    # Imported here: reading GGUF needs torch, which takes seconds to import.
+    import_gguf = import_module("aegaeon.models.gguf").import_gguf
+    with tqdm(desc=out_dir.name, unit="B", unit_scale=True, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return Path(import_gguf(file, out_dir, dtype, show))
 
 
 def _list(entries: Sequence[ModelEntry], models_dir: Path, as_json: bool) -> None:

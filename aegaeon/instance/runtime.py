@@ -286,8 +286,6 @@ class Runtime:
             for request_id, live in tuple(self._live.items()):
                 if live.request.model == outcome.model:
                     self._fail(request_id, outcome.code, outcome.message, now)
-        else:
-            log.info("model loaded outcome=%s", outcome)
 
     def _start_actions(self, now: float) -> None:
         parts = self._parts
