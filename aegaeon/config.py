@@ -7,6 +7,7 @@ becomes a flag, an environment variable and a file key of the same name.
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
