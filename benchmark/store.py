@@ -15,10 +15,19 @@ from aegaeon.store.local import LocalDomain
 from aegaeon.store.redis import RedisDomain
 from aegaeon.store.shm import ShmDomain
 from aegaeon.types import InstanceRecord, InstanceStatus
-from benchmark.channels import Channel, QueueChannel, RedisChannel, RingChannel, Sender, ZmqChannel
+from benchmark.channels import (
+    Channel,
+    PipeChannel,
+    QueueChannel,
+    RedisChannel,
+    RingChannel,
+    Sender,
+    ZmqChannel,
+)
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 
 OURS, QUEUE, ZMQ, REDIS = "ShmMailbox", "multiprocessing.Queue", "ZeroMQ", "RedisMailbox"
+PIPE = "a bare pipe"  # the limit of wake-ups
 SIZES = {"64 B": 64, "1 KiB": 1 << 10, "64 KiB": 64 << 10}
 # Records of one run, so that each takes some tenths of a second.
 RECORDS = {
@@ -44,6 +53,7 @@ class Pairs:
         }
         if redis_url:
             self.channels[REDIS] = RedisChannel(redis_url)
+        self.channels[PIPE] = PipeChannel(context)
         self.senders = {name: Sender(context, channel) for name, channel in self.channels.items()}
 
     def close(self) -> None:
@@ -79,7 +89,7 @@ def measure_throughput(pairs: Pairs, repeats: int, share: float) -> list[Row]:
     rows: list[Row] = []
     for label, size in SIZES.items():
         progress(f"records/s at {label}")
-        runs: dict[str, list[float]] = {name: [] for name in pairs.channels}
+        runs: dict[str, list[float]] = {name: [] for name in pairs.channels if name != PIPE}
         for _ in range(repeats):
             for name, rates in runs.items():
                 count = max(300, int(RECORDS[name][size] * share))
@@ -101,7 +111,7 @@ def measure_throughput(pairs: Pairs, repeats: int, share: float) -> list[Row]:
 
 
 def measure_wake_up(pairs: Pairs, repeats: int, records: int) -> list[Row]:
-    """One-way times from a sender to a reader that sleeps."""
+    """One-way times from a sender to a reader that sleeps; the limit is a bare pipe."""
     progress("wake-up latency")
     runs: dict[str, list[list[float]]] = {name: [] for name in pairs.channels}
     for _ in range(repeats):
@@ -110,13 +120,14 @@ def measure_wake_up(pairs: Pairs, repeats: int, records: int) -> list[Row]:
     rows = []
     for percentile in (50, 99):
         value = {name: median(run[percentile - 1] for run in taken) for name, taken in runs.items()}
-        for peer in (name for name in value if name != OURS):
+        for peer in (name for name in value if name not in {OURS, PIPE}):
             row = Row(
                 case=f"wake-up p{percentile}",
                 unit="us",
                 ours=value[OURS],
                 peer=peer,
                 peer_value=value[peer],
+                limit=value[PIPE],
             )
             aim = Aim("ours", 20, "< 20 us", is_least=False) if percentile == 50 else None
             rows.append(measured(row, aim, less_is_better=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aegaeon.config import Settings
-from aegaeon.errors import ConfigError, RegionError
+from aegaeon.errors import ConfigError
 from aegaeon.store.domains import claim_domain, domain_is_live, open_domain, sweep_domains
 from aegaeon.store.names import domain_of, region_path
 from aegaeon.store.redis import RedisDomain
@@ -159,14 +159,40 @@ def test_no_shared_memory_is_said_with_the_remedy(directory: Path) -> None:
         claim_domain(settings(), directory / "missing")
 
 
-def test_full_shared_memory_is_found_when_a_region_is_made(domain_name: str) -> None:
-    domain = ShmDomain(domain_name)
-    filesystem = os.statvfs("/dev/shm")
-    if filesystem.f_blocks * filesystem.f_frsize >= 1 << 32:
-        pytest.skip("/dev/shm holds the largest ring there is")
-    with pytest.raises(RegionError, match="shm-size"):
-        domain.create_mailbox("box", 1 << 32)
-    assert not list(Path("/dev/shm").glob(f"aegaeon-{domain_name}.*"))
+FILL = """
+    import sys
+    from pathlib import Path
+    from aegaeon.errors import RegionError
+    from aegaeon.store.shm import ShmDomain
+    directory = Path(sys.argv[1])
+    domain = ShmDomain("d", directory)
+    for make in (domain.metadata, lambda: domain.create_mailbox("box", 8 << 20)):
+        try:
+            make()
+        except RegionError as error:
+            print(error)
+    print("left:", *directory.iterdir())
+"""
+
+
+def test_full_shared_memory_is_found_when_a_region_is_made(directory: Path) -> None:
+    script = 'mount -t tmpfs -o size=2m none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script, "sh"]
+    try:
+        made = subprocess.run([*command[:4], "true"], check=False, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed, so there is no small tmpfs to fill")
+    if made.returncode:
+        pytest.skip("no user namespaces here, so there is no small tmpfs to fill")
+    arguments = [str(directory), sys.executable, textwrap.dedent(FILL)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*command, *arguments], check=True, capture_output=True, text=True, cwd=root, timeout=60
+    )
+    *errors, left = done.stdout.splitlines()
+    assert len(errors) == 2
+    assert all("shm-size" in error for error in errors)
+    assert left == "left:"
 
 
 def test_the_backend_setting_chooses_the_store(redis_server, domain_name: str) -> None:

@@ -1,0 +1,64 @@
+"""Messages as bytes: the same back, and a clear error for anything else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aegaeon.errors import RegionMismatch
+from aegaeon.store.codec import decode_instance_message, decode_reply, encode
+from aegaeon.types import (
+    Cancel,
+    Drain,
+    InstanceMessage,
+    Reply,
+    Request,
+    RequestFailed,
+    SamplingParams,
+    Submit,
+    TokenEvent,
+)
+
+REQUEST = Request(
+    id="r",
+    model="m",
+    prompt_token_ids=tuple(range(1000)),
+    sampling=SamplingParams(temperature=0.7, seed=2**63 - 1),
+    max_tokens=64,
+    stop_token_ids=(1, 2),
+    reply_to="proxy-1",
+    arrival_s=1.5,
+    deadline_s=9.25,
+    generated_token_ids=(7,),
+    attempt=2,
+)
+
+
+@pytest.mark.parametrize("message", [Submit(REQUEST), Cancel("r"), Drain()])
+def test_messages_to_instances_come_back_equal(message: InstanceMessage) -> None:
+    assert decode_instance_message(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        TokenEvent("r", 1, 3, (5, 6), "i", "stop"),
+        TokenEvent("r", 0, 0, (5,), "i"),
+        RequestFailed("r", 1, "timeout", "too late — ü", "i"),
+    ],
+)
+def test_replies_come_back_equal(message: Reply) -> None:
+    assert decode_reply(encode(message)) == message
+
+
+def test_a_message_of_the_other_direction_is_refused() -> None:
+    with pytest.raises(RegionMismatch, match="one version"):
+        decode_reply(encode(Drain()))
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_refused_and_never_crash(record: bytes) -> None:
+    for decode in (decode_instance_message, decode_reply):
+        try:
+            decode(record)
+        except RegionMismatch:
+            continue
