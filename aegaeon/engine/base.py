@@ -60,7 +60,7 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, action: Load) -> Outcome:
-        """Evict and load weights; blocks. Never evicts the current model."""
+        """Evict and load weights; blocks. Never asked to evict a model while it computes."""
 
     @abstractmethod
     def usage(self) -> EngineUsage:

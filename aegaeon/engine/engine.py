@@ -67,7 +67,7 @@ class ModelEngine(Engine):
         self._pool = KvPool(budgets.kv_bytes, self._shapes.values())
         self._sequences = SequenceTable(self._pool)
         self._lock = threading.Lock()  # over _sequences and _pool
-        self._current: ModelId | None = None
+        self._computing: ModelId | None = None  # the model of the running action
 
     def submit(self, request: Request) -> None:
         spec = self._specs.get(request.model)
@@ -86,17 +86,20 @@ class ModelEngine(Engine):
         model = self._weights.get(action.model)
         if model is None:
             raise RuntimeError(f"{action} of a model that is not resident")
-        match action:
-            case Switch(model=name):
-                self._current = name
-                return Switched(name, time.perf_counter() - started)
-            case Prefill(requests=requests) | Decode(requests=requests):
-                with self._threads.computing(), torch.inference_mode():
-                    return self._step(action.model, model, requests, started)
+        self._computing = action.model
+        try:
+            match action:
+                case Switch(model=name):
+                    return Switched(name, time.perf_counter() - started)
+                case Prefill(requests=requests) | Decode(requests=requests):
+                    with self._threads.computing(), torch.inference_mode():
+                        return self._step(action.model, model, requests, started)
+        finally:
+            self._computing = None
 
     def load(self, action: Load) -> Outcome:
         started = time.perf_counter()
-        assert self._current not in action.evict, "the current model stays"
+        assert self._computing not in action.evict, "a computing model stays"
         self._threads.enter_loading()
         try:
             for model in action.evict:
@@ -124,7 +127,6 @@ class ModelEngine(Engine):
     def close(self) -> None:
         with self._lock:
             self._sequences.clear()
-        self._current = None
         self._weights.clear()
 
     def _step(
