@@ -8,12 +8,22 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from aegaeon.device.base import StepBatch
+from aegaeon.device.cpu import CpuDevice
+from aegaeon.memory.kv import KvPool, KvRows, KvShape, blocks_for
+from aegaeon.models.layers import Decoder
 from aegaeon.models.registry import load_model
 from tests.support.checkpoints import make_checkpoint
 from tests.support.dense_device import DenseDevice, dense_batch
 from tests.support.smollm2 import smollm2_directory
 
 TOLERANCE = 1e-4
+SMOLLM2_PROMPTS = (
+    "The capital of France is",
+    "def add(a, b):\n",
+    "Zwölf Boxkämpfer jagen",
+    "<|im_start|>user\nName three rivers.<|im_end|>\n<|im_start|>assistant\n",
+)
 PROMPT = [7, 260, 44, 3, 3, 199, 301, 12, 90, 91, 92, 93, 5, 370, 0, 1, 2, 250]
 
 LLAMA3_ROPE = {
@@ -128,18 +138,41 @@ def test_no_logits_are_made_where_none_are_wanted(tmp_path: Path) -> None:
     assert decoder.forward(wanting_none).shape == (0, decoder.config.vocab_tokens)
 
 
-@pytest.mark.parametrize(
-    "prompt", ["The capital of France is", "def add(a, b):\n", "Zwölf Boxkämpfer jagen"]
-)
-def test_smollm2_continues_as_under_transformers(prompt: str) -> None:
-    """64 greedy tokens; each must be the reference's own choice behind those before it."""
+def test_smollm2_continues_as_under_transformers() -> None:
+    """64 greedy tokens of prompts that decode together; each must be the reference's own choice
+    behind those before it."""
     directory = smollm2_directory()
-    tokens = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(prompt).ids
-    decoder = load_model(directory, DenseDevice())
-    first = len(tokens)
-    logits = decoder.forward(dense_batch(tokens, every_row=False))
-    while len(tokens) < first + 64:
-        tokens.append(int(logits[-1].argmax()))
-        logits = decoder.forward(dense_batch(tokens[-1:], len(tokens) - 1))
-    expected = reference_logits(directory, tokens[:-1])[first - 1 :].argmax(-1)
-    assert tokens[first:] == expected.tolist()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    prompts = [tokenizer.encode(text).ids for text in SMOLLM2_PROMPTS]
+    decoder = load_model(directory, CpuDevice())
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    for prompt, continued in zip(prompts, continue_greedily(decoder, prompts, 64), strict=True):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + continued[:-1]])).logits[0]
+        assert continued == logits[len(prompt) - 1 :].argmax(-1).tolist()
+
+
+def continue_greedily(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
+    config = decoder.config
+    shape = KvShape(config.layers, config.kv_heads, config.head_dim)
+    lengths = [len(prompt) + count for prompt in prompts]
+    pool = KvPool(256 << 20, [shape])
+    blocks = [tuple(pool.allocate(shape, blocks_for(length))) for length in lengths]
+    steps, starts, made = prompts, [0] * len(prompts), [list[int]() for _ in prompts]
+    for _ in range(count):
+        rows, first = [], 0
+        for step, start, owned in zip(steps, starts, blocks, strict=True):
+            rows.append(KvRows(first, len(step), start, owned))
+            first += len(step)
+        positions = [range(part.start, part.tokens) for part in rows]
+        batch = StepBatch(
+            token_ids=torch.tensor([token for step in steps for token in step]),
+            positions=torch.tensor([position for part in positions for position in part]),
+            logit_rows=torch.tensor([part.first_row + part.rows - 1 for part in rows]),
+            kv=pool.view(shape, rows),
+        )
+        tokens = decoder.forward(batch).argmax(-1).tolist()
+        starts, steps = [part.tokens for part in rows], [[token] for token in tokens]
+        for line, token in zip(made, tokens, strict=True):
+            line.append(token)
+    return made
