@@ -256,3 +256,13 @@ def test_wakes_nobody_reads_do_not_pile_up(domain: RedisDomain) -> None:
     for _ in range(50):
         reader.wake()
     assert domain._link.client.xlen(reader._bell) == 1
+
+
+def test_what_was_read_gives_its_room_back_exactly(domain: RedisDomain) -> None:
+    reader, sender = domain.create_mailbox("box"), domain.open_mailbox("box")
+    for n in range(700):
+        sender.send(bytes(n))
+    while reader.receive(0.05, max_records=300):
+        pass
+    assert domain._link.client.hget(reader._key, "held") == b"0"
+    assert domain._link.client.xlen(reader._stream) == 0
