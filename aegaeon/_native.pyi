@@ -36,9 +36,10 @@ class Ring:
     def receive(self, timeout_s: float, max_records: int = 1024) -> list[bytes]:
         """Return what has come, in order per writer; wait up to `timeout_s` when there is nothing.
 
-        Long records come a few per call (256 KiB and one record at most). An empty list means that the time passed or that `wake` was called. For the creating
-        process only, one thread at a time: else RegionError, RuntimeError. Raises RingClosed after
-        `close`, RegionMismatch when the ring is damaged.
+        One call hands out about 256 KiB at most: long records come a few at a time. An empty list
+        means that the time passed or that `wake` was called. For the creating process only, one
+        thread at a time: else RegionError, RuntimeError. Raises RingClosed after `close`,
+        RegionMismatch when the ring is damaged.
         """
 
     def wake(self) -> None:
