@@ -1,0 +1,71 @@
+"""Processes that die or are told to: streams go on, nothing is left, the next start works."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support.polling import eventually
+from tests.support.server import Server, Streamed, is_running, left_in_shared_memory
+from tests.support.smollm2 import smollm2_directory
+
+TOKENS = 600
+
+
+def test_a_stream_survives_its_instance_with_the_same_tokens(checkpoints, tmp_path):
+    with Server(tmp_path, checkpoints, "--colocated-count", "2") as server:
+        undisturbed = Streamed(server.url, "bob", "the device", TOKENS).whole()
+        stream = Streamed(server.url, "bob", "the device", TOKENS)
+        eventually(lambda: len(stream.pieces) >= 10, within_s=30)
+        os.kill(server.instance_pids()[stream.instances[-1]], signal.SIGKILL)
+        assert stream.whole() == undisturbed
+        assert len(set(stream.instances)) == 2
+
+        # The dead one comes back, by another pid.
+        eventually(lambda: len(server.instance_pids()) == 2, within_s=30)
+
+
+def test_a_real_checkpoint_goes_on_behind_its_tokens_in_the_restarted_instance(tmp_path):
+    models = {"smol": smollm2_directory()}
+    prompt = "Once upon a time, there was a"
+    with Server(tmp_path, models) as server:
+        undisturbed = Streamed(server.url, "smol", prompt, 24).whole()
+        stream = Streamed(server.url, "smol", prompt, 24)
+        eventually(lambda: len(stream.pieces) >= 4, within_s=60)
+        (pid,) = server.instance_pids().values()
+        os.kill(pid, signal.SIGKILL)
+        assert stream.whole() == undisturbed
+
+
+def test_sigterm_lets_streams_end_and_leaves_nothing(checkpoints, tmp_path):
+    server = Server(tmp_path, checkpoints, "--colocated-count", "2").start()
+    try:
+        undisturbed = Streamed(server.url, "cleo", "a device", TOKENS).whole()
+        stream = Streamed(server.url, "cleo", "a device", TOKENS)
+        eventually(lambda: len(stream.pieces) >= 10, within_s=30)
+        pids = server.instance_pids()
+        os.kill(server.pid, signal.SIGTERM)
+        assert stream.whole() == undisturbed
+        assert server.wait() == 0
+    finally:
+        server.stop()
+    assert left_in_shared_memory(server.domain) == []
+    assert not any(is_running(pid) for pid in pids.values())
+
+
+@pytest.mark.parametrize("same_domain", [True, False])
+def test_a_killed_server_blocks_no_next_start(checkpoints, tmp_path, same_domain):
+    models = {"ada": checkpoints["ada"]}
+    killed = Server(tmp_path, models).start()
+    port, pids = killed.port, killed.instance_pids()
+    killed.kill()
+    eventually(lambda: not any(is_running(pid) for pid in pids.values()), within_s=20)
+    assert left_in_shared_memory(killed.domain) != []
+
+    after = killed if same_domain else Server(tmp_path, models)
+    try:
+        after.start(port)
+        assert Streamed(after.url, "ada", "the device", 5).whole()
+    finally:
+        after.stop()
+    assert left_in_shared_memory(killed.domain) == left_in_shared_memory(after.domain) == []

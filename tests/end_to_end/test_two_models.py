@@ -1,0 +1,53 @@
+"""Requests to several models in flight at once on one instance: interleaved, and the same tokens
+as each alone."""
+
+import pytest
+
+from tests.support.server import Server, Streamed
+from tests.support.smollm2 import smollm2_directory
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints, tmp_path_factory):
+    flags = ("--colocated-count", "1", "--turn-quota-s", "0.02")
+    with Server(tmp_path_factory.mktemp("server"), checkpoints, *flags) as server:
+        yield server
+
+
+def assert_interleaved(streams):
+    last_first = max(stream.times_s[0] for stream in streams)
+    first_last = min(stream.times_s[-1] for stream in streams)
+    assert last_first < first_last
+
+
+def test_models_take_turns_and_answer_as_each_alone(server):
+    asked = [(name, f"{name} says: the device") for name in ("ada", "bob", "cleo")]
+    alone = [Streamed(server.url, name, prompt, 300).whole() for name, prompt in asked]
+    assert len(set(alone)) == 3
+
+    before = server.switches()
+    together = [Streamed(server.url, name, prompt, 300) for name, prompt in asked]
+    assert [stream.whole() for stream in together] == alone
+    assert_interleaved(together)
+    assert server.switches() - before >= 6
+
+
+def test_batch_mates_do_not_change_an_answer(server):
+    alone = Streamed(server.url, "ada", "the quick", 100).whole()
+    prompts = ["the quick", "She sells sea shells", "def main():", "0123456789"]
+    together = [Streamed(server.url, "ada", prompt, 100) for prompt in prompts]
+    assert together[0].whole() == alone
+    for stream in together[1:]:
+        stream.whole()
+
+
+def test_a_real_checkpoint_takes_turns_with_the_same_tokens(tmp_path):
+    weights = smollm2_directory()
+    models = {"one": weights, "two": weights}
+    prompt = "The capital of France is"
+    with Server(tmp_path, models, "--turn-quota-s", "0.1") as server:
+        alone = Streamed(server.url, "one", prompt, 24).whole()
+        assert "Paris" in alone
+        together = [Streamed(server.url, name, prompt, 24) for name in models]
+        assert [stream.whole() for stream in together] == [alone, alone]
+        assert_interleaved(together)
