@@ -234,7 +234,7 @@ class TurnScheduler(Scheduler):
                 group.add_token(token.request_id)
         group.rotate(action.requests)
         if outcome.preempted:
-            self._on_preempted(group, outcome.preempted)
+            self._on_preempted(outcome.preempted)
         elif isinstance(action, Prefill):
             group.kv_ticket = None
         for token in outcome.tokens:
@@ -243,14 +243,22 @@ class TurnScheduler(Scheduler):
         for request, _, _ in outcome.failed:
             self._forget(request)
 
-    def _on_preempted(self, group: Group, preempted: tuple[RequestId, ...]) -> None:
-        """They wait in front, and until KV comes free no group behind this one prefills."""
+    def _on_preempted(self, preempted: tuple[RequestId, ...]) -> None:
+        """They wait in front of their own groups, which stand in line for KV from here on."""
         known = [request for request in preempted if request in self._model_of]
-        if group.put_back(known):
+        losers = {
+            self._model_of[request]: self._groups[self._model_of[request]] for request in known
+        }
+        held_kv = [
+            group.put_back([r for r in known if self._model_of[r] == model])
+            for model, group in losers.items()
+        ]
+        if any(held_kv):
             self._kv_freed()
-        if known and group.kv_ticket is None:
-            group.kv_ticket = self._next_ticket()
-        group.kv_retry = False
+        for group in losers.values():
+            if group.kv_ticket is None:
+                group.kv_ticket = self._next_ticket()
+            group.kv_retry = False
 
     def _forget(self, request: RequestId) -> None:
         model = self._model_of.pop(request, None)

@@ -250,6 +250,22 @@ def test_scarce_kv_serves_models_in_the_order_they_ran_out():
     assert len(device.ends) == 7
 
 
+def test_a_preempted_request_of_another_model_waits_in_its_own_group():
+    device = make_device({"a": 1, "b": 1}, 2, device={"kv_slots": 1}, quota_s=0.1)
+    device.submit(make_request("young", "b", max_tokens=200))
+    device.advance(LOAD_S + SWITCH_S + 3 * STEP_S)
+    assert device.scheduler.snapshot().running == {"b": 1}
+    # Older in the eyes of the engine, as a request that an earlier attempt brought there.
+    device.known = {"old": make_request("old", "a", max_tokens=200), **device.known}
+    device.scheduler.submit(device.known["old"], device.now)
+    while not device.made["old"]:
+        device.advance(device.now + STEP_S)
+    assert device.scheduler.snapshot().running == {"a": 1}
+    assert device.scheduler.snapshot().waiting == {"b": 1}
+    device.advance(device.now + 20.0)
+    assert device.ends == {"old": "finished", "young": "finished"}
+
+
 def test_load_failure_frees_requests_of_its_own_model_only():
     scheduler = TurnScheduler(Residency({"a": 1, "b": 1}, 2), ("a", "b"), TurnLimits())
     scheduler.submit(make_request("r", "a"), 0.0)

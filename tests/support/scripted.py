@@ -40,7 +40,7 @@ class ScriptedDevice:
     resident: set[str] = field(default_factory=set)
     loads: list[Load] = field(default_factory=list)
     steps: list[Prefill | Decode] = field(default_factory=list)
-    holders: list[str] = field(default_factory=list)  # sequences with KV, oldest first
+    holders: list[str] = field(default_factory=list)  # sequences with KV
     _idle_until_s: float | None = None
     _compute: tuple[float, object] | None = None
     _copy: tuple[float, Load] | None = None
@@ -135,18 +135,32 @@ class ScriptedDevice:
                     Loaded(load.model, self.sizes[load.model], LOAD_S), self.now
                 )
 
-    def step(self, action: Prefill | Decode) -> Stepped:
-        """Like an engine: without room the newest sequence of the model loses its KV."""
-        tokens, preempted = [], []
-        for request_id in action.requests:
-            request = self.known.get(request_id)
-            if request is None:
-                continue  # cancelled meanwhile
-            if request_id not in self.holders:
-                if len(self.holders) >= self.kv_slots:
+    def make_room(self, oldest_first: list[str], age: dict[str, int]) -> list[str]:
+        """Give each a slot; return those of any model that lost or did not get theirs."""
+        preempted: list[str] = []
+        for request_id in oldest_first:
+            if request_id in self.holders or request_id in preempted:
+                continue
+            if len(self.holders) >= self.kv_slots:
+                victim = max(self.holders, key=age.__getitem__)
+                if age[victim] < age[request_id]:
                     preempted.append(request_id)
                     continue
-                self.holders.append(request_id)
+                self.holders.remove(victim)
+                preempted.append(victim)
+            self.holders.append(request_id)
+        return preempted
+
+    def step(self, action: Prefill | Decode) -> Stepped:
+        """Like an engine: without room the newest sequence of any model loses its KV."""
+        tokens = []
+        age = {request_id: number for number, request_id in enumerate(self.known)}
+        wanted = [request_id for request_id in action.requests if request_id in self.known]
+        preempted = self.make_room(sorted(wanted, key=age.__getitem__), age)
+        for request_id in wanted:  # others were cancelled meanwhile
+            if request_id in preempted:
+                continue
+            request = self.known[request_id]
             self.made[request_id] += 1
             self.first_token_s.setdefault(request_id, self.now)
             is_last = self.made[request_id] >= request.max_tokens
