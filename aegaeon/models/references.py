@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
+from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
 from aegaeon.models.checkpoint import COMPUTE_BYTES, plan_load
 from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
 from aegaeon.types import ModelSpec
@@ -97,6 +97,8 @@ def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
     Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
     plan = plan_load(path)
+    if not (path / "tokenizer.json").is_file():  # read by the proxy alone, and only when asked
+        raise CheckpointError(f"{path} has no tokenizer.json; fetch or import the model again")
     config = plan.config
     return ModelSpec(
         id=served_id or id_of_directory(path),
