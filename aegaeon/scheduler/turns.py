@@ -35,9 +35,14 @@ RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between attempts at a model that d
 
 
 class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of the policy. One prefill step takes at least one request, whatever its size."""
+    """The bounds of the policy. One prefill step takes at least one request, whatever its size.
+
+    A turn whose weights had to be loaded lasts at least `amortise` times that load: where memory
+    holds few models, a short quota would otherwise be spent on loading.
+    """
 
     quota_s: float = 0.5
+    amortise: float = 2.0
     max_batch: int = 16
     max_waiting: int = 1024
     max_running: int = 32  # per model; beyond max_batch they decode in rotation
@@ -150,7 +155,7 @@ class TurnScheduler(Scheduler):
                 self._in_flight = None
                 self._end_turn()
                 self._current = outcome.model
-                self._turn_ends_s = now + self._limits.quota_s
+                self._turn_ends_s = now + self._turn_s(self._groups[outcome.model])
                 self._switches += 1
                 self._residency.touch(outcome.model)
             case Stepped():
@@ -158,6 +163,7 @@ class TurnScheduler(Scheduler):
             case Loaded():
                 self._residency.end_load(outcome.weight_bytes)
                 self._groups[outcome.model].load_failures = 0
+                self._groups[outcome.model].unpaid_load_s = outcome.took_s
                 self._drop_preload(outcome.model)
             case LoadFailed():
                 self._on_load_failed(self._groups[outcome.model], now)
@@ -195,6 +201,10 @@ class TurnScheduler(Scheduler):
         victims = self._residency.plan(head.model, self._victims(head, runnable, set()))
         if victims is not None:
             self._planned = self._begin_load(head.model, victims)
+
+    def _turn_s(self, group: Group) -> float:
+        load_s, group.unpaid_load_s = group.unpaid_load_s, 0.0
+        return max(self._limits.quota_s, self._limits.amortise * load_s)
 
     def _end_turn(self) -> None:
         if self._current is not None:

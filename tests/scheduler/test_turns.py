@@ -79,7 +79,8 @@ def test_no_model_starves(sizes, budget, arrivals):
         device.advance(arrival_s)
         device.submit(make_request(model, model, max_tokens=10**9))
         device.submit(make_request(f"{model}2", model, max_tokens=10**9))
-    bound_s = len(MODELS) * (quota_s + STEP_S + SWITCH_S + LOAD_S)
+    turn_s = max(quota_s, TurnLimits().amortise * LOAD_S)
+    bound_s = len(MODELS) * (turn_s + STEP_S + SWITCH_S + LOAD_S)
     device.advance(device.now + bound_s)
     seen = len(device.steps)
     assert set(device.first_token_s) == {*MODELS, *(f"{model}2" for model in MODELS)}
@@ -97,6 +98,15 @@ def test_alternating_arrivals_switch_no_more_than_the_quota_allows():
         device.advance(device.now + 0.05)
     assert device.scheduler.snapshot().switches <= 2 * device.now / 0.5 + 2
     assert len(device.ends) > 150
+
+
+def test_turns_are_worth_their_loads():
+    device = make_device({"a": 1, "b": 1}, 1, quota_s=0.01)
+    for model in "ab":
+        device.submit(make_request(model, model, max_tokens=10**9))
+    device.advance(60.0)
+    assert len(device.steps) * STEP_S > 0.55 * device.now
+    assert device.scheduler.snapshot().switches > 20
 
 
 def test_one_model_keeps_the_device_while_nobody_else_waits():
@@ -118,11 +128,11 @@ def test_a_resident_model_computes_while_another_loads():
 
 
 def test_the_current_model_makes_way_at_the_end_of_its_turn():
-    device = make_device({"a": 1, "b": 1}, 1, quota_s=0.5)
+    device = make_device({"a": 1, "b": 1}, 1, quota_s=0.7)
     device.submit(make_request("r", "a", max_tokens=10**9))
     device.advance(LOAD_S + SWITCH_S + 0.1)
     device.submit(make_request("s", "b"))
-    device.advance(device.now + 0.3)
+    device.advance(device.now + 0.5)
     assert [load.model for load in device.loads] == ["a"]
     device.advance(device.now + 0.2)
     assert device.loads[-1] == Load("b", ("a",))
