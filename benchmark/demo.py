@@ -263,7 +263,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="imported to here")
     parser.add_argument("--limit-s", type=float, default=240.0, help="time for the answers")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(options.gguf, options.models_dir, options.limit_s)
     except DemoError as error:
@@ -276,4 +275,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C, so that what was started is stopped; here, since it is the process's to decide.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

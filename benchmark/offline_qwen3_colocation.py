@@ -382,7 +382,6 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(make_parser().parse_args(arguments))
     except AegaeonError as error:
@@ -393,4 +392,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C, so that what was started is stopped; here, since it is the process's to decide.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -99,18 +99,7 @@ def config_json(
 
     Raises CheckpointError, UnsupportedModel (experts, scalings that are not built).
     """
-    if metadata.integer("expert_count", 0):
-        raise UnsupportedModel(
-            f"{metadata.source}: mixtures of experts are not built; take a dense model"
-        )
-    hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
-    if heads < 1:
-        raise CheckpointError(f"{metadata.source}: no attention heads; download the file again")
-    head_dim = metadata.integer("attention.key_length", hidden // heads)
-    if metadata.integer("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedModel(f"{metadata.source}: values and keys of unequal size are not built")
-    if metadata.integer("rope.dimension_count", head_dim) != head_dim:
-        raise UnsupportedModel(f"{metadata.source}: rotating part of a head is not built")
+    hidden, heads, head_dim = _attention_shape(metadata)
     has_output_bias = "blk.0.attn_output.bias" in tensor_names
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[metadata.architecture]],
@@ -139,6 +128,23 @@ def config_json(
         config["mlp_bias"] = "blk.0.ffn_down.bias" in tensor_names
     scaling = _rope_scaling(metadata, rope_factors, config["rope_theta"], head_dim)
     return config if scaling is None else config | {"rope_scaling": scaling}
+
+
+def _attention_shape(metadata: GgufMetadata) -> tuple[int, int, int]:
+    """Return (hidden size, heads, head_dim). Raises CheckpointError, UnsupportedModel."""
+    if metadata.integer("expert_count", 0):
+        raise UnsupportedModel(
+            f"{metadata.source}: mixtures of experts are not built; take a dense model"
+        )
+    hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
+    if heads < 1:
+        raise CheckpointError(f"{metadata.source}: no attention heads; download the file again")
+    head_dim = metadata.integer("attention.key_length", hidden // heads)
+    if metadata.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedModel(f"{metadata.source}: values and keys of unequal size are not built")
+    if metadata.integer("rope.dimension_count", head_dim) != head_dim:
+        raise UnsupportedModel(f"{metadata.source}: rotating part of a head is not built")
+    return hidden, heads, head_dim
 
 
 def generation_json(metadata: GgufMetadata) -> dict[str, Any]:
