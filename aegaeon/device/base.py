@@ -30,8 +30,11 @@ class Device(ABC):
     dtype: torch.dtype
 
     @abstractmethod
-    def place(self, weight: Tensor) -> Tensor:
-        """Return `weight` in the form this device computes with (dtype, memory)."""
+    def place(self, weight: Tensor, for_products: bool = False) -> Tensor:
+        """Return `weight` in the form this device computes with (dtype, memory).
+
+        With `for_products` only `linear` reads it, so its memory order may be the device's own.
+        """
 
     @abstractmethod
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aegaeon.device.attention import AttentionPlan
 from aegaeon.device.base import Device, StepBatch
-from aegaeon.device.products import RowIndependentLinear
+from aegaeon.device.products import RowIndependentLinear, pack
 
 
 class CpuDevice(Device):
@@ -22,8 +22,9 @@ class CpuDevice(Device):
         self._linear = RowIndependentLinear()
         self._plan: AttentionPlan | None = None
 
-    def place(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self.dtype).contiguous()
+    def place(self, weight: Tensor, for_products: bool = False) -> Tensor:
+        weight = weight.detach().to(self.dtype).contiguous()
+        return pack(weight) if for_products else weight
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         return table.index_select(0, token_ids)

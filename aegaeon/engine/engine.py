@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ from aegaeon.types import (
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 Failure = tuple[RequestId, str, str]
 
 
@@ -68,6 +71,7 @@ class ModelEngine(Engine):
         self._sequences = SequenceTable(self._pool)
         self._lock = threading.Lock()  # over _sequences and _pool
         self._computing: ModelId | None = None  # the model of the running action
+        self._prepared: set[ModelId] = set()  # the loading thread's
 
     def submit(self, request: Request) -> None:
         spec = self._specs.get(request.model)
@@ -92,8 +96,7 @@ class ModelEngine(Engine):
                 case Switch(model=name):
                     return Switched(name, time.perf_counter() - started)
                 case Prefill(requests=requests) | Decode(requests=requests):
-                    with self._threads.computing(), torch.inference_mode():
-                        return self._step(action.model, model, requests, started)
+                    return self._compute(lambda: self._step(action.model, model, requests, started))
         finally:
             self._computing = None
 
@@ -106,11 +109,14 @@ class ModelEngine(Engine):
                 self._weights.evict(model)
             with torch.inference_mode():
                 weight_bytes = self._weights.load(self._specs[action.model])
+            self._prepare(action.model)
         except AegaeonError as error:
+            self._weights.evict(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
             # What torch and the system raise while weights come in is this model's trouble only.
             log.exception("loading failed model=%s", action.model)
+            self._weights.evict(action.model)
             return LoadFailed(action.model, AegaeonError.code, f"cannot load: {error}")
         took_s = time.perf_counter() - started
         log.info("model loaded model=%s bytes=%d took_s=%.3f", action.model, weight_bytes, took_s)
@@ -128,6 +134,22 @@ class ModelEngine(Engine):
         with self._lock:
             self._sequences.clear()
         self._weights.clear()
+
+    def _prepare(self, name: ModelId) -> None:
+        """Prepare a model when it is loaded for the first time, computing as its steps will.
+
+        On a thread of its own, for the compute threads that OpenMP gives a thread end with it.
+        """
+        model = self._weights.get(name)
+        if model is None or name in self._prepared:
+            return
+        with ThreadPoolExecutor(1, "prepare") as thread:
+            thread.submit(self._compute, model.prepare).result()
+        self._prepared.add(name)
+
+    def _compute(self, work: Callable[[], Result]) -> Result:
+        with self._threads.computing(), torch.inference_mode():
+            return work()
 
     def _step(
         self, name: ModelId, model: ResidentModel, requests: tuple[RequestId, ...], started: float

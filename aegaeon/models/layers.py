@@ -45,7 +45,9 @@ class Decoder:
         self._embedding = reader.place(EMBEDDING)  # [vocab, hidden]
         self._layers = [read_layer(reader, f"model.layers.{i}.") for i in range(config.layers)]
         self._norm = reader.place(FINAL_NORM)
-        self._head = self._embedding if config.tie_word_embeddings else reader.place(HEAD)
+        # A tied head is read in the order of the embedding: packing it would hold it twice.
+        tied = config.tie_word_embeddings
+        self._head = self._embedding if tied else reader.place(HEAD, for_products=True)
         self.weight_bytes = reader.placed_bytes
 
     @torch.no_grad()
@@ -63,6 +65,15 @@ class Decoder:
             return x.new_empty((0, self.config.vocab_tokens))
         x = device.rms_norm(x[batch.logit_rows], self._norm, self.config.rms_norm_eps)
         return device.linear(x, self._head)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Use each shape of projection once: what a device finds out at the first use of one, it
+        finds out before a request waits for it."""
+        layer = self._layers[0]
+        projections = (layer.qkv, layer.output, layer.gate_up, layer.down)
+        for weight in (*(projection.weight for projection in projections), self._head):
+            self._device.linear(torch.zeros(1, weight.shape[1]), weight)
 
     def _attention(
         self,
@@ -113,5 +124,5 @@ def read_layer(reader: WeightReader, prefix: str) -> LayerWeights:
 
 def read_linear(reader: WeightReader, *names: str) -> Linear:
     """Place the projections `names` as one, stacked along their outputs."""
-    weight = reader.place(*(f"{name}.weight" for name in names))
+    weight = reader.place(*(f"{name}.weight" for name in names), for_products=True)
     return Linear(weight, reader.place_if_stored(*(f"{name}.bias" for name in names)))

@@ -29,18 +29,19 @@ class WeightReader:
         self._done_bytes, self._total_bytes = 0, plan.file_bytes
         self.placed_bytes = 0
 
-    def place(self, *names: str) -> Tensor:
+    def place(self, *names: str, for_products: bool = False) -> Tensor:
         """Return the named tensors, one below the other along dimension 0, on the device.
 
-        Raises CheckpointError if a file has changed since it was planned.
+        `for_products` is as in Device.place. Raises CheckpointError if a file has changed since it
+        was planned.
         """
         stored = [self._tensors[name] for name in names]
         if len({tensor.dtype for tensor in stored}) == 1:
             whole = _read(stored)
         else:
             whole = torch.cat([_read([tensor]).to(torch.float32) for tensor in stored])
-        placed = self._device.place(whole)
-        self.placed_bytes += placed.nbytes
+        placed = self._device.place(whole, for_products)
+        self.placed_bytes += placed.numel() * placed.dtype.itemsize
         self._done_bytes += sum(tensor.data_bytes for tensor in stored)
         if self._on_progress is not None:
             self._on_progress(self._done_bytes, self._total_bytes)

@@ -27,11 +27,13 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def operators(features: int):
     device = CpuDevice()
     weight, bias = randn(200, features, seed=1), randn(200, seed=2)
+    packed = device.place(weight, for_products=True)
     up = randn(400, features, seed=3)
     cos, sin = randn(400, 16, seed=4), randn(400, 16, seed=5)
     heads = features // 16
     return {
         "linear": lambda x, at: device.linear(x, weight, bias),
+        "packed linear": lambda x, at: device.linear(x, packed, bias),
         "rms_norm": lambda x, at: device.rms_norm(x, weight[0], 1e-6),
         "head_norm": lambda x, at: device.rms_norm(x.view(-1, heads, 16), weight[0, :16], 1e-6),
         "rotate": lambda x, at: device.rotate(x.view(-1, heads, 16), cos[at], sin[at]),
@@ -40,7 +42,9 @@ def operators(features: int):
 
 
 @pytest.mark.parametrize("features", [64, 96, 576])
-@pytest.mark.parametrize("name", ["linear", "rms_norm", "head_norm", "rotate", "silu_mul"])
+@pytest.mark.parametrize(
+    "name", ["linear", "packed linear", "rms_norm", "head_norm", "rotate", "silu_mul"]
+)
 def test_rows_have_the_same_bits_in_any_company(name, features):
     operator = operators(features)[name]
     x = randn(400, features, seed=9)
@@ -52,10 +56,13 @@ def test_rows_have_the_same_bits_in_any_company(name, features):
                 assert torch.equal(operator(x[rows], rows), whole[rows]), (count, first)
 
 
-def test_linear_is_the_float64_product():
+@pytest.mark.parametrize("for_products", [False, True])
+def test_linear_is_the_float64_product(for_products):
+    device = CpuDevice()
     x, weight, bias = randn(5, 96), randn(200, 96, seed=1), randn(200, seed=2)
     expected = x.double() @ weight.double().T + bias.double()
-    assert torch.allclose(CpuDevice().linear(x, weight, bias).double(), expected, atol=1e-4)
+    placed = device.place(weight.to(torch.float64), for_products)
+    assert torch.allclose(device.linear(x, placed, bias).double(), expected, atol=1e-4)
 
 
 def test_rms_norm_is_the_float64_formula():

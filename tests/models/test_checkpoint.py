@@ -103,9 +103,9 @@ def test_a_file_cut_after_planning_is_an_error_and_no_crash(model: Path) -> None
     file = model / "model.safetensors"
 
     class Cutting(DenseDevice):
-        def place(self, weight: torch.Tensor) -> torch.Tensor:
+        def place(self, weight: torch.Tensor, for_products: bool = False) -> torch.Tensor:
             file.write_bytes(b"")
-            return super().place(weight)
+            return super().place(weight, for_products)
 
     assert plan.file_bytes > 0
     with pytest.raises(CheckpointError, match="cut off"):

@@ -4,6 +4,7 @@ For tests of what runs models; the real families have their own tests.
 """
 
 import threading
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -29,23 +30,31 @@ class TinyDecoder:
         draw = torch.Generator().manual_seed(seed)
 
         def matrix(out: int, into: int) -> Tensor:
-            return device.place(torch.randn(out, into, generator=draw) * 2.0 / into**0.5)
+            return torch.randn(out, into, generator=draw) * 2.0 / into**0.5
 
         self.device = device
         self.kv_heads = kv_heads
-        self.embedding = matrix(VOCAB, HIDDEN)
+        self.embedding = device.place(matrix(VOCAB, HIDDEN))
         self.norm = torch.ones(HIDDEN)
         qkv = (HEADS + 2 * kv_heads) * HEAD_DIM
         self.layers = [
-            (matrix(qkv, HIDDEN), matrix(HIDDEN, HEADS * HEAD_DIM), matrix(2 * 64, HIDDEN),
-             matrix(HIDDEN, 64))
+            tuple(
+                device.place(matrix(out, into), for_products=True)
+                for out, into in (
+                    (qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * 64, HIDDEN), (HIDDEN, 64),
+                )
+            )
             for _ in range(layers)
         ]  # fmt: skip
         self.poison_token: int | None = None
 
     @property
     def weight_bytes(self) -> int:
-        return self.embedding.nbytes + sum(w.nbytes for layer in self.layers for w in layer)
+        return 4 * sum(w.numel() for w in (self.embedding, *chain.from_iterable(self.layers)))
+
+    def prepare(self) -> None:
+        for weight in (*self.layers[0], self.embedding):
+            self.device.linear(torch.zeros(1, weight.shape[1]), weight)
 
     def forward(self, batch: StepBatch) -> Tensor:
         device = self.device

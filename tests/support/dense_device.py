@@ -19,7 +19,7 @@ class DenseDevice(Device):
         self.keys: dict[int, Tensor] = {}  # layer -> [tokens, kv_heads, head_dim]
         self.values: dict[int, Tensor] = {}
 
-    def place(self, weight: Tensor) -> Tensor:
+    def place(self, weight: Tensor, for_products: bool = False) -> Tensor:
         return weight.to(torch.float32)
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
