@@ -108,7 +108,7 @@ def serve(launch: Launch) -> int:
             owned.callback(inbox.close)
             runtime = build_runtime(launch, domain, engine, inbox, owned)
         except AegaeonError as error:
-            log.error("cannot start error=%s", error)
+            log.debug("cannot start error=%s", error)  # the supervisor tells the user
             with open(launch.status_fd, "w", encoding="utf-8") as status:  # noqa: PTH123  a descriptor
                 status.write(str(error))
             return EXIT_CANNOT_START
