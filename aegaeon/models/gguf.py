@@ -68,6 +68,7 @@ def import_gguf(
     if target.exists():
         raise ConfigError(f"{target} exists already; remove it or choose another name")
     reader = GgufReader(file)
+    _sweep_partials(target)
     partial = target.parent / f".{target.name}.import-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -81,6 +82,21 @@ def import_gguf(
         shutil.rmtree(partial, ignore_errors=True)
     log.info("model imported file=%s path=%s dtype=%s", file, target, dtype)
     return target
+
+
+def _sweep_partials(target: Path) -> None:
+    """Remove what imports to `target` left whose process was killed."""
+    prefix = f".{target.name}.import-"
+    for left in target.parent.iterdir() if target.parent.is_dir() else ():
+        pid = left.name.removeprefix(prefix)
+        if left.name.startswith(prefix) and pid.isascii() and pid.isdigit():
+            try:
+                os.kill(int(pid), 0)
+            except (ProcessLookupError, OverflowError):
+                log.warning("removing an unfinished import path=%s", left)
+                shutil.rmtree(left, ignore_errors=True)
+            except PermissionError:
+                continue  # alive, another user's
 
 
 class GgufReader:

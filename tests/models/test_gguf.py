@@ -1,7 +1,9 @@
 """GGUF import: against transformers' own reading of the file, and on damaged files."""
 
 import importlib.util
+import os
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,21 @@ def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         import_gguf(tmp_path / "model.gguf", tmp_path / "models" / "out", on_progress=interrupt)
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_an_import_sweeps_what_killed_ones_left_and_spares_live_ones(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf")
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait(30)
+    dead = tmp_path / f".out.import-{ended.pid}"
+    kept = [tmp_path / f".out.import-{os.getppid()}", tmp_path / ".other.import-1"]
+    kept.append(tmp_path / ".out.import-mine")
+    for left in (dead, *kept):
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"half")
+    import_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    assert not dead.exists()
+    assert all(left.exists() for left in kept)
 
 
 def test_a_file_cut_anywhere_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
