@@ -59,6 +59,7 @@ class Weights:
             return self._models[spec.id].weight_bytes
         self._check(spec, spec.weight_bytes)
         model = self._loader(spec.path, self._device)
+        return_free_memory()  # what converting tensors took
         self._check(spec, model.weight_bytes)
         self._models[spec.id] = model
         self._used_bytes += model.weight_bytes
