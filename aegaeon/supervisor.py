@@ -20,6 +20,7 @@ from aegaeon.config import Settings, child_environment
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.instance.processors import available_processors, thread_environment
+from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
 from aegaeon.types import InstanceId, ModelSpec
@@ -33,13 +34,6 @@ KILL_GRACE_S = 5.0  # beyond drain_s, before SIGKILL
 REAP_S = 30.0  # for the kernel to end a killed process
 MAILBOX_BYTES = 1 << 16  # the least; nothing is sent there
 PROXY = "proxy"
-
-
-class ProxyLaunch(msgspec.Struct, frozen=True, kw_only=True):
-    """What the proxy process reads on its stdin."""
-
-    settings: Settings
-    specs: tuple[ModelSpec, ...]
 
 
 @dataclass(slots=True)
@@ -211,11 +205,19 @@ class Supervisor:
         # Higher than that of any earlier server on the same store, too.
         child.incarnation = max(child.incarnation + 1, time.time_ns() // 1_000_000)
         child.started_s = time.monotonic()
+        child.status_fd, writing = os.pipe()
+        launch: Launch | ProxyLaunch
         if child.index is None:
-            told = msgspec.json.encode(ProxyLaunch(settings=self._settings, specs=self._specs))
-            child.process = _start("aegaeon.proxy.worker", 1, ())
+            module, threads = "aegaeon.proxy.worker", 1
+            launch = ProxyLaunch(
+                settings=self._settings,
+                specs=self._specs,
+                address=mailbox_address(child.name, child.incarnation),
+                status_fd=writing,
+                parent_pid=os.getpid(),
+            )
         else:
-            child.status_fd, writing = os.pipe()
+            module, threads = "aegaeon.instance.worker", self._settings.threads_per_instance
             launch = Launch(
                 settings=self._settings,
                 specs=self._specs,
@@ -225,11 +227,9 @@ class Supervisor:
                 status_fd=writing,
                 parent_pid=os.getpid(),
             )
-            told = msgspec.json.encode(launch)
-            threads = self._settings.threads_per_instance
-            child.process = _start("aegaeon.instance.worker", threads, (writing,))
-            os.close(writing)
-        _tell(child.process, told)
+        child.process = _start(module, threads, writing)
+        os.close(writing)
+        _tell(child.process, msgspec.json.encode(launch))
         log.info("started name=%s pid=%d", child.name, child.process.pid)
 
     def _on_death(self, child: _Child) -> None:
@@ -239,7 +239,7 @@ class Supervisor:
         message = _read_status(child)
         self._forget(child)
         if not (self._wanted.is_ready or self._wanted.should_stop):
-            if child.index is not None and code == EXIT_CANNOT_START and message:
+            if code == EXIT_CANNOT_START and message:
                 self._fail(ConfigError(message))
                 return
             if child.index is None:
@@ -264,11 +264,13 @@ class Supervisor:
             )
 
     def _forget(self, child: _Child) -> None:
-        """Take a dead instance's row and mailbox out, so that its requests go elsewhere now."""
-        if child.index is None or self._store is None or self._domain is None:
+        """Take the dead one's row and mailbox out: an instance's requests go elsewhere now, and
+        those of a proxy are cancelled where they run."""
+        if self._store is None or self._domain is None:
             return
         try:
-            self._store.remove_instance(child.name, child.incarnation)
+            if child.index is not None:
+                self._store.remove_instance(child.name, child.incarnation)
             # Only a mailbox's reader removes it, for every backend: so take its place first.
             address = mailbox_address(child.name, child.incarnation)
             mailbox = self._domain.create_mailbox(address, MAILBOX_BYTES)
@@ -331,11 +333,11 @@ class Supervisor:
         _read_status(child)
 
 
-def _start(module: str, threads: int, pass_fds: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+def _start(module: str, threads: int, status_fd: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
-        pass_fds=pass_fds,
+        pass_fds=(status_fd,),
         env=child_environment(thread_environment(threads)),
         start_new_session=True,  # Ctrl-C is for us; we drain in order
     )

@@ -36,10 +36,11 @@ def create_app(
     settings: Settings | None = None,
     specs: tuple[ModelSpec, ...] | None = None,
     domain: Domain | None = None,
+    address: str | None = None,
 ) -> FastAPI:
     """Build the application. What is not given is found out when it starts: settings from
-    AEGAEON_* and AEGAEON_CONFIG, the models they name, and a domain: the live one, or a new one
-    with instances that belong to this application."""
+    AEGAEON_* and AEGAEON_CONFIG, the models they name, a domain: the live one, or a new one with
+    instances that belong to this application; and a mailbox address."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,7 +50,7 @@ def create_app(
             joined = domain
             if joined is None:
                 joined = await stack.enter_async_context(joined_domain(chosen))
-            gateway = Gateway(joined, chosen, served)
+            gateway = Gateway(joined, chosen, served, address)
             await gateway.start()
             stack.push_async_callback(gateway.close)
             service = Service(chosen, served, gateway, int(time.time()))

@@ -84,8 +84,8 @@ class Gateway:
     async def close(self) -> None:
         """Cancel what is open at the instances and leave the domain."""
         self._closed.set()
+        self.fail_all(InstanceLost("the server is shutting down; try again"))
         for opened in tuple(self._open.values()):
-            opened.fail(InstanceLost("the server is shutting down; try again"))
             self._leave(opened)
         if self._watcher is not None:
             self._watcher.cancel()
@@ -98,6 +98,11 @@ class Gateway:
         self._mailbox.close()
         self._mailbox.unlink()
         self._sender.shutdown(wait=False)
+
+    def fail_all(self, error: AegaeonError) -> None:
+        """End all open requests with `error`; their streams raise it and are cancelled."""
+        for opened in tuple(self._open.values()):
+            opened.fail(error)
 
     def instances(self) -> tuple[Instance, ...]:
         """Return the live instances as last seen, at most about WATCH_S ago; wakes nobody."""

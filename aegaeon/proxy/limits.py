@@ -1,13 +1,17 @@
-"""What comes in is bounded and of the right type before anyone parses it."""
+"""What comes in is bounded, in bytes and time, and of the right type before anyone parses it."""
+
+import asyncio
 
 from starlette.requests import ClientDisconnect, Request
 
 from aegaeon.proxy.failures import ApiError
 
+BODY_S = 60.0
 
-async def read_json_body(request: Request, max_bytes: int) -> bytes:
+
+async def read_json_body(request: Request, max_bytes: int, within_s: float = BODY_S) -> bytes:
     """Return the raw body. Raises ApiError 415 for another content type, 413 beyond `max_bytes`,
-    400 when the client goes away in the middle."""
+    408 when it takes too long, 400 when the client goes away in the middle."""
     kind = request.headers.get("content-type", "application/json")
     if kind.split(";")[0].strip().lower() != "application/json":
         raise ApiError(
@@ -16,16 +20,23 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
-    parts: list[bytes] = []
-    total = 0
     try:
-        async for part in request.stream():
-            total += len(part)
-            if total > max_bytes:
-                raise _too_large(max_bytes)
-            parts.append(part)
+        return await asyncio.wait_for(_read(request, max_bytes), within_s)
+    except asyncio.TimeoutError:
+        text = f"the body did not come within {within_s:.0f} s; send it faster"
+        raise ApiError(408, "request_timeout", text) from None
     except ClientDisconnect:
         raise ApiError(400, "invalid_json", "the body ended early") from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    total = 0
+    async for part in request.stream():
+        total += len(part)
+        if total > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
     return b"".join(parts)
 
 

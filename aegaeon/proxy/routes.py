@@ -44,9 +44,10 @@ def add_routes(app: FastAPI) -> None:
     add = app.add_api_route
     add("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
     add("/v1/completions", completions, methods=["POST"], response_model=None)
-    add("/v1/models", models, methods=["GET"], response_model=None)
-    add("/v1/models/{model:path}", model, methods=["GET"], response_model=None)
-    add("/health", health, methods=["GET"], response_model=None)
+    look = ["GET", "HEAD"]
+    add("/v1/models", models, methods=look, response_model=None)
+    add("/v1/models/{model:path}", model, methods=look, response_model=None)
+    add("/health", health, methods=look, response_model=None)
 
 
 async def chat_completions(request: Request) -> Response:

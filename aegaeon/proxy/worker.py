@@ -11,43 +11,35 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import TextIO
 
 import msgspec
 import uvicorn
 
 from aegaeon import _native
 from aegaeon.config import Settings
-from aegaeon.errors import AegaeonError, ConfigError
+from aegaeon.errors import AegaeonError, ConfigError, Draining
 from aegaeon.proxy.application import create_app
+from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, ProxyLaunch
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.store.domains import open_domain
-from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
-EXIT_DRAINED = 0
-EXIT_CRASHED = 1
-EXIT_CANNOT_START = 2  # with one line on `status_fd`
 _POLL_S = 0.05
 _BACKLOG = 2048
-
-
-class ProxyLaunch(msgspec.Struct, frozen=True, kw_only=True):
-    """What the supervisor writes to stdin. `status_fd` is an inherited pipe's writing end: closed
-    once requests are taken, after one line when they never will be."""
-
-    settings: Settings
-    specs: tuple[ModelSpec, ...]
-    status_fd: int | None = None
+# For what has ended to be sent. The supervisor waits a little longer for us than drain_s.
+_LAST_WORDS_S = 2
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn, but the first signal drains: requests after it get a 503, open ones end."""
 
-    def __init__(self, config: uvicorn.Config, launch: ProxyLaunch) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, status: TextIO) -> None:
         super().__init__(config)
-        self._launch = launch
+        self._settings = settings
+        self._status = status
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -56,10 +48,8 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.should_exit:
-            settings = self._launch.settings
-            log.info("ready host=%s port=%d", settings.host, settings.port)
-            if self._launch.status_fd is not None:
-                os.close(self._launch.status_fd)
+            log.info("ready host=%s port=%d", self._settings.host, self._settings.port)
+            self._status.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal drain; on the second end at once."""
@@ -77,9 +67,12 @@ class DrainingServer(uvicorn.Server):
         service.is_draining = True
         log.info("draining open_requests=%d", service.gateway.open_requests)
         waited_s = 0.0
-        while service.gateway.open_requests and waited_s < self._launch.settings.drain_s:
+        while service.gateway.open_requests and waited_s < self._settings.drain_s:
             await asyncio.sleep(_POLL_S)
             waited_s += _POLL_S
+        service.gateway.fail_all(
+            Draining("the server stopped before the answer was complete; ask again")
+        )
         self.should_exit = True
 
 
@@ -105,39 +98,45 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(launch: ProxyLaunch, domain: Domain) -> int:
-    """Serve until drained; return the exit status. Raises ConfigError when it cannot listen."""
+def serve(launch: ProxyLaunch, domain: Domain, status: TextIO) -> int:
+    """Serve until drained; return the exit status. `status` is closed once requests are taken.
+
+    Raises ConfigError when it cannot listen.
+    """
     settings = launch.settings
     with contextlib.closing(bind(settings.host, settings.port)) as bound:
         config = uvicorn.Config(
-            create_app(settings, launch.specs, domain),
+            create_app(settings, launch.specs, domain, launch.address),
             log_config=None,
             access_log=False,
             lifespan="on",
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+            timeout_graceful_shutdown=_LAST_WORDS_S,
         )
-        server = DrainingServer(config, launch)
+        server = DrainingServer(config, settings, status)
         server.run([bound])
     return EXIT_DRAINED if server.started else EXIT_CRASHED
 
 
 def main() -> int:
     """Read the launch record, serve, and return the process's exit code."""
-    _native.die_with_parent(signal.SIGTERM)
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=ProxyLaunch)
+    # The instances die with it too, so there is nothing to drain, and the port must come free.
+    _native.die_with_parent(signal.SIGKILL, launch.parent_pid)
     logging.basicConfig(
         level=launch.settings.log_level.upper(),
         format="%(asctime)s %(levelname)s proxy %(name)s %(message)s",
     )
-    try:
-        with contextlib.closing(open_domain(launch.settings)) as domain:
-            return serve(launch, domain)
-    except AegaeonError as error:
-        log.error("cannot start error=%s", error)
-        if launch.status_fd is not None:
-            os.write(launch.status_fd, str(error).encode())
-        return EXIT_CANNOT_START
+    with os.fdopen(launch.status_fd, "w", encoding="utf-8") as status:
+        try:
+            with contextlib.closing(open_domain(launch.settings)) as domain:
+                return serve(launch, domain, status)
+        except AegaeonError as error:
+            log.error("%s error=%s", "failed" if status.closed else "cannot start", error)
+            if status.closed:
+                return EXIT_CRASHED
+            status.write(str(error))
+            return EXIT_CANNOT_START
 
 
 if __name__ == "__main__":

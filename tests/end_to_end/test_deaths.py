@@ -3,6 +3,7 @@
 import os
 import signal
 
+import httpx
 import pytest
 
 from tests.support.polling import eventually
@@ -35,6 +36,19 @@ def test_a_real_checkpoint_goes_on_behind_its_tokens_in_the_restarted_instance(t
         (pid,) = server.instance_pids().values()
         os.kill(pid, signal.SIGKILL)
         assert stream.whole() == undisturbed
+
+
+def test_a_killed_proxy_comes_back_and_what_ran_for_it_is_dropped(checkpoints, tmp_path):
+    with Server(tmp_path, checkpoints) as server:
+        lost = [Streamed(server.url, model, "the device", 4000) for model in checkpoints]
+        eventually(lambda: all(len(stream.pieces) >= 10 for stream in lost), within_s=30)
+        os.kill(server.proxy_pid(), signal.SIGKILL)
+        eventually(lambda: b"destination closed" in server.log.read_bytes(), within_s=30)
+        eventually(lambda: server.requests() == 0, within_s=1)
+        with pytest.raises(httpx.TransportError):
+            _ = [stream.whole() for stream in lost]
+        eventually(server.is_listening, within_s=30)
+        assert Streamed(server.url, "bob", "the device", 5).whole()
 
 
 def test_sigterm_lets_streams_end_and_leaves_nothing(checkpoints, tmp_path):

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from aegaeon.config import check_settings
-from aegaeon.proxy.worker import EXIT_CANNOT_START, ProxyLaunch
+from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_DRAINED, ProxyLaunch
 from aegaeon.store.domains import claim_domain
 from aegaeon.store.shm import ShmDomain
 from tests.support.fake_instance import FakeInstance, wait_until
@@ -30,10 +30,10 @@ def free_port():
 class Worker:
     """The process, the domain it joins and an instance in this process."""
 
-    def __init__(self, directory, port):
+    def __init__(self, directory, port, drain_s=20.0):
         self.parts = Proxy(directory, models=("m",))
         self.settings = check_settings(
-            {"port": port, "domain": f"test-proxy-{os.getpid()}", "drain_s": 20.0}
+            {"port": port, "domain": f"test-proxy-{os.getpid()}", "drain_s": drain_s}
         )
         self.address = f"http://127.0.0.1:{port}"
 
@@ -55,7 +55,13 @@ class Worker:
 
     def start(self):
         reading, writing = os.pipe()
-        launch = ProxyLaunch(settings=self.settings, specs=self.parts.specs, status_fd=writing)
+        launch = ProxyLaunch(
+            settings=self.settings,
+            specs=self.parts.specs,
+            address="proxy.1",
+            status_fd=writing,
+            parent_pid=os.getpid(),
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "aegaeon.proxy.worker"],
             stdin=subprocess.PIPE,
@@ -91,7 +97,24 @@ def test_a_worker_ends_its_streams_before_it_stops(tmp_path):
             json.loads(frame[6:])["choices"][0]["delta"].get("content", "") for frame in frames
         )
         assert text == TEXT
-        assert worker.process.wait(20) == 0
+        assert worker.process.wait(20) == EXIT_DRAINED
+
+
+def test_what_outlasts_the_drain_ends_in_an_error_not_in_a_cut(tmp_path):
+    worker = Worker(tmp_path, free_port(), drain_s=0.3)
+    with worker.running() as failure:
+        assert failure == ""
+        worker.instance.hold_after = 3
+        with httpx.stream(
+            "POST", f"{worker.address}/v1/chat/completions", json={**CHAT, "stream": True}
+        ) as stream:
+            lines = (line for line in stream.iter_lines() if line.startswith("data:"))
+            next(lines)
+            worker.process.send_signal(signal.SIGTERM)
+            *_, error, done = lines
+        assert json.loads(error[6:])["error"]["code"] == "draining"
+        assert done == "data: [DONE]"
+        assert worker.process.wait(20) == EXIT_DRAINED
 
 
 def test_a_taken_port_is_one_line_with_the_remedy(tmp_path):

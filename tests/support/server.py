@@ -15,6 +15,7 @@ import httpx
 
 from aegaeon.config import check_settings
 from aegaeon.store.domains import open_domain
+from aegaeon.types import Instance
 from tests.support.polling import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,16 +110,40 @@ class Server:
 
     def instance_pids(self) -> dict[str, int]:
         """Return the pids of the instances that live now."""
-        domain = open_domain(check_settings({"domain": self.domain}))
+        return {row.record.id: row.record.pid for row in self._rows()}
+
+    def requests(self) -> int:
+        """Return how many requests the instances say they have."""
+        return sum(
+            sum(row.status.waiting.values()) + sum(row.status.running.values())
+            for row in self._rows()
+        )
+
+    def proxy_pid(self) -> int:
+        """Return the pid of the proxy, the supervisor's child that is no instance."""
+        children = Path(f"/proc/{self.pid}/task").glob("*/children")
+        pids = {int(pid) for file in children for pid in file.read_text().split()}
+        (pid,) = pids - set(self.instance_pids().values())
+        return pid
+
+    def is_listening(self) -> bool:
+        """Say whether the proxy answers."""
         try:
-            return {row.record.id: row.record.pid for row in domain.metadata().sync_for_routing()}
-        finally:
-            domain.close()
+            return httpx.get(f"{self.url}/health", timeout=10).is_success
+        except httpx.TransportError:
+            return False
 
     def switches(self) -> int:
         """Return the switches of all instances so far."""
         health = httpx.get(f"{self.url}/health", timeout=10).json()
         return sum(instance["switches"] for instance in health["instances"])
+
+    def _rows(self) -> tuple[Instance, ...]:
+        domain = open_domain(check_settings({"domain": self.domain}))
+        try:
+            return domain.metadata().sync_for_routing()
+        finally:
+            domain.close()
 
     def __enter__(self) -> "Server":
         """Start."""
