@@ -8,7 +8,7 @@ import msgspec
 
 from aegaeon.errors import CheckpointError, ModelNotFound, UnsupportedModel
 from aegaeon.models import llama, qwen2, qwen3
-from aegaeon.models.families import Features, HfConfig, RopeFields
+from aegaeon.models.families import MAX_COUNT, Features, HfConfig, Name, RopeFields
 
 FAMILIES: dict[str, Callable[[HfConfig], Features]] = {
     "LlamaForCausalLM": llama.features,
@@ -66,8 +66,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Kind(msgspec.Struct, frozen=True):
-    architectures: tuple[str, ...] | None = None
-    model_type: str | None = None
+    architectures: tuple[Name, ...] | None = None
+    model_type: Name | None = None
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -208,4 +208,5 @@ def _context_tokens(raw: HfConfig, rope: RopeConfig) -> int:
     # Users switch yarn on by adding it, and leave max_position_embeddings at the trained length.
     if rope.kind != "yarn":
         return raw.max_position_embeddings
-    return max(raw.max_position_embeddings, int(rope.original_context_tokens * rope.factor))
+    stretched = min(int(rope.original_context_tokens * rope.factor), MAX_COUNT)
+    return max(raw.max_position_embeddings, stretched)

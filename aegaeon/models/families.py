@@ -10,25 +10,30 @@ from msgspec import Meta
 
 from aegaeon.errors import UnsupportedModel
 
-Count = Annotated[int, Meta(ge=1, le=1 << 31)]
-Positive = Annotated[float, Meta(gt=0)]
+MAX_COUNT = 1 << 31
+Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+Positive = Annotated[float, Meta(gt=0, le=1e12)]
+# Of RoPE; beyond these its formulas leave what floats can hold.
+Scale = Annotated[float, Meta(ge=1e-6, le=1e12)]
+# Names are printed when they are refused.
+Name = Annotated[str, Meta(max_length=100, pattern=r"^[ -~]*$")]
 
 
 class RopeFields(msgspec.Struct, frozen=True, kw_only=True):
     """`rope_parameters` (transformers 5) or `rope_scaling` (before) of config.json."""
 
-    rope_type: str | None = None
-    type: str | None = None
-    rope_theta: Positive | None = None
-    factor: Positive | None = None
-    original_max_position_embeddings: Positive | None = None
-    low_freq_factor: Positive | None = None
-    high_freq_factor: Positive | None = None
-    attention_factor: Positive | None = None
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    rope_type: Name | None = None
+    type: Name | None = None
+    rope_theta: Scale | None = None
+    factor: Scale | None = None
+    original_max_position_embeddings: Scale | None = None
+    low_freq_factor: Scale | None = None
+    high_freq_factor: Scale | None = None
+    attention_factor: Scale | None = None
+    beta_fast: Scale | None = None
+    beta_slow: Scale | None = None
+    mscale: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    mscale_all_dim: Annotated[float, Meta(ge=0, le=1e6)] | None = None
     truncate: bool | None = None
     partial_rotary_factor: float | None = None
 
@@ -45,18 +50,18 @@ class HfConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
     rms_norm_eps: Positive = 1e-6
-    hidden_act: str = "silu"
+    hidden_act: Name = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope_theta: Positive | None = None
+    rope_theta: Scale | None = None
     rope_scaling: RopeFields | None = None
     rope_parameters: RopeFields | None = None
     partial_rotary_factor: float | None = None
     use_sliding_window: bool = False
     sliding_window: int | None = None
     max_window_layers: int | None = None
-    layer_types: tuple[str, ...] | None = None
+    layer_types: tuple[Name, ...] | None = None
     quantization_config: dict[str, msgspec.Raw] | None = None
 
 

@@ -90,6 +90,11 @@ def test_a_window_as_long_as_the_context_is_none() -> None:
         {"rms_norm_eps": -1.0},
         {"rope_theta": 1.0},
         {"rope_scaling": {"rope_type": "linear"}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_slow": 1e-320}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 1e308}},
+        {"rope_scaling": {"rope_type": "yarn\nline two", "factor": 2.0}},
+        {"hidden_act": "silu" * 1000},
+        {"architectures": ["One\nTwo"]},
         {"rope_scaling": {"rope_type": "llama3", **SCALED}},
         {
             "rope_scaling": {

@@ -156,6 +156,35 @@ def test_a_file_cut_anywhere_is_one_error_and_leaves_nothing(tmp_path: Path) -> 
         assert not (tmp_path / "out").exists()
 
 
+def test_an_endless_list_is_an_error_at_once(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf")
+    data = bytearray((tmp_path / "model.gguf").read_bytes())
+    at = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    assert struct.unpack_from("<Q", data, at) == (len(SMALL_VOCAB) + 258,)
+    struct.pack_into("<Q", data, at, 1 << 24)
+    (tmp_path / "endless.gguf").write_bytes(data)
+    with pytest.raises(CheckpointError, match="more than it holds"):
+        import_gguf(tmp_path / "endless.gguf", tmp_path / "out")
+
+
+def test_lists_nested_without_end_are_an_error(tmp_path: Path) -> None:
+    key = struct.pack("<Q", 4) + b"deep"
+    nested = struct.pack("<IQ", 9, 1) * 3000  # a list of one list of one list ...
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    (tmp_path / "deep.gguf").write_bytes(header + key + struct.pack("<I", 9) + nested)
+    with pytest.raises(CheckpointError):
+        import_gguf(tmp_path / "deep.gguf", tmp_path / "out")
+
+
+def test_weights_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
+    broken = np.full((64,), np.nan, np.float32)
+    write_gguf(tmp_path / "model.gguf")
+    data = (tmp_path / "model.gguf").read_bytes()
+    (tmp_path / "nan.gguf").write_bytes(data[: -broken.nbytes] + broken.tobytes())
+    with pytest.raises(CheckpointError, match="no numbers"):
+        import_gguf(tmp_path / "nan.gguf", tmp_path / "out")
+
+
 @pytest.mark.parametrize("content", [b"", b"GGU", b"not a gguf file", b"PK\x03\x04" * 10])
 def test_other_files_are_no_gguf(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file.gguf").write_bytes(content)
