@@ -39,7 +39,8 @@ class Choices:
         self._gateway = gateway
         self._work = tuple(zip(generations, detokenizers, strict=True))
         self._stops = stops
-        self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue(_MAX_PIECES)
+        # None: no piece came in time.
+        self._pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_MAX_PIECES)
         self._tasks: list[asyncio.Task[None]] = []
         self._unfinished = len(self._work)
 
@@ -64,11 +65,12 @@ class Choices:
 
     async def next(self, timeout_s: float) -> Piece | None:
         """Return the next piece, or None when none came in time. Raises the first error of any."""
+        # Not `wait_for`: this runs once a token, and a timer is cheaper than a task.
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake)
         try:
-            item = await asyncio.wait_for(self._pieces.get(), timeout_s)
-        except asyncio.TimeoutError:
-            return None
-        return self._checked(item)
+            return self._checked(await self._pieces.get())
+        finally:
+            timer.cancel()
 
     def ready(self) -> Piece | None:
         """Return a piece that is there already, or None."""
@@ -77,10 +79,14 @@ class Choices:
         except asyncio.QueueEmpty:
             return None
 
-    def _checked(self, item: Piece | Exception) -> Piece:
+    def _wake(self) -> None:
+        if self._pieces.empty():
+            self._pieces.put_nowait(None)
+
+    def _checked(self, item: Piece | Exception | None) -> Piece | None:
         if isinstance(item, Exception):
             raise item
-        if item.finish_reason is not None:
+        if item is not None and item.finish_reason is not None:
             self._unfinished -= 1
         return item
 

@@ -26,6 +26,7 @@ from aegaeon.errors import (
 )
 from aegaeon.proxy.generation import Delta, Generation, OpenRequest
 from aegaeon.proxy.outbox import Outbox, Target, target_of
+from aegaeon.proxy.waits import within
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_reply
 from aegaeon.types import Instance, ModelSpec, Reply, RequestId
@@ -183,7 +184,7 @@ class Gateway:
                 model = opened.generation.model
                 raise InstanceLost(f"no instance is ready for {model!r}; see the server's log")
             try:
-                await asyncio.wait_for(changed.wait(), timeout=WATCH_S * 10)
+                await within(WATCH_S * 10, changed.wait())
             except asyncio.TimeoutError:
                 continue
 
@@ -233,7 +234,8 @@ class Gateway:
         while True:
             try:
                 self._instances = await self._blocking(self._outbox.snapshot)
-            except StoreUnavailable as error:
+            except AegaeonError as error:
+                # Whatever it is, deadlines must go on being watched.
                 log.warning("table not readable error=%s", error)
             else:
                 alive = {target_of(row) for row in self._instances}

@@ -5,6 +5,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.waits import within
 
 BODY_S = 60.0
 
@@ -21,7 +22,7 @@ async def read_json_body(request: Request, max_bytes: int, within_s: float = BOD
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     try:
-        return await asyncio.wait_for(_read(request, max_bytes), within_s)
+        return await within(within_s, _read(request, max_bytes))
     except asyncio.TimeoutError:
         text = f"the body did not come within {within_s:.0f} s; send it faster"
         raise ApiError(408, "request_timeout", text) from None
