@@ -21,6 +21,7 @@ using namespace aegaeon::shm;
 constexpr std::uint32_t kWriters = 3;
 constexpr std::uint32_t kRecords = 4000;
 constexpr std::int64_t kPatience = 20 * kSecond;
+constexpr std::uint32_t kRaces = 20'000;
 
 void require(bool claim, const char* what) {
   if (!claim) {
@@ -139,12 +140,68 @@ void stress_table(const std::string& path) {
   unlink_region(path);
 }
 
+void spin(std::uint32_t count) {
+  for (; count > 0; --count) relax();
+}
+
+// Has `bring` end `sleep` again and again, at every offset to its falling asleep. A wake-up that is
+// lost costs the whole of kPatience, which no busy machine does.
+template <typename Sleep, typename Bring>
+void race(std::uint32_t farthest, const Sleep& sleep, const Bring& bring) {
+  std::atomic<std::uint32_t> entered{0};
+  std::thread bringer([&] {
+    for (std::uint32_t round = 1; round <= kRaces; ++round) {
+      while (entered.load() != round) relax();
+      spin(round * 7919 % farthest);
+      bring();
+    }
+  });
+  for (std::uint32_t round = 1; round <= kRaces; ++round) {
+    const std::int64_t start = now_ns();
+    entered.store(round);
+    sleep();
+    require(now_ns() - start < kPatience / 2, "a wake-up was lost");
+  }
+  bringer.join();
+}
+
+void stress_wake_ups(const std::string& path) {
+  Ring ring = Ring::create(path, 4096);
+  std::vector<char> record(4000);
+  const auto send = [&] { return ring.send(record.data(), record.size(), kPatience); };
+  const auto take = [&] {
+    if (!ring.next_length()) return false;
+    ring.take(record.data());
+    ring.release();
+    return true;
+  };
+  const auto wait_and_take = [&] {
+    while (!take()) ring.wait_for_record(kPatience);
+  };
+  const auto wait_for_wake = [&] {
+    while (!ring.consume_wake()) ring.wait_for_record(kPatience);
+  };
+  std::uint32_t hesitation = 0;
+  const auto wait_and_send = [&] {
+    while (send() == Sent::full) {
+      spin(hesitation++ * 7919 % 400);
+      ring.wait_for_space(record.size(), kPatience);
+    }
+  };
+  race(400, wait_and_take, send);
+  race(400, wait_for_wake, [&] { ring.wake(); });
+  send();
+  race(32, wait_and_send, take);
+  unlink_region(path);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   require(count == 2, "usage: shm_stress DIR");
   const std::string directory = arguments[1];
   try {
+    stress_wake_ups(directory + "/wake-ups");
     stress_ring(directory + "/ring");
     stress_table(directory + "/table");
   } catch (const aegaeon::shm::Error& error) {
