@@ -1,14 +1,21 @@
+#!/usr/bin/env python3
 """The mailboxes and tables against multiprocessing.Queue, ZeroMQ, memcpy and themselves.
 
-Run as `python -m benchmark.store [--json] [--quick] [--redis-url URL]`.
+The Redis stores take part where a redis-server is installed, or with --redis-url.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median, quantiles
+
+# Started by its path, Python looks beside this file and not in the root of the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from aegaeon.store.base import MetadataStore
 from aegaeon.store.local import LocalDomain
@@ -24,6 +31,7 @@ from benchmark.channels import (
     Sender,
     ZmqChannel,
 )
+from benchmark.redis_peer import own_redis
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 
 OURS, QUEUE, ZMQ, REDIS = "ShmMailbox", "multiprocessing.Queue", "ZeroMQ", "RedisMailbox"
@@ -216,22 +224,29 @@ def measure_stores(redis_url: str | None, is_quick: bool) -> list[Row]:
     return rows
 
 
+def measure_all(redis_url: str | None, repeats: int, is_quick: bool) -> list[Row]:
+    """All rows of mailboxes, then those of tables."""
+    repeats, share, spaced = (1, 0.03, 100) if is_quick else (repeats, 1.0, 500)
+    pairs = Pairs(redis_url)
+    try:
+        rows = measure_throughput(pairs, repeats, share)
+        rows += measure_wake_up(pairs, repeats, spaced)
+    finally:
+        pairs.close()
+    return rows + measure_stores(redis_url, is_quick)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--quick", action="store_true", help="a look that it works, some seconds")
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each")
-    parser.add_argument("--redis-url", help="measure the Redis stores too, on this server")
+    parser.add_argument("--redis-url", help="this server instead of one of our own")
     options = parser.parse_args(arguments)
-    repeats, share, spaced = (1, 0.03, 100) if options.quick else (options.repeats, 1.0, 500)
-    pairs = Pairs(options.redis_url)
-    try:
-        rows = measure_throughput(pairs, repeats, share)
-        rows += measure_wake_up(pairs, repeats, spaced)
-    finally:
-        pairs.close()
-    rows += measure_stores(options.redis_url, options.quick)
+    with contextlib.ExitStack() as stack:
+        redis_url = options.redis_url or stack.enter_context(own_redis())
+        rows = measure_all(redis_url, options.repeats, options.quick)
     publish("store: table and mailboxes", rows, options.json)
 
 
