@@ -64,6 +64,7 @@ class Gateway:
         self._instances: tuple[Instance, ...] = ()
         self._changed = asyncio.Event()
         self._mean_request_s = 1.0
+        self._is_broken = False
         self._cancels: set[asyncio.Task[None]] = set()
         self._closed = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -110,8 +111,8 @@ class Gateway:
         return self._instances
 
     def is_ready(self) -> bool:
-        """Return whether some instance takes requests."""
-        return any(row.status.state == "ready" for row in self._instances)
+        """Return whether some instance takes requests and its answers can come."""
+        return not self._is_broken and any(row.status.state == "ready" for row in self._instances)
 
     @property
     def open_requests(self) -> int:
@@ -151,6 +152,8 @@ class Gateway:
     def _enter(self, generation: Generation) -> OpenRequest:
         if generation.model not in self._models:
             raise ModelNotFound(f"no model {generation.model!r} is served; see /v1/models")
+        if self._is_broken:
+            raise InstanceLost("the server has lost its mailbox; it must be started again")
         if len(self._open) >= self._max_open:
             raise QueueFull(f"{self._max_open} requests are open; try again later")
         now = time.monotonic()
@@ -265,10 +268,19 @@ class Gateway:
                 log.warning("mailbox not readable error=%s", error)
                 self._closed.wait(_RECEIVE_S)
                 continue
+            except AegaeonError as error:
+                log.error("mailbox lost address=%s error=%s", self._address, error)
+                self._loop.call_soon_threadsafe(self._break)
+                return
             if not records:
                 continue
             replies = [reply for record in records if (reply := _decoded(record)) is not None]
             self._loop.call_soon_threadsafe(self._deliver, replies, time.monotonic())
+
+    def _break(self) -> None:
+        """No answer will ever come: say so to those who wait and to those who look."""
+        self._is_broken = True
+        self.fail_all(InstanceLost("the server has lost its mailbox; see its log"))
 
     def _deliver(self, replies: list[Reply], received_s: float) -> None:
         for reply in replies:

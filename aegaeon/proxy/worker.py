@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -118,6 +119,12 @@ def serve(launch: ProxyLaunch, domain: Domain, status: TextIO) -> int:
     return EXIT_DRAINED if server.started else EXIT_CRASHED
 
 
+def allow_connections() -> None:
+    """Raise the limit of open files, often 1024, as far as this process may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> int:
     """Read the launch record, serve, and return the process's exit code."""
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=ProxyLaunch)
@@ -127,6 +134,7 @@ def main() -> int:
         level=launch.settings.log_level.upper(),
         format="%(asctime)s %(levelname)s proxy %(name)s %(message)s",
     )
+    allow_connections()
     with os.fdopen(launch.status_fd, "w", encoding="utf-8") as status:
         try:
             with contextlib.closing(open_domain(launch.settings)) as domain:

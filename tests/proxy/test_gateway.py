@@ -47,6 +47,9 @@ def reply(request):
     return TOKENS
 
 
+ADDRESS = "proxy"
+
+
 class Setup:
     """A domain with a gateway; instances are made by the tests and ended here."""
 
@@ -61,7 +64,7 @@ class Setup:
         return self.instances[-1]
 
     async def __aenter__(self):
-        self.gateway = Gateway(self.domain, self.settings, SPECS, patience_s=self.patience_s)
+        self.gateway = Gateway(self.domain, self.settings, SPECS, ADDRESS, self.patience_s)
         await self.gateway.start()
         return self
 
@@ -282,5 +285,22 @@ def test_routing_is_recorded_in_the_store():
             await collect(setup.gateway, generation())
             request = instance.submitted[0].id
             assert setup.domain.metadata().get_assignment(request) == "instance-0"
+
+    run(test())
+
+
+def test_a_proxy_that_lost_its_mailbox_says_so():
+    async def test():
+        async with Setup() as setup:
+            setup.instance().hold_after = 3
+            await until(setup.gateway.is_ready)
+            waiting = asyncio.create_task(collect(setup.gateway, generation()))
+            await until(lambda: setup.instances[0].submitted)
+            setup.domain.create_mailbox(ADDRESS)
+            with pytest.raises(InstanceLost, match="mailbox"):
+                await waiting
+            assert not setup.gateway.is_ready()
+            with pytest.raises(InstanceLost, match="mailbox"):
+                await collect(setup.gateway, generation())
 
     run(test())

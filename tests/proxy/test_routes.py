@@ -188,11 +188,19 @@ def test_health_is_503_while_no_instance_is_ready(proxy):
             proxy.instance.publish("starting")
             service = proxy.service
             await asyncio.to_thread(wait_until, lambda: not service.gateway.is_ready())
-            return await client.get("/health")
+            return await client.get("/health"), await client.get("/v1/models")
 
-    response = asyncio.run(test())
+    response, models = asyncio.run(test())
     assert response.status_code == 503
     assert response.json()["status"] == "unavailable"
+    assert models.status_code == 200
+    assert not proxy.instance.submitted
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/org/other"])
+def test_head_answers_wherever_get_does(proxy, path):
+    (response,) = ask(proxy, ("HEAD", path, {}))
+    assert response.status_code == 200
 
 
 ERRORS = [

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import httpx
 import msgspec
-import pytest
 
 from aegaeon.config import check_settings
 from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_DRAINED, ProxyLaunch
@@ -139,14 +138,3 @@ def test_importing_the_application_reads_and_starts_nothing(tmp_path):
         check=True,
     )
     assert done.stdout.split() == ["False", "FastAPI"]
-
-
-@pytest.mark.parametrize("path", ["/health", "/v1/models"])
-def test_looking_is_answered_without_a_single_instance(tmp_path, path):
-    worker = Worker(tmp_path, free_port())
-    with worker.running() as failure:
-        assert failure == ""
-        worker.instance.publish("starting")
-        response = httpx.get(worker.address + path)
-        assert response.status_code in (200, 503)
-        assert not worker.instance.submitted

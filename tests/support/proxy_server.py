@@ -98,7 +98,14 @@ async def in_memory(proxy):
 def listening(proxy):
     """Serve `proxy` from a thread on a free port; yields its address."""
     proxy.add_instance()
-    config = uvicorn.Config(proxy.app, port=0, log_config=None, lifespan="on", access_log=False)
+    config = uvicorn.Config(
+        proxy.app,
+        port=0,
+        log_config=None,
+        lifespan="on",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
     server = uvicorn.Server(config)
     server.capture_signals = _no_signals
     thread = threading.Thread(target=server.run)
@@ -114,6 +121,7 @@ def listening(proxy):
         server.should_exit = True
         thread.join(30)
         proxy.stop_instances()
+        assert not thread.is_alive(), "the server did not stop"
 
 
 @contextmanager
