@@ -1,6 +1,7 @@
 """What a region refuses: other versions, sizes, kinds, namespaces, half-made and damaged files."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from aegaeon import _native
 from aegaeon.errors import RegionError, RegionMismatch
 
+RING_HEAD, RING_RECORDS = 4096 + 64, 4096 + 4096  # where csrc/shm/ring.cpp puts them
 FUZZ = Path(__file__).parent.parent / "support" / "fuzz_regions.py"
 
 
@@ -109,3 +111,42 @@ def test_damaged_regions_never_crash_or_hang():
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "errors" in result.stdout
+
+
+def test_a_region_of_another_pid_namespace_or_boot_is_refused(region_path):
+    _native.Ring.create(region_path, 4096)
+    header = bytearray(Path(region_path).read_bytes()[:48])
+    header[40] ^= 1  # of the host's identity, which stands right before the check
+    check = 14695981039346656037
+    for byte in header:
+        check = (check ^ byte) * 1099511628211 % 2**64
+    patch(region_path, 40, bytes(header[40:]) + check.to_bytes(8, "little"))
+    with pytest.raises(RegionMismatch, match="another pid or time namespace"):
+        _native.Ring.attach(region_path)
+
+
+@pytest.mark.parametrize("head", [4, 1 << 20, 2**64 - 8])
+def test_a_damaged_position_is_noticed_on_both_sides(region_path, head):
+    ring = _native.Ring.create(region_path, 4096)
+    patch(region_path, RING_HEAD, head.to_bytes(8, "little"))
+    for use in (lambda: _native.Ring.attach(region_path).send(b"x"), lambda: ring.receive(0.0)):
+        with pytest.raises(RegionMismatch, match="positions make no sense"):
+            use()
+
+
+@pytest.mark.parametrize(("length", "is_checked"), [(9, False), (25, True), (1 << 21, True)])
+def test_a_damaged_length_is_noticed(region_path, length, is_checked):
+    """With a check that is wrong; with the right one, but over what was sent."""
+    ring = _native.Ring.create(region_path, 4096)
+    _native.Ring.attach(region_path).send(bytes(16))
+    check = (length * 0x9E3779B97F4A7C15 % 2**64 >> 32) ^ (not is_checked)
+    patch(region_path, RING_RECORDS, struct.pack("<II", length, check))
+    with pytest.raises(RegionMismatch, match="impossible length"):
+        ring.receive(0.0)
+
+
+def test_a_symbolic_link_is_not_followed(region_path, tmp_path):
+    _native.Ring.create(region_path, 4096)
+    (tmp_path / "link").symlink_to(region_path)
+    with pytest.raises(RegionError, match="symbolic link"):
+        _native.Ring.attach(str(tmp_path / "link"))

@@ -72,6 +72,14 @@ def test_a_record_over_one_mebibyte_or_over_the_ring_is_refused(ring, region_pat
         _native.unlink(region_path + "-large")
 
 
+def test_a_ring_can_be_filled_to_its_last_byte(ring):
+    for record in (b"x" * 65_528, b"y" * 65_528):
+        ring.send(record)
+        with pytest.raises(RingFull):
+            ring.send(b"")
+        assert ring.receive(0.0) == [record]
+
+
 def test_capacity_is_rounded_up_to_a_power_of_two(region_path):
     assert _native.Ring.create(region_path, 5000).capacity_bytes == 8192
 
@@ -181,6 +189,15 @@ def test_a_dead_reader_is_named_when_the_ring_is_full(region_path):
     with pytest.raises(RingClosed, match="is dead"):
         for _ in range(100):
             sender.send(b"x" * 1000)
+
+
+def test_a_reader_that_nobody_has_reaped_is_dead_too(region_path):
+    pid = run_child(lambda: _native.Ring.create(region_path, 4096))
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(RingClosed, match=f"pid {pid}, is dead"):
+        for _ in range(100):
+            _native.Ring.attach(region_path).send(b"x" * 1000)
+    assert exit_status(pid) == 0
 
 
 def test_only_the_creating_process_receives(ring, region_path):

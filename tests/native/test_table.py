@@ -39,6 +39,17 @@ def test_keys_with_zero_bytes_are_told_apart(table):
     assert dict(table.items()) == {key: b"value of " + key[:8] for key in keys}
 
 
+def test_keys_of_the_same_hash_are_told_apart(table):
+    """Of each pair the lower 32 bits of the hash, which are a slot's tag, are equal."""
+    for first, second in ((b"00281816", b"00358018"), (b"00058752", b"00341385")):
+        table.put(first, b"1", LONG_S)
+        assert table.get(second) is None
+        table.put(second, b"2", LONG_S)
+        assert (table.get(first), table.get(second)) == (b"1", b"2")
+        assert table.remove(second, 0)
+        assert table.get(first) == b"1"
+
+
 def test_an_entry_vanishes_when_its_lease_ends(table):
     table.put(b"key", b"value", 0.03)
     assert table.get(b"key") == b"value"
