@@ -5,11 +5,13 @@ Environment: AEGAEON_CUDA=auto|0|1 (CUDA sources), AEGAEON_SANITIZE=address|thre
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -34,13 +36,15 @@ class CMakeBuild(build_ext):
         choices = {name: _choice(name) for name in CHOICES}
         sanitize = choices["AEGAEON_SANITIZE"]
         tag = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
-        build_dir = ROOT / "build" / "-".join(filter(None, ("native", tag, sanitize)))
+        # A directory per compiler: CMake keeps to the one that it has found first.
+        compiler = re.sub(r"[^\w.+-]+", "_", os.environ.get("CXX", ""))
+        build_dir = ROOT / "build" / "-".join(filter(None, ("native", tag, sanitize, compiler)))
         cmake = _tool("cmake", "CMAKE_BIN_DIR")
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={_tool('ninja', 'BIN_DIR')}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={_module('pybind11').get_cmake_dir()}",
+            f"-Dpybind11_DIR={_kept_pybind11()}",
             "-DCMAKE_BUILD_TYPE=" + ("Debug" if self.debug else "Release"),
             *(f"-D{name}={value}" for name, value in choices.items()),
         ]  # fmt: skip
@@ -64,7 +68,7 @@ def _choice(name: str) -> str:
     return value
 
 
-def _module(name: str) -> object:
+def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -72,6 +76,26 @@ def _module(name: str) -> object:
             f"the native build needs {name}, which pip installs by itself; "
             f"with --no-build-isolation, run `pip install pybind11 cmake ninja` first"
         ) from None
+
+
+def _kept_pybind11() -> Path:
+    """Copy pybind11 into build/ once: pip's build environment is a new directory each time.
+
+    With headers whose path and age stay, a second install recompiles only what has changed.
+    """
+    package = _module("pybind11")
+    home, cmake_dir = Path(package.__file__).parent, Path(package.get_cmake_dir())
+    if home not in cmake_dir.parents:
+        return cmake_dir  # a distribution's, which stays where it is
+    kept = ROOT / "build" / f"pybind11-{package.__version__}"
+    if not kept.is_dir():
+        fresh = kept.with_name(f"{kept.name}.new-{os.getpid()}")
+        shutil.copytree(home, fresh)
+        try:
+            fresh.rename(kept)
+        except OSError:  # another build was faster
+            shutil.rmtree(fresh)
+    return kept / cmake_dir.relative_to(home)
 
 
 def _tool(name: str, directory_attribute: str) -> str:

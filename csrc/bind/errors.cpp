@@ -1,10 +1,9 @@
 #include "bind/errors.h"
 
-#include <pybind11/pybind11.h>
+// Not pybind11.h, which takes ten seconds to compile: the plain interface is all this needs.
+#include <Python.h>
 
 #include "shm/errors.h"
-
-namespace py = pybind11;
 
 namespace aegaeon {
 namespace {
@@ -22,7 +21,27 @@ struct Classes {
 
 Classes classes;
 
-void translate(std::exception_ptr failure) {
+}  // namespace
+
+bool find_error_classes() {
+  PyObject* errors = PyImport_ImportModule("aegaeon.errors");
+  if (errors == nullptr) {
+    return false;
+  }
+  const auto find = [errors](const char* name, PyObject*& place) {
+    place = PyObject_GetAttrString(errors, name);
+    return place != nullptr;
+  };
+  const bool found =
+      find("RegionError", classes.region_error) &&
+      find("RegionMismatch", classes.region_mismatch) && find("RingFull", classes.ring_full) &&
+      find("RingClosed", classes.ring_closed) && find("RecordTooLarge", classes.record_too_large) &&
+      find("TableFull", classes.table_full) && find("StaleIncarnation", classes.stale_incarnation);
+  Py_DECREF(errors);
+  return found;
+}
+
+void translate_error(std::exception_ptr failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const shm::RegionMismatch& error) {
@@ -40,19 +59,6 @@ void translate(std::exception_ptr failure) {
   } catch (const shm::StaleIncarnation& error) {
     PyErr_SetString(classes.stale_incarnation, error.what());
   }
-}
-
-}  // namespace
-
-void bind_errors() {
-  const py::module_ errors = py::module_::import("aegaeon.errors");
-  const auto find = [&errors](const char* name) {
-    return py::object(errors.attr(name)).release().ptr();
-  };
-  classes = {find("RegionError"),     find("RegionMismatch"), find("RingFull"),
-             find("RingClosed"),      find("RecordTooLarge"), find("TableFull"),
-             find("StaleIncarnation")};
-  py::register_local_exception_translator(&translate);
 }
 
 }  // namespace aegaeon

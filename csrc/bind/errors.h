@@ -1,9 +1,14 @@
-// C++ failures as the classes of aegaeon.errors.
+// Failures of shared memory as the classes of aegaeon.errors.
 #pragma once
+
+#include <exception>
 
 namespace aegaeon {
 
-// Looks the classes up and registers the translation, once per interpreter.
-void bind_errors();
+// Looks the classes up, once. False, with Python's error set, when that fails.
+bool find_error_classes();
+
+// Sets Python's error when `failure` is one of ours, else throws it on.
+void translate_error(std::exception_ptr failure);
 
 }  // namespace aegaeon

@@ -5,10 +5,16 @@
 #include "bind/ring.h"
 #include "bind/table.h"
 
+namespace py = pybind11;
+
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Native parts of aegaeon: shared memory and process control.";
-  aegaeon::bind_errors();
-  aegaeon::bind_process(module);
+  if (!aegaeon::find_error_classes()) {
+    throw py::error_already_set();
+  }
+  py::register_local_exception_translator(&aegaeon::translate_error);
+  module.def("die_with_parent", &aegaeon::die_with_parent, py::arg("signal"),
+             py::arg("parent_pid") = 0);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
 }

@@ -7,10 +7,7 @@
 #include <cerrno>
 #include <system_error>
 
-namespace py = pybind11;
-
 namespace aegaeon {
-namespace {
 
 // A parent that died before prctl sends nothing, so the signal it owes is raised here.
 void die_with_parent(int signal, int parent_pid) {
@@ -22,12 +19,6 @@ void die_with_parent(int signal, int parent_pid) {
   if (getppid() != expected) {
     raise(signal);
   }
-}
-
-}  // namespace
-
-void bind_process(py::module_& module) {
-  module.def("die_with_parent", &die_with_parent, py::arg("signal"), py::arg("parent_pid") = 0);
 }
 
 }  // namespace aegaeon

@@ -1,10 +1,10 @@
-// Process functions of the binding: what Python's os module lacks.
+// Control of this process.
 #pragma once
-
-#include <pybind11/pybind11.h>
 
 namespace aegaeon {
 
-void bind_process(pybind11::module_& module);
+// Has the kernel send `signal` to this process when its parent ends; raises it here when the
+// parent, which is `parent_pid` if that is given, has ended already. Throws std::system_error.
+void die_with_parent(int signal, int parent_pid);
 
 }  // namespace aegaeon
