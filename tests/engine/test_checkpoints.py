@@ -1,20 +1,31 @@
 """The engine as a server opens it: checkpoints of every family, two models at once, threads."""
 
+import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aegaeon.config import Settings
 from aegaeon.engine.open import open_engine
 from aegaeon.models.references import resolve
-from aegaeon.types import Decode, Load, Loaded, Prefill, SamplingParams
+from aegaeon.types import Load, LoadFailed, SamplingParams
 from tests.support.checkpoints import make_checkpoint
-from tests.support.decoder import make_request
+from tests.support.decoder import load_in_thread, make_request
+from tests.support.runner import Runner
 
 SETTINGS = Settings(model_cache_budget_gb=0.1, kv_budget_gb=0.05, threads_per_instance=1)
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=3)
+# Holds any one of the requests, not all.
+SHORT_KV_GB = 0.00014
+POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @pytest.fixture(scope="module")
@@ -25,53 +36,128 @@ def specs(tmp_path_factory):
     return tuple(resolve(str(path), str(root)) for path in paths)
 
 
-def run(specs, requests):
+def mixed_requests(specs, known=None, choose=None):
+    """Three requests of each model; those with `known` tokens resume behind some of them."""
+    requests = []
+    for spec in specs:
+        for i, length in enumerate((5, 130, 33)):
+            name = f"{spec.id} {i}"
+            requests.append(
+                make_request(
+                    name,
+                    [(7 * k + i) % 300 + 3 for k in range(length)],
+                    model=spec.id,
+                    sampling=(SamplingParams(temperature=0.0), SAMPLED)[i % 2],
+                    max_tokens=10,
+                    generated_token_ids=(
+                        tuple(known[name][: choose.randint(0, 9)]) if known else ()
+                    ),
+                )
+            )
+    return requests
+
+
+@pytest.fixture(scope="module")
+def alone(specs):
     engine = open_engine(SETTINGS, specs)
     for spec in specs:
-        assert isinstance(engine.load(Load(spec.id)), Loaded)
-    tokens = {request.id: [] for request in requests}
-    for request in requests:
-        engine.submit(request)
-    running = {}
-    for spec in specs:
-        mine = tuple(request.id for request in requests if request.model == spec.id)
-        if mine:
-            running[spec.id] = list(mine)
-            take(engine.execute(Prefill(spec.id, mine)), tokens, running)
-    while any(running.values()):
-        for model in specs:
-            if running.get(model.id):
-                take(engine.execute(Decode(model.id, tuple(running[model.id]))), tokens, running)
+        load_in_thread(engine, spec.id)
+    tokens = {}
+    for request in mixed_requests(specs):
+        runner = Runner(engine)
+        runner.submit(request)
+        tokens |= runner.finish()
     engine.close()
+    assert len({tuple(line) for line in tokens.values()}) == len(tokens)
     return tokens
 
 
-def take(outcome, tokens, running):
-    for token in outcome.tokens:
-        tokens[token.request_id].append(token.token_id)
-        if token.finish_reason:
-            running[outcome.model].remove(token.request_id)
+def resume_among_mates(specs, known, seed, kv_gb=0.05, threads=1):
+    """Resume all requests at random points, in random batches, models evicted between steps;
+    return all tokens of each, and how many lost their KV."""
+    choose = random.Random(seed)
+    changes = {"kv_budget_gb": kv_gb, "threads_per_instance": threads}
+    engine = open_engine(msgspec.structs.replace(SETTINGS, **changes), specs)
+    for spec in specs:
+        load_in_thread(engine, spec.id)
+    runner = Runner(engine)
+    requests = mixed_requests(specs, known, choose)
+    choose.shuffle(requests)
+    runner.submit(*requests)
+
+    def between(model):
+        if choose.random() < 0.2:
+            engine.load(Load(choose.choice(specs).id, evict=(model,)))
+            load_in_thread(engine, model)
+
+    tokens = runner.finish(choose, between)
+    engine.close()
+    whole = {r.id: [*r.generated_token_ids, *tokens[r.id]] for r in requests}
+    return whole, runner.preempted
 
 
-def test_interleaved_models_give_the_tokens_of_each_alone(specs):
-    requests = [
-        make_request(
-            f"{spec.id} {i}",
-            [(7 * k + i) % 300 + 3 for k in range(length)],
-            model=spec.id,
-            sampling=(SamplingParams(temperature=0.0), SAMPLED)[i % 2],
-            max_tokens=10,
-        )
-        for spec in specs
-        for i, length in enumerate((5, 130, 33))
-    ]
-    together = run(specs, requests)
-    assert len({tuple(tokens) for tokens in together.values()}) == len(requests)
-    for request in requests:
-        assert run(specs, [request])[request.id] == together[request.id], request.id
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 1 << 32))
+def test_tokens_are_the_same_resumed_evicted_and_short_of_blocks(specs, alone, seed):
+    assert resume_among_mates(specs, alone, seed) == (alone, 0)
+    tokens, preempted = resume_among_mates(specs, alone, seed, kv_gb=SHORT_KV_GB)
+    assert tokens == alone
+    assert preempted > 0
 
 
-POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+RESUME = """
+import json, sys
+from aegaeon.types import ModelSpec
+from tests.engine.test_checkpoints import resume_among_mates
+import msgspec
+
+specs, known = msgspec.json.decode(sys.stdin.read(), type=tuple[tuple[ModelSpec, ...], dict])
+tokens, _ = resume_among_mates(specs, known, seed=1, threads=int(sys.argv[1]))
+print(json.dumps(tokens))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_process_with_other_threads_continues_with_the_same_tokens(specs, alone, threads):
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, str(threads)],
+        input=msgspec.json.encode((specs, alone)),
+        env=os.environ | dict.fromkeys(POOLS, str(threads)),
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == alone
+
+
+def test_a_checkpoint_lost_and_repaired_fails_only_its_own_loads(specs, alone, tmp_path):
+    moved = tuple(
+        msgspec.structs.replace(spec, path=str(tmp_path / Path(spec.path).name)) for spec in specs
+    )
+    for spec in specs:
+        shutil.copytree(spec.path, tmp_path / Path(spec.path).name)
+    engine = open_engine(SETTINGS, moved)
+    weights = Path(moved[0].path) / "model.safetensors"
+    whole = weights.read_bytes()
+    other = specs[1].id
+    runner = Runner(engine)
+    load_in_thread(engine, other)
+    for damaged in (None, whole[: len(whole) // 2], b"", whole[:8] + b"x" * (len(whole) - 8)):
+        if damaged is None:
+            weights.unlink()
+        else:
+            weights.write_bytes(damaged)
+        outcome = engine.load(Load(specs[0].id))
+        assert isinstance(outcome, LoadFailed) and outcome.code == "checkpoint_error", outcome
+        assert "\n" not in outcome.message
+    runner.submit(*(r for r in mixed_requests(specs) if r.model == other))
+    weights.write_bytes(whole)
+    load_in_thread(engine, specs[0].id)
+    runner.submit(*(r for r in mixed_requests(specs) if r.model == specs[0].id))
+    assert runner.finish().items() <= alone.items()
+
+
 BUSY = """
 import os, sys, threading, time
 import torch

@@ -1,0 +1,69 @@
+"""Drives an engine as a scheduler with whims would, and keeps what every request got."""
+
+import random
+
+from aegaeon.types import Decode, Prefill, Request
+
+
+class Runner:
+    """Turns of random models and batches; `tokens`, `reasons` and `failures` are by request."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.models = {}
+        self.tokens = {}
+        self.open = []
+        self.running = []
+        self.reasons = {}
+        self.failures = {}
+        self.preempted = 0
+
+    def submit(self, *requests: Request):
+        for request in requests:
+            self.engine.submit(request)
+            self.models[request.id] = request.model
+            self.tokens[request.id] = []
+            self.open.append(request.id)
+
+    def act(self, action):
+        outcome = self.engine.execute(action)
+        for token in outcome.tokens:
+            self.tokens[token.request_id].append(token.token_id)
+            if token.request_id not in self.running:
+                self.running.append(token.request_id)
+            if token.finish_reason:
+                self.reasons[token.request_id] = token.finish_reason
+                self._close(token.request_id)
+        for request, code, _ in outcome.failed:
+            self.failures[request] = code
+            self._close(request)
+        for request in outcome.preempted:
+            self.preempted += 1
+            if request in self.running:
+                self.running.remove(request)
+        return outcome
+
+    def finish(self, choose=None, between=lambda model: None):
+        """Prefill what waits and decode what runs, model by model, until all have ended;
+        `between` is called with the model of each step before it."""
+        choose = choose or random.Random(0)
+        for _ in range(5000):
+            if not self.open:
+                return self.tokens
+            model = self.models[choose.choice(self.open)]
+            between(model)
+            mine = [r for r in self.open if self.models[r] == model]
+            waiting = [r for r in mine if r not in self.running]
+            running = [r for r in mine if r in self.running]
+            if waiting and (not running or choose.random() < 0.3):
+                picked = choose.sample(waiting, choose.randint(1, len(waiting)))
+                self.act(Prefill(model, tuple(picked)))
+            else:
+                picked = choose.sample(running, choose.randint(1, len(running)))
+                self.act(Decode(model, tuple(picked)))
+        raise AssertionError(f"never ended: {self.open}")
+
+    def _close(self, request):
+        self.open.remove(request)
+        if request in self.running:
+            self.running.remove(request)
