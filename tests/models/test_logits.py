@@ -146,13 +146,27 @@ def test_smollm2_continues_as_under_transformers() -> None:
     prompts = [tokenizer.encode(text).ids for text in SMOLLM2_PROMPTS]
     decoder = load_model(directory, CpuDevice())
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    for prompt, continued in zip(prompts, continue_greedily(decoder, prompts, 64), strict=True):
+    together, logits = continue_greedily(decoder, prompts, 64)
+    assert torch.equal(continue_greedily(decoder, prompts[2:3], 64)[1], logits[2:3])
+    for prompt, continued in zip(prompts, together, strict=True):
         with torch.inference_mode():
             logits = reference(torch.tensor([prompt + continued[:-1]])).logits[0]
         assert continued == logits[len(prompt) - 1 :].argmax(-1).tolist()
 
 
-def continue_greedily(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_logits_have_the_same_bits_alone_and_together(family: str, tmp_path: Path) -> None:
+    decoder = load_model(make_checkpoint(tmp_path, family, hidden_size=96), CpuDevice())
+    prompts = [PROMPT[:1], PROMPT * 15, PROMPT[3:9], PROMPT * 2, PROMPT[1:]]
+    _, together = continue_greedily(decoder, prompts, 3)
+    for i, prompt in enumerate(prompts):
+        assert torch.equal(continue_greedily(decoder, [prompt], 3)[1], together[i : i + 1]), i
+
+
+def continue_greedily(
+    decoder: Decoder, prompts: list[list[int]], count: int
+) -> tuple[list[list[int]], torch.Tensor]:
+    """Return `count` tokens behind each prompt and the logits [prompts, vocab] of the last."""
     config = decoder.config
     shape = KvShape(config.layers, config.kv_heads, config.head_dim)
     lengths = [len(prompt) + count for prompt in prompts]
@@ -171,8 +185,9 @@ def continue_greedily(decoder: Decoder, prompts: list[list[int]], count: int) ->
             logit_rows=torch.tensor([part.first_row + part.rows - 1 for part in rows]),
             kv=pool.view(shape, rows),
         )
-        tokens = decoder.forward(batch).argmax(-1).tolist()
+        logits = decoder.forward(batch)
+        tokens = logits.argmax(-1).tolist()
         starts, steps = [part.tokens for part in rows], [[token] for token in tokens]
         for line, token in zip(made, tokens, strict=True):
             line.append(token)
-    return made
+    return made, logits
