@@ -78,6 +78,9 @@ class DomainClaim:
 def claim_domain(settings: Settings, directory: Path = SHARED_MEMORY) -> DomainClaim:
     """Become the owner of the domain, which starts empty; sweep what dead owners have left.
 
+    The claim is one among the processes of this node. Supervisors on several hosts that share a
+    Redis need a domain each: it does not see that another host's is alive.
+
     Raises ConfigError when a live process owns it, StoreUnavailable when its store does not answer.
     """
     check_shared_memory(directory)

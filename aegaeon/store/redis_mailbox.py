@@ -15,7 +15,7 @@ from typing import Any
 from aegaeon.errors import RecordTooLarge, RegionError, RingClosed, RingFull, StoreUnavailable
 from aegaeon.store.base import Mailbox
 from aegaeon.store.redis_link import RedisLink
-from aegaeon.store.redis_scripts import ACKNOWLEDGE, CREATE, DROP, SEND
+from aegaeon.store.redis_scripts import ABANDONED_MS, ACKNOWLEDGE, CREATE, DROP, SEND
 
 MAX_RECORD_BYTES = 1 << 20
 RECORD_OVERHEAD_BYTES = 16
@@ -35,6 +35,7 @@ class RedisMailbox(Mailbox):
         self._stream = f"{key}:{generation}"
         self._writers = f"{self._stream}:writers"
         self._bell = f"{self._stream}:bell"
+        self._keys = [self._key, self._stream, self._writers, self._bell]
         self._send = link.script(SEND)
         self._acknowledge = link.script(ACKNOWLEDGE)
         self._writer = secrets.token_hex(8)
@@ -118,12 +119,11 @@ class RedisMailbox(Mailbox):
             self._link.call(self._drop)
 
     def _drop(self) -> None:
-        keys = [self._key, self._stream, self._writers, self._bell]
-        self._link.script(DROP)(keys, [self._generation])
+        self._link.script(DROP)(self._keys, [self._generation])
 
     def _enter(self) -> None:
         create = self._link.script(CREATE)
-        args = [self._generation, self._capacity_bytes]
+        args = [self._generation, self._capacity_bytes, ABANDONED_MS]
         self._server_run = self._link.server_run()
         self._link.call(lambda: create([self._key], args))
 
@@ -178,10 +178,10 @@ class RedisMailbox(Mailbox):
 
     def _settle(self) -> None:
         """Let the server forget what has arrived; notice when the mailbox is not ours any more."""
-        args = [self._generation, self._last_entry, RECORD_OVERHEAD_BYTES]
+        args = [self._generation, self._last_entry, RECORD_OVERHEAD_BYTES, ABANDONED_MS]
 
         def acknowledge() -> Any:
-            return self._acknowledge([self._key, self._stream], args)
+            return self._acknowledge(self._keys, args)
 
         if self._link.call(acknowledge, pause=self._pause) == -1:
             # A server without persistence forgets us when it restarts; a successor ends us.

@@ -3,8 +3,11 @@
 Table: hash `instance:<id>` {incarnation, lease_ms, record, status}, expiring with its lease; set
 `instances` of ids. Mailbox: hash `mailbox:<address>` {generation, capacity, held} names the
 present generation; the stream `mailbox:<address>:<generation>` holds its records, the hash
-`...:writers` each writer's last sequence number, the stream `...:bell` at most one wake-up.
+`...:writers` each writer's last sequence number, the stream `...:bell` at most one wake-up. What
+a dead reader leaves expires; a living one puts that off each second that it receives.
 """
+
+ABANDONED_MS = 3_600_000  # far over the longest time that a reader is busy with something else
 
 # KEYS: instance, instances. ARGV: id, incarnation, lease_ms, record, status. 0: stale.
 REGISTER = """
@@ -51,7 +54,7 @@ end
 return rows
 """
 
-# KEYS: mailbox. ARGV: generation, capacity. Drops the generation before.
+# KEYS: mailbox. ARGV: generation, capacity, ABANDONED_MS. Drops the generation before.
 CREATE = """
 local before = redis.call('HGET', KEYS[1], 'generation')
 if before then
@@ -60,6 +63,7 @@ if before then
 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'generation', ARGV[1], 'capacity', ARGV[2], 'held', 0)
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
@@ -77,7 +81,8 @@ redis.call('HINCRBY', KEYS[1], 'held', ARGV[4])
 return 1
 """
 
-# KEYS: mailbox, stream. ARGV: generation, last entry that arrived, overhead. -1: closed.
+# KEYS: mailbox, stream, writers, bell. -1: closed.
+# ARGV: generation, last entry that arrived, overhead, ABANDONED_MS.
 ACKNOWLEDGE = """
 if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return -1 end
 local freed = 0
@@ -92,6 +97,7 @@ while true do
   redis.call('XDEL', KEYS[2], unpack(ids))
 end
 if freed > 0 then redis.call('HINCRBY', KEYS[1], 'held', -freed) end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
 return 1
 """
 

@@ -266,3 +266,16 @@ def test_what_was_read_gives_its_room_back_exactly(domain: RedisDomain) -> None:
         pass
     assert domain._link.client.hget(reader._key, "held") == b"0"
     assert domain._link.client.xlen(reader._stream) == 0
+
+
+def test_what_a_dead_process_leaves_expires(domain: RedisDomain) -> None:
+    store, reader = domain.metadata(), domain.create_mailbox("box")
+    store.register_instance(RECORD, 60)
+    store.record_assignment("r", "i", 60)
+    domain.open_mailbox("box").send(b"x")
+    reader.wake()
+    assert reader.receive(5) == [b"x"]
+    reader.receive(0)
+    client = domain._link.client
+    kept = {key for key in client.keys("*") if client.pttl(key) < 0}
+    assert kept == {b"aegaeon:{d}:instances"}  # ids, of which a look at the table drops dead ones
