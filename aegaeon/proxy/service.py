@@ -25,6 +25,9 @@ from aegaeon.proxy.openai import (
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.types import Instance, ModelId, ModelSpec, SamplingParams
 
+# Characters beyond the longest token's, for tokenizers and templates that drop some.
+_SLACK = 4
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A checked and tokenised request: prompts times n generations, by choice index."""
@@ -67,6 +70,7 @@ class Service:
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
+        _check_length(spec, text, sum(len(message["content"]) for message in messages), "messages")
         encode = partial(text.encode_chat, messages, None, body.chat_template_kwargs)
         try:
             prompt = await asyncio.to_thread(encode)
@@ -83,6 +87,7 @@ class Service:
         prompts = []
         for prompt in body.prompts():
             if isinstance(prompt, str):
+                _check_length(spec, text, len(prompt), "prompt")
                 token_ids = await asyncio.to_thread(text.encode, prompt)
             else:
                 token_ids = prompt
@@ -181,13 +186,27 @@ def _max_tokens(
     room = spec.context_tokens - len(token_ids)
     needed = asked if is_firm else 1
     if needed > room:
-        error = ContextLengthExceeded(
+        raise _too_long(
             f"the context of {spec.id} is {spec.context_tokens} tokens, but the prompt has "
-            f"{len(token_ids)} and {needed} more are to be generated; shorten one of them"
+            f"{len(token_ids)} and {needed} more are to be generated; shorten one of them",
+            param,
         )
-        exceeded = as_api_error(error)
-        raise ApiError(exceeded.status, exceeded.code, exceeded.message, param)
     return min(asked, room)
+
+
+def _check_length(spec: ModelSpec, text: TextModel, chars: int, param: str) -> None:
+    """Refuse what cannot fit by far: to tokenise megabytes takes seconds of a processor."""
+    if chars > _SLACK * spec.context_tokens * text.longest_token_chars:
+        raise _too_long(
+            f"the context of {spec.id} is {spec.context_tokens} tokens, but the prompt has {chars} "
+            "characters; shorten it",
+            param,
+        )
+
+
+def _too_long(message: str, param: str) -> ApiError:
+    exceeded = as_api_error(ContextLengthExceeded(message))
+    return ApiError(exceeded.status, exceeded.code, exceeded.message, param)
 
 
 def _sampling(body: Body, text: TextModel) -> SamplingParams:

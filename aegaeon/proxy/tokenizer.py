@@ -44,6 +44,7 @@ class TextModel:
             if _is_byte_level(root / "tokenizer.json")
             else None
         )
+        self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()))
         self.defaults = _defaults(generation)
         self.stop_token_ids = self._stop_ids(
             generation, _read_object(root / "config.json"), tokenizer_config
@@ -60,7 +61,7 @@ class TextModel:
         Raises InvalidRequest when the model has no template or the template refuses.
         """
         text = self.render_chat(messages, tools, extras)
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._ids(text, add_special_tokens=False)
 
     def render_chat(
         self,
@@ -75,7 +76,7 @@ class TextModel:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokenise a plain prompt, with the special tokens that the tokenizer adds by itself."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        return self._ids(text, add_special_tokens=True)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of all ids at once, without special tokens."""
@@ -86,6 +87,13 @@ class TextModel:
         if self._vocabulary is not None:
             return ByteLevelDetokenizer(self._vocabulary)
         return WindowDetokenizer(self._tokenizer)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        # Without offsets, which nobody needs, it is three times as fast.
+        (encoded,) = self._tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
+        return tuple(encoded.ids)
 
     def _stop_ids(self, *sources: dict[str, Any]) -> tuple[int, ...]:
         generation, model, tokenizer_config = sources
