@@ -13,7 +13,9 @@ enum class RegionKind : std::uint32_t { ring = 1, table = 2 };
 
 using RegionParameters = std::array<std::uint64_t, 2>;
 
-// A mapping of one region; unmaps when destroyed, never removes the file.
+// A mapping of one region; unmaps when destroyed, never removes the file. Its file never changes
+// its length: whoever truncates it (mode 0600, so only the same user can) kills with SIGBUS all who
+// use it. Catching that signal would take it from the program we are a guest in.
 class Region {
  public:
   // Makes `path`, which must not exist. Its memory is reserved, so that a full /dev/shm fails
