@@ -146,8 +146,9 @@ def test_smollm2_continues_as_under_transformers() -> None:
     prompts = [tokenizer.encode(text).ids for text in SMOLLM2_PROMPTS]
     decoder = load_model(directory, CpuDevice())
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    together, logits = continue_greedily(decoder, prompts, 64)
-    assert torch.equal(continue_greedily(decoder, prompts[2:3], 64)[1], logits[2:3])
+    _, logits = continue_greedily(decoder, prompts, 4)
+    assert torch.equal(continue_greedily(decoder, prompts[2:3], 4)[1], logits[2:3])
+    together, _ = continue_greedily(decoder, prompts, 64)
     for prompt, continued in zip(prompts, together, strict=True):
         with torch.inference_mode():
             logits = reference(torch.tensor([prompt + continued[:-1]])).logits[0]
