@@ -23,7 +23,7 @@ class Group:
     has_prefilled: bool = False  # the last step of this group was a prefill
     retry_at_s: float = 0.0  # no load before this
     load_failures: int = 0
-    unpaid_load_s: float = 0.0  # of the load since the last turn; the next one is to be worth it
+    unpaid_load_s: float = 0.0  # of what the next turn displaced; it is to be worth it
     # Set while waiting requests lack KV: no prefill until `kv_retry`.
     kv_ticket: int | None = None
     kv_retry: bool = False

@@ -37,12 +37,13 @@ RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between attempts at a model that d
 class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of the policy. One prefill step takes at least one request, whatever its size.
 
-    A turn whose weights had to be loaded lasts at least `amortise` times that load: where memory
-    holds few models, a short quota would otherwise be spent on loading.
+    A turn whose weights had to displace others lasts `amortise` times their load, up to
+    `longest_turn_s`: where memory holds few models, a short quota would be spent on loading.
     """
 
     quota_s: float = 0.5
     amortise: float = 2.0
+    longest_turn_s: float = 4.0
     max_batch: int = 16
     max_waiting: int = 1024
     max_running: int = 32  # per model; beyond max_batch they decode in rotation
@@ -64,6 +65,7 @@ class TurnScheduler(Scheduler):
         self._turn_ends_s = 0.0
         self._in_flight: ComputeAction | None = None
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
+        self._load_displaces = False  # the load under way evicted others
         self._preload: list[ModelId] = []
         self._switches = 0
         self._tickets = 0
@@ -163,7 +165,8 @@ class TurnScheduler(Scheduler):
             case Loaded():
                 self._residency.end_load(outcome.weight_bytes)
                 self._groups[outcome.model].load_failures = 0
-                self._groups[outcome.model].unpaid_load_s = outcome.took_s
+                if self._load_displaces:
+                    self._groups[outcome.model].unpaid_load_s = outcome.took_s
                 self._drop_preload(outcome.model)
             case LoadFailed():
                 self._on_load_failed(self._groups[outcome.model], now)
@@ -204,7 +207,8 @@ class TurnScheduler(Scheduler):
 
     def _turn_s(self, group: Group) -> float:
         load_s, group.unpaid_load_s = group.unpaid_load_s, 0.0
-        return max(self._limits.quota_s, self._limits.amortise * load_s)
+        worth_s = min(self._limits.amortise * load_s, self._limits.longest_turn_s)
+        return max(self._limits.quota_s, worth_s)
 
     def _end_turn(self) -> None:
         if self._current is not None:
@@ -353,6 +357,7 @@ class TurnScheduler(Scheduler):
             self._end_turn()
             self._current = None
         self._residency.begin_load(model, victims)
+        self._load_displaces = bool(victims)
         return Load(model, victims)
 
     def _next_preload(self) -> Load | None:

@@ -109,6 +109,16 @@ def test_turns_are_worth_their_loads():
     assert device.scheduler.snapshot().switches > 20
 
 
+def test_a_first_load_into_free_room_does_not_lengthen_the_turn():
+    device = make_device({"a": 1, "b": 1}, 2, quota_s=0.1)
+    for model in "ab":
+        device.submit(make_request(model, model, max_tokens=10**9))
+    device.advance(2 * LOAD_S + SWITCH_S)
+    seen = len(device.steps)
+    device.advance(device.now + 2 * (0.1 + STEP_S + SWITCH_S))
+    assert {step.model for step in device.steps[seen:]} == {"a", "b"}
+
+
 def test_one_model_keeps_the_device_while_nobody_else_waits():
     device = make_device({"a": 1, "b": 1}, 2, quota_s=0.1)
     device.submit(make_request("r", "a", max_tokens=10**9))
