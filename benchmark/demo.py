@@ -275,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # As Ctrl-C, so that what was started is stopped; here, since it is the process's to decide.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both stop what was started, also where a shell that put us in the background ignores SIGINT;
+    # here, since it is the process's to decide.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())
