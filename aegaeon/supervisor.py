@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from aegaeon.config import Settings, child_environment
+from aegaeon.device.processors import compute_threads, thread_environment
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
-from aegaeon.instance.processors import available_processors, thread_environment
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
@@ -69,9 +69,7 @@ class Supervisor:
         self, settings: Settings, specs: tuple[ModelSpec, ...], with_proxy: bool = False
     ) -> None:
         """Nothing runs yet. Threads of an instance: as set, else the processors shared out."""
-        threads = settings.threads_per_instance
-        if not threads:
-            threads = max(1, available_processors() // settings.instance_count)
+        threads = compute_threads(settings)
         self._settings = msgspec.structs.replace(settings, threads_per_instance=threads)
         self._specs = specs
         count = settings.instance_count

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from aegaeon.config import Settings
+from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.types import ModelSpec
 
@@ -60,13 +61,6 @@ def check_budgets(budgets: Budgets, specs: Sequence[ModelSpec]) -> None:
                 f"{tokens} tokens of {spec.id} need {_gb(need)} of keys and values, an instance "
                 f"may hold {_gb(budgets.kv_bytes)}; raise --kv-budget-gb"
             )
-
-
-def compute_threads(settings: Settings) -> int:
-    """Return the compute threads of one instance: as set, else the processors shared out."""
-    if settings.threads_per_instance:
-        return settings.threads_per_instance
-    return max(1, len(os.sched_getaffinity(0)) // settings.instance_count)
 
 
 def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:

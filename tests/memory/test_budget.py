@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from aegaeon.config import Settings
+from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
-from aegaeon.memory.budget import available_memory_bytes, choose_budgets, compute_threads
+from aegaeon.memory.budget import available_memory_bytes, choose_budgets
 from tests.support.decoder import make_spec
 
 SPECS = (make_spec("a", weight_bytes=600_000_000), make_spec("b", weight_bytes=100))

@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from aegaeon.config import Settings
+
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 THREAD_VARIABLES = (
@@ -17,6 +19,13 @@ THREAD_VARIABLES = (
 # milliseconds: alone on two processors a decode step takes 45 ms with either, but beside one busy
 # process 133 ms with this and over 350 ms with that (SmolLM2-135M, two threads).
 OPENMP_SPINS = "5000"
+
+
+def compute_threads(settings: Settings) -> int:
+    """Return the compute threads of one instance: as set, else the processors shared out."""
+    if settings.threads_per_instance:
+        return settings.threads_per_instance
+    return max(1, available_processors() // settings.instance_count)
 
 
 def available_processors() -> int:
