@@ -1,4 +1,4 @@
-"""Shared memory and process control, written in C++ (csrc/).
+"""Shared memory, operators and process control, written in C++ (csrc/).
 
 Paths are absolute file paths, in practice under /dev/shm. Times are seconds; leases and deadlines
 run on CLOCK_MONOTONIC, the clock of time.monotonic. Errors are the classes of aegaeon.errors.
@@ -116,6 +116,52 @@ class Table:
     @property
     def slot_bytes(self) -> int:
         """The longest value."""
+
+@final
+class ThreadPool:
+    """Threads that the operators below share out their work to; each call returns when it is done.
+
+    Calls from several threads take turns. Idle threads sleep; they end with the object.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Start `threads` - 1 threads: the caller of an operator is one more."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute, the caller among them."""
+
+# Operators take addresses of float32 rows, one after another, and write to `out`, which must not
+# overlap. A row's bits depend on that row alone. Weights are (address, out_features, type): tiles
+# as in aegaeon.device.packed, 64-byte aligned; type 0 is float32, 1 bfloat16, 2 float16.
+
+def linear(
+    pool: ThreadPool,
+    x: int,
+    shape: tuple[int, int],
+    parts: tuple[tuple[int, int, int, int], ...],
+    out: int,
+) -> None:
+    """Multiply x of `shape` (rows, in_features) with `parts`: weights and an address of biases
+    (or 0) each. `out` is [rows, sum of out_features]. Raises ValueError for malformed parts."""
+
+def embed(
+    pool: ThreadPool,
+    token_ids: int,
+    shape: tuple[int, int],
+    table: tuple[int, int, int],
+    out: int,
+) -> None:
+    """Write the rows of `table` of int64 `token_ids` to `out` of `shape` (rows, in_features).
+
+    Raises IndexError for an id outside the table.
+    """
+
+def force_isa(name: str) -> None:
+    """Use "baseline", "avx2", "avx512" or "best" from now on. Raises ValueError."""
+
+def current_isa() -> str:
+    """Return which of them is in use."""
 
 def unlink(path: str) -> bool:
     """Remove a region; False when there was none. A ring's senders get RingClosed from then on."""

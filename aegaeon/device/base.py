@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aegaeon.device.packed import Matrix
 from aegaeon.memory.kv import KvView
 
 
@@ -23,6 +24,33 @@ class StepBatch:
     kv: KvView  # where these rows' keys and values go, and what each may look at
 
 
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Weights [out, in] that read the same input, one below the other.
+
+    `biases` has a float32 vector [out] for each part, or is empty. A bias is added last.
+    """
+
+    parts: tuple[Matrix, ...]
+    biases: tuple[Tensor, ...] = ()
+
+    @property
+    def in_features(self) -> int:
+        """Features of the input."""
+        return self.parts[0].in_features
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of all parts."""
+        return sum(part.out_features for part in self.parts)
+
+    @property
+    def operands(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Each part as native operators take it: address, outputs, type code, bias (or 0)."""
+        biases = [bias.data_ptr() for bias in self.biases] or [0] * len(self.parts)
+        return tuple((*part.operand, bias) for part, bias in zip(self.parts, biases, strict=True))
+
+
 class Device(ABC):
     """Operators on float32 activations. `x` is [rows, features], row-major, unless said."""
 
@@ -30,19 +58,12 @@ class Device(ABC):
     dtype: torch.dtype
 
     @abstractmethod
-    def place(self, weight: Tensor, for_products: bool = False) -> Tensor:
-        """Return `weight` in the form this device computes with (dtype, memory).
-
-        With `for_products` only `linear` reads it, so its memory order may be the device's own.
-        """
+    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
+        """Return rows of `table` [vocab, features], float32."""
 
     @abstractmethod
-    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        """Return rows of `table` [vocab, features]."""
-
-    @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return x @ weight.T + bias; weight is [out, in]."""
+    def linear(self, x: Tensor, projection: Projection) -> Tensor:
+        """Return [rows, outputs of all parts]: x @ weight.T + bias for each part."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The CPU as a device: plain torch operators in float32, row by row the same bits.
+"""The CPU as a device: native products in place on packed weights, else plain torch operators.
 
 Elementwise formulas use only operators whose vector and tail loops agree (exp, and the exactly
 rounded + - * / sqrt); silu and sigmoid of torch do not.
@@ -7,31 +7,38 @@ rounded + - * / sqrt); silu and sigmoid of torch do not.
 import torch
 from torch import Tensor
 
+from aegaeon import _native
 from aegaeon.device.attention import AttentionPlan
-from aegaeon.device.base import Device, StepBatch
-from aegaeon.device.products import RowIndependentLinear, pack
+from aegaeon.device.base import Device, Projection, StepBatch
+from aegaeon.device.packed import Matrix
 
 
 class CpuDevice(Device):
-    """Computes on the calling thread's torch threads; one forward pass at a time."""
+    """Computes on `threads` threads, the caller's among them; one forward pass at a time.
+
+    torch's operators use the calling thread's torch threads instead, never at the same time.
+    """
 
     name = "cpu"
     dtype = torch.float32
 
-    def __init__(self) -> None:
-        self._linear = RowIndependentLinear()
+    def __init__(self, threads: int = 1) -> None:
+        self._pool = _native.ThreadPool(threads)
         self._plan: AttentionPlan | None = None
 
-    def place(self, weight: Tensor, for_products: bool = False) -> Tensor:
-        weight = weight.detach().to(self.dtype).contiguous()
-        return pack(weight) if for_products else weight
+    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
+        token_ids = token_ids.contiguous()
+        shape = (len(token_ids), table.in_features)
+        out = torch.empty(shape)
+        _native.embed(self._pool, token_ids.data_ptr(), shape, table.operand, out.data_ptr())
+        return out
 
-    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        return table.index_select(0, token_ids)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = self._linear(x.contiguous(), weight)
-        return y if bias is None else y + bias
+    def linear(self, x: Tensor, projection: Projection) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty((len(x), projection.out_features))
+        shape = (len(x), projection.in_features)
+        _native.linear(self._pool, x.data_ptr(), shape, projection.operands, out.data_ptr())
+        return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()

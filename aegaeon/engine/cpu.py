@@ -12,8 +12,8 @@ from aegaeon.types import ModelId, ModelSpec
 
 def open_cpu_engine(settings: Settings, specs: tuple[ModelSpec, ...]) -> ModelEngine:
     """Return the engine. Raises BudgetTooSmall, and what reading a config.json raises."""
-    device = CpuDevice()
     budgets = choose_budgets(settings, specs)
+    device = CpuDevice(budgets.threads)
     return ModelEngine(specs, kv_shapes(specs, device), device, budgets, load_model)
 
 

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -71,7 +70,6 @@ class ModelEngine(Engine):
         self._sequences = SequenceTable(self._pool)
         self._lock = threading.Lock()  # over _sequences and _pool
         self._computing: ModelId | None = None  # the model of the running action
-        self._prepared: set[ModelId] = set()  # the loading thread's
 
     def submit(self, request: Request) -> None:
         spec = self._specs.get(request.model)
@@ -109,7 +107,6 @@ class ModelEngine(Engine):
                 self._weights.evict(model)
             with torch.inference_mode():
                 weight_bytes = self._weights.load(self._specs[action.model])
-            self._prepare(action.model)
         except AegaeonError as error:
             self._weights.evict(action.model)
             return LoadFailed(action.model, error.code, str(error))
@@ -134,18 +131,6 @@ class ModelEngine(Engine):
         with self._lock:
             self._sequences.clear()
         self._weights.clear()
-
-    def _prepare(self, name: ModelId) -> None:
-        """Prepare a model when it is loaded for the first time, computing as its steps will.
-
-        On a thread of its own, for the compute threads that OpenMP gives a thread end with it.
-        """
-        model = self._weights.get(name)
-        if model is None or name in self._prepared:
-            return
-        with ThreadPoolExecutor(1, "prepare") as thread:
-            thread.submit(self._compute, model.prepare).result()
-        self._prepared.add(name)
 
     def _compute(self, work: Callable[[], Result]) -> Result:
         with self._threads.computing(), torch.inference_mode():

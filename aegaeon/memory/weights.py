@@ -21,9 +21,6 @@ class ResidentModel(Protocol):
     def weight_bytes(self) -> int:
         """Bytes its weights take."""
 
-    def prepare(self) -> None:
-        """Do what would otherwise make the first forward slower than the others."""
-
     def forward(self, batch: StepBatch) -> Tensor:
         """Return logits [len(batch.logit_rows), vocab] float32."""
 

@@ -12,8 +12,6 @@ from aegaeon.models.safetensors import StoredTensor, read_header
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LOADABLE = ("F32", "F16", "BF16")
-# What models compute in on the CPU, whatever the files hold.
-COMPUTE_BYTES = 4
 MAX_INDEX_BYTES = 64 << 20
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -31,11 +29,6 @@ class LoadPlan(msgspec.Struct, frozen=True):
     def parameters(self) -> int:
         """Elements of all tensors that the model uses."""
         return sum(count(shape) for _, shape in tensor_shapes(self.config))
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights as the CPU computes with them: float32, tied ones once."""
-        return self.parameters * COMPUTE_BYTES
 
     @property
     def file_bytes(self) -> int:
@@ -71,10 +64,15 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield EMBEDDING, (config.vocab_tokens, config.hidden_size)
     for layer in range(config.layers):
         for name, shape in _layer_shapes(config):
-            yield f"model.layers.{layer}.{name}", shape
+            yield f"{layer_prefix(layer)}{name}", shape
     yield FINAL_NORM, (config.hidden_size,)
     if not config.tie_word_embeddings:
         yield HEAD, (config.vocab_tokens, config.hidden_size)
+
+
+def layer_prefix(layer: int) -> str:
+    """Return what the names of the tensors of `layer` begin with."""
+    return f"model.layers.{layer}."
 
 
 def count(shape: tuple[int, ...]) -> int:

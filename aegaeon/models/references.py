@@ -10,9 +10,13 @@ from pathlib import Path
 import msgspec
 
 from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
-from aegaeon.models.checkpoint import COMPUTE_BYTES, plan_load
+from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
+from aegaeon.models.packing import plan_pack
 from aegaeon.types import ModelSpec
+
+# Of an element of keys and values on the CPU.
+KV_BYTES = 4
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +96,8 @@ def locate(target: str, models_dir: str | Path) -> Path | None:
 
 def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
     """Check the model in `path` and return its costs; its id is `served_id` or its directory's name
-    with `__` as `/`. Bytes are those of float32, in which the CPU computes and keeps KV.
+    with `__` as `/`. Weights take the bytes of the packed model; KV is float32, in which the CPU
+    computes.
 
     Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
@@ -104,8 +109,8 @@ def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
         id=served_id or id_of_directory(path),
         path=os.path.abspath(path),  # noqa: PTH100  # resolve() would follow links
         architecture=config.architecture,
-        weight_bytes=plan.weight_bytes,
-        kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * COMPUTE_BYTES,
+        weight_bytes=plan_pack(plan).total_bytes,
+        kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * KV_BYTES,
         context_tokens=config.context_tokens,
         vocab_tokens=config.vocab_tokens,
     )

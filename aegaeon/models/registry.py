@@ -5,14 +5,15 @@ from pathlib import Path
 from aegaeon.device.base import Device
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.layers import Decoder
-from aegaeon.models.weights import OnProgress, WeightReader
+from aegaeon.models.packing import plan_pack
+from aegaeon.models.weights import OnProgress, read_weights
 
 
 def load_model(path: str | Path, device: Device, on_progress: OnProgress | None = None) -> Decoder:
-    """Load the model in the directory `path` onto `device`.
+    """Load the model in the directory `path` for `device`, into memory of its own.
 
-    Peak memory is the placed weights plus one tensor. `on_progress(bytes_done, bytes_total)`
+    Peak memory is the packed weights plus one tensor. `on_progress(bytes_done, bytes_total)`
     counts bytes of the files. Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
-    plan = plan_load(path)
-    return Decoder(plan.config, device, WeightReader(plan, device, on_progress))
+    plan = plan_pack(plan_load(path))
+    return Decoder(plan.load_plan.config, device, read_weights(plan, on_progress))

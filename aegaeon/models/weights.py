@@ -1,67 +1,90 @@
-"""Reads the tensors of a load plan and places them on a device, one at a time."""
+"""A packed model's tensors as operands, and a plain reader of them into memory of one's own."""
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aegaeon.device.base import Device
+from aegaeon.device.packed import TILE_OUTPUTS, Matrix, pack_into
 from aegaeon.errors import CheckpointError
-from aegaeon.models.checkpoint import LoadPlan
+from aegaeon.models.packing import PackedTensor, PackPlan
 from aegaeon.models.safetensors import StoredTensor
 
 OnProgress = Callable[[int, int], None]
+AwaitStage = Callable[[int], None]
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class WeightReader:
-    """Places tensors of one plan; at any time one tensor (or one fused group) is held twice.
+def everything_is_in(stage: int) -> None:
+    """Wait for nothing."""
 
-    `on_progress(bytes_done, bytes_total)` counts file bytes and is called after each tensor.
+
+class PackedWeights:
+    """Views of the packed model of `plan` in `memory`, a 64-byte aligned buffer that they keep.
+
+    `await_stage(n)` returns when stage n is in; it raises what kept it from coming.
     """
 
-    def __init__(self, plan: LoadPlan, device: Device, on_progress: OnProgress | None) -> None:
-        self._tensors = plan.tensors
-        self._device = device
-        self._on_progress = on_progress
-        self._done_bytes, self._total_bytes = 0, plan.file_bytes
-        self.placed_bytes = 0
+    def __init__(
+        self, memory: Any, plan: PackPlan, await_stage: AwaitStage = everything_is_in
+    ) -> None:
+        self.plan = plan
+        self.await_stage = await_stage
+        self._bytes = torch.frombuffer(memory, dtype=torch.uint8, count=plan.total_bytes)
+        self._address = self._bytes.data_ptr()
 
-    def place(self, *names: str, for_products: bool = False) -> Tensor:
-        """Return the named tensors, one below the other along dimension 0, on the device.
+    def matrix(self, name: str) -> Matrix:
+        """Return the matrix of this name. Its stage need not be in yet."""
+        tensor = self.plan.tensors[name]
+        out_features, in_features = tensor.shape
+        address = self._address + tensor.offset
+        return Matrix(self._bytes, address, out_features, in_features, DTYPES[tensor.dtype])
 
-        `for_products` is as in Device.place. Raises CheckpointError if a file has changed since it
-        was planned.
-        """
-        stored = [self._tensors[name] for name in names]
-        if len({tensor.dtype for tensor in stored}) == 1:
-            whole = _read(stored)
-        else:
-            whole = torch.cat([_read([tensor]).to(torch.float32) for tensor in stored])
-        placed = self._device.place(whole, for_products)
-        self.placed_bytes += placed.numel() * placed.dtype.itemsize
-        self._done_bytes += sum(tensor.data_bytes for tensor in stored)
-        if self._on_progress is not None:
-            self._on_progress(self._done_bytes, self._total_bytes)
-        return placed
+    def vector(self, name: str) -> Tensor:
+        """Return the vector of this name, float32 in place. Its stage need not be in yet."""
+        tensor = self.plan.tensors[name]
+        end = tensor.offset + tensor.data_bytes
+        return self._bytes[tensor.offset : end].view(torch.float32)
 
-    def place_if_stored(self, *names: str) -> Tensor | None:
-        """Like place, or None where the plan has no such tensors."""
-        return self.place(*names) if names[0] in self._tensors else None
+    def has(self, name: str) -> bool:
+        """Tell whether the model has this tensor."""
+        return name in self.plan.tensors
 
 
-def _read(tensors: list[StoredTensor]) -> Tensor:
-    """Read tensors of one dtype and equal trailing sizes into one new tensor."""
-    buffer = torch.empty(sum(tensor.data_bytes for tensor in tensors), dtype=torch.uint8)
-    view = buffer.numpy().data
-    start = 0
-    for tensor in tensors:
-        _read_into(view[start : start + tensor.data_bytes], tensor)
-        start += tensor.data_bytes
-    rows = sum(tensor.shape[0] for tensor in tensors)
-    return buffer.view(DTYPES[tensors[0].dtype]).view(rows, *tensors[0].shape[1:])
+def read_weights(plan: PackPlan, on_progress: OnProgress | None = None) -> PackedWeights:
+    """Read all tensors into private memory, one after another.
+
+    `on_progress(bytes_done, bytes_total)` counts file bytes, after each tensor. Raises
+    CheckpointError if a file has changed since it was planned.
+    """
+    memory = mmap.mmap(-1, plan.total_bytes)
+    packed = torch.frombuffer(memory, dtype=torch.uint8)
+    done, total = 0, plan.load_plan.file_bytes
+    for tensor in plan.tensors.values():
+        _pack_into(packed[tensor.offset : tensor.offset + tensor.data_bytes], tensor)
+        done += tensor.source.data_bytes
+        if on_progress is not None:
+            on_progress(done, total)
+    return PackedWeights(memory, plan)
+
+
+def _pack_into(place: Tensor, tensor: PackedTensor) -> None:
+    read = _read(tensor.source)
+    elements = place.view(DTYPES[tensor.dtype])
+    if tensor.layout == "tiles":
+        pack_into(elements.view(-1, tensor.shape[1], TILE_OUTPUTS), read)
+    else:
+        elements.copy_(read)
+
+
+def _read(tensor: StoredTensor) -> Tensor:
+    buffer = torch.empty(tensor.data_bytes, dtype=torch.uint8)
+    _read_into(buffer.numpy().data, tensor)
+    return buffer.view(DTYPES[tensor.dtype]).view(tensor.shape)
 
 
 def _read_into(view: memoryview, tensor: StoredTensor) -> None:

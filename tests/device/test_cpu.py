@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.products import FIXED_ROWS, RowIndependentLinear
+from aegaeon.device.packed import pack
 from aegaeon.memory.kv import KvShape
 from tests.support.paged import PagedSequences
 
@@ -27,13 +28,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def operators(features: int):
     device = CpuDevice()
     weight, bias = randn(200, features, seed=1), randn(200, seed=2)
-    packed = device.place(weight, for_products=True)
+    projection = Projection((pack(weight, torch.bfloat16),), (bias,))
     up = randn(400, features, seed=3)
     cos, sin = randn(400, 16, seed=4), randn(400, 16, seed=5)
     heads = features // 16
     return {
-        "linear": lambda x, at: device.linear(x, weight, bias),
-        "packed linear": lambda x, at: device.linear(x, packed, bias),
+        "linear": lambda x, at: device.linear(x, projection),
         "rms_norm": lambda x, at: device.rms_norm(x, weight[0], 1e-6),
         "head_norm": lambda x, at: device.rms_norm(x.view(-1, heads, 16), weight[0, :16], 1e-6),
         "rotate": lambda x, at: device.rotate(x.view(-1, heads, 16), cos[at], sin[at]),
@@ -42,9 +42,7 @@ def operators(features: int):
 
 
 @pytest.mark.parametrize("features", [64, 96, 576])
-@pytest.mark.parametrize(
-    "name", ["linear", "packed linear", "rms_norm", "head_norm", "rotate", "silu_mul"]
-)
+@pytest.mark.parametrize("name", ["linear", "rms_norm", "head_norm", "rotate", "silu_mul"])
 def test_rows_have_the_same_bits_in_any_company(name, features):
     operator = operators(features)[name]
     x = randn(400, features, seed=9)
@@ -54,15 +52,6 @@ def test_rows_have_the_same_bits_in_any_company(name, features):
             rows = slice(first, first + count)
             if first + count <= 400:
                 assert torch.equal(operator(x[rows], rows), whole[rows]), (count, first)
-
-
-@pytest.mark.parametrize("for_products", [False, True])
-def test_linear_is_the_float64_product(for_products):
-    device = CpuDevice()
-    x, weight, bias = randn(5, 96), randn(200, 96, seed=1), randn(200, seed=2)
-    expected = x.double() @ weight.double().T + bias.double()
-    placed = device.place(weight.to(torch.float64), for_products)
-    assert torch.allclose(device.linear(x, placed, bias).double(), expected, atol=1e-4)
 
 
 def test_rms_norm_is_the_float64_formula():
@@ -89,22 +78,6 @@ def test_silu_mul_is_the_float64_formula_at_the_extremes_too():
     up = randn(1, 96, seed=1)
     expected = gate.double() * torch.sigmoid(gate.double()) * up.double()
     assert torch.allclose(CpuDevice().silu_mul(gate, up).double(), expected, atol=1e-5)
-
-
-def test_a_product_without_a_safe_tile_runs_in_fixed_calls():
-    sizes: list[int] = []
-
-    def fickle(x: Tensor, weight: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return x @ weight.T + len(x)
-
-    linear = RowIndependentLinear(fickle)
-    x, weight = randn(70, 8), randn(6, 8, seed=1)
-    linear(x, weight)
-    assert linear.tile(weight) == 0
-    sizes.clear()
-    assert torch.equal(linear(x, weight)[40:50], linear(x[40:70], weight)[:10])
-    assert set(sizes) == {FIXED_ROWS}
 
 
 class Attention:

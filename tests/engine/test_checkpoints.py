@@ -167,7 +167,7 @@ from aegaeon.types import Prefill, Decode
 threads = int(sys.argv[1])
 specs = tuple(make_spec(model) for model in SHAPES)
 budgets = Budgets(weight_bytes=4 << 20, kv_bytes=64 << 20, threads=threads)
-engine = ModelEngine(specs, SHAPES, CpuDevice(), budgets, load_tiny)
+engine = ModelEngine(specs, SHAPES, CpuDevice(threads), budgets, load_tiny)
 load_in_thread(engine, "a")
 
 def work():

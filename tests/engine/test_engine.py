@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aegaeon.device.products import RowIndependentLinear
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest, OutOfBlocks
 from aegaeon.types import (
     Decode,
@@ -22,7 +21,6 @@ from tests.support.decoder import (
     CONTEXT,
     SHAPES,
     VOCAB,
-    TinyDecoder,
     load_in_thread,
     load_tiny,
     make_engine,
@@ -257,26 +255,3 @@ def test_a_closed_engine_holds_nothing():
     engine.close()
     engine.close()
     assert (engine.usage().weight_bytes, engine.usage().kv_bytes) == (0, 0)
-
-
-def test_the_first_request_of_a_model_finds_everything_prepared(monkeypatch):
-    engine = make_engine()
-    probed = []
-    monkeypatch.setattr(RowIndependentLinear, "_probe", lambda _, weight: probed.append(weight))
-    runner = Runner(engine)
-    runner.submit(make_request("a", prompt(9)), make_request("b", prompt(9), model="b"))
-    runner.finish()
-    assert not probed
-
-
-def test_a_model_that_fails_in_its_preparation_holds_no_weights():
-    class Unprepared(TinyDecoder):
-        def prepare(self):
-            raise MemoryError("no room to prepare")
-
-    def loader(path, device):
-        return Unprepared(device, seed=1, layers=2, kv_heads=2)
-
-    engine = make_engine(loader=loader, load=False)
-    assert isinstance(engine.load(Load("a")), LoadFailed)
-    assert engine.usage().weight_bytes == 0

@@ -9,8 +9,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from aegaeon.device.base import Device, StepBatch
+from aegaeon.device.base import Device, Projection, StepBatch
 from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.packed import Matrix, pack
 from aegaeon.engine.engine import ModelEngine
 from aegaeon.memory.budget import Budgets
 from aegaeon.memory.kv import KvShape
@@ -29,17 +30,18 @@ class TinyDecoder:
     def __init__(self, device: Device, seed: int, layers: int, kv_heads: int) -> None:
         draw = torch.Generator().manual_seed(seed)
 
-        def matrix(out: int, into: int) -> Tensor:
-            return torch.randn(out, into, generator=draw) * 2.0 / into**0.5
+        def matrix(out: int, into: int) -> Matrix:
+            weight = torch.randn(out, into, generator=draw) * 2.0 / into**0.5
+            return pack(weight, torch.float32)
 
         self.device = device
         self.kv_heads = kv_heads
-        self.embedding = device.place(matrix(VOCAB, HIDDEN))
+        self.embedding = matrix(VOCAB, HIDDEN)
         self.norm = torch.ones(HIDDEN)
         qkv = (HEADS + 2 * kv_heads) * HEAD_DIM
         self.layers = [
             tuple(
-                device.place(matrix(out, into), for_products=True)
+                Projection((matrix(out, into),))
                 for out, into in (
                     (qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * 64, HIDDEN), (HIDDEN, 64),
                 )
@@ -50,11 +52,8 @@ class TinyDecoder:
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * sum(w.numel() for w in (self.embedding, *chain.from_iterable(self.layers)))
-
-    def prepare(self) -> None:
-        for weight in (*self.layers[0], self.embedding):
-            self.device.linear(torch.zeros(1, weight.shape[1]), weight)
+        parts = chain.from_iterable(linear.parts for layer in self.layers for linear in layer)
+        return 4 * sum(w.out_features * w.in_features for w in (self.embedding, *parts))
 
     def forward(self, batch: StepBatch) -> Tensor:
         device = self.device
@@ -74,7 +73,7 @@ class TinyDecoder:
             gate, up = device.linear(device.rms_norm(x, self.norm, 1e-6), gate_up).chunk(2, dim=1)
             x = x + device.linear(device.silu_mul(gate, up), down)
         rows = device.rms_norm(x[batch.logit_rows], self.norm, 1e-6)
-        return device.linear(rows, self.embedding)
+        return device.linear(rows, Projection((self.embedding,)))
 
 
 SHAPES = {"a": KvShape(2, 2, HEAD_DIM), "b": KvShape(3, 3, HEAD_DIM)}

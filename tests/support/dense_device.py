@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aegaeon.device.base import Device, StepBatch
+from aegaeon.device.base import Device, Projection, StepBatch
+from aegaeon.device.packed import Matrix, unpack
 
 
 class DenseDevice(Device):
@@ -19,13 +20,12 @@ class DenseDevice(Device):
         self.keys: dict[int, Tensor] = {}  # layer -> [tokens, kv_heads, head_dim]
         self.values: dict[int, Tensor] = {}
 
-    def place(self, weight: Tensor, for_products: bool = False) -> Tensor:
-        return weight.to(torch.float32)
+    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
+        return unpack(table).float()[token_ids]
 
-    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        return table[token_ids]
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, projection: Projection) -> Tensor:
+        weight = torch.cat([unpack(part).float() for part in projection.parts])
+        bias = torch.cat(projection.biases) if projection.biases else None
         return functional.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,147 @@
+"""A load plan -> where each tensor lies in the packed model, and what reads it there. No torch.
+
+Matrices lie in tiles of 32 outputs in the type of their files, so that operators compute in place;
+norms and biases are float32. Stages are in the order of need, each a contiguous range.
+"""
+
+import hashlib
+import os
+from typing import Literal
+
+import msgspec
+
+from aegaeon.errors import CheckpointError
+from aegaeon.models import checkpoint
+from aegaeon.models.checkpoint import LoadPlan, tensor_shapes
+from aegaeon.models.safetensors import ELEMENT_BYTES, StoredTensor
+
+# Part of the digest: another layout must not be taken for this one.
+LAYOUT_VERSION = 1
+ALIGNMENT_BYTES = 64
+TILE_OUTPUTS = 32
+
+Layout = Literal["rows", "tiles"]
+LAYOUT_CODES: dict[Layout, int] = {"rows": 0, "tiles": 1}
+# What becomes of an element on its way, by (type in the file, type in memory).
+CONVERSIONS = {("BF16", "F32"): 1, ("F16", "F32"): 2}
+
+# (path, file_offset, data_bytes, rows, row_bytes, element_bytes, layout, dest_offset, stage,
+# convert): data_bytes, row_bytes and element_bytes are those of the file.
+ReadJob = tuple[str, int, int, int, int, int, int, int, int, int]
+
+
+class PackedTensor(msgspec.Struct, frozen=True):
+    """A tensor's place: `data_bytes` at `offset` of the packed model, elements of type `dtype`.
+
+    Layout "rows" is `shape` row by row; "tiles" is [ceil(out / 32)][in][32], zero beyond `out`, for
+    a `shape` of (out, in).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout
+    offset: int
+    data_bytes: int
+    stage: int
+    source: StoredTensor
+
+    def job(self) -> ReadJob:
+        """Return what a reader needs to bring the tensor in."""
+        rows = self.shape[0] if self.layout == "tiles" else 1
+        source = self.source
+        return (
+            source.path,
+            source.offset,
+            source.data_bytes,
+            rows,
+            source.data_bytes // rows,
+            ELEMENT_BYTES[source.dtype],
+            LAYOUT_CODES[self.layout],
+            self.offset,
+            self.stage,
+            CONVERSIONS.get((source.dtype, self.dtype), 0),
+        )
+
+
+class PackPlan(msgspec.Struct, frozen=True):
+    """The packed model: its tensors by name, in order of offset and stage."""
+
+    load_plan: LoadPlan
+    tensors: dict[str, PackedTensor]
+    stage_ends: tuple[int, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the packed model."""
+        return self.stage_ends[-1]
+
+    @property
+    def stages(self) -> int:
+        """Stage 0 is the embedding, i + 1 is layer i, the last the final norm and untied head."""
+        return len(self.stage_ends)
+
+    def jobs(self) -> list[ReadJob]:
+        """Return what brings all tensors in, in the order of stages and offsets."""
+        return [tensor.job() for tensor in self.tensors.values()]
+
+    def digest(self) -> bytes:
+        """Return 32 bytes that name this content: the layout, the files as they are now, tensors.
+
+        Raises CheckpointError when a file is gone.
+        """
+        paths = sorted({tensor.source.path for tensor in self.tensors.values()})
+        files = [_identity(path) for path in paths]
+        known = msgspec.msgpack.encode((LAYOUT_VERSION, files, list(self.tensors.values())))
+        return hashlib.blake2b(known, digest_size=32).digest()
+
+
+def plan_pack(load_plan: LoadPlan) -> PackPlan:
+    """Return the places of all tensors that the model of `load_plan` uses."""
+    tensors: dict[str, PackedTensor] = {}
+    stage_ends = [0] * (load_plan.config.layers + 2)
+    offset = 0
+    for name, _ in tensor_shapes(load_plan.config):
+        stage = _stage(name, load_plan.config.layers)
+        tensor = _place(load_plan.tensors[name], offset, stage)
+        tensors[name] = tensor
+        offset += -(-tensor.data_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        stage_ends[stage] = offset
+    return PackPlan(load_plan, tensors, tuple(stage_ends))
+
+
+def _stage(name: str, layers: int) -> int:
+    match name:
+        case checkpoint.EMBEDDING:
+            return 0
+        case checkpoint.FINAL_NORM | checkpoint.HEAD:
+            return layers + 1
+        case _:
+            return int(name.split(".", 3)[2]) + 1
+
+
+def _place(source: StoredTensor, offset: int, stage: int) -> PackedTensor:
+    layout: Layout = "tiles" if len(source.shape) == 2 else "rows"
+    dtype = source.dtype if layout == "tiles" else "F32"
+    rows = -(-source.shape[0] // TILE_OUTPUTS) * TILE_OUTPUTS if layout == "tiles" else 1
+    columns = source.shape[-1]
+    return PackedTensor(
+        name=source.name,
+        shape=source.shape,
+        dtype=dtype,
+        layout=layout,
+        offset=offset,
+        data_bytes=rows * columns * ELEMENT_BYTES[dtype],
+        stage=stage,
+        source=source,
+    )
+
+
+def _identity(path: str) -> tuple[str, int, int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116  # the fields, nothing of a path
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path} ({error.strerror}); download or import the model again"
+        ) from None
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino  # noqa: PTH100

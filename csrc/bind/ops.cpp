@@ -1,0 +1,81 @@
+#include "ops/ops.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind/ops.h"
+#include "ops/cpu/isa.h"
+#include "ops/cpu/thread_pool.h"
+
+namespace py = pybind11;
+
+namespace aegaeon {
+namespace {
+
+using Address = std::uintptr_t;
+using Shape = std::pair<std::size_t, std::size_t>;
+
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+ops::Matrix matrix_of(const py::handle& part) {
+  const auto fields = py::reinterpret_borrow<py::tuple>(part);
+  const int type = fields[2].cast<int>();
+  if (type < 0 || type > static_cast<int>(ops::WeightType::f16)) {
+    throw std::invalid_argument("weight type " + std::to_string(type) + " is none of 0, 1, 2");
+  }
+  const Address address = fields[0].cast<Address>();
+  if (address % 64 != 0) {
+    throw std::invalid_argument("weights must be 64-byte aligned; pack them again");
+  }
+  return {pointer<const void>(address), fields[1].cast<std::size_t>(),
+          static_cast<ops::WeightType>(type)};
+}
+
+void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out) {
+  std::vector<ops::BiasedMatrix> matrices;
+  matrices.reserve(parts.size());
+  for (const py::handle part : parts) {
+    const auto bias = py::reinterpret_borrow<py::tuple>(part)[3].cast<Address>();
+    matrices.push_back({matrix_of(part), pointer<const float>(bias)});
+  }
+  const py::gil_scoped_release released;
+  ops::linear(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
+                     matrices.size(), pointer<float>(out)});
+}
+
+void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tuple& table,
+           Address out) {
+  const ops::Matrix matrix = matrix_of(table);
+  const py::gil_scoped_release released;
+  ops::embed(pool, {pointer<const std::int64_t>(token_ids), shape.first, shape.second, matrix,
+                    pointer<float>(out)});
+}
+
+}  // namespace
+
+void bind_ops(py::module_& module) {
+  py::class_<ops::ThreadPool>(module, "ThreadPool")
+      .def(py::init([](unsigned threads) {
+             if (threads < 1) throw std::invalid_argument("a pool needs at least 1 thread");
+             return std::make_unique<ops::ThreadPool>(threads);
+           }),
+           py::arg("threads"))
+      .def_property_readonly("threads", &ops::ThreadPool::threads);
+  module.def("linear", &linear, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("parts"),
+             py::arg("out"));
+  module.def("embed", &embed, py::arg("pool"), py::arg("token_ids"), py::arg("shape"),
+             py::arg("table"), py::arg("out"));
+  module.def("force_isa", &ops::force_isa, py::arg("name"));
+  module.def("current_isa", [] { return std::string(ops::isa_name(ops::current_isa())); });
+}
+
+}  // namespace aegaeon

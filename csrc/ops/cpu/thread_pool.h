@@ -1,0 +1,73 @@
+// A fork-join pool: the caller and its workers do one piece of work together, then wait for more.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace aegaeon::ops {
+
+class ThreadPool {
+ public:
+  // The caller of `run` counts as one of `threads`, at least 1.
+  explicit ThreadPool(unsigned threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  unsigned threads() const { return static_cast<unsigned>(workers_.size()) + 1; }
+
+  // Calls `work()` here and on every worker that comes in time; returns when all calls have. So
+  // `work` claims its share itself and leaves none behind: a worker that the system keeps from
+  // running is not waited for. `work` must not throw. Callers take turns.
+  template <typename Work>
+  void run(const Work& work) {
+    if (workers_.empty()) {
+      work();
+      return;
+    }
+    const std::lock_guard<std::mutex> turn(turn_);
+    call_ = [](const void* context) { (*static_cast<const Work*>(context))(); };
+    context_ = &work;
+    open();
+    work();
+    close();
+  }
+
+  // Calls `work(first, last)` for ranges that together are 0 .. count, of at most `grain` items.
+  template <typename Work>
+  void for_ranges(std::size_t count, std::size_t grain, const Work& work) {
+    if (workers_.empty() || count <= grain) {
+      work(std::size_t{0}, count);
+      return;
+    }
+    std::atomic<std::size_t> next{0};
+    run([&] {
+      for (std::size_t first; (first = next.fetch_add(grain)) < count;) {
+        work(first, first + grain < count ? first + grain : count);
+      }
+    });
+  }
+
+ private:
+  void open();
+  void close();
+  void serve();
+  bool enter(std::uint32_t& served);
+  void leave();
+  void wait_for_work(std::uint32_t served);
+
+  std::mutex turn_;
+  void (*call_)(const void*) = nullptr;
+  const void* context_ = nullptr;
+  // Jobs so far (upper bits), whether one may be entered, and how many workers are in it.
+  alignas(64) std::atomic<std::uint32_t> state_{0};
+  alignas(64) std::atomic<std::uint32_t> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace aegaeon::ops
