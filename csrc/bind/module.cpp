@@ -4,6 +4,7 @@
 #include "bind/process.h"
 #include "bind/ring.h"
 #include "bind/table.h"
+#include "bind/weight_cache.h"
 
 namespace py = pybind11;
 
@@ -17,4 +18,5 @@ PYBIND11_MODULE(_native, module) {
              py::arg("parent_pid") = 0);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
+  aegaeon::bind_weight_cache(module);
 }
