@@ -43,6 +43,18 @@ class BudgetTooSmall(AegaeonError):
     code = "budget_too_small"
 
 
+class WeightsEvicted(AegaeonError):
+    """A model's weights are not in the cache any more; acquire them again."""
+
+    code = "weights_evicted"
+
+
+class LoadCancelled(AegaeonError):
+    """The load of a model was stopped because whoever asked for it is closing."""
+
+    code = "load_cancelled"
+
+
 class OutOfBlocks(AegaeonError):
     """The KV pool has no room for a sequence, even alone."""
 

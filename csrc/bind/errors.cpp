@@ -3,6 +3,7 @@
 // Not pybind11.h, which takes ten seconds to compile: the plain interface is all this needs.
 #include <Python.h>
 
+#include "memory/errors.h"
 #include "shm/errors.h"
 
 namespace aegaeon {
@@ -17,6 +18,10 @@ struct Classes {
   PyObject* record_too_large;
   PyObject* table_full;
   PyObject* stale_incarnation;
+  PyObject* checkpoint_error;
+  PyObject* budget_too_small;
+  PyObject* weights_evicted;
+  PyObject* load_cancelled;
 };
 
 Classes classes;
@@ -36,7 +41,12 @@ bool find_error_classes() {
       find("RegionError", classes.region_error) &&
       find("RegionMismatch", classes.region_mismatch) && find("RingFull", classes.ring_full) &&
       find("RingClosed", classes.ring_closed) && find("RecordTooLarge", classes.record_too_large) &&
-      find("TableFull", classes.table_full) && find("StaleIncarnation", classes.stale_incarnation);
+      find("TableFull", classes.table_full) &&
+      find("StaleIncarnation", classes.stale_incarnation) &&
+      find("CheckpointError", classes.checkpoint_error) &&
+      find("BudgetTooSmall", classes.budget_too_small) &&
+      find("WeightsEvicted", classes.weights_evicted) &&
+      find("LoadCancelled", classes.load_cancelled);
   Py_DECREF(errors);
   return found;
 }
@@ -58,6 +68,14 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.table_full, error.what());
   } catch (const shm::StaleIncarnation& error) {
     PyErr_SetString(classes.stale_incarnation, error.what());
+  } catch (const memory::CheckpointError& error) {
+    PyErr_SetString(classes.checkpoint_error, error.what());
+  } catch (const memory::BudgetTooSmall& error) {
+    PyErr_SetString(classes.budget_too_small, error.what());
+  } catch (const memory::WeightsEvicted& error) {
+    PyErr_SetString(classes.weights_evicted, error.what());
+  } catch (const memory::LoadCancelled& error) {
+    PyErr_SetString(classes.load_cancelled, error.what());
   }
 }
 

@@ -5,6 +5,7 @@
 #include "bind/process.h"
 #include "bind/ring.h"
 #include "bind/table.h"
+#include "bind/weight_cache.h"
 
 namespace py = pybind11;
 
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_native, module) {
   aegaeon::bind_ops(module);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
+  aegaeon::bind_weight_cache(module);
 }

@@ -1,0 +1,331 @@
+#include "memory/cached_model.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+#include <utility>
+
+#include "memory/errors.h"
+#include "shm/errors.h"
+#include "shm/futex.h"
+#include "shm/ring.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22  // Linux 5.14
+#endif
+
+namespace aegaeon::memory {
+namespace {
+
+constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+
+EntryState state_of(std::uint64_t status) { return static_cast<EntryState>(status & 7); }
+
+}  // namespace
+
+CachedModel::CachedModel(std::shared_ptr<WeightCache> cache, std::size_t slot, bool is_loader)
+    : cache_(std::move(cache)),
+      slot_(slot),
+      generation_(generation_of(cache_->directory_.status(slot))),
+      size_bytes_(entry().size_bytes),
+      stages_(entry().stages),
+      model_(entry().model.get()),
+      is_loader_(is_loader) {}
+
+CachedModel::~CachedModel() {
+  try {
+    close();
+  } catch (const std::exception&) {
+    // The region is damaged, or its lock kept by a stopped process; our end frees what we had.
+  }
+  if (address_ != nullptr) {
+    munmap(const_cast<std::byte*>(address_), size_bytes_);
+  }
+}
+
+// Opens the data file, makes it when that is still to be done, and maps it.
+void CachedModel::map(bool is_new) {
+  const std::string data = cache_->directory_.data_path(slot_, generation_);
+  if (is_new) ::unlink(data.c_str());  // of a cache that was removed without it
+  const int create = is_loader() ? O_CREAT : 0;
+  File file(::open(data.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | create, 0600));
+  struct stat info{};
+  if (!file.is_open() || fstat(file.get(), &info) != 0 ||
+      (is_loader() && static_cast<std::uint64_t>(info.st_size) != size_bytes_ &&
+       ftruncate(file.get(), static_cast<off_t>(size_bytes_)) != 0)) {
+    throw shm::RegionError("cannot open " + data + ": " + reason(errno) +
+                           "; restart the servers that use it");
+  }
+  if (!is_loader() && static_cast<std::uint64_t>(info.st_size) != size_bytes_) {
+    throw shm::RegionMismatch(data + " is not as long as the model; restart the servers");
+  }
+  if (address_ == nullptr) {
+    void* base = mmap(nullptr, size_bytes_, PROT_READ, MAP_SHARED, file.get(), 0);
+    if (base == MAP_FAILED) {
+      throw shm::RegionError("cannot map " + data + ": " + reason(errno));
+    }
+    address_ = static_cast<const std::byte*>(base);
+    // Whole huge pages only, so that the last one takes no more than the model has. Most systems
+    // do not give any, which is no failure.
+    madvise(base, size_bytes_ / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
+  }
+  if (is_loader()) file_ = std::move(file);
+}
+
+void CachedModel::populate() const {
+  madvise(const_cast<std::byte*>(address_), size_bytes_, MADV_POPULATE_READ);
+}
+
+bool CachedModel::is_current(std::uint64_t status) const {
+  return generation_of(status) == generation_ &&
+         (state_of(status) == EntryState::loading || state_of(status) == EntryState::ready);
+}
+
+std::uint32_t CachedModel::stages_done() const {
+  const std::uint32_t done = entry().stages_done.load();
+  if (done > stages_) {
+    cache_->directory_.damaged("more stages are in than the model has");
+  }
+  return generation_of(cache_->directory_.status(slot_)) == generation_ ? done : 0;
+}
+
+bool CachedModel::pin() {
+  const Directory& directory = cache_->directory_;
+  if (is_closed_.load() || directory.control().clients[cache_->client_].load() != cache_->owner_ ||
+      shm::self_owner() != cache_->owner_) {
+    throw shm::RegionError(model_ + " cannot be pinned: it was closed, or opened before a fork");
+  }
+  std::atomic<std::uint32_t>& pins = entry().pins[cache_->client_];
+  pins.fetch_add(1);
+  const std::uint64_t status = directory.status(slot_);
+  if (is_current(status)) {
+    pins_.fetch_add(1);
+    return true;
+  }
+  pins.fetch_sub(1);
+  return status == status_of(generation_, EntryState::evicting) && pin_slowly();
+}
+
+// Somebody looks whether it may be evicted, and may find that it may not.
+bool CachedModel::pin_slowly() {
+  const Directory::Locked held(cache_->directory_);
+  if (!is_current(cache_->directory_.status(slot_))) {
+    return false;
+  }
+  entry().pins[cache_->client_].fetch_add(1);
+  pins_.fetch_add(1);
+  return true;
+}
+
+void CachedModel::unpin() {
+  std::uint32_t held = pins_.load();
+  do {
+    if (held == 0) {
+      throw std::logic_error(model_ + " is not pinned; every unpin needs a pin before it");
+    }
+  } while (!pins_.compare_exchange_weak(held, held - 1));
+  drop_pins(1);
+}
+
+void CachedModel::drop_pins(std::uint32_t count) {
+  Directory& directory = cache_->directory_;
+  if (entry().pins[cache_->client_].fetch_sub(count) != count) {
+    return;  // others of this process have it pinned
+  }
+  directory.signal_room();
+  if (directory.status(slot_) == status_of(generation_, EntryState::failed)) {
+    cache_->free_unpinned_failures();
+  }
+}
+
+void CachedModel::note_use() {
+  if (!is_current(cache_->directory_.status(slot_))) {
+    return;
+  }
+  const std::int64_t now = shm::now_ns();
+  const std::int64_t before = entry().used_at_ns.exchange(now);
+  const double age_s = static_cast<double>(now - before) * 1e-9;
+  entry().uses.store(decayed_uses(entry().uses.load(), age_s) + 1);
+}
+
+bool CachedModel::has_stages(std::uint32_t count) const {
+  if (count > stages_) {
+    throw std::invalid_argument(model_ + " has " + std::to_string(stages_) + " stages");
+  }
+  const std::uint32_t done = stages_done();
+  const std::uint64_t status = cache_->directory_.status(slot_);
+  if (generation_of(status) == generation_ && state_of(status) != EntryState::failed &&
+      state_of(status) != EntryState::freeing) {
+    return done >= count;
+  }
+  const Directory::Locked held(cache_->directory_);
+  if (entry().failed_generation == generation_ + 1) {
+    throw CheckpointError(entry().failure.get());
+  }
+  throw WeightsEvicted(model_ + " has been evicted from the weight cache; acquire it again");
+}
+
+bool CachedModel::is_abandoned() const {
+  const Directory& directory = cache_->directory_;
+  return directory.status(slot_) == status_of(generation_, EntryState::loading) &&
+         !directory.has_live_owner(slot_);
+}
+
+std::uint32_t CachedModel::change() const { return entry().signal.load(); }
+
+void CachedModel::wait_for_change(std::uint32_t seen, std::int64_t timeout_ns) const {
+  shm::futex_wait(entry().signal, seen, timeout_ns);
+}
+
+bool CachedModel::take_over() {
+  cache_->check_usable();
+  const Directory::Locked held(cache_->directory_);
+  if (is_closed_.load() || !is_abandoned()) {
+    return false;
+  }
+  entry().owner.store(cache_->owner_);
+  is_loader_.store(true);
+  map(false);
+  return true;
+}
+
+// What a step of a load fails with is the end of the load.
+template <typename Step>
+void CachedModel::end_load_on_failure(const Step& step) {
+  try {
+    step();
+  } catch (const CheckpointError& error) {
+    fail(error.what());
+    end_load();
+    throw;
+  } catch (...) {
+    abandon();
+    end_load();
+    throw;
+  }
+}
+
+void CachedModel::start_load(std::vector<Job> jobs, int threads) {
+  cache_->check_usable();
+  {
+    const std::lock_guard<std::mutex> held(mutex_);
+    if (!is_loader() || is_loading_ || is_closed_.load()) {
+      throw std::logic_error(model_ + " is not ours to load; wait for its stages");
+    }
+    is_loading_ = true;
+    is_cancelled_.store(false);
+  }
+  end_load_on_failure([&] { begin_load(std::move(jobs), threads); });
+}
+
+void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
+  first_stage_ = stages_done();
+  load_began_ns_ = shm::now_ns();
+  const std::string data = cache_->directory_.data_path(slot_, generation_);
+  reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
+                                     Target{file_.get(), address_, data}, first_stage_, threads,
+                                     [this](std::uint32_t done) {
+                                       entry().stages_done.store(done);
+                                       cache_->directory_.signal_entry(slot_);
+                                     });
+}
+
+bool CachedModel::wait_for_load(std::int64_t timeout_ns) {
+  if (is_cancelled_.load() || cache_->is_closed()) {
+    reader_->cancel();
+  }
+  return reader_->wait(timeout_ns);
+}
+
+void CachedModel::finish_load() {
+  end_load_on_failure([this] {
+    const std::unique_ptr<Reader> reader = std::move(reader_);
+    reader->cancel();  // no more than a formality, unless the wait was given up
+    reader->join();
+    cache_->directory_.control().bytes_read.fetch_add(reader->bytes_read());
+    reader->check();
+    complete(static_cast<double>(shm::now_ns() - load_began_ns_) * 1e-9);
+  });
+  end_load();
+}
+
+void CachedModel::end_load() {
+  {
+    const std::lock_guard<std::mutex> held(mutex_);
+    is_loading_ = false;
+    if (!is_closed_.load()) return;
+  }
+  release();
+}
+
+void CachedModel::complete(double seconds) {
+  Directory& directory = cache_->directory_;
+  const Directory::Locked held(directory);
+  if (directory.status(slot_) != status_of(generation_, EntryState::loading)) {
+    directory.damaged("a model was taken from its loader");
+  }
+  if (first_stage_ == 0) {  // else it is a part of the load that was measured
+    entry().reload_s = seconds;
+    directory.control().load_bytes_per_s.store(static_cast<double>(size_bytes_) /
+                                               std::max(seconds, 1e-6));
+  }
+  const auto twice_ns = static_cast<std::int64_t>(std::min(seconds, 100.0) * 2e9);
+  entry().protected_until_ns = shm::now_ns() + std::min(twice_ns, kLongestProtection);
+  is_loader_.store(false);
+  directory.set_state(slot_, EntryState::ready);
+  entry().owner.store(shm::kNobody);
+  file_ = File();
+  directory.signal_entry(slot_);
+  directory.signal_room();
+}
+
+void CachedModel::fail(const std::string& message) {
+  reader_.reset();
+  if (!is_loader_.exchange(false)) {
+    return;
+  }
+  {
+    const Directory::Locked held(cache_->directory_);
+    entry().failure.set(message);
+    entry().failed_generation = generation_ + 1;  // 0: none has
+    cache_->directory_.set_state(slot_, EntryState::failed);
+    entry().owner.store(shm::kNobody);
+    cache_->directory_.signal_entry(slot_);
+  }
+  file_ = File();
+  cache_->free_unpinned_failures();
+}
+
+// The owner's word is ours alone while we load, so this needs no lock.
+void CachedModel::abandon() {
+  reader_.reset();
+  if (is_loader_.exchange(false) && shm::self_owner() == cache_->owner_) {
+    entry().owner.store(shm::kNobody);
+    cache_->directory_.signal_entry(slot_);
+    cache_->directory_.signal_room();
+  }
+  file_ = File();
+}
+
+void CachedModel::close() {
+  cancel();
+  {
+    const std::lock_guard<std::mutex> held(mutex_);
+    if (is_closed_.exchange(true) || is_loading_) return;
+  }
+  release();
+}
+
+void CachedModel::release() {
+  abandon();
+  const std::uint32_t pins = pins_.exchange(0);
+  if (pins > 0 && shm::self_owner() == cache_->owner_) {
+    drop_pins(pins);
+  }
+}
+
+}  // namespace aegaeon::memory

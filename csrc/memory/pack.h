@@ -1,0 +1,25 @@
+// From the rows of a checkpoint to the layouts that kernels read: tiles, and wider elements.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace aegaeon::memory {
+
+// Rows of one tile, whose elements of one column lie side by side.
+constexpr std::size_t kTileRows = 32;
+
+enum class Convert : std::uint32_t { none = 0, bf16_to_f32 = 1, f16_to_f32 = 2 };
+
+constexpr std::uint32_t kConvertCount = 3;
+
+// `rows` source rows of `columns` elements, one behind the other, as tiles:
+// out[ceil(rows / 32)][columns][32]; the missing rows of the last tile are zero. Elements have
+// 2 or 4 bytes. `source` may be unaligned.
+void pack_tiles(const std::byte* source, std::byte* out, std::size_t rows, std::size_t columns,
+                std::size_t element_bytes);
+
+// `count` elements of 16 bits, at `source` (unaligned), as float32; exact, NaNs stay NaNs.
+void widen(const std::byte* source, float* out, std::size_t count, Convert convert);
+
+}  // namespace aegaeon::memory

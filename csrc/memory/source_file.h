@@ -1,0 +1,48 @@
+// A checkpoint file being read: past the page cache, or from it where the data lies there.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "memory/file.h"
+
+namespace aegaeon::memory {
+
+// What direct reads want of offsets, lengths and memory.
+constexpr std::size_t kDirectAlignment = 4096;
+
+// All of its failures are CheckpointError, and name the file.
+class SourceFile {
+ public:
+  // Throws when `path` is not a readable file.
+  explicit SourceFile(const std::string& path);
+
+  // Throws when the file has no bytes [offset, offset + bytes).
+  void check_range(std::uint64_t offset, std::uint64_t bytes) const;
+
+  // Reads `bytes` at `offset` to somewhere in `buffer` and returns where. The buffer is aligned to
+  // kDirectAlignment and has two such pages more than `bytes`. From any thread.
+  const std::byte* read(std::uint64_t offset, std::size_t bytes, std::byte* buffer);
+
+  // Throws when the file is not as it was when it was opened.
+  void check_unchanged() const;
+
+ private:
+  // Reads up to `wanted` bytes, at least `needed`. False: this kind of read is refused.
+  bool read_at(int descriptor, std::uint64_t offset, std::byte* to, std::size_t wanted,
+               std::size_t needed) const;
+  bool is_cached(std::uint64_t offset, std::size_t bytes) const;
+  [[noreturn]] void fail(const std::string& what) const;
+
+  std::string path_;
+  File plain_;
+  File direct_;  // closed where the file system has none
+  std::atomic<bool> is_direct_;
+  struct stat opened_{};
+};
+
+}  // namespace aegaeon::memory
