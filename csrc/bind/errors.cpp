@@ -3,6 +3,7 @@
 // Not pybind11.h, which takes ten seconds to compile: the plain interface is all this needs.
 #include <Python.h>
 
+#include "copy/errors.h"
 #include "shm/errors.h"
 
 namespace aegaeon {
@@ -17,6 +18,8 @@ struct Classes {
   PyObject* record_too_large;
   PyObject* table_full;
   PyObject* stale_incarnation;
+  PyObject* copy_error;
+  PyObject* copy_queue_full;
 };
 
 Classes classes;
@@ -36,7 +39,8 @@ bool find_error_classes() {
       find("RegionError", classes.region_error) &&
       find("RegionMismatch", classes.region_mismatch) && find("RingFull", classes.ring_full) &&
       find("RingClosed", classes.ring_closed) && find("RecordTooLarge", classes.record_too_large) &&
-      find("TableFull", classes.table_full) && find("StaleIncarnation", classes.stale_incarnation);
+      find("TableFull", classes.table_full) && find("StaleIncarnation", classes.stale_incarnation) &&
+      find("CopyError", classes.copy_error) && find("CopyQueueFull", classes.copy_queue_full);
   Py_DECREF(errors);
   return found;
 }
@@ -58,6 +62,10 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.table_full, error.what());
   } catch (const shm::StaleIncarnation& error) {
     PyErr_SetString(classes.stale_incarnation, error.what());
+  } catch (const copy::CopyQueueFull& error) {
+    PyErr_SetString(classes.copy_queue_full, error.what());
+  } catch (const copy::CopyError& error) {
+    PyErr_SetString(classes.copy_error, error.what());
   }
 }
 

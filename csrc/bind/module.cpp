@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include "bind/copy.h"
 #include "bind/errors.h"
 #include "bind/process.h"
 #include "bind/ring.h"
@@ -8,13 +9,14 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "Native parts of aegaeon: shared memory and process control.";
+  module.doc() = "Native parts of aegaeon: shared memory, copies and process control.";
   if (!aegaeon::find_error_classes()) {
     throw py::error_already_set();
   }
   py::register_local_exception_translator(&aegaeon::translate_error);
   module.def("die_with_parent", &aegaeon::die_with_parent, py::arg("signal"),
              py::arg("parent_pid") = 0);
+  aegaeon::bind_copy(module);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
 }
