@@ -149,3 +149,15 @@ class StaleIncarnation(AegaeonError):
     """A late write of an instance that has been replaced, or whose lease has ended."""
 
     code = "stale_incarnation"
+
+
+class CopyError(AegaeonError):
+    """A copy engine that cannot start its threads, has been closed, or was lost in a fork."""
+
+    code = "copy_error"
+
+
+class CopyQueueFull(CopyError):
+    """As many copies are open as an engine takes."""
+
+    code = "copy_queue_full"

@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include "memory/errors.h"
+#include "copy/errors.h"
 #include "shm/errors.h"
 
 namespace aegaeon {
@@ -22,6 +23,8 @@ struct Classes {
   PyObject* budget_too_small;
   PyObject* weights_evicted;
   PyObject* load_cancelled;
+  PyObject* copy_error;
+  PyObject* copy_queue_full;
 };
 
 Classes classes;
@@ -46,7 +49,8 @@ bool find_error_classes() {
       find("CheckpointError", classes.checkpoint_error) &&
       find("BudgetTooSmall", classes.budget_too_small) &&
       find("WeightsEvicted", classes.weights_evicted) &&
-      find("LoadCancelled", classes.load_cancelled);
+      find("LoadCancelled", classes.load_cancelled) &&
+      find("CopyError", classes.copy_error) && find("CopyQueueFull", classes.copy_queue_full);
   Py_DECREF(errors);
   return found;
 }
@@ -76,6 +80,10 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.weights_evicted, error.what());
   } catch (const memory::LoadCancelled& error) {
     PyErr_SetString(classes.load_cancelled, error.what());
+  } catch (const copy::CopyQueueFull& error) {
+    PyErr_SetString(classes.copy_queue_full, error.what());
+  } catch (const copy::CopyError& error) {
+    PyErr_SetString(classes.copy_error, error.what());
   }
 }
 

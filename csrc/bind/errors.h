@@ -1,4 +1,4 @@
-// Failures of shared memory as the classes of aegaeon.errors.
+// Failures of shared memory and of copies as the classes of aegaeon.errors.
 #pragma once
 
 #include <exception>

@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include "bind/copy.h"
 #include "bind/errors.h"
 #include "bind/ops.h"
 #include "bind/process.h"
@@ -10,7 +11,7 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "Native parts of aegaeon: shared memory, operators and process control.";
+  module.doc() = "Native parts of aegaeon: shared memory, weights, copies, operators, processes.";
   if (!aegaeon::find_error_classes()) {
     throw py::error_already_set();
   }
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("die_with_parent", &aegaeon::die_with_parent, py::arg("signal"),
              py::arg("parent_pid") = 0);
   aegaeon::bind_ops(module);
+  aegaeon::bind_copy(module);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
   aegaeon::bind_weight_cache(module);

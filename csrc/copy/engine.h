@@ -1,0 +1,90 @@
+// Copies that run beside everything else, on threads of their own: see queue.h for what is copied
+// when, host.h for how.
+#pragma once
+
+#include <sys/types.h>
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "copy/queue.h"
+#include "copy/ticket.h"
+
+namespace aegaeon::copy {
+
+// Copies `bytes`, so that a release store after it publishes them. `is_long`: the ticket is larger
+// than what the cache should see. What it throws ends the ticket.
+using Copier =
+    std::function<void(std::byte* to, const std::byte* from, std::size_t bytes, bool is_long)>;
+
+void copy_on_host(std::byte* to, const std::byte* from, std::size_t bytes, bool is_long);
+
+struct EngineOptions {
+  unsigned threads = 1;
+  std::size_t chunk_bytes = std::size_t{1} << 20;
+  std::uint64_t link_bytes_per_s = 0;  // 0: as fast as it goes
+  bool is_duplex = true;               // each direction has the whole rate
+};
+
+// Used from any thread. In a forked child it has no threads: close() does nothing, all else raises
+// CopyError.
+class Engine {
+ public:
+  // Raises std::invalid_argument, and CopyError when a thread cannot be started.
+  static std::shared_ptr<Engine> start(const EngineOptions& options, Copier copier = copy_on_host);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // `after`: tickets of this engine. Raises std::invalid_argument, CopyQueueFull, and CopyError
+  // when closed.
+  TicketPtr submit(Order order, const std::vector<TicketPtr>& after = {});
+  // Waits up to `timeout_ns` until `bytes` are in, or the ticket ends without; says whether they
+  // are.
+  bool wait(Ticket& ticket, std::size_t bytes, std::int64_t timeout_ns);
+  // Ends the ticket, unless it has ended. When this returns, no thread touches its memory.
+  void cancel(const TicketPtr& ticket);
+  void raise_priority(const TicketPtr& ticket, unsigned priority);
+  // From its first byte to its end, or to now.
+  double seconds(const Ticket& ticket) const;
+  std::string failure(const Ticket& ticket) const;
+  std::size_t open_tickets() const;
+
+  // Cancels everything and joins the threads. Idempotent.
+  void close();
+
+ private:
+  Engine(const EngineOptions& options, Copier copier);
+
+  void start_thread();
+  bool is_forked() const;
+  void work();
+  void sleep(std::unique_lock<std::mutex>& lock, std::int64_t now);
+  std::optional<std::string> copy(const Flight& flight) const;
+  void check_process() const;
+  void announce();
+
+  const EngineOptions options_;
+  const Copier copier_;
+  const pid_t pid_;
+  mutable std::mutex mutex_;         // guards the queue, its tickets and what follows
+  std::condition_variable work_;     // something to claim or to land
+  std::condition_variable changed_;  // see Queue::changes
+  std::uint64_t announced_changes_ = 0;
+  unsigned waiters_ = 0;
+  Queue queue_;
+  unsigned sleepers_ = 0;
+  bool is_closed_ = false;
+  std::mutex closing_;  // guards the threads
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace aegaeon::copy
