@@ -163,6 +163,8 @@ def force_isa(name: str) -> None:
 
 def current_isa() -> str:
     """Return which of them is in use."""
+
+@final
 class CopyEngine:
     """Copies between places in memory, on threads of its own, beside everything else.
 

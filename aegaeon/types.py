@@ -162,11 +162,12 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """`model` is resident and computes from here on."""
+    """`model` is resident and computes from here on; `evicted` made room and no longer are."""
 
     model: ModelId
     weight_bytes: int
     took_s: float
+    evicted: tuple[ModelId, ...] = ()
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -177,7 +178,14 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Outcome = Switched | Stepped | Loaded | LoadFailed
+class WeightsLost(msgspec.Struct, frozen=True, tag=True):
+    """The action did nothing: others took the room of `model`'s weights, which must be loaded
+    again. Its requests keep their tokens and their KV."""
+
+    model: ModelId
+
+
+Outcome = Switched | Stepped | Loaded | LoadFailed | WeightsLost
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):

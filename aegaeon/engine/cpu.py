@@ -1,20 +1,43 @@
-"""Opens a ModelEngine on the CPU for the settings and models of a server."""
+"""Opens a ModelEngine that computes on the CPU, in place on what the node's processes share."""
 
+from contextlib import ExitStack
+
+from aegaeon._native import WeightCache
 from aegaeon.config import Settings
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.regions import Regions
 from aegaeon.memory.budget import choose_budgets
+from aegaeon.memory.in_place import InPlaceWeights
 from aegaeon.memory.kv import KvShape
+from aegaeon.memory.source import WeightSource
 from aegaeon.models.config import read_config
-from aegaeon.models.registry import load_model
+from aegaeon.models.layers import Decoder
+from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId, ModelSpec
 
+# Threads that read a model's files: enough to keep a fast disk busy, asleep most of the time.
+READERS = 4
 
-def open_cpu_engine(settings: Settings, specs: tuple[ModelSpec, ...]) -> ModelEngine:
-    """Return the engine. Raises BudgetTooSmall, and what reading a config.json raises."""
+
+def open_cpu_engine(
+    settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
+) -> ModelEngine:
+    """Return the engine. Raises BudgetTooSmall, RegionError, and what reading a config.json
+    raises."""
     budgets = choose_budgets(settings, specs)
     device = CpuDevice(budgets.threads)
-    return ModelEngine(specs, kv_shapes(specs, device), device, budgets, load_model)
+
+    def build(_: ModelId, weights: PackedWeights) -> Decoder:
+        return Decoder(weights.plan.load_plan.config, device, weights)
+
+    with ExitStack() as owned:
+        cache = WeightCache.open_or_create(regions.weights, budgets.weight_bytes)
+        owned.callback(cache.close)
+        weights = InPlaceWeights(WeightSource(cache, specs, READERS), build)
+        engine = ModelEngine(specs, kv_shapes(specs, device), weights, budgets)
+        owned.pop_all()
+        return engine
 
 
 def kv_shapes(specs: tuple[ModelSpec, ...], device: CpuDevice) -> dict[ModelId, KvShape]:

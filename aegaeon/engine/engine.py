@@ -3,22 +3,22 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from aegaeon.device.base import Device
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
 from aegaeon.engine.sampling import Logits, pick_token
-from aegaeon.engine.sequences import Sequence, SequenceTable
+from aegaeon.engine.sequences import SequenceTable
 from aegaeon.engine.threads import ComputeThreads
-from aegaeon.errors import AegaeonError, InvalidRequest
+from aegaeon.errors import AegaeonError, CheckpointError, InvalidRequest, WeightsEvicted
 from aegaeon.memory.budget import Budgets
 from aegaeon.memory.kv import KvPool, KvShape
-from aegaeon.memory.weights import Loader, ResidentModel, Weights
+from aegaeon.memory.weights import ResidentModel, Weights
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -35,6 +35,7 @@ from aegaeon.types import (
     Stepped,
     Switch,
     Switched,
+    WeightsLost,
 )
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ Failure = tuple[RequestId, str, str]
 
 
 class ModelEngine(Engine):
-    """Runs `specs` on `device` inside `budgets`, with at most `threads` compute threads.
+    """Runs `specs` with `weights` inside `budgets`, with at most `threads` compute threads.
 
     Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
     sequence that lost its KV needs no special care. Who loses it: see SequenceTable.make_room;
@@ -58,17 +59,18 @@ class ModelEngine(Engine):
         self,
         specs: tuple[ModelSpec, ...],
         shapes: Mapping[ModelId, KvShape],
-        device: Device,
+        weights: Weights,
         budgets: Budgets,
-        loader: Loader,
     ) -> None:
+        """Take over `weights`."""
         self._specs = {spec.id: spec for spec in specs}
         self._shapes = dict(shapes)
         self._threads = ComputeThreads(budgets.threads)
-        self._weights = Weights(budgets.weight_bytes, device, loader)
+        self._weights = weights
         self._pool = KvPool(budgets.kv_bytes, self._shapes.values())
         self._sequences = SequenceTable(self._pool)
-        self._lock = threading.Lock()  # over _sequences and _pool
+        self._wanted: Counter[ModelId] = Counter()  # sequences of each model
+        self._lock = threading.Lock()  # over _sequences, _pool and _wanted
         self._computing: ModelId | None = None  # the model of the running action
 
     def submit(self, request: Request) -> None:
@@ -78,23 +80,37 @@ class ModelEngine(Engine):
         check_request(request, spec)
         with self._lock:
             self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
+            self._wanted[spec.id] += 1
+            if self._wanted[spec.id] == 1:
+                self._weights.set_demand(spec.id, True)
 
     def release(self, request: RequestId) -> None:
         with self._lock:
-            self._sequences.remove(request)
+            removed = self._sequences.remove(request)
+            if removed is None:
+                return
+            model = removed.request.model
+            self._wanted[model] -= 1
+            if not self._wanted[model]:
+                self._weights.set_demand(model, False)
 
     def execute(self, action: ComputeAction) -> Outcome:
         started = time.perf_counter()
-        model = self._weights.get(action.model)
-        if model is None:
-            raise RuntimeError(f"{action} of a model that is not resident")
         self._computing = action.model
         try:
-            match action:
-                case Switch(model=name):
-                    return Switched(name, time.perf_counter() - started)
-                case Prefill(requests=requests) | Decode(requests=requests):
-                    return self._compute(lambda: self._step(action.model, model, requests, started))
+            with self._weights.use(action.model) as model:
+                match action:
+                    case Switch(model=name):
+                        return Switched(name, time.perf_counter() - started)
+                    case Prefill() | Decode():
+                        return self._compute(lambda: self._step(action, model, started))
+        except WeightsEvicted as error:
+            log.info("weights lost model=%s error=%s", action.model, error)
+            return WeightsLost(action.model)
+        except CheckpointError as error:
+            # Loading goes on while the first layers compute: this is its failure.
+            self._weights.drop(action.model)
+            return LoadFailed(action.model, error.code, str(error))
         finally:
             self._computing = None
 
@@ -103,21 +119,18 @@ class ModelEngine(Engine):
         assert self._computing not in action.evict, "a computing model stays"
         self._threads.enter_loading()
         try:
-            for model in action.evict:
-                self._weights.evict(model)
-            with torch.inference_mode():
-                weight_bytes = self._weights.load(self._specs[action.model])
+            brought = self._weights.bring_in(action.model, action.evict)
         except AegaeonError as error:
-            self._weights.evict(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
             # What torch and the system raise while weights come in is this model's trouble only.
             log.exception("loading failed model=%s", action.model)
-            self._weights.evict(action.model)
             return LoadFailed(action.model, AegaeonError.code, f"cannot load: {error}")
         took_s = time.perf_counter() - started
-        log.info("model loaded model=%s bytes=%d took_s=%.3f", action.model, weight_bytes, took_s)
-        return Loaded(action.model, weight_bytes, took_s)
+        log.info(
+            "model loaded model=%s bytes=%d took_s=%.3f", action.model, brought.weight_bytes, took_s
+        )
+        return Loaded(action.model, brought.weight_bytes, took_s, brought.evicted)
 
     def usage(self) -> EngineUsage:
         return EngineUsage(
@@ -130,17 +143,15 @@ class ModelEngine(Engine):
     def close(self) -> None:
         with self._lock:
             self._sequences.clear()
-        self._weights.clear()
+        self._weights.close()
 
     def _compute(self, work: Callable[[], Result]) -> Result:
         with self._threads.computing(), torch.inference_mode():
             return work()
 
-    def _step(
-        self, name: ModelId, model: ResidentModel, requests: tuple[RequestId, ...], started: float
-    ) -> Stepped:
+    def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
         with self._lock:
-            wanted = [self._sequences.get(request) for request in requests]
+            wanted = [self._sequences.get(request) for request in action.requests]
             ready, preempted = self._sequences.make_room(wanted)
         tokens: list[NewToken] = []
         failed: list[Failure] = []
@@ -151,7 +162,7 @@ class ModelEngine(Engine):
             last = [part for part in parts if part.is_last]
             self._take_tokens(last, logits, tokens, failed)
         took_s = time.perf_counter() - started
-        return Stepped(name, tuple(tokens), took_s, tuple(preempted), tuple(failed))
+        return Stepped(action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed))
 
     def _take_tokens(
         self, parts: list[Part], logits: Logits, tokens: list[NewToken], failed: list[Failure]
@@ -168,8 +179,4 @@ class ModelEngine(Engine):
             reason = sequence.append(token_id)
             tokens.append(NewToken(request.id, token_id, reason))
             if reason is not None:
-                self._end(sequence)
-
-    def _end(self, sequence: Sequence) -> None:
-        with self._lock:
-            self._sequences.remove(sequence.request.id)
+                self.release(request.id)

@@ -7,24 +7,29 @@ from typing import cast
 
 from aegaeon.config import Settings
 from aegaeon.engine.base import Engine, NullEngine
+from aegaeon.engine.regions import Regions
 from aegaeon.types import ModelSpec
 
-Opener = Callable[[Settings, tuple[ModelSpec, ...]], Engine]
+Opener = Callable[[Settings, tuple[ModelSpec, ...], Regions], Engine]
 
 
-def open_engine(settings: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
-    """Return the engine for `settings.device` serving `specs`. Raises BudgetTooSmall."""
-    return OPENERS[settings.device](settings, specs)
+def open_engine(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> Engine:
+    """Return the engine for `settings.device` serving `specs`; it joins `regions` or makes them.
+
+    Removing the regions is the business of who named them. Raises BudgetTooSmall, RegionError,
+    RegionMismatch.
+    """
+    return OPENERS[settings.device](settings, specs, regions)
 
 
-def _open_null(_: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
+def _open_null(_: Settings, specs: tuple[ModelSpec, ...], __: Regions) -> Engine:
     return NullEngine(specs, pause=time.sleep)
 
 
-def _open_cpu(settings: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
+def _open_cpu(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> Engine:
     # Imported here because torch takes seconds and a null instance does without it.
     opener = cast(Opener, import_module("aegaeon.engine.cpu").open_cpu_engine)
-    return opener(settings, specs)
+    return opener(settings, specs, regions)
 
 
 OPENERS: dict[str, Opener] = {"cpu": _open_cpu, "null": _open_null}

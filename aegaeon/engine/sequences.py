@@ -72,11 +72,12 @@ class SequenceTable:
         """Return a known sequence."""
         return self._sequences[request]
 
-    def remove(self, request: RequestId) -> None:
-        """Forget a sequence and free its KV; unknown ids are ignored."""
+    def remove(self, request: RequestId) -> Sequence | None:
+        """Forget a sequence, free its KV and return it; None for unknown ids."""
         sequence = self._sequences.pop(request, None)
         if sequence is not None:
             self.free_kv(sequence)
+        return sequence
 
     def free_kv(self, sequence: Sequence) -> None:
         """Give up what is cached; the tokens stay."""

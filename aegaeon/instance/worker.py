@@ -13,8 +13,10 @@ from contextlib import ExitStack
 import msgspec
 
 from aegaeon import _native
+from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
+from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, StaleIncarnation
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
@@ -32,11 +34,18 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
+from aegaeon.store.names import SHARED_MEMORY, region_path
 from aegaeon.types import ComputeAction, InstanceRecord, Load
 
 log = logging.getLogger(__name__)
 
 LANE_CLOSE_S = 5.0
+
+
+def regions_of(settings: Settings) -> Regions:
+    """Return where the domain's processes share weights and KV; removed with the domain."""
+    paths = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in ("weights", "kv"))
+    return Regions(*map(str, paths))
 
 
 def build_scheduler(launch: Launch, weight_budget_bytes: int) -> TurnScheduler:
@@ -101,7 +110,7 @@ def serve(launch: Launch) -> int:
         try:
             domain = open_domain(launch.settings)
             owned.callback(domain.close)
-            engine = open_engine(launch.settings, launch.specs)
+            engine = open_engine(launch.settings, launch.specs, regions_of(launch.settings))
             owned.callback(engine.close)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
             owned.callback(inbox.unlink)

@@ -1,90 +1,73 @@
-"""The weights an instance holds: loading and evicting whole models inside a byte budget."""
+"""The seam behind which a device's weights are brought in, used and dropped.
 
-import ctypes
-import logging
-from collections.abc import Callable
+in_place.py computes on the node's cache itself; staged.py copies from there to a device's arena.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
+import msgspec
 from torch import Tensor
 
-from aegaeon.device.base import Device, StepBatch
-from aegaeon.errors import BudgetTooSmall
-from aegaeon.types import ModelId, ModelSpec
-
-log = logging.getLogger(__name__)
+from aegaeon.device.base import StepBatch
+from aegaeon.models.weights import PackedWeights
+from aegaeon.types import ModelId
 
 
 class ResidentModel(Protocol):
-    """What is asked of a loaded model."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes its weights take."""
+    """What is asked of a model whose weights are at hand."""
 
     def forward(self, batch: StepBatch) -> Tensor:
         """Return logits [len(batch.logit_rows), vocab] float32."""
 
 
-Loader = Callable[[str, Device], ResidentModel]
+# What computes with a model's weights, wherever they lie.
+Build = Callable[[ModelId, PackedWeights], ResidentModel]
 
 
-class Weights:
-    """The resident models of one device. One thread loads and evicts; any may `get`."""
+class BroughtIn(msgspec.Struct, frozen=True):
+    """A load's result: the model's bytes, and which models are here no longer because of it."""
 
-    def __init__(self, budget_bytes: int, device: Device, loader: Loader) -> None:
-        self.budget_bytes = budget_bytes
-        self._device = device
-        self._loader = loader
-        self._models: dict[ModelId, ResidentModel] = {}
-        self._used_bytes = 0
+    weight_bytes: int
+    evicted: tuple[ModelId, ...] = ()
+
+
+class Weights(ABC):
+    """The models of one device. One thread brings in; one uses; neither waits for the other."""
+
+    @abstractmethod
+    def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
+        """Make `model` usable, giving up `evict`, which nobody uses now.
+
+        Returns when its first layers are in; a use waits for each later one. Raises CheckpointError
+        and BudgetTooSmall, and then `model` is not here.
+        """
+
+    @abstractmethod
+    def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
+        """Return a context in which the model's weights stay where they are. Entering it raises
+        WeightsEvicted when they are not here (any more)."""
+
+    @abstractmethod
+    def drop(self, model: ModelId) -> None:
+        """Give up a model that nobody uses now; one that is not here is ignored."""
+
+    @abstractmethod
+    def set_demand(self, model: ModelId, is_wanted: bool) -> None:
+        """Say whether requests for `model` wait or run here."""
 
     @property
+    @abstractmethod
     def used_bytes(self) -> int:
-        """Bytes of all resident models."""
-        return self._used_bytes
+        """Bytes of all models here."""
 
-    def get(self, model: ModelId) -> ResidentModel | None:
-        """Return the model if it is resident."""
-        return self._models.get(model)
+    @property
+    @abstractmethod
+    def budget_bytes(self) -> int:
+        """The most that they may have."""
 
-    def load(self, spec: ModelSpec) -> int:
-        """Make `spec` resident and return its bytes. Raises BudgetTooSmall and the loader's errors.
-
-        Room is taken before the first byte is read.
-        """
-        if spec.id in self._models:
-            return self._models[spec.id].weight_bytes
-        self._check(spec, spec.weight_bytes)
-        model = self._loader(spec.path, self._device)
-        return_free_memory()  # what converting tensors took
-        self._check(spec, model.weight_bytes)
-        self._models[spec.id] = model
-        self._used_bytes += model.weight_bytes
-        return model.weight_bytes
-
-    def evict(self, model: ModelId) -> None:
-        """Drop a model and hand its memory back to the system; one not resident is ignored."""
-        evicted = self._models.pop(model, None)
-        if evicted is not None:
-            self._used_bytes -= evicted.weight_bytes
-            del evicted
-            return_free_memory()
-
-    def clear(self) -> None:
-        """Drop everything."""
-        for model in list(self._models):
-            self.evict(model)
-
-    def _check(self, spec: ModelSpec, weight_bytes: int) -> None:
-        if self._used_bytes + weight_bytes > self.budget_bytes:
-            raise BudgetTooSmall(
-                f"{spec.id} needs {weight_bytes} bytes of weights, {self._used_bytes} of "
-                f"{self.budget_bytes} are taken; raise --model-cache-budget-gb"
-            )
-
-
-def return_free_memory() -> None:
-    """Give freed heap pages back to the system; glibc keeps those below its mmap threshold."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # other C libraries have none
-        trim(0)
+    @abstractmethod
+    def close(self) -> None:
+        """Give up everything. Idempotent."""

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from aegaeon.models.references import resolve
 from aegaeon.types import Load, LoadFailed, SamplingParams
 from tests.support.checkpoints import make_checkpoint
 from tests.support.decoder import load_in_thread, make_request
+from tests.support.regions import own_regions
 from tests.support.runner import Runner
 
 SETTINGS = Settings(model_cache_budget_gb=0.1, kv_budget_gb=0.05, threads_per_instance=1)
@@ -57,17 +59,26 @@ def mixed_requests(specs, known=None, choose=None):
     return requests
 
 
+@contextmanager
+def opened(settings, specs):
+    with own_regions() as regions:
+        engine = open_engine(settings, specs, regions)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
 @pytest.fixture(scope="module")
 def alone(specs):
-    engine = open_engine(SETTINGS, specs)
-    for spec in specs:
-        load_in_thread(engine, spec.id)
     tokens = {}
-    for request in mixed_requests(specs):
-        runner = Runner(engine)
-        runner.submit(request)
-        tokens |= runner.finish()
-    engine.close()
+    with opened(SETTINGS, specs) as engine:
+        for spec in specs:
+            load_in_thread(engine, spec.id)
+        for request in mixed_requests(specs):
+            runner = Runner(engine)
+            runner.submit(request)
+            tokens |= runner.finish()
     assert len({tuple(line) for line in tokens.values()}) == len(tokens)
     return tokens
 
@@ -77,21 +88,20 @@ def resume_among_mates(specs, known, seed, kv_gb=0.05, threads=1):
     return all tokens of each, and how many lost their KV."""
     choose = random.Random(seed)
     changes = {"kv_budget_gb": kv_gb, "threads_per_instance": threads}
-    engine = open_engine(msgspec.structs.replace(SETTINGS, **changes), specs)
-    for spec in specs:
-        load_in_thread(engine, spec.id)
-    runner = Runner(engine)
     requests = mixed_requests(specs, known, choose)
     choose.shuffle(requests)
-    runner.submit(*requests)
+    with opened(msgspec.structs.replace(SETTINGS, **changes), specs) as engine:
+        for spec in specs:
+            load_in_thread(engine, spec.id)
+        runner = Runner(engine)
+        runner.submit(*requests)
 
-    def between(model):
-        if choose.random() < 0.2:
-            engine.load(Load(choose.choice(specs).id, evict=(model,)))
-            load_in_thread(engine, model)
+        def between(model):
+            if choose.random() < 0.2:
+                engine.load(Load(choose.choice(specs).id, evict=(model,)))
+                load_in_thread(engine, model)
 
-    tokens = runner.finish(choose, between)
-    engine.close()
+        tokens = runner.finish(choose, between)
     whole = {r.id: [*r.generated_token_ids, *tokens[r.id]] for r in requests}
     return whole, runner.preempted
 
@@ -137,25 +147,25 @@ def test_a_checkpoint_lost_and_repaired_fails_only_its_own_loads(specs, alone, t
     )
     for spec in specs:
         shutil.copytree(spec.path, tmp_path / Path(spec.path).name)
-    engine = open_engine(SETTINGS, moved)
-    weights = Path(moved[0].path) / "model.safetensors"
-    whole = weights.read_bytes()
-    other = specs[1].id
-    runner = Runner(engine)
-    load_in_thread(engine, other)
-    for damaged in (None, whole[: len(whole) // 2], b"", whole[:8] + b"x" * (len(whole) - 8)):
-        if damaged is None:
-            weights.unlink()
-        else:
-            weights.write_bytes(damaged)
-        outcome = engine.load(Load(specs[0].id))
-        assert isinstance(outcome, LoadFailed) and outcome.code == "checkpoint_error", outcome
-        assert "\n" not in outcome.message
-    runner.submit(*(r for r in mixed_requests(specs) if r.model == other))
-    weights.write_bytes(whole)
-    load_in_thread(engine, specs[0].id)
-    runner.submit(*(r for r in mixed_requests(specs) if r.model == specs[0].id))
-    assert runner.finish().items() <= alone.items()
+    with opened(SETTINGS, moved) as engine:
+        weights = Path(moved[0].path) / "model.safetensors"
+        whole = weights.read_bytes()
+        other = specs[1].id
+        runner = Runner(engine)
+        load_in_thread(engine, other)
+        for damaged in (None, whole[: len(whole) // 2], b"", whole[:8] + b"x" * (len(whole) - 8)):
+            if damaged is None:
+                weights.unlink()
+            else:
+                weights.write_bytes(damaged)
+            outcome = engine.load(Load(specs[0].id))
+            assert isinstance(outcome, LoadFailed) and outcome.code == "checkpoint_error", outcome
+            assert "\n" not in outcome.message
+        runner.submit(*(r for r in mixed_requests(specs) if r.model == other))
+        weights.write_bytes(whole)
+        load_in_thread(engine, specs[0].id)
+        runner.submit(*(r for r in mixed_requests(specs) if r.model == specs[0].id))
+        assert runner.finish().items() <= alone.items()
 
 
 BUSY = """
@@ -165,9 +175,7 @@ from tests.support.decoder import *
 from aegaeon.types import Prefill, Decode
 
 threads = int(sys.argv[1])
-specs = tuple(make_spec(model) for model in SHAPES)
-budgets = Budgets(weight_bytes=4 << 20, kv_bytes=64 << 20, threads=threads)
-engine = ModelEngine(specs, SHAPES, CpuDevice(threads), budgets, load_tiny)
+engine = make_engine(kv_bytes=64 << 20, load=False, threads=threads)
 load_in_thread(engine, "a")
 
 def work():

@@ -5,6 +5,7 @@ import pytest
 from aegaeon.config import Settings
 from aegaeon.engine.base import NullEngine
 from aegaeon.engine.open import open_engine
+from aegaeon.engine.regions import Regions
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest
 from aegaeon.types import Decode, Load, ModelSpec, Prefill, Switch
 from tests.support.decoder import make_request
@@ -61,4 +62,4 @@ def test_bad_requests_are_refused():
 
 
 def test_the_settings_choose_the_engine():
-    assert isinstance(open_engine(Settings(device="null"), (SPEC,)), NullEngine)
+    assert isinstance(open_engine(Settings(device="null"), (SPEC,), Regions("", "")), NullEngine)

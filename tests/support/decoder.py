@@ -16,6 +16,7 @@ from aegaeon.engine.engine import ModelEngine
 from aegaeon.memory.budget import Budgets
 from aegaeon.memory.kv import KvShape
 from aegaeon.types import Load, Loaded, ModelSpec, Request, SamplingParams
+from tests.support.own_weights import OwnWeights
 
 VOCAB = 96
 HIDDEN = 48
@@ -96,11 +97,15 @@ def load_tiny(path: str, device: Device) -> TinyDecoder:
     return TinyDecoder(device, seed=ord(path), layers=shape.layers, kv_heads=shape.kv_heads)
 
 
-def make_engine(kv_bytes: int = 8 << 20, loader=load_tiny, load: bool = True) -> ModelEngine:
+def make_engine(
+    kv_bytes: int = 8 << 20, loader=load_tiny, load: bool = True, threads: int = 1
+) -> ModelEngine:
     """Return an engine over models a and b, both loaded unless told otherwise."""
     specs = tuple(make_spec(model) for model in SHAPES)
-    budgets = Budgets(weight_bytes=4 << 20, kv_bytes=kv_bytes, threads=1)
-    engine = ModelEngine(specs, SHAPES, CpuDevice(), budgets, loader)
+    budgets = Budgets(weight_bytes=4 << 20, kv_bytes=kv_bytes, threads=threads)
+    device = CpuDevice(threads)
+    weights = OwnWeights(lambda model: loader(model, device))
+    engine = ModelEngine(specs, SHAPES, weights, budgets)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine

@@ -1,0 +1,85 @@
+"""Weights of a device that computes on the node's cache itself: a switch moves no bytes."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from aegaeon.errors import WeightsEvicted
+from aegaeon.memory.source import HostModel, WeightSource
+from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
+from aegaeon.models.weights import PackedWeights
+from aegaeon.types import ModelId
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    host: HostModel
+    resident: ResidentModel
+
+
+class InPlaceWeights(Weights):
+    """A model is here while the cache has it, and pinned only during a use: so another instance's
+    model may take its room between two of them, and then a use raises WeightsEvicted."""
+
+    def __init__(self, source: WeightSource, build: Build) -> None:
+        """Take over `source`."""
+        self._source = source
+        self._build = build
+        self._models: dict[ModelId, _Held] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        return self._source.used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._source.budget_bytes
+
+    def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
+        for victim in evict:
+            # It stays where it is until its room is needed; only we no longer ask for it.
+            self._source.set_demand(victim, False)
+        held = self._models.get(model)
+        if held is not None and held.host.is_present and self._source.is_current(held.host):
+            return BroughtIn(held.host.plan.total_bytes)
+        host = self._source.open(model)
+        weights = PackedWeights(host.memory, host.plan, host.await_stage)
+        self._models[model] = _Held(host, self._build(model, weights))
+        if held is not None:
+            held.host.close()
+        return BroughtIn(host.plan.total_bytes, self._find_evicted())
+
+    def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
+        return self._use(model)
+
+    def drop(self, model: ModelId) -> None:
+        held = self._models.pop(model, None)
+        if held is not None:
+            held.host.close()
+
+    def set_demand(self, model: ModelId, is_wanted: bool) -> None:
+        self._source.set_demand(model, is_wanted)
+
+    def close(self) -> None:
+        for model in tuple(self._models):
+            self.drop(model)
+        self._source.close()
+
+    @contextmanager
+    def _use(self, model: ModelId) -> Iterator[ResidentModel]:
+        held = self._models.get(model)
+        if held is None:
+            raise WeightsEvicted(f"the weights of {model} are not here; load them")
+        with held.host.pinned():
+            yield held.resident
+
+    def _find_evicted(self) -> tuple[ModelId, ...]:
+        """Let go of the models that lost their room, to whomever."""
+        gone = tuple(model for model, held in self._models.items() if not held.host.is_present)
+        for model in gone:
+            log.info("evicted from the cache model=%s", model)
+            self.drop(model)
+        return gone

@@ -1,0 +1,184 @@
+"""Models in the node's weight cache as this process sees them: opened, awaited, pinned.
+
+Whoever comes first reads the files, on threads of its own; everybody's first layers may compute
+while the last ones come in. What lies where is the cache's business.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aegaeon._native import CachedModel, WeightCache
+from aegaeon.errors import CheckpointError, WeightsEvicted
+from aegaeon.models.checkpoint import plan_load
+from aegaeon.models.packing import PackPlan, plan_pack
+from aegaeon.types import ModelId, ModelSpec
+
+log = logging.getLogger(__name__)
+
+# The embedding and the first layer: with these a forward pass may begin.
+FIRST_STAGES = 2
+# How long a load waits for others to let go of room in the cache.
+ROOM_S = 30.0
+# Between looks at whether the loader of a stage that is awaited still lives.
+LOOK_S = 0.5
+# No stage that is still coming takes so long; a disk that hangs must not hang a step for ever.
+STAGE_S = 120.0
+
+
+class HostModel:
+    """One model in the cache, mapped by this process. Its bytes stay put while it is pinned."""
+
+    def __init__(self, model: ModelId, plan: PackPlan, cached: CachedModel, readers: int) -> None:
+        """Take over `cached`; `readers` threads read the files if that falls to this process."""
+        self.model = model
+        self.plan = plan
+        self.memory = cached
+        self._readers = readers
+        self._is_whole = False
+        self._arrival: threading.Thread | None = None
+        self._start_arrival(is_loader=cached.is_loader)
+
+    @property
+    def stages_done(self) -> int:
+        """Stages that are in, counted from the first without a gap."""
+        return self.memory.stages_done
+
+    def await_stage(self, stage: int) -> None:
+        """Return when `stage` is in. Raises CheckpointError when it cannot be read, WeightsEvicted
+        when the model was evicted meanwhile."""
+        if self._is_whole:
+            return
+        give_up_s = time.monotonic() + STAGE_S
+        while not self.memory.wait_stage(stage + 1, LOOK_S):
+            if self.memory.take_over():
+                log.warning("load taken over from a dead process model=%s", self.model)
+                self._start_arrival(is_loader=True)
+            elif time.monotonic() >= give_up_s:
+                raise CheckpointError(
+                    f"stage {stage} of {self.model} has not come within {STAGE_S:.0f} s; "
+                    "look whether the disk answers"
+                )
+        self._is_whole = self.memory.stages_done >= self.plan.stages
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before."""
+        if not self.memory.pin():
+            raise WeightsEvicted(f"the weights of {self.model} were evicted; load them again")
+        try:
+            yield
+        finally:
+            self.memory.unpin()
+
+    @property
+    def is_present(self) -> bool:
+        """Whether it has not been evicted."""
+        if not self.memory.pin():
+            return False
+        self.memory.unpin()
+        return True
+
+    def close(self) -> None:
+        """Stop reading and let go; views of the memory keep it mapped."""
+        self.memory.cancel()
+        if self._arrival is not None:
+            self._arrival.join()
+        self.memory.close()
+
+    def _start_arrival(self, is_loader: bool) -> None:
+        if self._arrival is not None:
+            self._arrival.join()
+        self._arrival = threading.Thread(
+            target=self._arrive, args=(is_loader,), name=f"load {self.model}", daemon=True
+        )
+        self._arrival.start()
+
+    def _arrive(self, is_loader: bool) -> None:
+        """Read the files if that is ours to do, then map every page, so that no step has to."""
+        try:
+            if is_loader:
+                self.memory.load(self.plan.jobs(), self._readers)
+            if self.memory.stages_done >= self.plan.stages:
+                self.memory.populate()
+        except CheckpointError as error:
+            # Whoever awaits a stage is told the same.
+            log.debug("not loaded model=%s error=%s", self.model, error)
+
+
+class WeightSource:
+    """Opens models in the node's cache. Owned by one engine; verbs may be called by any thread."""
+
+    def __init__(self, cache: WeightCache, specs: tuple[ModelSpec, ...], readers: int) -> None:
+        """`readers` are the threads that read a file."""
+        self._cache = cache
+        self._readers = readers
+        self._plans = {spec.id: _Planned(spec) for spec in specs}
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all models in the cache, whoever loaded them."""
+        return self._cache.used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        """The most that it holds."""
+        return self._cache.budget_bytes
+
+    def open(self, model: ModelId) -> HostModel:
+        """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all
+        room, CheckpointError, UnsupportedModel."""
+        planned = self._plans[model]
+        plan, key = planned.current()
+        self._cache.set_demand(key, planned.is_wanted)
+        give_up_s = time.monotonic() + ROOM_S
+        while True:
+            left_s = max(0.0, give_up_s - time.monotonic())
+            cached = self._cache.acquire(key, model, plan.total_bytes, plan.stages, left_s)
+            host = HostModel(model, plan, cached, self._readers)
+            try:
+                host.await_stage(FIRST_STAGES - 1)
+                return host
+            except WeightsEvicted:
+                # Its loader gave up, or it went again before we looked.
+                host.close()
+                if time.monotonic() >= give_up_s:
+                    raise
+            except BaseException:
+                host.close()
+                raise
+
+    def is_current(self, host: HostModel) -> bool:
+        """Whether the files that `host` was read from are still the same."""
+        return self._plans[host.model].current()[0] is host.plan
+
+    def set_demand(self, model: ModelId, is_wanted: bool) -> None:
+        """Say that requests for `model` wait or run here, which makes its eviction dearer."""
+        planned = self._plans[model]
+        planned.is_wanted = is_wanted
+        if planned.key is not None:
+            self._cache.set_demand(planned.key, is_wanted)
+
+    def close(self) -> None:
+        """Let go of the cache; what it holds stays for others."""
+        self._cache.close()
+
+
+class _Planned:
+    """A model's plan, made when first needed and again when its files have changed."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._path = spec.path
+        self._plan: PackPlan | None = None
+        self.key: bytes | None = None
+        self.is_wanted = False
+
+    def current(self) -> tuple[PackPlan, bytes]:
+        """Return the plan and its key, both of the files as they are now."""
+        if self._plan is not None and self.key is not None and self._plan.digest() == self.key:
+            return self._plan, self.key
+        self._plan = plan_pack(plan_load(self._path))
+        self.key = self._plan.digest()
+        return self._plan, self.key
