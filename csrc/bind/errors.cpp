@@ -39,7 +39,8 @@ bool find_error_classes() {
       find("RegionError", classes.region_error) &&
       find("RegionMismatch", classes.region_mismatch) && find("RingFull", classes.ring_full) &&
       find("RingClosed", classes.ring_closed) && find("RecordTooLarge", classes.record_too_large) &&
-      find("TableFull", classes.table_full) && find("StaleIncarnation", classes.stale_incarnation) &&
+      find("TableFull", classes.table_full) &&
+      find("StaleIncarnation", classes.stale_incarnation) &&
       find("CopyError", classes.copy_error) && find("CopyQueueFull", classes.copy_queue_full);
   Py_DECREF(errors);
   return found;
