@@ -42,9 +42,10 @@ def open_domain(settings: Settings) -> Domain:
 class DomainClaim:
     """The ownership of a domain, for the life of its owner or until `release`."""
 
-    def __init__(self, lock: int, path: Path, domain: Domain) -> None:
+    def __init__(self, lock: int, path: Path, name: str, domain: Domain) -> None:
         """Take over the locked descriptor `lock` of the file `path`."""
         self._lock: int | None = lock
+        self._name = name
         self._path = path
         self._domain = domain
 
@@ -57,6 +58,8 @@ class DomainClaim:
             self._domain.unlink()
             self._domain.close()
         finally:
+            # Weights and KV lie on this node whatever the store is.
+            remove_domain(self._name, self._path.parent)
             # Still locked, so that this removes our file and not a successor's.
             self._path.unlink(missing_ok=True)
             os.close(lock)
@@ -103,7 +106,7 @@ def claim_domain(settings: Settings, directory: Path = SHARED_MEMORY) -> DomainC
         path.unlink(missing_ok=True)
         os.close(lock)
         raise
-    return DomainClaim(lock, path, domain)
+    return DomainClaim(lock, path, name, domain)
 
 
 def domain_is_live(settings: Settings, directory: Path = SHARED_MEMORY) -> bool:
