@@ -1,8 +1,9 @@
 """Weights of a device that computes on the node's cache itself: a switch moves no bytes."""
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from aegaeon.errors import WeightsEvicted
@@ -29,6 +30,7 @@ class InPlaceWeights(Weights):
         self._source = source
         self._build = build
         self._models: dict[ModelId, _Held] = {}
+        self._lock = threading.Lock()  # a model is pinned or let go, never both at once
 
     @property
     def used_bytes(self) -> int:
@@ -47,16 +49,17 @@ class InPlaceWeights(Weights):
             return BroughtIn(held.host.plan.total_bytes)
         host = self._source.open(model)
         weights = PackedWeights(host.memory, host.plan, host.await_stage)
-        self._models[model] = _Held(host, self._build(model, weights))
-        if held is not None:
-            held.host.close()
+        fresh = _Held(host, self._build(model, weights))
+        self.drop(model)
+        self._models[model] = fresh
         return BroughtIn(host.plan.total_bytes, self._find_evicted())
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)
 
     def drop(self, model: ModelId) -> None:
-        held = self._models.pop(model, None)
+        with self._lock:
+            held = self._models.pop(model, None)
         if held is not None:
             held.host.close()
 
@@ -70,10 +73,12 @@ class InPlaceWeights(Weights):
 
     @contextmanager
     def _use(self, model: ModelId) -> Iterator[ResidentModel]:
-        held = self._models.get(model)
-        if held is None:
-            raise WeightsEvicted(f"the weights of {model} are not here; load them")
-        with held.host.pinned():
+        with ExitStack() as pinned:
+            with self._lock:
+                held = self._models.get(model)
+                if held is None:
+                    raise WeightsEvicted(f"the weights of {model} are not here; load them")
+                pinned.enter_context(held.host.pinned())
             yield held.resident
 
     def _find_evicted(self) -> tuple[ModelId, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aegaeon._native import CachedModel, WeightCache
-from aegaeon.errors import CheckpointError, WeightsEvicted
+from aegaeon.errors import AegaeonError, CheckpointError, LoadCancelled, WeightsEvicted
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import PackPlan, plan_pack
 from aegaeon.types import ModelId, ModelSpec
@@ -38,6 +38,7 @@ class HostModel:
         self.memory = cached
         self._readers = readers
         self._is_whole = False
+        self._is_interrupted = False
         self._arrival: threading.Thread | None = None
         self._start_arrival(is_loader=cached.is_loader)
 
@@ -53,6 +54,8 @@ class HostModel:
             return
         give_up_s = time.monotonic() + STAGE_S
         while not self.memory.wait_stage(stage + 1, LOOK_S):
+            if self._is_interrupted:
+                raise LoadCancelled(f"{self.model} is not wanted here any more; load it again")
             if self.memory.take_over():
                 log.warning("load taken over from a dead process model=%s", self.model)
                 self._start_arrival(is_loader=True)
@@ -81,9 +84,14 @@ class HostModel:
         self.memory.unpin()
         return True
 
-    def close(self) -> None:
-        """Stop reading and let go; views of the memory keep it mapped."""
+    def interrupt(self) -> None:
+        """Make those who wait for a stage give up. What is read so far stays in the cache."""
+        self._is_interrupted = True
         self.memory.cancel()
+
+    def close(self) -> None:
+        """Stop reading and let go; views of the memory keep it mapped. Idempotent."""
+        self.interrupt()
         if self._arrival is not None:
             self._arrival.join()
         self.memory.close()
@@ -103,8 +111,8 @@ class HostModel:
                 self.memory.load(self.plan.jobs(), self._readers)
             if self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
-        except CheckpointError as error:
-            # Whoever awaits a stage is told the same.
+        except AegaeonError as error:
+            # Whoever awaits a stage is told the same, or takes the load over.
             log.debug("not loaded model=%s error=%s", self.model, error)
 
 

@@ -1,0 +1,127 @@
+"""Where sequences' keys and values lie and how room for them is made: the seam, and the simple kind
+that computes on the node's pool itself. engine/kv_swap.py is for devices with memory of their own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+from aegaeon.engine.sequence import KvSequence
+from aegaeon.errors import KvGone, OutOfBlocks
+from aegaeon.memory.kv import KvPool, KvShape, blocks_for
+from aegaeon.types import KvHandle
+
+
+class KvPlace(ABC):
+    """Not thread-safe; the engine holds its lock around every verb but `await_any`.
+
+    A sequence's `blocks` are those that a forward pass uses; they hold its first `cached` tokens,
+    or will when `await_any` has returned it.
+    """
+
+    pool: KvPool  # what a forward pass reads and writes
+
+    @abstractmethod
+    def grow(self, sequence: KvSequence) -> bool:
+        """Give it blocks for all its tokens; False, and nothing done, where there are not enough.
+
+        KV that is elsewhere begins to come in.
+        """
+
+    @abstractmethod
+    def give_up(self, sequence: KvSequence) -> bool:
+        """Take its blocks away; say whether its KV is kept elsewhere. If not, nothing is cached."""
+
+    @abstractmethod
+    def free(self, sequence: KvSequence, is_poisoned: bool = False) -> None:
+        """Free all its KV, wherever it is; `is_poisoned` as in KvPool.free."""
+
+    @abstractmethod
+    def await_any(self, sequences: Sequence[KvSequence]) -> list[KvSequence]:
+        """Wait until the KV of at least one is in; return all of which that is true."""
+
+    @abstractmethod
+    def begin_turn(self, own: Iterable[KvSequence], others: Iterable[KvSequence]) -> None:
+        """The device now belongs to the model of `own`."""
+
+    @abstractmethod
+    def offer(self, sequence: KvSequence) -> KvHandle:
+        """Name its KV so that another instance of the node may take it."""
+
+    @abstractmethod
+    def take(self, sequence: KvSequence, kv: KvHandle) -> None:
+        """Make the KV of `kv` that of a sequence without any. Raises KvGone, OutOfBlocks."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything and leave the pools. Idempotent."""
+
+
+class InPlaceKv(KvPlace):
+    """Everything stays where it was computed; there is no elsewhere."""
+
+    def __init__(self, pool: KvPool) -> None:
+        """Take over `pool`."""
+        self.pool = pool
+
+    def grow(self, sequence: KvSequence) -> bool:
+        missing = blocks_for(sequence.tokens) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        try:
+            sequence.blocks.extend(self.pool.allocate(sequence.shape, missing))
+        except OutOfBlocks:
+            return False
+        return True
+
+    def give_up(self, sequence: KvSequence) -> bool:
+        self.free(sequence)
+        return False
+
+    def free(self, sequence: KvSequence, is_poisoned: bool = False) -> None:
+        self.pool.free(sequence.shape, sequence.blocks, is_poisoned, sequence.offer)
+        sequence.forget_blocks()
+
+    def await_any(self, sequences: Sequence[KvSequence]) -> list[KvSequence]:
+        return list(sequences)
+
+    def begin_turn(self, own: Iterable[KvSequence], others: Iterable[KvSequence]) -> None:
+        """Nothing moves."""
+
+    def offer(self, sequence: KvSequence) -> KvHandle:
+        return offer_blocks(self.pool, sequence, sequence.blocks)
+
+    def take(self, sequence: KvSequence, kv: KvHandle) -> None:
+        take_blocks(self.pool, sequence.shape, kv)
+        sequence.blocks = list(kv.blocks)
+        sequence.cached = kv.cached_tokens
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def offer_blocks(pool: KvPool, sequence: KvSequence, blocks: Sequence[int]) -> KvHandle:
+    """Return a handle by which `blocks` of the shared `pool` may be taken."""
+    offer = pool.offer(sequence.shape, blocks) if blocks else None
+    if offer is None:
+        return KvHandle(owner=0, blocks=(), cached_tokens=0, kv_bytes=0, shape=())
+    sequence.offer = offer
+    return KvHandle(
+        owner=offer,
+        blocks=tuple(blocks),
+        cached_tokens=sequence.cached,
+        kv_bytes=len(blocks) * sequence.shape.block_bytes,
+        shape=layout_of(sequence.shape),
+    )
+
+
+def take_blocks(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:
+    """Make the blocks of `kv` ours: no bytes move. Raises KvGone, OutOfBlocks."""
+    if kv.shape != layout_of(shape):
+        raise KvGone(f"KV of layout {kv.shape} is no use for {layout_of(shape)}; prefill again")
+    if not pool.take(shape, kv.blocks, kv.owner):
+        raise KvGone(f"{len(kv.blocks)} KV blocks are not the sender's any more; prefill again")
+
+
+def layout_of(shape: KvShape) -> tuple[int, ...]:
+    """What two instances must agree on for one to read the other's blocks."""
+    return (shape.layers, shape.kv_heads, shape.head_dim, shape.dtype.itemsize)

@@ -1,0 +1,135 @@
+"""One model on its way from the node's cache to a device, stage by stage."""
+
+import threading
+import time
+from typing import NamedTuple
+
+from aegaeon._native import CopyEngine, CopyTicket
+from aegaeon.errors import AegaeonError, CheckpointError, CopyError
+from aegaeon.memory.source import STAGE_S, HostModel
+from aegaeon.memory.traffic import Traffic
+from aegaeon.models.packing import PackPlan
+
+# Of copies: keys and values before these, then the weights that a step waits for, then the rest.
+NEEDED_NOW = 1
+NEEDED_LATER = 2
+LOOK_S = 0.5
+
+
+class _Part(NamedTuple):
+    """A copy of the bytes from `first_byte` of the model on, up to the end of stage `stop` - 1."""
+
+    stop: int
+    first_byte: int
+    ticket: CopyTicket
+
+
+class Arrival:
+    """Copies what the host has of a model as it comes there. The host's copy is pinned meanwhile.
+
+    Owns the host model and a thread, until everything is in or `close`.
+    """
+
+    def __init__(
+        self, host: HostModel, target: int, copier: CopyEngine, traffic: Traffic
+    ) -> None:
+        """Begin to copy to the address `target`, which has room for the whole model."""
+        self.plan: PackPlan = host.plan
+        self._host = host
+        self._target = target
+        self._copier = copier
+        self._traffic = traffic
+        self._changed = threading.Condition()
+        self._parts: list[_Part] = []  # in order, without a gap
+        self._failure: AegaeonError | None = None
+        self._priority = NEEDED_LATER
+        self._is_closed = False
+        self.is_complete = False
+        self._thread = threading.Thread(target=self._feed, name="arrival", daemon=True)
+        self._thread.start()
+
+    def await_stage(self, stage: int) -> None:
+        """Return when `stage` is on the device. Raises CheckpointError and WeightsEvicted."""
+        if self.is_complete:
+            return
+        give_up_s = time.monotonic() + STAGE_S
+        part = self._part_with(stage, give_up_s)
+        ticket, size = part.ticket, self.plan.stage_ends[stage] - part.first_byte
+        while not ticket.wait(size, LOOK_S):
+            if ticket.has_failed or ticket.is_cancelled or time.monotonic() >= give_up_s:
+                raise CheckpointError(
+                    f"stage {stage} of {self._host.model} did not come to the device "
+                    f"({ticket.failure or 'in time'}); the request can be sent again"
+                )
+
+    def hurry(self) -> None:
+        """Somebody computes with it now."""
+        if self.is_complete or self._priority == NEEDED_NOW:
+            return
+        with self._changed:
+            self._priority = NEEDED_NOW
+            for part in self._parts:
+                part.ticket.raise_priority(NEEDED_NOW)
+
+    def close(self) -> None:
+        """Stop; nothing touches the target any more. Idempotent."""
+        with self._changed:
+            self._is_closed = True
+            parts = tuple(self._parts)
+        for part in parts:
+            part.ticket.cancel()
+        self._host.interrupt()
+        self._thread.join()
+        self._host.close()
+
+    def _part_with(self, stage: int, give_up_s: float) -> _Part:
+        with self._changed:
+            while not self._parts or self._parts[-1].stop <= stage:
+                if self._failure is not None:
+                    raise self._failure
+                if not self._changed.wait(max(0.0, give_up_s - time.monotonic())):
+                    raise CheckpointError(
+                        f"stage {stage} of {self._host.model} has not come in time; look whether "
+                        "the disk answers"
+                    )
+            return next(part for part in self._parts if part.stop > stage)
+
+    def _feed(self) -> None:
+        try:
+            with self._host.pinned():
+                self._copy_as_it_comes()
+                self.is_complete = all(_is_whole(part.ticket) for part in self._parts)
+        except AegaeonError as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+        # The device has its own copy now, or will never have one.
+        self._host.close()
+
+    def _copy_as_it_comes(self) -> None:
+        stages = 0
+        while stages < self.plan.stages and not self._is_closed:
+            self._host.await_stage(stages)
+            stages = self._submit(stages, self._host.stages_done)
+
+    def _submit(self, start: int, stop: int) -> int:
+        """Have the stages [start, stop) copied; return `stop`."""
+        first = self.plan.stage_ends[start - 1] if start else 0
+        size = self.plan.stage_ends[stop - 1] - first
+        segment = (self._target + first, self._host.memory.address + first, size)
+        with self._changed:
+            if self._is_closed:
+                raise CopyError(f"{self._host.model} was dropped while it came in")
+            ticket = self._copier.submit([segment], self._priority)
+            self._traffic.watch("weights", ticket)
+            self._parts.append(_Part(stop, first, ticket))
+            self._changed.notify_all()
+        return stop
+
+
+def _is_whole(ticket: CopyTicket) -> bool:
+    """Wait for the end of a copy and say whether all is in."""
+    while not ticket.wait(timeout_s=LOOK_S):
+        if ticket.is_cancelled or ticket.has_failed:
+            return False
+    return True

@@ -1,0 +1,169 @@
+"""Weights of a device with memory of its own: copied from the node's cache into its arena.
+
+The copies run beside compute: of a model that comes in, each layer is used as soon as it is there.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from aegaeon._native import CopyEngine
+from aegaeon.errors import BudgetTooSmall, WeightsEvicted
+from aegaeon.memory.arena import Arena, Place
+from aegaeon.memory.arrival import Arrival
+from aegaeon.memory.source import FIRST_STAGES, WeightSource
+from aegaeon.memory.traffic import Traffic
+from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
+from aegaeon.models.weights import PackedWeights
+from aegaeon.types import ModelId
+
+log = logging.getLogger(__name__)
+
+# How long a load waits for the model that computes to end its step and let itself be moved.
+PLACE_S = 30.0
+LOOK_S = 0.005
+MOVE_S = 60.0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A model in the arena. `lock` is held by whoever uses or moves it."""
+
+    arrival: Arrival
+    resident: ResidentModel
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class StagedWeights(Weights):
+    """A model is here from `bring_in` to `drop`. Nobody else takes its room."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        arena: Arena,
+        copier: CopyEngine,
+        build: Build,
+        traffic: Traffic,
+    ) -> None:
+        """Take over `source`; what the copies come to is counted in `traffic`."""
+        self._source = source
+        self._arena = arena
+        self._copier = copier
+        self._build = build
+        self._traffic = traffic
+        self._models: dict[ModelId, _Held] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        return self._arena.used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._arena.capacity_bytes
+
+    def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
+        for victim in evict:
+            self.drop(victim)
+        held = self._models.get(model)
+        if held is not None:
+            return BroughtIn(_size(self._place_of(model)))
+        host = self._source.open(model)
+        try:
+            place = self._make_place(model, host.plan.total_bytes)
+        except BaseException:
+            host.close()
+            raise
+        target = self._arena.address + place.offset
+        arrival = Arrival(host, target, self._copier, self._traffic)
+        try:
+            arrival.await_stage(FIRST_STAGES - 1)
+            self._models[model] = _Held(arrival, self._view(model, place, arrival))
+        except BaseException:
+            arrival.close()
+            self._arena.free(model)
+            raise
+        return BroughtIn(_size(place))
+
+    def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
+        return self._use(model)
+
+    def drop(self, model: ModelId) -> None:
+        held = self._models.pop(model, None)
+        if held is not None:
+            with held.lock:
+                held.arrival.close()
+                self._arena.free(model)
+
+    def set_demand(self, model: ModelId, is_wanted: bool) -> None:
+        self._source.set_demand(model, is_wanted)
+
+    def close(self) -> None:
+        for model in tuple(self._models):
+            self.drop(model)
+        self._source.close()
+
+    @contextmanager
+    def _use(self, model: ModelId) -> Iterator[ResidentModel]:
+        held = self._models.get(model)
+        if held is None:
+            raise WeightsEvicted(f"the weights of {model} are not on the device; load them")
+        with held.lock:
+            held.arrival.hurry()
+            yield held.resident
+
+    def _view(self, model: ModelId, place: Place, arrival: Arrival) -> ResidentModel:
+        memory = self._arena.bytes_of(place)
+        return self._build(model, PackedWeights(memory, arrival.plan, arrival.await_stage))
+
+    def _place_of(self, model: ModelId) -> Place:
+        place = self._arena.get(model)
+        assert place is not None, model
+        return place
+
+    # Room
+
+    def _make_place(self, model: ModelId, size_bytes: int) -> Place:
+        """Find room, moving models where it takes that; those in use are moved after their step."""
+        give_up_s = time.monotonic() + PLACE_S
+        while True:
+            place = self._arena.allocate(model, size_bytes)
+            if place is not None:
+                return place
+            if not self._compact(size_bytes) and time.monotonic() >= give_up_s:
+                raise BudgetTooSmall(
+                    f"{model} has {size_bytes} bytes of weights, the device's largest gap is "
+                    f"{self._arena.largest_gap_bytes}; raise --device-memory-gb"
+                )
+
+    def _compact(self, size_bytes: int) -> bool:
+        """Try to join gaps to `size_bytes`; say whether that was done."""
+        locked = [name for name, held in self._models.items() if held.lock.acquire(blocking=False)]
+        try:
+            still = {name for name in locked if self._models[name].arrival.is_complete}
+            compaction = self._arena.plan_compaction(size_bytes, set(self._models) - still)
+            if compaction is not None:
+                ticket = self._copier.submit(self._arena.segments(compaction.moves))
+                if not ticket.wait(timeout_s=MOVE_S):
+                    ticket.cancel()
+                    raise BudgetTooSmall("the device's arena could not be compacted in time")
+                self._arena.commit(compaction)
+                for move in compaction.moves:
+                    self._rebuild(move.model)
+                log.info("arena compacted bytes=%d", compaction.size_bytes)
+                return True
+        finally:
+            for name in locked:
+                self._models[name].lock.release()
+        time.sleep(LOOK_S)
+        return False
+
+    def _rebuild(self, model: ModelId) -> None:
+        held = self._models[model]
+        held.resident = self._view(model, self._place_of(model), held.arrival)
+
+
+def _size(place: Place) -> int:
+    return place.end - place.offset
