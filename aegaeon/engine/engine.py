@@ -23,6 +23,7 @@ from aegaeon.memory.weights import Loader, ResidentModel, Weights
 from aegaeon.types import (
     ComputeAction,
     Decode,
+    KvHandle,
     Load,
     Loaded,
     LoadFailed,
@@ -74,16 +75,22 @@ class ModelEngine(Engine):
         self._prepared: set[ModelId] = set()  # the loading thread's
 
     def submit(self, request: Request) -> None:
-        spec = self._specs.get(request.model)
-        if spec is None:
-            raise InvalidRequest(f"no model {request.model!r} here; ask for a served one")
-        check_request(request, spec)
+        spec = self._checked(request)
         with self._lock:
             self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
 
     def release(self, request: RequestId) -> None:
         with self._lock:
             self._sequences.remove(request)
+
+    def hand_over(self, request: RequestId) -> KvHandle:
+        with self._lock:
+            return self._sequences.hand_over(request)
+
+    def adopt(self, request: Request, kv: KvHandle) -> None:
+        spec = self._checked(request)
+        with self._lock:
+            self._sequences.adopt(request, self._shapes[spec.id], spec.context_tokens, kv)
 
     def execute(self, action: ComputeAction) -> Outcome:
         started = time.perf_counter()
@@ -134,6 +141,13 @@ class ModelEngine(Engine):
         with self._lock:
             self._sequences.clear()
         self._weights.clear()
+
+    def _checked(self, request: Request) -> ModelSpec:
+        spec = self._specs.get(request.model)
+        if spec is None:
+            raise InvalidRequest(f"no model {request.model!r} here; ask for a served one")
+        check_request(request, spec)
+        return spec
 
     def _prepare(self, name: ModelId) -> None:
         """Prepare a model when it is loaded for the first time, computing as its steps will.

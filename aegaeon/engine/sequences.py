@@ -5,9 +5,9 @@ Not thread-safe; the engine holds its lock around every verb.
 
 from collections.abc import Iterable
 
-from aegaeon.errors import OutOfBlocks
+from aegaeon.errors import KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvPool, KvShape, blocks_for
-from aegaeon.types import FinishReason, Request, RequestId
+from aegaeon.types import FinishReason, KvHandle, Request, RequestId
 
 
 class Sequence:
@@ -78,6 +78,37 @@ class SequenceTable:
         if sequence is not None:
             self.free_kv(sequence)
 
+    def hand_over(self, request: RequestId) -> KvHandle:
+        """Name the KV of a sequence, which loses it to nobody here from now on."""
+        sequence = self._sequences[request]
+        self._holders.pop(sequence.order, None)
+        return KvHandle(
+            owner=self._pool.identity,
+            blocks=tuple(sequence.blocks),
+            cached_tokens=sequence.cached,
+            kv_bytes=len(sequence.blocks) * sequence.shape.block_bytes,
+            shape=_layout(sequence.shape),
+        )
+
+    def adopt(self, request: Request, shape: KvShape, context_tokens: int, kv: KvHandle) -> None:
+        """Make `request` known with the KV of `kv`, or raise KvGone or OutOfBlocks and know it not.
+
+        Its blocks are taken from their owner as they are: no bytes move.
+        """
+        if kv.shape != _layout(shape):
+            raise KvGone(f"KV of layout {kv.shape} is no use for {_layout(shape)}; prefill again")
+        free = self._pool.free_blocks(shape)
+        if len(kv.blocks) > free:
+            raise OutOfBlocks(f"no room for {len(kv.blocks)} KV blocks, {free} are free; try later")
+        self.add(request, shape, context_tokens)
+        if not self._pool.take(shape, kv.blocks, kv.owner):
+            self.remove(request.id)
+            raise KvGone(f"{len(kv.blocks)} KV blocks are not {kv.owner}'s here; prefill again")
+        sequence = self._sequences[request.id]
+        sequence.blocks = list(kv.blocks)
+        sequence.cached = kv.cached_tokens
+        self._holders[sequence.order] = sequence
+
     def free_kv(self, sequence: Sequence) -> None:
         """Give up what is cached; the tokens stay."""
         self._pool.free(sequence.shape, sequence.blocks)
@@ -118,3 +149,8 @@ class SequenceTable:
         sequence.blocks.extend(self._pool.allocate(sequence.shape, missing))
         self._holders[sequence.order] = sequence
         return True
+
+
+def _layout(shape: KvShape) -> tuple[int, ...]:
+    """What two instances must agree on for one to read the other's blocks."""
+    return (shape.layers, shape.kv_heads, shape.head_dim, shape.dtype.itemsize)
