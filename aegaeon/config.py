@@ -17,6 +17,7 @@ import yaml
 from msgspec import Meta
 
 from aegaeon.errors import ConfigError
+from aegaeon.types import Role
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,8 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         "redis://127.0.0.1:6379/0"
     )
     colocated_count: Annotated[int, _doc("instances that prefill and decode", ge=0)] = 1
-    prefill_count: Annotated[int, _doc("instances that only prefill (not built yet)", ge=0)] = 0
-    decode_count: Annotated[int, _doc("instances that only decode (not built yet)", ge=0)] = 0
+    prefill_count: Annotated[int, _doc("instances that prefill and hand over", ge=0)] = 0
+    decode_count: Annotated[int, _doc("instances that decode what is handed over", ge=0)] = 0
     device: Annotated[
         Literal["cpu", "null"], _doc("what instances compute on (null: no model, for tests)")
     ] = "cpu"
@@ -97,7 +98,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def instance_count(self) -> int:
         """Instances of all roles."""
-        return self.colocated_count + self.prefill_count + self.decode_count
+        return self.prefilling_count + self.decode_count
+
+    @property
+    def prefilling_count(self) -> int:
+        """Instances that take new requests."""
+        return self.colocated_count + self.prefill_count
+
+    def role_of(self, index: int) -> Role:
+        """The role of the instance with this index: first the colocated ones, decoders last."""
+        if index < self.colocated_count:
+            return "colocated"
+        return "prefill" if index < self.prefilling_count else "decode"
 
 
 def load_settings(
@@ -137,13 +149,21 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
             f"domain {settings.domain!r} must be at most 100 letters, digits, '.', '_' or '-', "
             "and not begin with '.'; choose another name"
         )
-    if settings.prefill_count or settings.decode_count:
-        raise ConfigError(
-            "roles prefill and decode are not built yet; use --colocated-count instead"
-        )
+    _check_roles(settings)
+    return settings
+
+
+def _check_roles(settings: Settings) -> None:
     if settings.instance_count < 1:
         raise ConfigError("no instance to run on; set --colocated-count to 1 or more")
-    return settings
+    if settings.prefilling_count < 1:
+        raise ConfigError(
+            "no instance prefills; set --prefill-count or --colocated-count to 1 or more"
+        )
+    if settings.colocated_count + settings.decode_count < 1:
+        raise ConfigError(
+            "no instance decodes; set --decode-count or --colocated-count to 1 or more"
+        )
 
 
 def child_environment(over: Mapping[str, str]) -> dict[str, str]:

@@ -61,6 +61,12 @@ class OutOfBlocks(AegaeonError):
     code = "out_of_blocks"
 
 
+class KvGone(AegaeonError):
+    """The KV that a handle names is not there to be adopted; the sequence is prefilled again."""
+
+    code = "kv_gone"
+
+
 class InvalidRequest(AegaeonError):
     """A request that cannot be served as asked."""
 
@@ -95,6 +101,12 @@ class InstanceLost(AegaeonError):
     """No instance is left that could serve the request."""
 
     code = "instance_lost"
+
+
+class HandoffLost(InstanceLost):
+    """Nobody can tell whether a hand-off was taken; the proxy places the request again."""
+
+    code = "handoff_lost"
 
 
 class DeadlineExceeded(AegaeonError):

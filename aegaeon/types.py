@@ -55,16 +55,70 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Proxy to instance: nobody waits for this any more; free what it holds. Idempotent."""
+    """To an instance: nobody waits for this any more; free what it holds. Idempotent.
+
+    Attempts later than `attempt` go on (None: no attempt does).
+    """
 
     request_id: RequestId
+    attempt: int | None = None
+
+    def covers(self, attempt: int) -> bool:
+        """Whether `attempt` is to end."""
+        return self.attempt is None or attempt <= self.attempt
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """To an instance: take nothing new, end what is running, then exit."""
 
 
-InstanceMessage = Submit | Cancel | Drain
+class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
+    """Names the KV of a sequence in the node's pool, so that another instance may adopt it.
+
+    `owner` is the pool's identity of whoever holds `blocks`; these hold the first `cached_tokens`
+    of the sequence and take `kv_bytes` of an adopter's budget. `shape` says how a block is laid
+    out.
+    """
+
+    owner: int
+    blocks: tuple[int, ...]
+    cached_tokens: int
+    kv_bytes: int = 0
+    shape: tuple[int, ...] = ()
+
+
+class Transfer(msgspec.Struct, frozen=True, tag=True):
+    """Instance to instance: go on with `request`, whose tokens so far its proxy already has.
+
+    The KV may be adopted before `expires_s` only (the node's monotonic clock): later its blocks may
+    hold something else. Answered by Accepted or Declined to the mailbox `sender`.
+    """
+
+    request: Request
+    kv: KvHandle
+    sender: str
+    expires_s: float
+
+
+class Accepted(msgspec.Struct, frozen=True, tag=True):
+    """Answer to a Transfer: the request lives at `instance` now."""
+
+    request_id: RequestId
+    attempt: int
+    instance: InstanceId
+
+
+class Declined(msgspec.Struct, frozen=True, tag=True):
+    """Answer to a Transfer: not here; the KV has not been touched."""
+
+    request_id: RequestId
+    attempt: int
+    instance: InstanceId
+    code: str
+    message: str
+
+
+InstanceMessage = Submit | Cancel | Drain | Transfer | Accepted | Declined
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag=True):
@@ -92,7 +146,16 @@ class RequestFailed(msgspec.Struct, frozen=True, tag=True):
     instance: InstanceId
 
 
-Reply = TokenEvent | RequestFailed
+class Moved(msgspec.Struct, frozen=True, tag=True):
+    """Instance to proxy: the request lives here from now on; further tokens come from here."""
+
+    request_id: RequestId
+    attempt: int
+    instance: InstanceId
+    incarnation: int
+
+
+Reply = TokenEvent | RequestFailed | Moved
 
 
 class Switch(msgspec.Struct, frozen=True, tag=True):
@@ -128,8 +191,14 @@ class Idle(msgspec.Struct, frozen=True, tag=True):
     until_s: float | None = None
 
 
+class Handoff(msgspec.Struct, frozen=True, tag=True):
+    """No lane: pass `request`, prefilled and not ended, to an instance that decodes."""
+
+    request: RequestId
+
+
 ComputeAction = Switch | Prefill | Decode
-Action = Switch | Prefill | Decode | Idle
+Action = Switch | Prefill | Decode | Handoff | Idle
 
 
 class NewToken(msgspec.Struct, frozen=True):
@@ -171,7 +240,10 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
-    """`model` could not be loaded; its requests end with `code` and `message`."""
+    """`model` could not be loaded; its requests end with `code` and `message`.
+
+    From the compute lane, too: later layers come in while the first ones compute.
+    """
 
     model: ModelId
     code: str

@@ -144,7 +144,8 @@ def _add_load_flags(group: "argparse._ArgumentGroup") -> None:
 
 def _add_node_flags(group: "argparse._ArgumentGroup") -> None:
     add, default = group.add_argument, Settings()
-    add("--colocated-count", type=int, default=1, help="instances (default: %(default)s)")
+    for role, count in (("colocated", 1), ("prefill", 0), ("decode", 0)):
+        add(f"--{role}-count", type=int, default=count, help="instances (default: %(default)s)")
     add(
         "--model-cache-budget-gb", type=float, default=0.0, help="weights of an instance; 0: chosen"
     )
@@ -164,7 +165,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     if not models:
         raise ConfigError("name the models: --models A,B,C (`aegaeon models list` shows them)")
     same = (
-        *("models_dir", "colocated_count", "model_cache_budget_gb", "threads_per_instance"),
+        *("models_dir", "colocated_count", "prefill_count", "decode_count"),
+        *("model_cache_budget_gb", "threads_per_instance"),
         *("metadata_backend", "redis_url", "device", "log_level", "preload_per_instance"),
     )
     values: dict[str, Any] = {name: getattr(options, name) for name in same}

@@ -84,14 +84,20 @@ def test_lists_and_booleans_parse():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"prefill_count": 1}, "not built yet"),
-        ({"decode_count": 1}, "not built yet"),
         ({"colocated_count": 0}, "no instance to run on"),
+        ({"colocated_count": 0, "prefill_count": 1}, "no instance decodes; set --decode-count"),
+        ({"colocated_count": 0, "decode_count": 1}, "no instance prefills; set --prefill-count"),
     ],
 )
 def test_roles_that_do_not_work_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         check_settings(values)
+
+
+def test_instances_have_their_roles_by_index():
+    settings = check_settings({"colocated_count": 1, "prefill_count": 2, "decode_count": 1})
+    roles = [settings.role_of(index) for index in range(settings.instance_count)]
+    assert roles == ["colocated", "prefill", "prefill", "decode"]
 
 
 def test_every_setting_is_described():

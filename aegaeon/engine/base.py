@@ -13,8 +13,10 @@ from aegaeon.errors import ContextLengthExceeded, InvalidRequest
 from aegaeon.types import (
     ComputeAction,
     Decode,
+    KvHandle,
     Load,
     Loaded,
+    LoadFailed,
     ModelId,
     ModelSpec,
     NewToken,
@@ -25,6 +27,7 @@ from aegaeon.types import (
     Stepped,
     Switch,
     Switched,
+    WeightsLost,
 )
 
 NO_BOUND_BYTES = 1 << 62
@@ -51,8 +54,24 @@ class Engine(ABC):
 
     @abstractmethod
     def release(self, request: RequestId) -> None:
-        """Forget the sequence and free its KV; unknown ids are ignored. Never called for a request
-        that is part of a running action."""
+        """Forget the sequence and free what of its KV is still ours; unknown ids are ignored. Never
+        called for a request that is part of a running action."""
+
+    @abstractmethod
+    def hand_over(self, request: RequestId) -> KvHandle:
+        """Name the KV of a known sequence so that another instance of the node may adopt it.
+
+        It stays ours until adopted or released, and nothing else takes its blocks meanwhile. The
+        sequence is part of no action any more.
+        """
+
+    @abstractmethod
+    def adopt(self, request: Request, kv: KvHandle) -> None:
+        """Make the sequence known, with KV that another instance handed over: ours from here on.
+
+        Raises KvGone (not its sender's any more, or no KV that we could use), OutOfBlocks (no room
+        for it now), and what `submit` raises.
+        """
 
     @abstractmethod
     def execute(self, action: ComputeAction) -> Outcome:
@@ -95,7 +114,8 @@ class NullEngine(Engine):
 
     Token k of a request is a hash of its prompt, its seed and k, never a stop token, so requests
     end by length and resumed ones continue the same. Steps and loads take `step_s` and `load_s` of
-    whatever `pause` waits on. Memory has no bounds; it is counted all the same.
+    whatever `pause` waits on. Memory has no bounds; it is counted all the same. There is no KV to
+    hand over, so adopting always succeeds.
     """
 
     def __init__(
@@ -112,6 +132,12 @@ class NullEngine(Engine):
         self._requests: dict[RequestId, Request] = {}
         self._generated: dict[RequestId, int] = {}
         self._resident: dict[ModelId, int] = {}
+        self._troubles: dict[ModelId, Outcome] = {}
+
+    def spoil(self, trouble: WeightsLost | LoadFailed) -> None:
+        """For tests: the weights are gone, and the model's next action ends in `trouble`."""
+        self._resident.pop(trouble.model, None)
+        self._troubles[trouble.model] = trouble
 
     def submit(self, request: Request) -> None:
         check_request(request, self._specs[request.model])
@@ -122,7 +148,19 @@ class NullEngine(Engine):
         self._requests.pop(request, None)
         self._generated.pop(request, None)
 
+    def hand_over(self, request: RequestId) -> KvHandle:
+        known = self._requests[request]
+        tokens = len(known.prompt_token_ids) + self._generated[request]
+        kv_bytes = tokens * self._specs[known.model].kv_token_bytes
+        return KvHandle(owner=0, blocks=(), cached_tokens=tokens - 1, kv_bytes=kv_bytes)
+
+    def adopt(self, request: Request, kv: KvHandle) -> None:  # noqa: ARG002  part of the seam
+        self.submit(request)
+
     def execute(self, action: ComputeAction) -> Outcome:
+        trouble = self._troubles.pop(action.model, None)
+        if trouble is not None:
+            return trouble
         if action.model not in self._resident:
             raise RuntimeError(f"{action} of a model that is not resident")
         match action:
@@ -134,6 +172,7 @@ class NullEngine(Engine):
                 return Stepped(model, tokens, self._step_s)
 
     def load(self, action: Load) -> Outcome:
+        self._troubles.pop(action.model, None)
         for model in action.evict:
             self._resident.pop(model, None)
         self._pause(self._load_s)

@@ -12,16 +12,23 @@ import torch
 
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
+from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sampling import Logits, pick_token
 from aegaeon.engine.sequences import SequenceTable
 from aegaeon.engine.threads import ComputeThreads
-from aegaeon.errors import AegaeonError, CheckpointError, InvalidRequest, WeightsEvicted
-from aegaeon.memory.budget import Budgets
-from aegaeon.memory.kv import KvPool, KvShape
+from aegaeon.errors import (
+    AegaeonError,
+    CheckpointError,
+    InvalidRequest,
+    LoadCancelled,
+    WeightsEvicted,
+)
+from aegaeon.memory.kv import KvShape
 from aegaeon.memory.weights import ResidentModel, Weights
 from aegaeon.types import (
     ComputeAction,
     Decode,
+    KvHandle,
     Load,
     Loaded,
     LoadFailed,
@@ -45,7 +52,7 @@ Failure = tuple[RequestId, str, str]
 
 
 class ModelEngine(Engine):
-    """Runs `specs` with `weights` inside `budgets`, with at most `threads` compute threads.
+    """Runs `specs` with `weights` and `kv`, with at most `threads` compute threads.
 
     Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
     sequence that lost its KV needs no special care. Who loses it: see SequenceTable.make_room;
@@ -60,39 +67,38 @@ class ModelEngine(Engine):
         specs: tuple[ModelSpec, ...],
         shapes: Mapping[ModelId, KvShape],
         weights: Weights,
-        budgets: Budgets,
+        kv: KvPlace,
+        threads: int,
     ) -> None:
-        """Take over `weights`."""
+        """Take over `weights` and `kv`."""
         self._specs = {spec.id: spec for spec in specs}
         self._shapes = dict(shapes)
-        self._threads = ComputeThreads(budgets.threads)
+        self._threads = ComputeThreads(threads)
         self._weights = weights
-        self._pool = KvPool(budgets.kv_bytes, self._shapes.values())
-        self._sequences = SequenceTable(self._pool)
+        self._kv = kv
+        self._sequences = SequenceTable(kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
-        self._lock = threading.Lock()  # over _sequences, _pool and _wanted
+        self._lock = threading.Lock()  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
 
     def submit(self, request: Request) -> None:
-        spec = self._specs.get(request.model)
-        if spec is None:
-            raise InvalidRequest(f"no model {request.model!r} here; ask for a served one")
-        check_request(request, spec)
+        spec = self._checked(request)
         with self._lock:
             self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
-            self._wanted[spec.id] += 1
-            if self._wanted[spec.id] == 1:
-                self._weights.set_demand(spec.id, True)
+            self._count(spec.id, 1)
 
     def release(self, request: RequestId) -> None:
+        self._forget(request)
+
+    def hand_over(self, request: RequestId) -> KvHandle:
         with self._lock:
-            removed = self._sequences.remove(request)
-            if removed is None:
-                return
-            model = removed.request.model
-            self._wanted[model] -= 1
-            if not self._wanted[model]:
-                self._weights.set_demand(model, False)
+            return self._sequences.hand_over(request)
+
+    def adopt(self, request: Request, kv: KvHandle) -> None:
+        spec = self._checked(request)
+        with self._lock:
+            self._sequences.adopt(request, self._shapes[spec.id], spec.context_tokens, kv)
+            self._count(spec.id, 1)
 
     def execute(self, action: ComputeAction) -> Outcome:
         started = time.perf_counter()
@@ -101,10 +107,12 @@ class ModelEngine(Engine):
             with self._weights.use(action.model) as model:
                 match action:
                     case Switch(model=name):
+                        with self._lock:
+                            self._sequences.begin_turn(name)
                         return Switched(name, time.perf_counter() - started)
                     case Prefill() | Decode():
                         return self._compute(lambda: self._step(action, model, started))
-        except WeightsEvicted as error:
+        except (WeightsEvicted, LoadCancelled) as error:
             log.info("weights lost model=%s error=%s", action.model, error)
             return WeightsLost(action.model)
         except CheckpointError as error:
@@ -136,14 +144,35 @@ class ModelEngine(Engine):
         return EngineUsage(
             weight_bytes=self._weights.used_bytes,
             weight_budget_bytes=self._weights.budget_bytes,
-            kv_bytes=self._pool.used_bytes,
-            kv_budget_bytes=self._pool.budget_bytes,
+            kv_bytes=self._kv.pool.used_bytes,
+            kv_budget_bytes=self._kv.pool.budget_bytes,
         )
 
     def close(self) -> None:
         with self._lock:
             self._sequences.clear()
         self._weights.close()
+        self._kv.close()
+
+    def _checked(self, request: Request) -> ModelSpec:
+        spec = self._specs.get(request.model)
+        if spec is None:
+            raise InvalidRequest(f"no model {request.model!r} here; ask for a served one")
+        check_request(request, spec)
+        return spec
+
+    def _forget(self, request: RequestId, is_poisoned: bool = False) -> None:
+        with self._lock:
+            removed = self._sequences.remove(request, is_poisoned)
+            if removed is not None:
+                self._count(removed.request.model, -1)
+
+    def _count(self, model: ModelId, change: int) -> None:
+        """Keep the weights' side informed which models are wanted here."""
+        was_wanted = bool(self._wanted[model])
+        self._wanted[model] += change
+        if bool(self._wanted[model]) != was_wanted:
+            self._weights.set_demand(model, not was_wanted)
 
     def _compute(self, work: Callable[[], Result]) -> Result:
         with self._threads.computing(), torch.inference_mode():
@@ -155,8 +184,8 @@ class ModelEngine(Engine):
             ready, preempted = self._sequences.make_room(wanted)
         tokens: list[NewToken] = []
         failed: list[Failure] = []
-        for parts in plan_passes(ready):
-            logits = model.forward(build_batch(parts, self._pool)).numpy()
+        for parts in plan_passes(self._kv.await_any(ready)):
+            logits = model.forward(build_batch(parts, self._kv.pool)).numpy()
             for part in parts:
                 part.sequence.cached = part.stop
             last = [part for part in parts if part.is_last]
@@ -173,7 +202,7 @@ class ModelEngine(Engine):
             if not np.isfinite(row).all():
                 message = f"{request.model} made logits that are not finite; the request ends"
                 failed.append((request.id, AegaeonError.code, message))
-                self.release(request.id)
+                self._forget(request.id, is_poisoned=True)
                 continue
             token_id = pick_token(row, request.sampling, len(sequence.generated))
             reason = sequence.append(token_id)

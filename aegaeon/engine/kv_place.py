@@ -3,9 +3,9 @@ that computes on the node's pool itself. engine/kv_swap.py is for devices with m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from aegaeon.engine.sequence import KvSequence
+from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvPool, KvShape, blocks_for
 from aegaeon.types import KvHandle
@@ -21,34 +21,34 @@ class KvPlace(ABC):
     pool: KvPool  # what a forward pass reads and writes
 
     @abstractmethod
-    def grow(self, sequence: KvSequence) -> bool:
+    def grow(self, sequence: Sequence) -> bool:
         """Give it blocks for all its tokens; False, and nothing done, where there are not enough.
 
         KV that is elsewhere begins to come in.
         """
 
     @abstractmethod
-    def give_up(self, sequence: KvSequence) -> bool:
+    def give_up(self, sequence: Sequence) -> bool:
         """Take its blocks away; say whether its KV is kept elsewhere. If not, nothing is cached."""
 
     @abstractmethod
-    def free(self, sequence: KvSequence, is_poisoned: bool = False) -> None:
+    def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
         """Free all its KV, wherever it is; `is_poisoned` as in KvPool.free."""
 
     @abstractmethod
-    def await_any(self, sequences: Sequence[KvSequence]) -> list[KvSequence]:
+    def await_any(self, sequences: list[Sequence]) -> list[Sequence]:
         """Wait until the KV of at least one is in; return all of which that is true."""
 
     @abstractmethod
-    def begin_turn(self, own: Iterable[KvSequence], others: Iterable[KvSequence]) -> None:
+    def begin_turn(self, own: Iterable[Sequence], others: Iterable[Sequence]) -> None:
         """The device now belongs to the model of `own`."""
 
     @abstractmethod
-    def offer(self, sequence: KvSequence) -> KvHandle:
+    def offer(self, sequence: Sequence) -> KvHandle:
         """Name its KV so that another instance of the node may take it."""
 
     @abstractmethod
-    def take(self, sequence: KvSequence, kv: KvHandle) -> None:
+    def take(self, sequence: Sequence, kv: KvHandle) -> None:
         """Make the KV of `kv` that of a sequence without any. Raises KvGone, OutOfBlocks."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class InPlaceKv(KvPlace):
         """Take over `pool`."""
         self.pool = pool
 
-    def grow(self, sequence: KvSequence) -> bool:
+    def grow(self, sequence: Sequence) -> bool:
         missing = blocks_for(sequence.tokens) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -73,24 +73,24 @@ class InPlaceKv(KvPlace):
             return False
         return True
 
-    def give_up(self, sequence: KvSequence) -> bool:
+    def give_up(self, sequence: Sequence) -> bool:
         self.free(sequence)
         return False
 
-    def free(self, sequence: KvSequence, is_poisoned: bool = False) -> None:
+    def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
         self.pool.free(sequence.shape, sequence.blocks, is_poisoned, sequence.offer)
-        sequence.forget_blocks()
+        sequence.forget_kv()
 
-    def await_any(self, sequences: Sequence[KvSequence]) -> list[KvSequence]:
+    def await_any(self, sequences: list[Sequence]) -> list[Sequence]:
         return list(sequences)
 
-    def begin_turn(self, own: Iterable[KvSequence], others: Iterable[KvSequence]) -> None:
+    def begin_turn(self, own: Iterable[Sequence], others: Iterable[Sequence]) -> None:
         """Nothing moves."""
 
-    def offer(self, sequence: KvSequence) -> KvHandle:
+    def offer(self, sequence: Sequence) -> KvHandle:
         return offer_blocks(self.pool, sequence, sequence.blocks)
 
-    def take(self, sequence: KvSequence, kv: KvHandle) -> None:
+    def take(self, sequence: Sequence, kv: KvHandle) -> None:
         take_blocks(self.pool, sequence.shape, kv)
         sequence.blocks = list(kv.blocks)
         sequence.cached = kv.cached_tokens
@@ -99,7 +99,7 @@ class InPlaceKv(KvPlace):
         self.pool.close()
 
 
-def offer_blocks(pool: KvPool, sequence: KvSequence, blocks: Sequence[int]) -> KvHandle:
+def offer_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> KvHandle:
     """Return a handle by which `blocks` of the shared `pool` may be taken."""
     offer = pool.offer(sequence.shape, blocks) if blocks else None
     if offer is None:

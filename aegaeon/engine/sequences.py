@@ -1,109 +1,108 @@
-"""The sequences an engine knows: their tokens, their KV blocks, and who yields when blocks run out.
+"""The sequences an engine knows, in the order they came, and who yields when blocks run out.
 
-Not thread-safe; the engine holds its lock around every verb.
+Not thread-safe; the engine holds its lock around every verb. Where KV lies is a KvPlace's business.
 """
 
 from collections.abc import Iterable
 
+from aegaeon.engine.kv_place import KvPlace
+from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import OutOfBlocks
-from aegaeon.memory.kv import KvPool, KvShape, blocks_for
-from aegaeon.types import FinishReason, Request, RequestId
-
-
-class Sequence:
-    """One request's tokens and the blocks that hold the first `cached` of them."""
-
-    __slots__ = ("blocks", "cached", "context_tokens", "generated", "order", "request", "shape")
-
-    def __init__(self, request: Request, shape: KvShape, context_tokens: int, order: int) -> None:
-        self.request = request
-        self.shape = shape
-        self.context_tokens = context_tokens
-        self.order = order
-        self.generated = list(request.generated_token_ids)
-        self.blocks: list[int] = []
-        self.cached = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens known so far, prompt and generated."""
-        return len(self.request.prompt_token_ids) + len(self.generated)
-
-    def slice(self, start: int, stop: int) -> list[int]:
-        """Return the token ids at positions start .. stop - 1."""
-        prompt = self.request.prompt_token_ids
-        made = self.generated[max(start - len(prompt), 0) : max(stop - len(prompt), 0)]
-        return [*prompt[start:stop], *made]
-
-    def append(self, token_id: int) -> FinishReason | None:
-        """Take a new token and say whether, and why, it is the last."""
-        self.generated.append(token_id)
-        if token_id in self.request.stop_token_ids:
-            return "stop"
-        if len(self.generated) >= self.request.max_tokens or self.tokens >= self.context_tokens:
-            return "length"
-        return None
+from aegaeon.memory.kv import KvShape, blocks_for
+from aegaeon.types import KvHandle, ModelId, Request, RequestId
 
 
 class SequenceTable:
-    """All sequences of an engine over one KvPool, in the order they came."""
+    """All sequences of an engine over one KvPlace."""
 
-    def __init__(self, pool: KvPool) -> None:
-        self._pool = pool
+    def __init__(self, place: KvPlace) -> None:
+        self._place = place
         self._sequences: dict[RequestId, Sequence] = {}
-        self._holders: dict[int, Sequence] = {}
+        self._holders: dict[int, Sequence] = {}  # by order; those that may lose their blocks
         self._next_order = 0
 
-    def add(self, request: Request, shape: KvShape, context_tokens: int) -> None:
+    def add(self, request: Request, shape: KvShape, context_tokens: int) -> Sequence:
         """Make `request` known. Raises OutOfBlocks if it could not end even alone."""
         most = len(request.prompt_token_ids) + request.max_tokens
         # The last token is made, never cached.
         need = blocks_for(min(most, context_tokens) - 1)
-        capacity = self._pool.capacity_blocks(shape)
+        capacity = self._place.pool.capacity_blocks(shape)
         if need > capacity:
             raise OutOfBlocks(
                 f"the request needs {need} KV blocks of {shape.block_bytes} bytes, the pool has "
                 f"{capacity}; lower max_tokens, shorten the prompt or raise --kv-budget-gb"
             )
-        self._sequences[request.id] = Sequence(request, shape, context_tokens, self._next_order)
+        sequence = Sequence(request, shape, context_tokens, self._next_order)
+        self._sequences[request.id] = sequence
         self._next_order += 1
+        return sequence
 
     def get(self, request: RequestId) -> Sequence:
         """Return a known sequence."""
         return self._sequences[request]
 
-    def remove(self, request: RequestId) -> Sequence | None:
-        """Forget a sequence, free its KV and return it; None for unknown ids."""
+    def remove(self, request: RequestId, is_poisoned: bool = False) -> Sequence | None:
+        """Forget a sequence, free its KV and return it; None for unknown ids.
+
+        `is_poisoned`: what is not finite may be among its keys and values.
+        """
         sequence = self._sequences.pop(request, None)
         if sequence is not None:
-            self.free_kv(sequence)
+            self._holders.pop(sequence.order, None)
+            self._place.free(sequence, is_poisoned)
         return sequence
 
-    def free_kv(self, sequence: Sequence) -> None:
-        """Give up what is cached; the tokens stay."""
-        self._pool.free(sequence.shape, sequence.blocks)
+    def hand_over(self, request: RequestId) -> KvHandle:
+        """Name the KV of a sequence, which loses it to nobody here from now on."""
+        sequence = self._sequences[request]
         self._holders.pop(sequence.order, None)
-        sequence.blocks = []
-        sequence.cached = 0
+        return self._place.offer(sequence)
+
+    def adopt(self, request: Request, shape: KvShape, context_tokens: int, kv: KvHandle) -> None:
+        """Make `request` known with the KV of `kv`, or raise KvGone or OutOfBlocks and know it not.
+
+        Its blocks are taken from their owner as they are: no bytes move.
+        """
+        sequence = self.add(request, shape, context_tokens)
+        try:
+            self._place.take(sequence, kv)
+        except BaseException:
+            self.remove(request.id)
+            raise
+        self._holders[sequence.order] = sequence
 
     def make_room(self, sequences: Iterable[Sequence]) -> tuple[list[Sequence], list[RequestId]]:
         """Give each sequence blocks for all its tokens, the oldest first.
 
-        Where blocks run out the youngest holder of any model loses its KV, and a sequence with no
-        younger holder yields itself: so the oldest one always gets on. Returns those with room, in
-        the given order, and the ids of those that lost their KV or found no room.
+        Where blocks run out the youngest holder of any model yields its own, and a sequence with no
+        younger holder yields itself: so the oldest one always gets on. Returns those with blocks,
+        in the given order, and the ids of those whose KV was lost or who found no room without
+        having any.
         """
         wanted = list(sequences)
+        without: set[int] = set()
         lost: dict[int, Sequence] = {}
         for sequence in sorted(wanted, key=lambda s: s.order):
-            while sequence.order not in lost and not self._grow(sequence):
+            while sequence.order not in without and not self._grow(sequence):
                 victim = self._holders[max(self._holders)] if self._holders else sequence
                 if victim.order < sequence.order:
                     victim = sequence
-                self.free_kv(victim)
-                lost[victim.order] = victim
-        ready = [sequence for sequence in wanted if sequence.order not in lost]
+                self._holders.pop(victim.order, None)
+                without.add(victim.order)
+                if not self._place.give_up(victim):
+                    lost[victim.order] = victim
+        ready = [sequence for sequence in wanted if sequence.order not in without]
         return ready, [sequence.request.id for sequence in lost.values()]
+
+    def begin_turn(self, model: ModelId) -> None:
+        """The device now belongs to `model`."""
+        everyone = self._sequences.values()
+        own = [sequence for sequence in everyone if sequence.request.model == model]
+        others = [sequence for sequence in everyone if sequence.request.model != model]
+        self._place.begin_turn(own, others)
+        for sequence in own:
+            if sequence.blocks:
+                self._holders[sequence.order] = sequence
 
     def clear(self) -> None:
         """Forget every sequence."""
@@ -111,11 +110,7 @@ class SequenceTable:
             self.remove(request)
 
     def _grow(self, sequence: Sequence) -> bool:
-        missing = blocks_for(sequence.tokens) - len(sequence.blocks)
-        if missing <= 0:
-            return True
-        if missing > self._pool.free_blocks(sequence.shape):
+        if not self._place.grow(sequence):
             return False
-        sequence.blocks.extend(self._pool.allocate(sequence.shape, missing))
         self._holders[sequence.order] = sequence
         return True

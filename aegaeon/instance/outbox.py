@@ -1,4 +1,5 @@
-"""Replies on their way to proxies: a bounded queue per destination, retried while it is full.
+"""What is on its way to proxies and other instances: a bounded queue per destination, retried
+while that is full.
 
 Which requests belong to a destination that is gone is the runtime's business.
 """
@@ -11,10 +12,11 @@ from dataclasses import dataclass, field
 from aegaeon.errors import RecordTooLarge, RingClosed, RingFull, StoreUnavailable
 from aegaeon.store.base import Mailbox
 from aegaeon.store.codec import encode
-from aegaeon.types import Reply
+from aegaeon.types import InstanceMessage, Reply
 
 log = logging.getLogger(__name__)
 
+MAX_RECORD_BYTES = 1 << 20  # what a mailbox takes
 MAX_PENDING = 65536  # records per destination
 MAX_IDLE_DESTINATIONS = 64
 GONE_S = 10.0  # a destination that takes nothing for so long is gone
@@ -39,11 +41,19 @@ class Outbox:
         """Whether anything waits for room."""
         return any(d.pending for d in self._destinations.values())
 
-    def post(self, address: str, reply: Reply) -> None:
-        """Queue `reply`; `flush` sends it, after those before it."""
+    def is_pending(self, address: str) -> bool:
+        """Whether anything for `address` has not been sent yet."""
+        destination = self._destinations.get(address)
+        return destination is not None and bool(destination.pending)
+
+    def post(self, address: str, message: Reply | InstanceMessage) -> None:
+        """Queue `message`; `flush` sends it, after those before it. Raises RecordTooLarge."""
+        record = encode(message)
+        if len(record) > MAX_RECORD_BYTES:
+            raise RecordTooLarge(f"{len(record)} bytes are too many for a message; ask for less")
         destination = self._destinations.setdefault(address, _Destination())
         self._destinations.move_to_end(address)
-        destination.pending.append(encode(reply))
+        destination.pending.append(record)
 
     def flush(self, now: float) -> tuple[str, ...]:
         """Send what there is room for; return, once, the destinations that are gone."""
@@ -74,7 +84,7 @@ class Outbox:
             log.info("destination closed address=%s unsent=%d", address, len(pending))
             return False
         except RecordTooLarge as error:
-            log.error("reply dropped address=%s error=%s", address, error)
+            log.error("record dropped address=%s error=%s", address, error)
             pending.popleft()
         except (RingFull, StoreUnavailable):
             if destination.stuck_since_s is None:

@@ -4,7 +4,7 @@ import logging
 
 from aegaeon.errors import StoreUnavailable
 from aegaeon.store.base import MetadataStore
-from aegaeon.types import InstanceRecord, InstanceStatus
+from aegaeon.types import Instance, InstanceRecord, InstanceStatus
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,16 @@ class Presence:
         self._published: InstanceStatus | None = None
         self._published_s = float("-inf")
         store.register_instance(record, lease_s)
+
+    @property
+    def record(self) -> InstanceRecord:
+        """What was registered."""
+        return self._record
+
+    def others(self) -> tuple[Instance, ...]:
+        """Return the rows of the other instances. Raises StoreUnavailable."""
+        rows = self._store.sync_for_routing()
+        return tuple(row for row in rows if row.record.id != self._record.id)
 
     def publish(self, status: InstanceStatus, now: float) -> float:
         """Write `status` if it is time to; return when to call again at the latest."""

@@ -58,11 +58,15 @@ def build_scheduler(launch: Launch, weight_budget_bytes: int) -> TurnScheduler:
         max_waiting=settings.max_waiting,
         max_running=2 * settings.max_batch,
     )
-    scheduler = TurnScheduler(Residency(sizes, weight_budget_bytes), tuple(sizes), limits)
+    role = settings.role_of(launch.index)
+    residency = Residency(sizes, weight_budget_bytes)
+    scheduler = TurnScheduler(residency, tuple(sizes), limits, role)
     if settings.preload_models:
-        # Each instance begins elsewhere, so that together they hold more of the models.
+        # Each instance begins elsewhere, so that together they hold more of the models; those that
+        # decode begin as those that prefill for them.
+        index = launch.index - (settings.prefilling_count if role == "decode" else 0)
         count = settings.preload_per_instance or len(specs)
-        first = launch.index * (settings.preload_per_instance or 1) % max(1, len(specs))
+        first = index * (settings.preload_per_instance or 1) % max(1, len(specs))
         scheduler.preload(spec.id for spec in (specs[first:] + specs[:first])[:count])
     return scheduler
 
@@ -76,7 +80,7 @@ def build_runtime(
     record = InstanceRecord(
         id=launch.instance,
         incarnation=launch.incarnation,
-        role="colocated",
+        role=settings.role_of(launch.index),
         device=settings.device,
         mailbox=mailbox_address(launch.instance, launch.incarnation),
         pid=os.getpid(),
@@ -101,7 +105,7 @@ def build_runtime(
         clock=time.monotonic,
         pause=time.sleep,
     )
-    return Runtime(launch.instance, parts, settings.drain_s)
+    return Runtime(parts, settings.drain_s)
 
 
 def serve(launch: Launch) -> int:

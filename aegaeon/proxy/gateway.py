@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -27,9 +27,10 @@ from aegaeon.errors import (
 from aegaeon.proxy.generation import Delta, Generation, OpenRequest
 from aegaeon.proxy.outbox import Outbox, Target, target_of
 from aegaeon.proxy.waits import within
+from aegaeon.scheduler.dispatch import can_serve
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_reply
-from aegaeon.types import Instance, ModelSpec, Reply, RequestId
+from aegaeon.types import Cancel, Instance, ModelSpec, Moved, Reply, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,14 @@ class Gateway:
         self._models = {spec.id for spec in specs}
         self._address = address or f"proxy-{os.getpid()}-{secrets.token_hex(4)}"
         self._patience_s = patience_s
-        self._max_open = settings.max_waiting * settings.instance_count
+        self._max_open = settings.max_waiting * settings.prefilling_count
         self._open: dict[RequestId, OpenRequest] = {}
         self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
         self._instances: tuple[Instance, ...] = ()
         self._changed = asyncio.Event()
         self._mean_request_s = 1.0
         self._is_broken = False
-        self._cancels: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # cancels and records under way
         self._closed = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._mailbox: Mailbox
@@ -92,7 +93,7 @@ class Gateway:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await asyncio.gather(*self._cancels, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._receiver.is_alive():
             self._mailbox.wake()
             await asyncio.to_thread(self._receiver.join, 5.0)
@@ -112,7 +113,7 @@ class Gateway:
 
     def is_ready(self) -> bool:
         """Return whether some instance takes requests and its answers can come."""
-        return not self._is_broken and any(row.status.state == "ready" for row in self._instances)
+        return not self._is_broken and can_serve(self._instances)
 
     @property
     def open_requests(self) -> int:
@@ -176,9 +177,11 @@ class Gateway:
             target = await asyncio.shield(opened.placing)
             if target is not None:
                 if opened.placed(target, request.attempt):
-                    self._at.setdefault(target, {})[opened.id] = opened
+                    self._attach(opened, target)
                     return
                 self._outbox.settle(target, request.model)
+                if opened.target is not None:
+                    return  # it moved on before we knew where it went
                 continue
             now = time.monotonic()
             if now >= opened.deadline_s:
@@ -200,7 +203,12 @@ class Gateway:
         if opened.is_over:
             self._mean_request_s += 0.1 * (took_s - self._mean_request_s)
         elif target is not None or opened.placing is not None:
-            self._cancel_soon(opened, target)
+            self._soon(self._cancel(opened, opened.attempt, target))
+
+    def _attach(self, opened: OpenRequest, target: Target) -> None:
+        """Put the request on the list of the instance where it lives."""
+        opened.target = target
+        self._at.setdefault(target, {})[opened.id] = opened
 
     def _detach(self, opened: OpenRequest) -> Target | None:
         """Take the request off its instance's list and return that instance's life."""
@@ -215,22 +223,44 @@ class Gateway:
         self._outbox.settle(target, opened.generation.model)
         return target
 
-    def _cancel_soon(self, opened: OpenRequest, target: Target | None) -> None:
-        task = self._loop.create_task(self._cancel(opened, target))
-        self._cancels.add(task)
-        task.add_done_callback(self._cancels.discard)
+    def _soon(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _cancel(self, opened: OpenRequest, target: Target | None) -> None:
-        if target is None and opened.placing is not None:
+    async def _cancel(self, opened: OpenRequest, attempt: int, target: Target | None) -> None:
+        """End `attempt` and those before it at `target`, or where it is just being sent."""
+        if opened.placing is not None and opened.id not in self._open:
             # Left while it was being sent: wait to learn where it went.
             try:
-                target = await opened.placing
+                placed = await opened.placing
             except AegaeonError:
-                return
-            if target is not None:
-                self._outbox.settle(target, opened.generation.model)
+                placed = None
+            if placed is not None:
+                self._outbox.settle(placed, opened.generation.model)
+            target = target or placed
         if target is not None:
-            await self._blocking(partial(self._outbox.cancel, opened.id, target))
+            await self._blocking(partial(self._outbox.cancel, Cancel(opened.id, attempt), target))
+
+    def _on_moved(self, moved: Moved) -> None:
+        """An instance has handed the request to another one, or to nobody who waits for it."""
+        target = Target(moved.instance, moved.incarnation)
+        opened = self._open.get(moved.request_id)
+        if opened is None or not opened.is_moved_by(moved):
+            cancel = Cancel(moved.request_id, moved.attempt)
+            self._soon(self._blocking(partial(self._outbox.cancel, cancel, target)))
+            return
+        self._detach(opened)
+        self._outbox.assign(target, opened.generation.model)
+        self._attach(opened, target)
+        self._soon(self._note_move(opened, target))
+
+    async def _note_move(self, opened: OpenRequest, target: Target) -> None:
+        ttl_s = opened.deadline_s - time.monotonic()
+        try:
+            await self._blocking(partial(self._outbox.note_move, opened.id, target, ttl_s))
+        except AegaeonError as error:
+            log.warning("move not recorded request=%s error=%s", opened.id, error)
 
     async def _watch(self) -> None:
         """Refresh the view of the instances; requests of vanished ones are placed again."""
@@ -283,12 +313,17 @@ class Gateway:
         self.fail_all(InstanceLost("the server has lost its mailbox; see its log"))
 
     def _deliver(self, replies: list[Reply], received_s: float) -> None:
+        if self._closed.is_set():
+            return
         for reply in replies:
+            if isinstance(reply, Moved):
+                self._on_moved(reply)
+                continue
             opened = self._open.get(reply.request_id)
             if opened is not None and opened.take_in(reply, received_s):
                 target = self._detach(opened)
                 if target is not None and not opened.has_ended:
-                    self._cancel_soon(opened, target)
+                    self._soon(self._cancel(opened, reply.attempt, target))
 
     async def _blocking(self, call: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._sender, call)

@@ -7,13 +7,13 @@ import asyncio
 
 import msgspec
 
-from aegaeon.errors import AegaeonError, InstanceLost
+from aegaeon.errors import AegaeonError, HandoffLost, InstanceLost
 from aegaeon.proxy.outbox import Target
 from aegaeon.types import (
     FinishReason,
     InstanceId,
     ModelId,
-    Reply,
+    Moved,
     Request,
     RequestFailed,
     RequestId,
@@ -65,6 +65,7 @@ class OpenRequest:
         self.refused: set[Target] = set()
         self.error: AegaeonError | None = None
         self._attempt = 0
+        self._refused_attempt: int | None = None  # by an instance not known yet
         self._losses = 0
         self._tokens: list[int] = []
         self._taken = 0
@@ -106,24 +107,35 @@ class OpenRequest:
         )
 
     def placed(self, target: Target, attempt: int) -> bool:
-        """Note where `attempt` went; False when the answer "not here" has already come."""
+        """Note where `attempt` went; False when that was over, or moved on, before we knew."""
         self.placing = None
-        if attempt != self._attempt:
+        if attempt == self._refused_attempt:
             self.refused.add(target)
+        if attempt != self._attempt or self.target is not None:
             return False
         self.target = target
         return True
 
-    def take_in(self, reply: Reply, received_s: float) -> bool:
+    def is_moved_by(self, moved: Moved) -> bool:
+        """Whether `moved` is about the present attempt, and so says where it lives."""
+        return moved.attempt == self._attempt and not self.has_ended
+
+    def take_in(self, reply: TokenEvent | RequestFailed, received_s: float) -> bool:
         """Take an instance's word in; True when the request no longer runs at its instance."""
         if reply.attempt != self._attempt or self.has_ended:
             return False
         match reply:
             case TokenEvent():
                 self._take_tokens(reply, received_s)
+            case RequestFailed(instance=instance) if self._lives_elsewhere(instance):
+                return False  # it has moved on; whoever has it speaks for it
+            case RequestFailed(code=HandoffLost.code):
+                self.lose()
             case RequestFailed(code=code) if code in _ELSEWHERE:
                 if self.target is not None:
                     self.refused.add(self.target)
+                else:
+                    self._refused_attempt = self._attempt
                 self._attempt += 1
             case RequestFailed(code=code, message=message):
                 self.error = error_of(code, message)
@@ -161,6 +173,9 @@ class OpenRequest:
         finally:
             timer.cancel()
         self._changed.clear()
+
+    def _lives_elsewhere(self, instance: InstanceId) -> bool:
+        return self.target is not None and self.target.instance != instance
 
     def _take_tokens(self, event: TokenEvent, received_s: float) -> None:
         known = len(self._tokens) - event.position

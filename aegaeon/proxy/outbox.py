@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 class Outbox:
-    """Picks instances and sends to them. All verbs but `settle` belong to one thread."""
+    """Picks instances and sends to them. One thread calls all verbs but `assign` and `settle`."""
 
     def __init__(self, domain: Domain, settings: Settings) -> None:
         self._domain = domain
@@ -89,22 +89,33 @@ class Outbox:
                 continue
             except RingFull:
                 raise Overloaded(f"instance {target.instance} is behind; try again") from None
-            with self._lock:
-                self._sent[target, request.model] += 1
+            self.assign(target, request.model)
             return target
 
-    def cancel(self, request: RequestId, target: Target) -> None:
-        """Tell `target`, if it still lives, that nobody waits for `request`."""
-        mailbox = self._mailboxes.get(target)
-        if mailbox is None:
-            return
+    def cancel(self, cancel: Cancel, target: Target) -> None:
+        """Tell `target`, if it still lives, that nobody waits for a request."""
         try:
-            mailbox.send(encode(Cancel(request)), timeout_s=1.0)
+            mailbox = self._mailboxes.get(target)
+            if mailbox is None:  # what runs there came from another instance
+                row = next((row for row in self.snapshot() if target_of(row) == target), None)
+                if row is None:
+                    return
+                mailbox = self._open(target, row.record.mailbox)
+            mailbox.send(encode(cancel), timeout_s=1.0)
         except RingClosed:
             self._closed.add(target)
         except AegaeonError as error:
             # The instance ends the request itself at its deadline.
-            log.warning("cancel not delivered request=%s error=%s", request, error)
+            log.warning("cancel not delivered request=%s error=%s", cancel.request_id, error)
+
+    def note_move(self, request: RequestId, target: Target, ttl_s: float) -> None:
+        """Record that `request` lives at `target` now. Raises StoreUnavailable."""
+        self._store.record_assignment(request, target.instance, max(ttl_s, 1.0))
+
+    def assign(self, target: Target, model: ModelId) -> None:
+        """Count one request at `target` that came there without us. Callable from any thread."""
+        with self._lock:
+            self._sent[target, model] += 1
 
     def settle(self, target: Target, model: ModelId) -> None:
         """Stop counting one request at `target`: it ended or moved. Callable from any thread."""
@@ -121,13 +132,15 @@ class Outbox:
         self._store.close()
 
     def _send(self, target: Target, address: str, message: InstanceMessage) -> None:
-        mailbox = self._mailboxes.get(target)
-        if mailbox is None:
-            mailbox = self._mailboxes[target] = self._domain.open_mailbox(address)
+        mailbox = self._mailboxes.get(target) or self._open(target, address)
         record = encode(message)
         if len(record) > 1 << 20:
             raise RecordTooLarge("the prompt is too long for one message; shorten it")
         mailbox.send(record, timeout_s=_SEND_TIMEOUT_S)
+
+    def _open(self, target: Target, address: str) -> Mailbox:
+        mailbox = self._mailboxes[target] = self._domain.open_mailbox(address)
+        return mailbox
 
     def _forget_dead(self, rows: tuple[Instance, ...]) -> None:
         alive = {target_of(row) for row in rows}

@@ -13,7 +13,8 @@ from aegaeon.types import Action, Load, ModelId, Outcome, Request, RequestId
 class SchedulerSnapshot(msgspec.Struct, frozen=True):
     """What the scheduler knows, for publishing: requests per model, residency, switches so far.
 
-    `preloading` are models still to be loaded because the settings ask for it at start.
+    `running` counts those on their way to another instance, too. `preloading` are models still to
+    be loaded because the settings ask for it at start.
     """
 
     current: ModelId | None
@@ -34,12 +35,22 @@ class Scheduler(ABC):
         """Take a request in. Raises Overloaded when the bound on waiting requests is reached."""
 
     @abstractmethod
+    def adopt(self, request: Request, now: float) -> None:
+        """Take a request in that another instance has prefilled: it runs, the engine has its KV.
+
+        Raises Overloaded, also when others here lack KV, and InvalidRequest where nothing decodes.
+        """
+
+    @abstractmethod
     def cancel(self, request: RequestId, now: float) -> None:
         """Forget a request, wherever it stands; unknown ids are ignored."""
 
     @abstractmethod
     def next_action(self, now: float) -> Action:
-        """Return what the compute lane does now; the lane is free."""
+        """Return what the compute lane does now; the lane is free, and stays so with a Handoff.
+
+        A request of a Handoff holds KV and is known until it is cancelled, however that ended.
+        """
 
     @abstractmethod
     def next_load(self, now: float) -> Load | None:
@@ -49,7 +60,8 @@ class Scheduler(ABC):
     def complete(self, outcome: Outcome, now: float) -> None:
         """Learn what an action did: tokens, finished, pre-empted and failed requests, residency.
 
-        After LoadFailed every request of that model is forgotten; the caller answers them.
+        After LoadFailed every request of that model that is not leaving is forgotten; the caller
+        answers them. After WeightsLost none is.
         """
 
     @abstractmethod

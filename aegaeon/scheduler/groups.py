@@ -1,4 +1,4 @@
-"""A model's requests as the scheduler sees them: who waits, who runs, its place in line.
+"""A model's requests as the scheduler sees them: who waits, runs or leaves, its place in line.
 
 No decisions are made here.
 """
@@ -20,6 +20,8 @@ class Group:
     waiting: OrderedDict[RequestId, int] = field(default_factory=OrderedDict)
     # request -> tokens it holds; the front has decoded least recently
     running: OrderedDict[RequestId, int] = field(default_factory=OrderedDict)
+    # prefilled ones on their way to another instance; they hold KV until they are gone
+    leaving: set[RequestId] = field(default_factory=set)
     has_prefilled: bool = False  # the last step of this group was a prefill
     retry_at_s: float = 0.0  # no load before this
     load_failures: int = 0
@@ -30,7 +32,7 @@ class Group:
 
     @property
     def has_requests(self) -> bool:
-        """Whether anything waits or runs."""
+        """Whether anything waits or runs here."""
         return bool(self.waiting or self.running)
 
     def pick_prefill(self, max_requests: int, max_tokens: int) -> tuple[RequestId, ...]:
@@ -73,13 +75,21 @@ class Group:
                 self.waiting.move_to_end(request, last=False)
         return held_kv
 
+    def leave(self, request: RequestId) -> None:
+        """Let a running request go to another instance."""
+        del self.running[request]
+        self.leaving.add(request)
+
     def remove(self, request: RequestId) -> bool:
-        """Forget `request`; say whether it was running and so held KV."""
+        """Forget `request`; say whether it was running or leaving and so held KV."""
         self.waiting.pop(request, None)
-        return self.running.pop(request, None) is not None
+        held_kv = request in self.leaving or request in self.running
+        self.leaving.discard(request)
+        self.running.pop(request, None)
+        return held_kv
 
     def clear(self) -> tuple[RequestId, ...]:
-        """Forget and return all requests."""
+        """Forget and return all requests but those leaving."""
         everyone = (*self.waiting, *self.running)
         self.waiting.clear()
         self.running.clear()

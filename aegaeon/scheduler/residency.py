@@ -52,9 +52,13 @@ class Residency:
         return model in self._used
 
     def touch(self, model: ModelId) -> None:
-        """Note that `model` has just been used."""
-        self._uses += 1
-        self._used[model] = self._uses
+        """Note that `model`, if it is still resident, has just been used."""
+        if model in self._used:
+            self._enter(model)
+
+    def drop(self, model: ModelId) -> None:
+        """Note that the weights of `model` are not here any more, if they were."""
+        self._used.pop(model, None)
 
     def plan(self, model: ModelId, evictable: Iterable[ModelId]) -> tuple[ModelId, ...] | None:
         """The models of `evictable` (best victim first) to drop so that `model` fits, or None."""
@@ -87,4 +91,8 @@ class Residency:
         model, self._loading = self._loading, None
         if weight_bytes is not None:
             self._bytes[model] = weight_bytes
-            self.touch(model)
+            self._enter(model)
+
+    def _enter(self, model: ModelId) -> None:
+        self._uses += 1
+        self._used[model] = self._uses

@@ -4,19 +4,23 @@ In a turn new requests are prefilled a few at a time between decode steps of all
 Models are loaded in the order in which their groups stand in line, beside the computation.
 """
 
-import heapq
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from aegaeon.errors import ModelNotFound, Overloaded
+from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
+from aegaeon.scheduler.deadlines import Deadlines
 from aegaeon.scheduler.groups import Group
+from aegaeon.scheduler.kv_line import KvLine
+from aegaeon.scheduler.loads import Loads
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import (
     Action,
     ComputeAction,
     Decode,
+    Handoff,
     Idle,
     Load,
     Loaded,
@@ -26,12 +30,12 @@ from aegaeon.types import (
     Prefill,
     Request,
     RequestId,
+    Role,
     Stepped,
     Switch,
     Switched,
+    WeightsLost,
 )
-
-RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between attempts at a model that does not load
 
 
 class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,44 +56,63 @@ class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnScheduler(Scheduler):
-    """Round robin over models with a time quota. See DESIGN.md for the seam it stands behind."""
+    """Round robin over models with a time quota. See DESIGN.md for the seam it stands behind.
 
-    def __init__(self, residency: Residency, models: Sequence[ModelId], limits: TurnLimits) -> None:
+    With the role `prefill` requests leave as Handoff once they have a token; `adopt` is how they
+    come to the other roles.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        models: Sequence[ModelId],
+        limits: TurnLimits,
+        role: Role = "colocated",
+    ) -> None:
         """`models` are those served. Nothing is resident yet."""
         self._residency = residency
         self._limits = limits
+        self._role = role
         self._groups = {model: Group(model) for model in models}
+        self._kv = KvLine(self._groups)
+        self._loads = Loads(residency, self._groups)
         self._model_of: dict[RequestId, ModelId] = {}
-        self._deadlines: list[tuple[float, RequestId]] = []  # heap, with left-overs of ended ones
+        self._deadlines = Deadlines()
+        self._handoffs: deque[RequestId] = deque()  # with left-overs of ended ones
         self._current: ModelId | None = None
         self._turn_ends_s = 0.0
         self._in_flight: ComputeAction | None = None
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
-        self._load_displaces = False  # the load under way evicted others
-        self._preload: list[ModelId] = []
         self._switches = 0
         self._tickets = 0
 
     def preload(self, models: Iterable[ModelId]) -> None:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
-        self._preload.extend(models)
+        self._loads.preload(models)
 
     def submit(self, request: Request, now: float) -> None:  # noqa: ARG002  part of the seam
         """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
-        group = self._groups.get(request.model)
-        if group is None:
-            raise ModelNotFound(f"model {request.model} is not served here; see GET /v1/models")
+        group = self._group_of(request)
         if sum(len(g.waiting) for g in self._groups.values()) >= self._limits.max_waiting:
             raise Overloaded(
                 f"{self._limits.max_waiting} requests are waiting; try again later, or raise "
                 "--max-waiting"
             )
-        if not group.has_requests:
-            group.ticket = self._next_ticket()
-        tokens = len(request.prompt_token_ids) + len(request.generated_token_ids)
-        group.waiting[request.id] = tokens
-        self._model_of[request.id] = request.model
-        heapq.heappush(self._deadlines, (request.deadline_s, request.id))
+        self._enter(request, group)
+        group.waiting[request.id] = _tokens(request)
+
+    def adopt(self, request: Request, now: float) -> None:  # noqa: ARG002  part of the seam
+        """Run `request` beside its model's others. Raises Overloaded, also when others here lack
+        KV, ModelNotFound, and InvalidRequest with the role `prefill`."""
+        if self._role == "prefill":
+            raise InvalidRequest("this instance does not decode; hand it to one that does")
+        group = self._group_of(request)
+        if self._kv.first() is not None:
+            raise Overloaded("sequences here wait for KV; try again later")
+        if len(self._model_of) >= self._limits.max_waiting:
+            raise Overloaded(f"{len(self._model_of)} requests are here; try again later")
+        self._enter(request, group)
+        group.running[request.id] = _tokens(request)
 
     def cancel(self, request: RequestId, now: float) -> None:  # noqa: ARG002  part of the seam
         """Forget `request`; if an action with it is under way, its part of the outcome is too."""
@@ -97,36 +120,35 @@ class TurnScheduler(Scheduler):
 
     def expired(self, now: float) -> tuple[RequestId, ...]:
         """Return, once, the requests whose deadline is not after `now`."""
-        expired: list[RequestId] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            request = heapq.heappop(self._deadlines)[1]
-            if request in self._model_of:
-                expired.append(request)
-        if len(self._deadlines) > 2 * len(self._model_of) + 64:
-            self._deadlines = [d for d in self._deadlines if d[1] in self._model_of]
-            heapq.heapify(self._deadlines)
-        return tuple(expired)
+        return self._deadlines.expired(now, self._model_of)
 
     def snapshot(self) -> SchedulerSnapshot:
         """Counts per model, those without requests left out."""
         groups = self._groups.values()
+        running = {g.model: len(g.running) + len(g.leaving) for g in groups}
         return SchedulerSnapshot(
             current=self._current,
             resident=self._residency.resident,
             loading=self._residency.loading,
             waiting={g.model: len(g.waiting) for g in groups if g.waiting},
-            running={g.model: len(g.running) for g in groups if g.running},
+            running={model: count for model, count in running.items() if count},
             switches=self._switches,
-            preloading=tuple(self._preload),
+            preloading=self._loads.preloading,
         )
 
     def next_action(self, now: float) -> Action:
-        """Go on with the current model's turn, or pass the device on at its end."""
+        """Let go what is prefilled; then go on with the current model's turn, or pass the device
+        on at its end."""
         assert self._in_flight is None, "the compute lane is busy"
-        runnable = self._runnable()
+        while self._handoffs:
+            request = self._handoffs.popleft()
+            model = self._model_of.get(request)
+            if model is not None and request in self._groups[model].leaving:
+                return Handoff(request)
+        runnable = self._kv.runnable()
         group = self._choose(runnable, now)
         if group is None:
-            return Idle(self._next_retry_s(now))
+            return Idle(self._loads.next_retry_s(now))
         if group.model != self._current:
             self._in_flight = Switch(group.model)
         else:
@@ -140,34 +162,33 @@ class TurnScheduler(Scheduler):
             return load
         if self._residency.loading is not None:
             return None
-        runnable = self._runnable()
-        head = self._load_head(runnable, now)
+        if self._in_flight is not None and not self._residency.is_resident(self._in_flight.model):
+            return None  # evicted meanwhile: the outcome will say what became of the action
+        runnable = self._kv.runnable()
+        head = self._loads.head(runnable, now)
         if head is None:
-            return self._next_preload()
+            model = self._loads.next_preload()
+            return None if model is None else self._begin_load(model, ())
         busy = set() if self._in_flight is None else {self._in_flight.model}
         if self._current is not None and (busy or self._current in runnable):
             busy.add(self._current)  # the lane may be about to leave it, but has not yet
-        victims = self._residency.plan(head.model, self._victims(head, runnable, busy))
+        victims = self._loads.victims(head, runnable, busy)
         return None if victims is None else self._begin_load(head.model, victims)
 
     def complete(self, outcome: Outcome, now: float) -> None:
         """Update turns, residency and requests; outcomes of forgotten requests are ignored."""
         match outcome:
             case Switched():
-                self._in_flight = None
-                self._end_turn()
-                self._current = outcome.model
-                self._turn_ends_s = now + self._turn_s(self._groups[outcome.model])
-                self._switches += 1
-                self._residency.touch(outcome.model)
+                self._on_switched(outcome.model, now)
             case Stepped():
                 self._on_stepped(outcome)
+            case WeightsLost():
+                self._in_flight = None
+                self._drop(outcome.model)
             case Loaded():
-                self._residency.end_load(outcome.weight_bytes)
-                self._groups[outcome.model].load_failures = 0
-                if self._load_displaces:
-                    self._groups[outcome.model].unpaid_load_s = outcome.took_s
-                self._drop_preload(outcome.model)
+                for model in outcome.evicted:
+                    self._drop(model)
+                self._loads.loaded(outcome)
             case LoadFailed():
                 self._on_load_failed(self._groups[outcome.model], now)
 
@@ -179,7 +200,7 @@ class TurnScheduler(Scheduler):
         if current is not None and (now < self._turn_ends_s or len(runnable) == 1):
             return current
         candidate = self._first_resident(runnable, self._current) or current
-        head = self._load_head(runnable, now)
+        head = self._loads.head(runnable, now)
         if head is None or self._residency.loading is not None:
             return candidate
         if candidate is None or candidate is current or head.ticket < candidate.ticket:
@@ -197,13 +218,38 @@ class TurnScheduler(Scheduler):
         large for the room of one, waits for ever.
         """
         kept = set() if candidate is None else {candidate.model}
-        if self._residency.plan(head.model, self._victims(head, runnable, kept)) is not None:
+        if self._loads.victims(head, runnable, kept) is not None:
             return  # next_load will find room beside it
         if candidate is not None and candidate.model == self._current:
             self._end_turn()
-        victims = self._residency.plan(head.model, self._victims(head, runnable, set()))
+        victims = self._loads.victims(head, runnable, set())
         if victims is not None:
             self._planned = self._begin_load(head.model, victims)
+
+    def _begin_load(self, model: ModelId, victims: tuple[ModelId, ...]) -> Load:
+        self._leave_current(victims)
+        self._loads.begin(model, victims)
+        return Load(model, victims)
+
+    def _drop(self, model: ModelId) -> None:
+        """The weights of `model` are not here any more."""
+        self._leave_current((model,))
+        self._residency.drop(model)
+
+    def _leave_current(self, gone: tuple[ModelId, ...]) -> None:
+        """The device is nobody's when the weights of the current model are among those `gone`."""
+        if self._current in gone:
+            self._end_turn()
+            self._current = None
+
+    def _on_switched(self, model: ModelId, now: float) -> None:
+        self._in_flight = None
+        self._end_turn()
+        self._switches += 1
+        self._residency.touch(model)
+        # Evicted during the switch, if not resident.
+        self._current = model if self._residency.is_resident(model) else None
+        self._turn_ends_s = now + self._turn_s(self._groups[model])
 
     def _turn_s(self, group: Group) -> float:
         load_s, group.unpaid_load_s = group.unpaid_load_s, 0.0
@@ -224,19 +270,31 @@ class TurnScheduler(Scheduler):
 
     def _step(self, group: Group) -> Prefill | Decode:
         limits = self._limits
-        wants = self._may_prefill(group, self._kv_first()) and bool(group.waiting)
+        wants = self._kv.may_prefill(group, self._kv.first()) and bool(group.waiting)
         has_room = len(group.running) < limits.max_running
         if group.running and (group.has_prefilled or not wants or not has_room):
             group.has_prefilled = False
             return Decode(group.model, group.pick_decode(limits.max_batch))
         most = limits.max_running - len(group.running)
-        if group.kv_ticket is not None and not self._kv_is_held():
+        if group.kv_ticket is not None and not self._kv.is_held():
             most = 1  # alone it fits, or the engine refuses it
         group.has_prefilled = True
         picked = group.pick_prefill(min(most, limits.prefill_requests), limits.prefill_tokens)
         return Prefill(group.model, picked)
 
     # Requests
+
+    def _group_of(self, request: Request) -> Group:
+        group = self._groups.get(request.model)
+        if group is None:
+            raise ModelNotFound(f"model {request.model} is not served here; see GET /v1/models")
+        return group
+
+    def _enter(self, request: Request, group: Group) -> None:
+        if not group.has_requests:
+            group.ticket = self._next_ticket()
+        self._model_of[request.id] = request.model
+        self._deadlines.add(request.id, request.deadline_s)
 
     def _on_stepped(self, outcome: Stepped) -> None:
         action, self._in_flight = self._in_flight, None
@@ -256,6 +314,10 @@ class TurnScheduler(Scheduler):
                 self._forget(token.request_id)
         for request, _, _ in outcome.failed:
             self._forget(request)
+        if self._role == "prefill":
+            for request in tuple(group.running):
+                group.leave(request)
+                self._handoffs.append(request)
 
     def _on_preempted(self, preempted: tuple[RequestId, ...]) -> None:
         """They wait in front of their own groups, which stand in line for KV from here on."""
@@ -268,11 +330,8 @@ class TurnScheduler(Scheduler):
             for model, group in losers.items()
         ]
         if any(held_kv):
-            self._kv_freed()
-        for group in losers.values():
-            if group.kv_ticket is None:
-                group.kv_ticket = self._next_ticket()
-            group.kv_retry = False
+            self._kv.freed()
+        self._kv.join(losers.values(), self._next_ticket)
 
     def _forget(self, request: RequestId) -> None:
         model = self._model_of.pop(request, None)
@@ -280,102 +339,25 @@ class TurnScheduler(Scheduler):
             return
         group = self._groups[model]
         if group.remove(request):
-            self._kv_freed()
+            self._kv.freed()
         if not group.waiting:
             group.kv_ticket = None
 
     def _on_load_failed(self, group: Group, now: float) -> None:
-        self._residency.end_load(None)
-        group.retry_at_s = now + RETRY_S[min(group.load_failures, len(RETRY_S) - 1)]
-        group.load_failures += 1
-        self._drop_preload(group.model)
+        """From either lane: a model that is not being loaded counted as resident, and computed."""
+        if self._residency.loading != group.model:
+            self._in_flight = None
+            self._drop(group.model)
+        self._loads.failed(group, now)
         for request in group.clear():
             del self._model_of[request]
         group.kv_ticket = None
-        self._kv_freed()
-
-    # KV: the group that ran out of it first is the only one to prefill until it has its share
-
-    def _kv_freed(self) -> None:
-        for group in self._groups.values():
-            group.kv_retry = True
-
-    def _kv_is_held(self) -> bool:
-        return any(group.running for group in self._groups.values())
-
-    def _kv_first(self) -> Group | None:
-        """The group whose turn it is to try for KV, or None when nobody lacks it."""
-        stalled = [g for g in self._groups.values() if g.kv_ticket is not None]
-        return min(stalled, key=lambda group: group.kv_ticket or 0, default=None)
-
-    def _may_prefill(self, group: Group, first: Group | None) -> bool:
-        if first is None:
-            return True
-        return group is first and (group.kv_retry or not self._kv_is_held())
-
-    def _runnable(self) -> dict[ModelId, Group]:
-        """Groups that could make progress, were their model on the device."""
-        first = self._kv_first()
-        return {
-            model: group
-            for model, group in self._groups.items()
-            if group.running or (group.waiting and (first is None or group is first))
-            if group.running or self._may_prefill(group, first)
-        }
-
-    # Loads
-
-    def _load_head(self, runnable: dict[ModelId, Group], now: float) -> Group | None:
-        """The first group in line whose model is neither resident nor waits after a failure."""
-        absent = (
-            group
-            for model, group in runnable.items()
-            if not self._residency.is_resident(model) and group.retry_at_s <= now
-        )
-        return min(absent, key=lambda group: group.ticket, default=None)
-
-    def _victims(
-        self, head: Group, runnable: dict[ModelId, Group], kept: set[ModelId]
-    ) -> list[ModelId]:
-        """Whom `head` may displace, best first: the idle, least recently used first; then those
-        behind it in line, the last first. Those before it stay until they had their turn."""
-        idle: list[ModelId] = []
-        later: list[Group] = []
-        for model in self._residency.resident:
-            group = self._groups[model]
-            if model in kept:
-                continue
-            if model not in runnable:
-                idle.append(model)
-            elif group.ticket > head.ticket:
-                later.append(group)
-        later.sort(key=lambda group: -group.ticket)
-        return idle + [group.model for group in later]
-
-    def _begin_load(self, model: ModelId, victims: tuple[ModelId, ...]) -> Load:
-        if self._current in victims:
-            self._end_turn()
-            self._current = None
-        self._residency.begin_load(model, victims)
-        self._load_displaces = bool(victims)
-        return Load(model, victims)
-
-    def _next_preload(self) -> Load | None:
-        while self._preload:
-            model = self._preload[0]
-            fits = self._residency.plan(model, ()) is not None
-            if fits and not self._residency.is_resident(model):
-                return self._begin_load(model, ())
-            self._preload.pop(0)
-        return None
-
-    def _drop_preload(self, model: ModelId) -> None:
-        self._preload = [other for other in self._preload if other != model]
-
-    def _next_retry_s(self, now: float) -> float | None:
-        retries = (g.retry_at_s for g in self._groups.values() if g.waiting)
-        return min((at for at in retries if at > now), default=None)
+        self._kv.freed()
 
     def _next_ticket(self) -> int:
         self._tickets += 1
         return self._tickets
+
+
+def _tokens(request: Request) -> int:
+    return len(request.prompt_token_ids) + len(request.generated_token_ids)

@@ -79,7 +79,6 @@ class Bench:
         self.store = self.domain.metadata()
         sizes = {spec.id: spec.weight_bytes for spec in specs}
         self.runtime = Runtime(
-            "i",
             Parts(
                 inbox=self.inbox,
                 outbox=Outbox(self.domain.open_mailbox),

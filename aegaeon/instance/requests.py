@@ -1,0 +1,304 @@
+"""The requests of an instance: how they come, go on elsewhere and end, in every state.
+
+Keeps engine and scheduler of one mind about which there are. The loop and the lanes are runtime.py.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import msgspec
+
+from aegaeon.engine.base import Engine
+from aegaeon.errors import AegaeonError, DeadlineExceeded, Draining, InvalidRequest, Overloaded
+from aegaeon.instance.arrivals import Arrivals
+from aegaeon.instance.departures import Departures, Failure
+from aegaeon.instance.outbox import Outbox
+from aegaeon.instance.presence import Presence
+from aegaeon.scheduler.base import Scheduler
+from aegaeon.types import (
+    Accepted,
+    Cancel,
+    ComputeAction,
+    Declined,
+    Decode,
+    LoadFailed,
+    Moved,
+    NewToken,
+    Prefill,
+    Request,
+    RequestFailed,
+    RequestId,
+    Stepped,
+    TokenEvent,
+    Transfer,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that the scheduler knows, and the tokens it has generated here."""
+
+    request: Request
+    token_ids: list[int] = field(default_factory=list)
+    is_leaving: bool = False
+
+    def so_far(self) -> Request:
+        """Return the request with all its tokens, as the next one to run it is told."""
+        tokens = (*self.request.generated_token_ids, *self.token_ids)
+        return msgspec.structs.replace(self.request, generated_token_ids=tokens)
+
+
+class Requests:
+    """Owned by one runtime. What a proxy or another instance is told goes by `outbox`."""
+
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler, outbox: Outbox, presence: Presence
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._outbox = outbox
+        self._record = presence.record
+        self._arrivals = Arrivals(self._record.id, engine, scheduler)
+        self._departures = Departures(
+            self._record.mailbox, outbox, presence.others, self._on_departed
+        )
+        self._live: dict[RequestId, _Live] = {}
+        self._in_action: frozenset[RequestId] = frozenset()
+        self._to_release: set[RequestId] = set()  # ended while part of the running action
+        self._to_submit: dict[RequestId, Request] = {}  # a next attempt, behind that release
+        self._is_draining = False
+
+    def __len__(self) -> int:
+        """Those that have not ended here."""
+        return len(self._live) + len(self._to_submit)
+
+    @property
+    def are_handed_off(self) -> bool:
+        """Whether all that were to go on elsewhere have gone."""
+        return self._departures.is_empty
+
+    def due_s(self) -> float | None:
+        """When to call `send` at the latest."""
+        return self._departures.due_s()
+
+    def drain(self) -> None:
+        """Take nothing new from here on."""
+        self._is_draining = True
+
+    # Messages
+
+    def submit(self, request: Request, now: float) -> None:
+        """Take a request in, or tell its proxy why not; a newer attempt replaces an older one."""
+        known = self._live.get(request.id)
+        if known is not None and known.request.attempt >= request.attempt:
+            return  # told twice
+        self._end(request.id, now)
+        if self._is_draining:
+            message = f"{self._record.id} is stopping; send the request elsewhere"
+            self._post_failure(request, Draining.code, message)
+        elif self._is_held(request.id):
+            self._to_submit[request.id] = request
+        else:
+            self._admit(request, now)
+
+    def cancel(self, cancel: Cancel, now: float) -> None:
+        """End a request in whatever state; one that has gone elsewhere ends there."""
+        waiting = self._to_submit.get(cancel.request_id)
+        if waiting is not None and cancel.covers(waiting.attempt):
+            del self._to_submit[waiting.id]
+        live = self._live.get(cancel.request_id)
+        if live is None:
+            self._departures.forward_cancel(cancel)
+        elif cancel.covers(live.request.attempt):
+            self._end(cancel.request_id, now)
+
+    def on_transfer(self, transfer: Transfer, now: float) -> None:
+        """Answer the sender, whatever happens: it keeps the KV until it knows."""
+        arrivals = self._arrivals
+        error = None if arrivals.was_taken(transfer) else self._objection(transfer, now)
+        if error is not None:
+            answer: Accepted | Declined = arrivals.declined(transfer, error)
+        elif arrivals.was_taken(transfer):
+            answer = arrivals.accepted(transfer)  # told twice
+        else:
+            answer = arrivals.take(transfer, now)
+            if isinstance(answer, Accepted):
+                self._on_arrived(transfer.request)
+        self._outbox.post(transfer.sender, answer)
+
+    def on_answer(self, answer: Accepted | Declined, now: float) -> None:
+        """Learn what another instance says to a transfer of ours."""
+        self._departures.on_answer(answer, now)
+
+    def _objection(self, transfer: Transfer, now: float) -> AegaeonError | None:
+        """Why the request cannot come here now, if so; an older attempt of it ends."""
+        request = transfer.request
+        known = self._live.get(request.id)
+        if known is not None and known.request.attempt >= request.attempt:
+            return InvalidRequest(f"attempt {known.request.attempt} is here; this one is over")
+        if self._is_draining:
+            return Draining(f"{self._record.id} is stopping; offer it to another instance")
+        self._end(request.id, now)
+        if self._is_held(request.id):
+            return Overloaded("an earlier attempt is still ending here; offer it again")
+        return None
+
+    def _on_arrived(self, request: Request) -> None:
+        self._live[request.id] = _Live(request)
+        moved = Moved(request.id, request.attempt, self._record.id, self._record.incarnation)
+        self._outbox.post(request.reply_to, moved)
+
+    def _admit(self, request: Request, now: float) -> None:
+        """Make engine and scheduler know `request`, both or neither."""
+        try:
+            # The scheduler first: it knows which models are served and what is too much.
+            self._scheduler.submit(request, now)
+            self._engine.submit(request)
+        except AegaeonError as error:
+            self._scheduler.cancel(request.id, now)
+            self._post_failure(request, error.code, str(error))
+            return
+        self._live[request.id] = _Live(request)
+
+    def _is_held(self, request_id: RequestId) -> bool:
+        """Whether the engine still has an attempt that has ended."""
+        return request_id in self._to_release or request_id in self._departures
+
+    def admit_held(self, now: float) -> None:
+        """Admit next attempts that nothing stands in the way of any more."""
+        for request in tuple(self._to_submit.values()):
+            if not self._is_held(request.id):
+                del self._to_submit[request.id]
+                self._admit(request, now)
+
+    # Actions
+
+    def begin(self, action: ComputeAction) -> None:
+        """The compute lane works on `action` from here on."""
+        if isinstance(action, Prefill | Decode):
+            self._in_action = frozenset(action.requests)
+
+    def end_action(self) -> None:
+        """The compute lane has ended its action: what ended meanwhile is released now.
+
+        Before the scheduler hears of it; next attempts that waited for this come behind it.
+        """
+        self._in_action = frozenset()
+        for request_id in self._to_release:
+            self._engine.release(request_id)
+        self._to_release.clear()
+
+    def on_stepped(self, outcome: Stepped, now: float) -> None:
+        """Send the tokens of a step, and the failures."""
+        for token in outcome.tokens:
+            self._on_token(token)
+        for request_id, code, message in outcome.failed:
+            self._fail(request_id, code, message, now)
+
+    def on_load_failed(self, outcome: LoadFailed, now: float) -> None:
+        """Fail the model's requests, but not those whose computing here is over."""
+        log.error("load failed model=%s error=%s", outcome.model, outcome.message)
+        for request_id, live in tuple(self._live.items()):
+            if live.request.model == outcome.model and not live.is_leaving:
+                self._fail(request_id, outcome.code, outcome.message, now)
+
+    def leave(self, request_id: RequestId) -> None:
+        """Let a prefilled request go on elsewhere."""
+        live = self._live[request_id]
+        live.is_leaving = True
+        self._departures.begin(live.so_far(), self._engine.hand_over(request_id))
+
+    def _on_token(self, token: NewToken) -> None:
+        live = self._live.get(token.request_id)
+        if live is None:
+            return  # cancelled while it was made
+        request = live.request
+        reply = TokenEvent(
+            request_id=request.id,
+            attempt=request.attempt,
+            position=len(request.generated_token_ids) + len(live.token_ids),
+            token_ids=(token.token_id,),
+            instance=self._record.id,
+            finish_reason=token.finish_reason,
+        )
+        self._outbox.post(request.reply_to, reply)
+        live.token_ids.append(token.token_id)
+        if token.finish_reason is not None:
+            del self._live[request.id]
+            self._engine.release(request.id)
+
+    # Ends
+
+    def end_overdue(self, now: float) -> None:
+        """Fail the requests whose deadline has passed."""
+        for request_id in self._scheduler.expired(now):
+            message = "the request's deadline passed; raise --request-timeout-s or ask for less"
+            self._fail(request_id, DeadlineExceeded.code, message, now)
+
+    def abandon(self) -> None:
+        """Tell the proxies of all requests that this instance stops before they have ended.
+
+        One that another instance has just taken goes on there: its proxy knows.
+        """
+        lives, self._live = self._live, {}
+        for live in lives.values():
+            message = f"{self._record.id} stopped before the request ended; send it again"
+            self._post_failure(live.request, Draining.code, message)
+        self._to_submit.clear()
+
+    def send(self, now: float) -> None:
+        """Send the replies, then offer those requests elsewhere whose tokens have all left."""
+        gone = self._outbox.flush(now)
+        if self._departures.advance(now):
+            gone += self._outbox.flush(now)
+        for address in gone:
+            self._cancel_all_for(address, now)
+            self._departures.on_gone(address, now)
+
+    def _cancel_all_for(self, address: str, now: float) -> None:
+        """Nobody listens at `address` any more."""
+        for request in tuple(self._to_submit.values()):
+            if request.reply_to == address:
+                del self._to_submit[request.id]
+        for request_id, live in tuple(self._live.items()):
+            if live.request.reply_to == address:
+                self._end(request_id, now)
+
+    def _end(self, request_id: RequestId, now: float) -> None:
+        """Forget a request in whatever state; its KV is free now, or with the running action, or
+        when it is certain that nobody has taken it."""
+        live = self._live.pop(request_id, None)
+        if live is None:
+            return
+        if live.is_leaving:
+            self._departures.cancel(request_id, now)
+            return
+        self._scheduler.cancel(request_id, now)
+        if request_id in self._in_action:
+            self._to_release.add(request_id)
+        else:
+            self._engine.release(request_id)
+
+    def _on_departed(self, request: Request, failure: Failure | None, now: float) -> None:
+        live = self._live.get(request.id)
+        if live is not None and live.is_leaving:  # else it had ended here before
+            del self._live[request.id]
+            if failure is not None:
+                self._post_failure(request, *failure)
+        self._scheduler.cancel(request.id, now)
+        self._engine.release(request.id)
+        self.admit_held(now)
+
+    def _fail(self, request_id: RequestId, code: str, message: str, now: float) -> None:
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        self._end(request_id, now)
+        self._post_failure(live.request, code, message)
+
+    def _post_failure(self, request: Request, code: str, message: str) -> None:
+        log.info("request failed request=%s code=%s message=%s", request.id, code, message)
+        reply = RequestFailed(request.id, request.attempt, code, message, self._record.id)
+        self._outbox.post(request.reply_to, reply)
