@@ -144,8 +144,9 @@ KvPool::~KvPool() {
 }
 
 void KvPool::close() {
-  // A forked child has our object, not our blocks.
-  if (is_closed_.exchange(true) || shm::self_owner() != self_ || identity_ == 0) {
+  // A forked child has our object, not our blocks. Nobody is left who could use a private pool, and
+  // memory of the caller's may be gone.
+  if (is_closed_.exchange(true) || !body_.region || shm::self_owner() != self_ || identity_ == 0) {
     return;
   }
   // Other threads may be in the middle of a verb, though in none that takes long.
