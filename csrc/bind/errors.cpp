@@ -25,6 +25,7 @@ struct Classes {
   PyObject* load_cancelled;
   PyObject* copy_error;
   PyObject* copy_queue_full;
+  PyObject* out_of_blocks;
 };
 
 Classes classes;
@@ -50,7 +51,8 @@ bool find_error_classes() {
       find("BudgetTooSmall", classes.budget_too_small) &&
       find("WeightsEvicted", classes.weights_evicted) &&
       find("LoadCancelled", classes.load_cancelled) &&
-      find("CopyError", classes.copy_error) && find("CopyQueueFull", classes.copy_queue_full);
+      find("CopyError", classes.copy_error) && find("CopyQueueFull", classes.copy_queue_full) &&
+      find("OutOfBlocks", classes.out_of_blocks);
   Py_DECREF(errors);
   return found;
 }
@@ -84,6 +86,8 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.copy_queue_full, error.what());
   } catch (const copy::CopyError& error) {
     PyErr_SetString(classes.copy_error, error.what());
+  } catch (const shm::OutOfBlocks& error) {
+    PyErr_SetString(classes.out_of_blocks, error.what());
   }
 }
 

@@ -3,6 +3,7 @@
 #include "bind/copy.h"
 #include "bind/errors.h"
 #include "bind/ops.h"
+#include "bind/kv_pool.h"
 #include "bind/process.h"
 #include "bind/ring.h"
 #include "bind/table.h"
@@ -23,4 +24,5 @@ PYBIND11_MODULE(_native, module) {
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
   aegaeon::bind_weight_cache(module);
+  aegaeon::bind_kv_pool(module);
 }

@@ -16,6 +16,7 @@ PROGRAMS = {
     "shm_stress": ("shm",),
     "copy_schedule": ("copy", "shm"),
     "copy_stress": ("copy", "shm"),
+    "kv_stress": ("memory", "shm"),
 }
 
 

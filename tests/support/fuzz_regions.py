@@ -32,6 +32,34 @@ def make_table() -> _native.Table:
     return table
 
 
+KV_SLABS, KV_SHAPES = (4096, 6), ((512, 64, 1), (1024, 64, 2))
+
+
+def open_pool(path: str) -> _native.KvPool:
+    return _native.KvPool.open_shared(path, KV_SLABS, KV_SHAPES, 1 << 20)
+
+
+def make_pool() -> _native.KvPool:
+    pool = open_pool(PATH)
+    pool.free(0, pool.allocate(0, 9)[4:])
+    pool.allocate(1, 3)
+    return pool
+
+
+def use_pool(pool: _native.KvPool) -> None:
+    held: list[int] = []
+    for shape in (0, 1):
+        attempt(lambda shape=shape: held.extend(pool.allocate(shape, 3)))
+        attempt(lambda shape=shape: pool.free(shape, [0, 8, 64], True))
+        attempt(lambda shape=shape: pool.take(shape, [0, 16], pool.identity))
+        attempt(lambda shape=shape: pool.offer(shape, [0, 16]))
+        attempt(lambda shape=shape: pool.free_blocks(shape))
+    attempt(lambda: pool.free(0, held))
+    attempt(lambda: pool.used_bytes)
+    attempt(pool.reclaim)
+    attempt(pool.close)
+
+
 def use_ring(ring: _native.Ring) -> None:
     attempt(lambda: ring.send(b"s" * 100))
     attempt(lambda: ring.send(b"s" * 3000, 0.001))
@@ -58,7 +86,7 @@ class Tally:
 def attempt(use: object) -> None:
     try:
         use()
-    except AegaeonError:
+    except (AegaeonError, ValueError):  # ValueError: ids that are none of the shape
         Tally.errors += 1
 
 
@@ -103,6 +131,7 @@ def main() -> int:
     kinds = (
         (make_ring, _native.Ring.attach, use_ring),
         (make_table, _native.Table.attach, use_table),
+        (make_pool, open_pool, use_pool),
     )
     for make, open_it, use in kinds:
         make()
@@ -114,6 +143,7 @@ def main() -> int:
                 fuzz_attach(rng, valid, open_it, use)
             else:
                 fuzz_live(rng, make, use)
+    Path(f"{PATH}+arena").unlink(missing_ok=True)
     sys.stdout.write(f"{Tally.errors} errors\n")
     return 0
 
