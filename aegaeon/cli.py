@@ -21,24 +21,30 @@ from tqdm import tqdm
 
 from aegaeon import __version__, _native
 from aegaeon.config import Settings, describe, load_settings, parse_text
-from aegaeon.errors import AegaeonError, ConfigError
-from aegaeon.memory.budget import choose_budgets
+from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
+from aegaeon.memory.budget import check_room, lay_out
+from aegaeon.memory.machine import measure_copy, measure_disk, read_machine
+from aegaeon.memory.plan import Probes, make_plan
 from aegaeon.models.hub import pull
-from aegaeon.models.references import ModelEntry, list_models, resolve_all
+from aegaeon.models.references import ModelEntry, list_models, locate, resolve_all, split_reference
+from aegaeon.plan import layout_lines, plan_tables
+from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "models", "instances")
+COMMANDS = ("serve", "plan", "models", "instances")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+PIPED_COLUMNS = 120
 
 GROUPS = {
     "where it listens": ("host", "port", "max_body_bytes"),
     "what it serves": ("models", "models_dir", "preload_models", "preload_per_instance"),
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
-        *("threads_per_instance", "model_cache_budget_gb", "kv_budget_gb"),
+        "threads_per_instance",
     ),
+    "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": ("max_batch", "max_waiting", "turn_quota_s", "request_timeout_s"),
     "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),
 }
@@ -48,6 +54,7 @@ Serves many language models on few devices: the device passes from model to mode
 
 commands:
   aegaeon serve              serve models over an OpenAI-compatible HTTP interface (the default)
+  aegaeon plan [CONFIG]      show what fits where and how long switches take, without serving
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
   aegaeon models pull ID     download a model from the hub
@@ -107,6 +114,12 @@ def _run(given: list[str]) -> int:
         return _models(rest)
     options = vars(serve_parser(command).parse_args(rest))
     config_file = options.pop("config", None)
+    if command == "plan":
+        as_json, file = options.pop("json", False), options.pop("file", config_file)
+        if config_file not in (None, file):
+            raise ConfigError(f"both {file} and --config {config_file} are given; name one file")
+        _plan(load_settings(options, config_file=file), as_json)
+        return 0
     settings = load_settings(options, config_file=config_file)
     return _serve(settings, with_proxy=command == "serve")
 
@@ -156,6 +169,9 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="settings as TOML or YAML (also: AEGAEON_CONFIG)"
     )
+    if command == "plan":
+        parser.add_argument("file", metavar="CONFIG", nargs="?", help="the same as --config")
+        parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     grouped = {name for names in GROUPS.values() for name in names}
     others = [f.name for f in msgspec.structs.fields(Settings) if f.name not in grouped]
     for title, names in {**GROUPS, "other": others}.items():
@@ -194,10 +210,7 @@ def _escape(text: str) -> str:
 
 
 def _serve(settings: Settings, with_proxy: bool) -> int:
-    if not settings.models:
-        raise ConfigError(
-            "no models to serve; give --models A,B,C (`aegaeon models list` shows what is here)"
-        )
+    _check_models(settings)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s"
     )
@@ -206,8 +219,6 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
     if with_proxy and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=free_port(settings.host))
     specs = resolve_all(settings.models, settings.models_dir)
-    if settings.device != "null":
-        choose_budgets(settings, specs)  # so that numbers that cannot work are refused right here
     supervisor = Supervisor(settings, specs, with_proxy)
     parent = os.getppid()
 
@@ -248,13 +259,40 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         )
     line = f"  {settings.instance_count} instance(s) on {settings.device}"
     if settings.device != "null":
-        budgets = choose_budgets(settings, specs)
-        line += (
-            f", each with {settings.threads_per_instance} thread(s), "
-            f"{budgets.weight_bytes / 1e9:.1f} GB for weights and "
-            f"{budgets.kv_bytes / 1e9:.1f} GB for KV"
-        )
+        line += f", each with {settings.threads_per_instance} thread(s)"
     print(line, flush=True)
+    if settings.device != "null":
+        for row in layout_lines(lay_out(settings, specs, read_machine())):
+            print(f"    {row}", flush=True)
+
+
+def _plan(settings: Settings, as_json: bool) -> None:
+    """Print what `serve` would do with memory. Downloads, starts and leaves nothing."""
+    _check_models(settings)
+    if settings.device == "null":
+        raise ConfigError("the null device holds no bytes; plan for --device cpu or staged")
+    for reference in settings.models:
+        target = split_reference(reference)[1]
+        if locate(target, settings.models_dir) is None:
+            raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
+    specs = resolve_all(settings.models, settings.models_dir)
+    machine = read_machine(removable_files(settings))
+    node = lay_out(settings, specs, machine)
+    check_room(node, machine)
+    plan = make_plan(settings, specs, node, machine, Probes(measure_disk, measure_copy))
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(plan), indent=2))
+        return
+    console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS)
+    for part in plan_tables(plan):
+        console.print(part, highlight=False)
+
+
+def _check_models(settings: Settings) -> None:
+    if not settings.models:
+        raise ConfigError(
+            "no models to serve; give --models A,B,C (`aegaeon models list` shows what is here)"
+        )
 
 
 def _models(given: Sequence[str]) -> int:

@@ -61,17 +61,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefill_count: Annotated[int, _doc("instances that prefill and hand over", ge=0)] = 0
     decode_count: Annotated[int, _doc("instances that decode what is handed over", ge=0)] = 0
     device: Annotated[
-        Literal["cpu", "null"], _doc("what instances compute on (null: no model, for tests)")
+        Literal["cpu", "staged", "null"],
+        _doc("what instances compute on (staged: with memory of its own; null: no model)"),
     ] = "cpu"
     threads_per_instance: Annotated[
         int, _doc("compute threads of an instance (0: processors shared out)", ge=0)
     ] = 0
     model_cache_budget_gb: Annotated[
-        float, _doc("weights an instance may hold, GB (0: 60 % of memory, shared out)", ge=0)
+        float, _doc("weights in the node's cache, for all instances, GB (0: 60 % of memory)", ge=0)
     ] = 0.0
     kv_budget_gb: Annotated[
         float,
         _doc("keys and values an instance may hold, GB (0: 10 % of memory, shared out)", ge=0),
+    ] = 0.0
+    device_memory_gb: Annotated[
+        float,
+        _doc("memory of a staged device, weights and KV, GB (0: 25 %, shared out)", ge=0),
+    ] = 0.0
+    link_gb_per_s: Annotated[
+        float, _doc("copy rate to and from a staged device (0: as fast as memory goes)", ge=0)
     ] = 0.0
     preload_models: Annotated[bool, _doc("load models at start while they fit")] = False
     preload_per_instance: Annotated[

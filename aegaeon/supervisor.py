@@ -20,6 +20,8 @@ from aegaeon.config import Settings, child_environment
 from aegaeon.device.processors import compute_threads, thread_environment
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
+from aegaeon.memory.budget import settle
+from aegaeon.memory.machine import read_machine
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
@@ -89,12 +91,15 @@ class Supervisor:
     def start(self) -> None:
         """Claim the domain and start the processes; returns at once.
 
-        Raises ConfigError when the port is taken or the domain belongs to a living server.
+        Raises ConfigError when the port is taken or the domain belongs to a living server, and
+        BudgetTooSmall when the layout of bytes does not fit the models or the machine.
         """
         if self._proxy is not None:
             check_port(self._settings.host, self._settings.port)
         self._claim = claim_domain(self._settings)
         try:
+            # Only now is the memory free again that servers which died had filled.
+            self._settings = settle(self._settings, self._specs, read_machine())
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
         except BaseException:

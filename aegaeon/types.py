@@ -264,7 +264,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A served model: where its files are and what it costs. `id` is what clients ask for.
 
     `weight_bytes` are the bytes resident on the device in its compute dtype; `kv_token_bytes`
-    those of one token's keys and values over all layers.
+    those of one token's keys and values over all layers. A forward pass holds up to `pass_bytes`
+    of activations, and `sequence_bytes` for each sequence in it.
     """
 
     id: ModelId
@@ -274,6 +275,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_token_bytes: int
     context_tokens: int
     vocab_tokens: int
+    pass_bytes: int = 0
+    sequence_bytes: int = 0
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -38,6 +39,7 @@ def no_settings_around(monkeypatch, tmp_path):
         (["--no-preload-models", "instances"], "instances", ["--no-preload-models"]),
         (["--config", "models", "models", "list"], "models", ["--config", "models", "list"]),
         (["models", "list"], "models", ["list"]),
+        (["--port", "1", "plan", "a.toml"], "plan", ["--port", "1", "a.toml"]),
     ],
 )
 def test_the_command_is_found_among_flags(given, command, rest):
@@ -89,8 +91,55 @@ def test_an_unknown_model_is_one_line_and_exit_code_one(capsys):
 
 def test_a_budget_too_small_is_told_before_anything_starts(tmp_path, capsys):
     make_checkpoint(tmp_path / "models" / "a", "llama")
-    assert main(["--models", "a", "--model-cache-budget-gb", "0.000001"]) == 1
+    port = str(free_port("127.0.0.1"))
+    given = ["--models", "a", "--model-cache-budget-gb", "0.000001", "--port", port]
+    assert main(given) == 1
     assert "raise --model-cache-budget-gb" in capsys.readouterr().err
+
+
+def shared_memory_files() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("aegaeon-test-plan*")}
+
+
+def test_a_plan_tells_bytes_tiers_and_times_and_leaves_nothing(tmp_path, capsys):
+    make_checkpoint(tmp_path / "models" / "a", "llama")
+    make_checkpoint(tmp_path / "models" / "b", "qwen3")
+    config = tmp_path / "server.toml"
+    config.write_text('models = ["a", "b"]\ndomain = "test-plan"\nkv_budget_gb = 0.05\n')
+    sizes = ["--model-cache-budget-gb", "0.1"]
+    assert main(["plan", str(config), *sizes]) == 0
+    text = capsys.readouterr().out
+    for part in ("weight cache", "0.100 GB", "keys and values", "pointer change", "2 of 2 models"):
+        assert part in text
+    staged = ["--device", "staged", "--link-gb-per-s", "2", "--device-memory-gb", "0.2"]
+    assert main(["plan", "--json", *sizes, *staged, str(config)]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [model["tier"] for model in plan["models"]] == ["device", "device"]
+    assert plan["node"]["instance"]["device_kv_bytes"] == 50_000_000
+    assert plan["link_bytes_per_s"] == 2e9
+    assert main(["plan", *sizes, *staged, "--config", str(config)]) == 0
+    assert "2.00 GB/s in each direction (as set)" in capsys.readouterr().out
+    assert shared_memory_files() == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        (["plan"], 2, "no models to serve"),
+        (["plan", "x.toml", "--config", "y.toml"], 2, "name one file"),
+        (["plan", "--models", "a", "--device", "null"], 2, "null device holds no bytes"),
+        (["plan", "--models", "Nobody/Nothing"], 1, "aegaeon models pull Nobody/Nothing"),
+        (["plan", "--models", "a", "--model-cache-budget-gb", "1e6"], 1, "1000000.000 GB"),
+        (["plan", "--models", "a", "--kv-budget-gb", "1e-9"], 1, "raise --kv-budget-gb"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_one_line(given, code, message, tmp_path, capsys):
+    make_checkpoint(tmp_path / "models" / "a", "llama")
+    assert main(given) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"aegaeon: error: .*\n", captured.err)
+    assert message in captured.err
 
 
 def test_version_and_overview(capsys):

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from aegaeon.config import Settings
-from aegaeon.errors import ConfigError
+from aegaeon.errors import BudgetTooSmall, ConfigError
 from aegaeon.store.codec import decode_reply, encode
 from aegaeon.store.domains import domain_is_live, open_domain
 from aegaeon.supervisor import Supervisor, check_port, free_port
@@ -132,14 +132,22 @@ def test_children_of_a_killed_supervisor_die_and_the_next_start_works():
 
 def test_a_worker_that_cannot_start_stops_the_server_with_its_message():
     damaged = msgspec.structs.replace(SPECS[0], path="/nowhere")
-    settings = make_settings(device="cpu", model_cache_budget_gb=1e-9)
+    settings = make_settings(device="cpu", model_cache_budget_gb=0.1, kv_budget_gb=0.1)
     supervisor = Supervisor(settings, (damaged,))
     try:
         supervisor.start()
-        with pytest.raises(ConfigError, match="budget"):
+        with pytest.raises(ConfigError, match="cannot read /nowhere"):
             supervisor.wait_ready(READY_S)
     finally:
         supervisor.stop()
+    assert left_overs(settings) == []
+
+
+def test_a_layout_that_cannot_work_is_refused_and_nothing_is_left():
+    settings = make_settings(device="cpu", model_cache_budget_gb=1e6)
+    supervisor = Supervisor(settings, SPECS)
+    with pytest.raises(BudgetTooSmall, match="lower --model-cache-budget-gb"):
+        supervisor.start()
     assert left_overs(settings) == []
 
 

@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aegaeon.memory.kv import BLOCK_TOKENS, KvRows, KvShape, KvView
+from aegaeon.memory.workspace import PIECE_ROWS, SPLIT_TOKENS
 
-SPLIT_TOKENS = 256
 SPLIT_BLOCKS = SPLIT_TOKENS // BLOCK_TOKENS
-# Query rows of one piece of a prompt: bounds the scores held, and skips keys no row may see.
-PIECE_ROWS = 128
 QUERY_TILE = 4
 
 

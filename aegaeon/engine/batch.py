@@ -8,9 +8,7 @@ import torch
 from aegaeon.device.base import StepBatch
 from aegaeon.engine.sequences import Sequence
 from aegaeon.memory.kv import KvPool, KvRows
-
-# Bounds the activations of a pass; where a prompt is cut never shows in the tokens.
-MAX_PASS_ROWS = 512
+from aegaeon.memory.workspace import MAX_PASS_ROWS
 
 
 @dataclass(frozen=True, slots=True)

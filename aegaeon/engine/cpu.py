@@ -1,15 +1,17 @@
 """Opens a ModelEngine that computes on the CPU, in place on what the node's processes share."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from aegaeon._native import WeightCache
 from aegaeon.config import Settings
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.kv_place import InPlaceKv
 from aegaeon.engine.regions import Regions
-from aegaeon.memory.budget import choose_budgets
+from aegaeon.memory.budget import Budgets, choose_budgets
 from aegaeon.memory.in_place import InPlaceWeights
-from aegaeon.memory.kv import KvShape
+from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.memory.source import WeightSource
 from aegaeon.models.config import read_config
 from aegaeon.models.layers import Decoder
@@ -35,9 +37,19 @@ def open_cpu_engine(
         cache = WeightCache.open_or_create(regions.weights, budgets.weight_bytes)
         owned.callback(cache.close)
         weights = InPlaceWeights(WeightSource(cache, specs, READERS), build)
-        engine = ModelEngine(specs, kv_shapes(specs, device), weights, budgets)
+        shapes = kv_shapes(specs, device)
+        pool = open_kv_pool(settings, budgets, shapes, regions)
+        engine = ModelEngine(specs, shapes, weights, InPlaceKv(pool), budgets.threads)
         owned.pop_all()
         return engine
+
+
+def open_kv_pool(
+    settings: Settings, budgets: Budgets, shapes: Mapping[ModelId, KvShape], regions: Regions
+) -> KvPool:
+    """Join the node's pool, which has room for the share of each instance."""
+    total_bytes = budgets.kv_bytes * settings.instance_count
+    return KvPool(total_bytes, shapes.values(), regions.kv, budgets.kv_bytes)
 
 
 def kv_shapes(specs: tuple[ModelSpec, ...], device: CpuDevice) -> dict[ModelId, KvShape]:

@@ -76,8 +76,8 @@ class SequenceTable:
 
         Where blocks run out the youngest holder of any model yields its own, and a sequence with no
         younger holder yields itself: so the oldest one always gets on. Returns those with blocks,
-        in the given order, and the ids of those whose KV was lost or who found no room without
-        having any.
+        in the given order, and the ids of those that lost their KV or found no room; whose KV is
+        kept elsewhere is in neither, and goes on in a later step.
         """
         wanted = list(sequences)
         without: set[int] = set()
@@ -89,7 +89,8 @@ class SequenceTable:
                     victim = sequence
                 self._holders.pop(victim.order, None)
                 without.add(victim.order)
-                if not self._place.give_up(victim):
+                is_kept = self._place.give_up(victim)
+                if not is_kept or victim is sequence:
                     lost[victim.order] = victim
         ready = [sequence for sequence in wanted if sequence.order not in without]
         return ready, [sequence.request.id for sequence in lost.values()]

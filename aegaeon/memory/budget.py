@@ -1,80 +1,273 @@
-"""How much an instance may hold: from the settings, else from the machine's (or cgroup's) memory.
+"""The byte layout of a node: who may hold how much, from the settings and the machine. No torch.
 
-No torch here: the supervisor asks too.
+The supervisor lays it out once and passes what it chose on to its processes, as settings.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
+from aegaeon.memory.machine import Machine, read_machine
 from aegaeon.types import ModelSpec
 
+# Of memory, where the settings leave it open; less where that is more than there is.
 WEIGHT_SHARE = 0.6
 KV_SHARE = 0.1
-GB = 1e9
+DEVICE_SHARE = 0.25
 # The least a sequence is good for: a prompt and an answer of a few sentences.
 LEAST_SEQUENCE_TOKENS = 256
+# A load: chunks are read into one buffer and packed into another.
+READER_THREADS = 4
+READER_CHUNK_BYTES = 2 << 20
+READER_BUFFERS = 2
+# Copies between host and device; a chunk of each thread is on its way.
+COPY_THREADS = 1
+COPY_CHUNK_BYTES = 1 << 20
+# Interpreter and libraries of a process (measured: 150 MB with torch).
+PROCESS_BYTES = 200_000_000
+# The table, the mailboxes, and the directories of cache and pool.
+SHARED_RESERVE_BYTES = 64 << 20
+PAGE_BYTES = 4096
+# Of memory, left to the system when shares are chosen.
+HEADROOM_SHARE = 0.05
+GB = 1e9
 
 
 class Budgets(msgspec.Struct, frozen=True):
-    """What one instance may use."""
+    """What one instance may use.
+
+    `weight_bytes` are those of the node's cache, which all instances share; `kv_bytes` its quota of
+    the node's pool. The device areas exist on `staged` alone, in memory of the instance's own.
+    """
 
     weight_bytes: int
     kv_bytes: int
     threads: int
+    device_weight_bytes: int = 0
+    device_kv_bytes: int = 0
+    stage_bytes: int = 0
+    workspace_bytes: int = 0
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the device's one allocation."""
+        return self.device_weight_bytes + self.device_kv_bytes
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes that are in no shared memory, its process included."""
+        return self.device_bytes + self.stage_bytes + self.workspace_bytes + PROCESS_BYTES
+
+
+class NodeBudget(msgspec.Struct, frozen=True):
+    """The layout of a node whose `instances` are all alike."""
+
+    instances: int
+    instance: Budgets
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight cache."""
+        return self.instance.weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pool, all quotas together."""
+        return self.instances * self.instance.kv_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes in /dev/shm."""
+        return self.weight_bytes + self.kv_bytes + SHARED_RESERVE_BYTES
+
+    @property
+    def front_bytes(self) -> int:
+        """Bytes of the supervisor and the proxy."""
+        return PROCESS_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of everything."""
+        return self.shared_bytes + self.front_bytes + self.instances * self.instance.private_bytes
+
+
+def settle(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> Settings:
+    """Return `settings` with the bytes chosen where they were left open, so that all processes
+    have the same layout. Raises BudgetTooSmall as `lay_out` and `check_room`."""
+    if settings.device == "null":
+        return settings
+    node = lay_out(settings, specs, machine)
+    check_room(node, machine)
+    return msgspec.structs.replace(
+        settings,
+        model_cache_budget_gb=node.weight_bytes / GB,
+        kv_budget_gb=node.instance.kv_bytes / GB,
+        device_memory_gb=node.instance.device_bytes / GB,
+    )
 
 
 def choose_budgets(
-    settings: Settings, specs: Sequence[ModelSpec], memory_bytes: int | None = None
+    settings: Settings, specs: Sequence[ModelSpec], machine: Machine | None = None
 ) -> Budgets:
-    """Return the budgets of one instance. Raises BudgetTooSmall with the numbers.
+    """Return the budgets of one instance. Raises BudgetTooSmall as `lay_out`.
 
-    `memory_bytes` is what all instances share; by default what this process may use.
+    Whether the machine has room is not asked: what other instances hold already would count twice.
     """
-    share = (memory_bytes or available_memory_bytes()) / settings.instance_count
+    return lay_out(settings, specs, machine or read_machine()).instance
+
+
+def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> NodeBudget:
+    """Lay out the node's bytes: what is set, and shares of `machine` for what is left open.
+
+    A share holds at least the largest model or one sequence, even where there is no room for it:
+    `check_room` says so then. Raises BudgetTooSmall with the numbers when what is set holds less.
+    """
+    is_staged = settings.device == "staged"
+    stage, workspace = _stage_bytes(is_staged), workspace_bytes(settings, specs)
+    private_bytes = stage + workspace + PROCESS_BYTES
+    cache, kv, device = _parts(settings, specs, machine)
+    memory_scale = _scale(
+        (cache, kv, device) if is_staged else (cache, kv),
+        int((1 - HEADROOM_SHARE) * machine.memory_bytes)
+        - (SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes),
+    )
+    shared_scale = _scale((cache, kv), machine.shared_free_bytes - SHARED_RESERVE_BYTES)
+    kv_bytes = kv.scaled(min(memory_scale, shared_scale))
+    device_bytes = 0
+    if is_staged:
+        device_bytes = device.scaled(memory_scale, kv_bytes + _largest(specs))
+        _check_device(device_bytes, kv_bytes, specs)
     budgets = Budgets(
-        weight_bytes=int(settings.model_cache_budget_gb * GB or WEIGHT_SHARE * share),
-        kv_bytes=int(settings.kv_budget_gb * GB or KV_SHARE * share),
+        weight_bytes=cache.scaled(min(memory_scale, shared_scale)),
+        kv_bytes=kv_bytes,
         threads=compute_threads(settings),
+        device_weight_bytes=device_bytes - kv_bytes if is_staged else 0,
+        device_kv_bytes=kv_bytes if is_staged else 0,
+        stage_bytes=stage,
+        workspace_bytes=workspace,
     )
     check_budgets(budgets, specs)
-    return budgets
+    return NodeBudget(settings.instance_count, budgets)
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """Bytes of which a node has `count` times as many: as set, else a share with a least size."""
+
+    set_gb: float
+    share_bytes: float
+    least_bytes: int
+    count: int = 1
+
+    def scaled(self, scale: float, least_bytes: int = 0) -> int:
+        """Return the bytes. Only a share is scaled, to whole pages."""
+        if self.set_gb:
+            return round(self.set_gb * GB)
+        wanted = int(self.share_bytes * scale) // PAGE_BYTES * PAGE_BYTES
+        return _pages(max(wanted, self.least_bytes, least_bytes))
+
+
+def _parts(
+    settings: Settings, specs: Sequence[ModelSpec], machine: Machine
+) -> tuple[_Part, _Part, _Part]:
+    """Return what the settings leave to choose: weight cache, KV quota, device."""
+    count = settings.instance_count
+    kv_share = KV_SHARE * machine.memory_bytes / count
+    if settings.device == "staged" and settings.device_memory_gb:
+        # A device that is set small is not to be filled with KV alone.
+        kv_share = min(kv_share, KV_SHARE / DEVICE_SHARE * settings.device_memory_gb * GB)
+    sequence = max((_sequence_bytes(spec) for spec in specs), default=0)
+    device_share = DEVICE_SHARE * machine.memory_bytes / count
+    return (
+        _Part(settings.model_cache_budget_gb, WEIGHT_SHARE * machine.memory_bytes, _largest(specs)),
+        _Part(settings.kv_budget_gb, kv_share, sequence, count),
+        _Part(settings.device_memory_gb, device_share, 0, count),
+    )
+
+
+def _scale(parts: Sequence[_Part], room_bytes: int) -> float:
+    """Return by what the shares among `parts` are multiplied so that all fit in `room_bytes`."""
+    room = room_bytes - sum(part.count * part.scaled(1.0) for part in parts if part.set_gb)
+    open_bytes = sum(part.count * part.share_bytes for part in parts if not part.set_gb)
+    return min(1.0, max(0.0, room / open_bytes)) if open_bytes else 1.0
+
+
+def _pages(count: int) -> int:
+    return -(-count // PAGE_BYTES) * PAGE_BYTES
+
+
+def _largest(specs: Sequence[ModelSpec]) -> int:
+    return max((_pages(spec.weight_bytes) for spec in specs), default=0)
+
+
+def _sequence_bytes(spec: ModelSpec) -> int:
+    return min(spec.context_tokens, LEAST_SEQUENCE_TOKENS) * spec.kv_token_bytes
+
+
+def _stage_bytes(is_staged: bool) -> int:
+    reading = READER_THREADS * READER_BUFFERS * READER_CHUNK_BYTES
+    return reading + (COPY_THREADS * COPY_CHUNK_BYTES if is_staged else 0)
+
+
+def workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> int:
+    """Return what a pass of the widest of `specs` takes, an estimate from its configuration."""
+    return max(
+        (spec.pass_bytes + settings.max_batch * spec.sequence_bytes for spec in specs), default=0
+    )
 
 
 def check_budgets(budgets: Budgets, specs: Sequence[ModelSpec]) -> None:
     """Raise BudgetTooSmall when some model's weights, or one sequence of it, can never fit."""
     for spec in specs:
-        if spec.weight_bytes > budgets.weight_bytes:
+        if _pages(spec.weight_bytes) > budgets.weight_bytes:
             raise BudgetTooSmall(
-                f"{spec.id} needs {_gb(spec.weight_bytes)} of weights, an instance may hold "
-                f"{_gb(budgets.weight_bytes)}; raise --model-cache-budget-gb"
+                f"{spec.id} needs {gb(spec.weight_bytes)} of weights, the node's cache may hold "
+                f"{gb(budgets.weight_bytes)}; raise --model-cache-budget-gb"
             )
-        tokens = min(spec.context_tokens, LEAST_SEQUENCE_TOKENS)
-        need = tokens * spec.kv_token_bytes
+        need = _sequence_bytes(spec)
         if need > budgets.kv_bytes:
+            tokens = min(spec.context_tokens, LEAST_SEQUENCE_TOKENS)
             raise BudgetTooSmall(
-                f"{tokens} tokens of {spec.id} need {_gb(need)} of keys and values, an instance "
-                f"may hold {_gb(budgets.kv_bytes)}; raise --kv-budget-gb"
+                f"{tokens} tokens of {spec.id} need {gb(need)} of keys and values, an instance "
+                f"may hold {gb(budgets.kv_bytes)}; raise --kv-budget-gb"
             )
 
 
-def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return physical memory, or the cgroup's limit where that is less."""
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (cgroup_root / name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():  # "max" is no limit
-            limit = min(limit, int(text))
-    return limit
+def _check_device(device_bytes: int, kv_bytes: int, specs: Sequence[ModelSpec]) -> None:
+    room = max(0, device_bytes - kv_bytes)
+    for spec in specs:
+        if _pages(spec.weight_bytes) > room:
+            raise BudgetTooSmall(
+                f"{spec.id} needs {gb(spec.weight_bytes)} of weights, a device of "
+                f"{gb(device_bytes)} has {gb(room)} beside {gb(kv_bytes)} of keys and values; "
+                "raise --device-memory-gb or lower --kv-budget-gb"
+            )
 
 
-def _gb(count: int) -> str:
+def check_room(node: NodeBudget, machine: Machine) -> None:
+    """Raise BudgetTooSmall with all the numbers when the layout is more than the machine has."""
+    each = node.instance
+    cached = f"weights {gb(node.weight_bytes)}, keys and values {node.instances} x "
+    cached += f"{gb(each.kv_bytes)}, tables {gb(SHARED_RESERVE_BYTES)}"
+    if node.shared_bytes > machine.shared_free_bytes:
+        raise BudgetTooSmall(
+            f"the layout takes {gb(node.shared_bytes)} of /dev/shm, which has "
+            f"{gb(machine.shared_free_bytes)} free: {cached}; lower --model-cache-budget-gb or "
+            "--kv-budget-gb, or give /dev/shm more (mount -o remount,size=, docker --shm-size)"
+        )
+    if node.total_bytes > machine.memory_bytes:
+        raise BudgetTooSmall(
+            f"the layout takes {gb(node.total_bytes)} of memory, there are "
+            f"{gb(machine.memory_bytes)}: {cached}, {node.instances} x (device "
+            f"{gb(each.device_bytes)}, stage {gb(each.stage_bytes)}, workspace "
+            f"{gb(each.workspace_bytes)}, process {gb(PROCESS_BYTES)}), proxy "
+            f"{gb(node.front_bytes)}; lower --model-cache-budget-gb, --kv-budget-gb, "
+            "--device-memory-gb or --colocated-count"
+        )
+
+
+def gb(count: int) -> str:
+    """Return bytes as people read them."""
     return f"{count / GB:.3f} GB"

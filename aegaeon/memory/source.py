@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import AegaeonError, CheckpointError, LoadCancelled, WeightsEvicted
+from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import PackPlan, plan_pack
 from aegaeon.types import ModelId, ModelSpec
@@ -31,12 +32,15 @@ STAGE_S = 120.0
 class HostModel:
     """One model in the cache, mapped by this process. Its bytes stay put while it is pinned."""
 
-    def __init__(self, model: ModelId, plan: PackPlan, cached: CachedModel, readers: int) -> None:
+    def __init__(
+        self, model: ModelId, plan: PackPlan, cached: CachedModel, readers: int, traffic: Traffic
+    ) -> None:
         """Take over `cached`; `readers` threads read the files if that falls to this process."""
         self.model = model
         self.plan = plan
         self.memory = cached
         self._readers = readers
+        self._traffic = traffic
         self._is_whole = False
         self._is_interrupted = False
         self._arrival: threading.Thread | None = None
@@ -108,7 +112,10 @@ class HostModel:
         """Read the files if that is ours to do, then map every page, so that no step has to."""
         try:
             if is_loader:
+                began_s = time.monotonic()
                 self.memory.load(self.plan.jobs(), self._readers)
+                took_s = time.monotonic() - began_s
+                self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
             if self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
         except AegaeonError as error:
@@ -119,9 +126,12 @@ class HostModel:
 class WeightSource:
     """Opens models in the node's cache. Owned by one engine; verbs may be called by any thread."""
 
-    def __init__(self, cache: WeightCache, specs: tuple[ModelSpec, ...], readers: int) -> None:
-        """`readers` are the threads that read a file."""
+    def __init__(
+        self, cache: WeightCache, specs: tuple[ModelSpec, ...], readers: int, traffic: Traffic
+    ) -> None:
+        """`readers` are the threads that read a file; what that comes to is counted in `traffic`."""
         self._cache = cache
+        self._traffic = traffic
         self._readers = readers
         self._plans = {spec.id: _Planned(spec) for spec in specs}
 
@@ -145,7 +155,7 @@ class WeightSource:
         while True:
             left_s = max(0.0, give_up_s - time.monotonic())
             cached = self._cache.acquire(key, model, plan.total_bytes, plan.stages, left_s)
-            host = HostModel(model, plan, cached, self._readers)
+            host = HostModel(model, plan, cached, self._readers, self._traffic)
             try:
                 host.await_stage(FIRST_STAGES - 1)
                 return host

@@ -7,8 +7,9 @@ import msgspec
 
 from aegaeon._native import CopyTicket
 
-Phase = Literal["kv_out", "weights", "kv_in"]
-PHASES: tuple[Phase, ...] = ("kv_out", "weights", "kv_in")
+# From files to the node's cache; then what a switch of the device moves.
+Phase = Literal["disk", "kv_out", "weights", "kv_in"]
+PHASES: tuple[Phase, ...] = ("disk", "kv_out", "weights", "kv_in")
 
 
 class PhaseTotal(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
+from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
 from aegaeon.models.packing import plan_pack
@@ -113,6 +114,8 @@ def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
         kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * KV_BYTES,
         context_tokens=config.context_tokens,
         vocab_tokens=config.vocab_tokens,
+        pass_bytes=pass_bytes(config),
+        sequence_bytes=sequence_bytes(config),
     )
 
 

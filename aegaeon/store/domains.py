@@ -14,7 +14,14 @@ from types import TracebackType
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
 from aegaeon.store.base import Domain
-from aegaeon.store.names import LOCK, SHARED_MEMORY, check_name, domain_of, region_path
+from aegaeon.store.names import (
+    LOCK,
+    SHARED_MEMORY,
+    check_name,
+    domain_files,
+    domain_of,
+    region_path,
+)
 from aegaeon.store.redis import RedisDomain
 from aegaeon.store.shm import ShmDomain, remove_domain
 
@@ -111,18 +118,23 @@ def claim_domain(settings: Settings, directory: Path = SHARED_MEMORY) -> DomainC
 
 def domain_is_live(settings: Settings, directory: Path = SHARED_MEMORY) -> bool:
     """Say whether a live process of this node owns the domain."""
-    path = region_path(directory, check_name("domain", settings.domain_name), LOCK)
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    return _is_locked(region_path(directory, check_name("domain", settings.domain_name), LOCK))
+
+
+def removable_files(settings: Settings, directory: Path = SHARED_MEMORY) -> list[Path]:
+    """Return what a claim of the domain would remove: its own files and those of dead owners.
+
+    Looks only. Where the domain is live its files are meant too, as after its owner's end.
+    """
+    names = {check_name("domain", settings.domain_name)}
+    for path in directory.glob(f"aegaeon-*.{LOCK}"):
+        name = domain_of(path)
+        try:
+            if name is not None and not _is_locked(path):
+                names.add(name)
+        except PermissionError:
+            continue  # another user's; theirs to sweep
+    return [file for name in sorted(names) for file in domain_files(directory, name)]
 
 
 def sweep_domains(directory: Path = SHARED_MEMORY) -> int:
@@ -165,6 +177,20 @@ def _open_in(settings: Settings, directory: Path) -> Domain:
     if settings.metadata_backend == "shared_memory":
         return ShmDomain(settings.domain_name, directory)
     return open_domain(settings)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _take_lock(path: Path, patience_s: float) -> int | None:

@@ -116,7 +116,7 @@ def test_a_request_that_lost_its_kv_at_any_step_continues_with_the_same_tokens()
         for _ in range(lost_at):
             runner.act(Prefill("a", ("r",)))
         with runner.engine._lock:
-            runner.engine._sequences.free_kv(runner.engine._sequences.get("r"))
+            runner.engine._kv.give_up(runner.engine._sequences.get("r"))
         assert runner.finish()["r"] == tokens, lost_at
 
 

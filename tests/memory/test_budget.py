@@ -1,30 +1,70 @@
-"""Budgets from settings, memory and cgroup, and the check at start-up."""
+"""The layout of a node's bytes from settings and machine, and what is refused at start-up."""
 
 import subprocess
 import sys
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
-from aegaeon.memory.budget import available_memory_bytes, choose_budgets
+from aegaeon.memory.budget import (
+    PROCESS_BYTES,
+    SHARED_RESERVE_BYTES,
+    check_room,
+    choose_budgets,
+    lay_out,
+    settle,
+)
+from aegaeon.memory.machine import Machine
+from aegaeon.types import ModelSpec
 from tests.support.decoder import make_spec
 
 SPECS = (make_spec("a", weight_bytes=600_000_000), make_spec("b", weight_bytes=100))
+MACHINE = Machine(10_000_000_000, 10_000_000_000)
 
 
-def test_defaults_are_shares_of_the_memory_of_each_instance():
-    budgets = choose_budgets(Settings(colocated_count=2), SPECS, memory_bytes=10_000_000_000)
-    assert (budgets.weight_bytes, budgets.kv_bytes) == (3_000_000_000, 500_000_000)
+def make_wide_spec(**changes) -> ModelSpec:
+    return msgspec.structs.replace(make_spec("a"), **changes)
+
+
+def test_defaults_are_shares_of_memory_with_one_cache_for_all():
+    budgets = choose_budgets(Settings(colocated_count=2), SPECS, MACHINE)
+    assert budgets.weight_bytes == pytest.approx(6_000_000_000, abs=4096)
+    assert budgets.kv_bytes == pytest.approx(500_000_000, abs=4096)
+    assert budgets.device_bytes == 0
+
+
+def test_a_staged_device_has_weights_beside_as_much_kv_as_the_quota():
+    settings = Settings(device="staged", device_memory_gb=2.0, kv_budget_gb=0.5)
+    budgets = choose_budgets(settings, SPECS, MACHINE)
+    assert (budgets.device_weight_bytes, budgets.device_kv_bytes) == (1_500_000_000, 500_000_000)
+    default = choose_budgets(Settings(device="staged"), SPECS, MACHINE)
+    assert default.device_bytes == pytest.approx(2_500_000_000, rel=0.1)
+    assert default.device_kv_bytes == default.kv_bytes
+
+
+def test_a_small_device_is_not_filled_with_keys_and_values():
+    settings = Settings(device="staged", device_memory_gb=1.2)
+    budgets = choose_budgets(settings, SPECS, MACHINE)
+    assert budgets.device_kv_bytes == pytest.approx(480_000_000, abs=4096)
 
 
 def test_settings_win():
     settings = Settings(model_cache_budget_gb=1.5, kv_budget_gb=0.25, threads_per_instance=3)
-    budgets = choose_budgets(settings, SPECS, memory_bytes=1)
+    budgets = choose_budgets(settings, SPECS, Machine(1, 1))
     assert budgets.weight_bytes == 1_500_000_000
     assert budgets.kv_bytes == 250_000_000
     assert budgets.threads == 3
+
+
+def test_the_workspace_is_that_of_the_widest_model_and_a_full_batch():
+    specs = (make_wide_spec(pass_bytes=1000, sequence_bytes=1), make_wide_spec(sequence_bytes=100))
+    assert choose_budgets(Settings(max_batch=4), specs, MACHINE).workspace_bytes == 1004
+    assert choose_budgets(Settings(max_batch=64), specs, MACHINE).workspace_bytes == 6400
 
 
 @pytest.mark.parametrize(
@@ -32,19 +72,104 @@ def test_settings_win():
     [
         ({"model_cache_budget_gb": 0.5}, r"a needs 0\.600 GB.*0\.500 GB.*--model-cache-budget-gb"),
         ({"kv_budget_gb": 0.0001}, r"256 tokens of a need .*--kv-budget-gb"),
+        (
+            {"device": "staged", "device_memory_gb": 0.7, "kv_budget_gb": 0.2},
+            r"a needs 0\.600 GB.*device of 0\.700 GB has 0\.500 GB beside 0\.200.*--device-memory",
+        ),
+        (
+            {"device": "staged", "device_memory_gb": 0.1, "kv_budget_gb": 0.2},
+            r"has 0\.000 GB beside 0\.200",
+        ),
     ],
 )
 def test_a_budget_that_cannot_hold_a_model_is_refused_with_the_numbers(changes, message):
     with pytest.raises(BudgetTooSmall, match=message):
-        choose_budgets(Settings(**changes), SPECS, memory_bytes=10_000_000_000)
+        choose_budgets(Settings(**changes), SPECS, MACHINE)
 
 
-def test_the_cgroup_limit_counts(tmp_path):
-    whole = available_memory_bytes(tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory_bytes(tmp_path) == whole > 1 << 20
-    (tmp_path / "memory.max").write_text("123456\n")
-    assert available_memory_bytes(tmp_path) == 123456
+@pytest.mark.parametrize(
+    ("changes", "machine", "message"),
+    [
+        (
+            {"model_cache_budget_gb": 9.0, "kv_budget_gb": 1.5},
+            MACHINE,
+            r"10\.567 GB of /dev/shm, which has 10\.000 GB free: weights 9\.000 GB, keys and values"
+            r" 1 x 1\.500 GB.*--kv-budget-gb",
+        ),
+        (
+            {"device": "staged", "device_memory_gb": 4.0, "model_cache_budget_gb": 5.0},
+            Machine(7_000_000_000, 7_000_000_000),
+            r"of memory, there are 7\.000 GB: weights 5\.000 GB.*device 4\.000 GB.*--device-memory",
+        ),
+        ({}, Machine(10_000_000_000, 64 << 20), r"of /dev/shm, which has 0\.067 GB free"),
+        ({}, Machine(500_000_000, 500_000_000), r"of /dev/shm, which has 0\.500 GB free"),
+        ({"colocated_count": 50}, MACHINE, r"of memory, there are 10\.000 GB.*--colocated-count"),
+    ],
+)
+def test_a_layout_that_is_more_than_there_is_is_refused_with_the_numbers(changes, machine, message):
+    node = lay_out(Settings(**changes), SPECS, machine)
+    with pytest.raises(BudgetTooSmall, match=message) as raised:
+        check_room(node, machine)
+    assert "\n" not in str(raised.value)
+
+
+def test_shares_shrink_to_what_shared_memory_has_free():
+    machine = Machine(10_000_000_000, 5_000_000_000)
+    node = lay_out(Settings(), SPECS, machine)
+    assert node.shared_bytes == pytest.approx(5_000_000_000, abs=3 * 4096)
+    check_room(node, machine)
+
+
+set_gb = st.one_of(st.just(0.0), st.floats(0.1, 4.0))
+# Mostly layouts that fit, and some that do not.
+rooms = st.integers(1 << 32, 1 << 38)
+model_sizes = st.tuples(st.integers(1, 1 << 29), st.integers(1, 1 << 18))
+
+
+@given(
+    st.sampled_from(["cpu", "staged"]),
+    st.integers(1, 8),
+    st.tuples(set_gb, set_gb, set_gb),
+    st.tuples(rooms, rooms),
+    st.lists(model_sizes, min_size=1, max_size=4),
+)
+def test_a_layout_holds_its_models_adds_up_and_is_the_same_once_settled(
+    device, count, sizes, room, models
+):
+    names = ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb")
+    settings = Settings(
+        device=device, colocated_count=count, **dict(zip(names, sizes, strict=True))
+    )
+    machine = Machine(*room)
+    specs = [make_wide_spec(weight_bytes=w, kv_token_bytes=t) for w, t in models]
+    try:
+        settled = settle(settings, specs, machine)
+    except BudgetTooSmall:
+        return
+    node = lay_out(settled, specs, Machine(1, 1))
+    assert node == lay_out(settings, specs, machine)
+    each = node.instance
+    shared = each.weight_bytes + count * each.kv_bytes + SHARED_RESERVE_BYTES
+    own = each.device_weight_bytes + each.device_kv_bytes + each.stage_bytes + each.workspace_bytes
+    assert node.shared_bytes == shared <= machine.shared_free_bytes
+    assert node.total_bytes == shared + count * (own + PROCESS_BYTES) + node.front_bytes
+    assert node.total_bytes <= machine.memory_bytes
+    weights = min(each.weight_bytes, each.device_weight_bytes or each.weight_bytes)
+    assert all(spec.weight_bytes <= weights for spec in specs)
+    assert all(256 * spec.kv_token_bytes <= each.kv_bytes for spec in specs)
+
+
+@given(st.integers(1, 4), st.sampled_from(["cpu", "staged"]), st.integers(1, 64))
+def test_defaults_fit_any_machine_that_holds_the_least(count, device, gigabytes_of_memory):
+    machine = Machine(gigabytes_of_memory << 30, gigabytes_of_memory << 29)
+    specs = (make_spec("a", weight_bytes=1 << 20),)
+    if machine.memory_bytes > 2 * (count + 1) * PROCESS_BYTES:
+        settle(Settings(device=device, colocated_count=count), specs, machine)
+
+
+def test_the_null_device_has_no_layout():
+    settings = Settings(device="null")
+    assert settle(settings, SPECS, Machine(1, 1)) == settings
 
 
 def test_an_instance_always_has_a_thread():
@@ -52,7 +177,5 @@ def test_an_instance_always_has_a_thread():
 
 
 def test_null_engines_and_budgets_need_no_torch():
-    code = (
-        "import sys, aegaeon.engine.open, aegaeon.memory.budget; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, aegaeon.engine.open, aegaeon.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -13,7 +13,13 @@ import pytest
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
-from aegaeon.store.domains import claim_domain, domain_is_live, open_domain, sweep_domains
+from aegaeon.store.domains import (
+    claim_domain,
+    domain_is_live,
+    open_domain,
+    removable_files,
+    sweep_domains,
+)
 from aegaeon.store.names import domain_of, region_path
 from aegaeon.store.redis import RedisDomain
 from aegaeon.store.shm import ShmDomain
@@ -116,6 +122,21 @@ def test_a_claim_sweeps_other_dead_domains_and_spares_live_ones(directory: Path)
             assert owned == {"live", "mine", "unclaimed"}
             assert sweep_domains(directory) == 0
             assert domain_is_live(settings("live"), directory)
+
+
+def test_what_a_claim_would_remove_is_told_without_removing_it(directory: Path) -> None:
+    with owner_process("dead", directory) as dead, owner_process("live", directory):
+        ShmDomain("unclaimed", directory).metadata()
+        ShmDomain("mine", directory).metadata()
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
+        before = files(directory)
+        removable = removable_files(settings("mine"), directory)
+        assert {domain_of(path) for path in removable} == {"dead", "mine"}
+        assert len(removable) == len(set(removable)) == 5
+        assert files(directory) == before
+        own = removable_files(settings("live"), directory)
+        assert {domain_of(path) for path in own} == {"dead", "live"}
 
 
 def test_half_made_regions_of_killed_processes_are_swept(directory: Path) -> None:

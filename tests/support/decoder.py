@@ -13,8 +13,8 @@ from aegaeon.device.base import Device, Projection, StepBatch
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix, pack
 from aegaeon.engine.engine import ModelEngine
-from aegaeon.memory.budget import Budgets
-from aegaeon.memory.kv import KvShape
+from aegaeon.engine.kv_place import InPlaceKv
+from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.types import Load, Loaded, ModelSpec, Request, SamplingParams
 from tests.support.own_weights import OwnWeights
 
@@ -102,10 +102,10 @@ def make_engine(
 ) -> ModelEngine:
     """Return an engine over models a and b, both loaded unless told otherwise."""
     specs = tuple(make_spec(model) for model in SHAPES)
-    budgets = Budgets(weight_bytes=4 << 20, kv_bytes=kv_bytes, threads=threads)
     device = CpuDevice(threads)
     weights = OwnWeights(lambda model: loader(model, device))
-    engine = ModelEngine(specs, SHAPES, weights, budgets)
+    kv = InPlaceKv(KvPool(kv_bytes, SHAPES.values()))
+    engine = ModelEngine(specs, SHAPES, weights, kv, threads)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine
