@@ -129,9 +129,14 @@ TicketPtr Engine::submit(Order order, const std::vector<TicketPtr>& after) {
 bool Engine::wait(Ticket& ticket, std::size_t bytes, std::int64_t timeout_ns) {
   check_process();
   std::unique_lock<std::mutex> lock(mutex_);
+  const auto is_settled = [&] {
+    if (ticket.has(bytes) || ticket.outcome != Outcome::open) return true;
+    // Each time before it sleeps: whoever was woken has taken it away. Others' chunks wake nobody.
+    ticket.awaited_bytes = std::min(ticket.awaited_bytes, bytes);
+    return false;
+  };
   ++waiters_;
-  changed_.wait_until(lock, point_of(now_ns() + timeout_ns),
-                      [&] { return ticket.has(bytes) || ticket.outcome != Outcome::open; });
+  changed_.wait_until(lock, point_of(now_ns() + timeout_ns), is_settled);
   --waiters_;
   return ticket.has(bytes);
 }

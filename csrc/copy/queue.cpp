@@ -144,7 +144,8 @@ void Queue::publish(const Flight& flight, std::int64_t now) {
   ticket.progress_bytes.store(progress, std::memory_order_release);
   if (progress == ticket.total_bytes) {
     end(flight.ticket, Outcome::done, now);
-  } else {
+  } else if (progress >= ticket.awaited_bytes) {
+    ticket.awaited_bytes = kNobodyWaits;
     ++changes_;
   }
 }

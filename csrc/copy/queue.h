@@ -61,7 +61,8 @@ class Queue {
 
   // Tickets that have not settled.
   std::size_t open_tickets() const { return open_.size(); }
-  // Moves whenever a ticket's progress, outcome or use of memory may have changed.
+  // Moves whenever a ticket's progress has reached what is awaited, or its outcome or use of memory
+  // may have changed.
   std::uint64_t changes() const { return changes_; }
 
  private:

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ struct Segment {
 };
 
 constexpr unsigned kPriorities = 3;  // 0 goes first
+constexpr std::size_t kNobodyWaits = std::numeric_limits<std::size_t>::max();
 
 struct Order {
   std::vector<Segment> segments;
@@ -66,6 +68,7 @@ struct Ticket {
   unsigned priority;
   std::uint64_t sequence = 0;
   bool has_settled = false;
+  std::size_t awaited_bytes = kNobodyWaits;  // the least progress that somebody sleeps for
   std::string failure;
 
   std::vector<std::shared_ptr<Ticket>> after;       // what it waits for, until it is ready

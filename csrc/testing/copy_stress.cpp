@@ -62,6 +62,16 @@ bool is_same(const Memory& left, const Memory& right, std::size_t bytes) {
   return std::memcmp(left.data(), right.data(), bytes) == 0;
 }
 
+// Without the lock that a wait takes: the progress alone must publish the bytes.
+void poll(const Ticket& ticket, const Memory& target, const Memory& source) {
+  for (std::size_t seen = 0; seen < kBytes; std::this_thread::yield()) {
+    const std::size_t progress = ticket.progress_bytes.load(std::memory_order_acquire);
+    require(progress >= seen, "progress fell");
+    seen = progress;
+    require(is_same(target, source, seen), "progress was not true");
+  }
+}
+
 // A reader trusts the progress; a canceller overwrites what it has cancelled.
 void use(Engine& engine, unsigned seed) {
   std::minstd_rand random(seed + 77);
@@ -79,6 +89,7 @@ void use(Engine& engine, unsigned seed) {
       continue;
     }
     engine.raise_priority(second, 0);
+    if (round % 3 == 1) poll(*second, target, source);
     for (std::size_t bytes = 1; bytes < kBytes; bytes += random() % kBytes) {
       require(engine.wait(*second, bytes, 20 * kSecond), "a copy starved");
       require(is_same(target, source, bytes), "progress was not true");
@@ -124,6 +135,27 @@ void stress_closing() {
     engine->close();
     for (Memory& target : targets) std::fill(target.begin(), target.end(), std::byte{0});
     for (std::thread& user : users) user.join();
+  }
+}
+
+// Each waits inside for the other.
+void two_threads_share_one_copy() {
+  std::atomic<int> inside{0};
+  const auto engine =
+      Engine::start({2, kChunk, 0, true}, [&](std::byte*, const std::byte*, std::size_t, bool) {
+        inside.fetch_add(1);
+        const std::int64_t deadline = aegaeon::shm::now_ns() + 20 * kSecond;
+        while (inside.load() < 2) {
+          require(aegaeon::shm::now_ns() < deadline, "the second thread slept on");
+          std::this_thread::yield();
+        }
+      });
+  const Memory source = pattern(2);
+  Memory target(kBytes);
+  for (int round = 0; round < 20; ++round) {  // in most, both slept before
+    inside.store(0);
+    const TicketPtr ticket = engine->submit(order_of(target, source, 1));
+    require(engine->wait(*ticket, kBytes, 20 * kSecond), "a shared copy starved");
   }
 }
 
@@ -174,6 +206,7 @@ int main() {
   stress(0);
   stress(kFast);
   stress_closing();
+  two_threads_share_one_copy();
   a_copier_that_throws_fails_its_ticket();
   std::puts("copy_stress: ok");
   return 0;
