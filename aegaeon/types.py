@@ -260,6 +260,19 @@ class WeightsLost(msgspec.Struct, frozen=True, tag=True):
 Outcome = Switched | Stepped | Loaded | LoadFailed | WeightsLost
 
 
+# From files to the node's cache; then what a switch of a device moves.
+Phase = Literal["disk", "kv_out", "weights", "kv_in"]
+PHASES: tuple[Phase, ...] = ("disk", "kv_out", "weights", "kv_in")
+
+
+class PhaseTotal(msgspec.Struct, frozen=True):
+    """What one phase came to since the start; `seconds` are those in which its copies ran."""
+
+    count: int = 0
+    moved_bytes: int = 0
+    seconds: float = 0.0
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A served model: where its files are and what it costs. `id` is what clients ask for.
 
@@ -292,7 +305,8 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance publishes again and again. Counts are requests; `switches` since start."""
+    """What an instance publishes again and again. Counts are requests; `switches` and `moved` are
+    since the start; `weight_bytes` are those of the node's cache, or of the device's own memory."""
 
     state: Literal["starting", "ready", "draining"] = "starting"
     current: ModelId | None = None
@@ -303,6 +317,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     kv_free_bytes: int = 0
     switches: int = 0
     switch_s: float = 0.0
+    weight_bytes: int = 0
+    moved: dict[Phase, PhaseTotal] = {}
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ from aegaeon.types import (
     ModelSpec,
     NewToken,
     Outcome,
+    Phase,
+    PhaseTotal,
     Prefill,
     Request,
     RequestId,
@@ -34,12 +36,13 @@ NO_BOUND_BYTES = 1 << 62
 
 
 class EngineUsage(msgspec.Struct, frozen=True):
-    """Bytes held now, against their budgets."""
+    """Bytes held now, against their budgets; and bytes moved since the start."""
 
     weight_bytes: int
     weight_budget_bytes: int
     kv_bytes: int
     kv_budget_bytes: int
+    moved: dict[Phase, PhaseTotal] = {}
 
 
 class Engine(ABC):

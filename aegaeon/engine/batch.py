@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from aegaeon.device.base import StepBatch
-from aegaeon.engine.sequences import Sequence
+from aegaeon.engine.sequence import Sequence
 from aegaeon.memory.kv import KvPool, KvRows
 from aegaeon.memory.workspace import MAX_PASS_ROWS
 

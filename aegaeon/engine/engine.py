@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +24,9 @@ from aegaeon.errors import (
     LoadCancelled,
     WeightsEvicted,
 )
+from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvShape
+from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import ResidentModel, Weights
 from aegaeon.types import (
     ComputeAction,
@@ -51,8 +54,18 @@ Result = TypeVar("Result")
 Failure = tuple[RequestId, str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Where an engine's bytes are, and what their moves have come to."""
+
+    weights: Weights
+    kv: KvPlace
+    traffic: Traffic
+    costs: SwapCosts
+
+
 class ModelEngine(Engine):
-    """Runs `specs` with `weights` and `kv`, with at most `threads` compute threads.
+    """Runs `specs` in `memory`, with at most `threads` compute threads.
 
     Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
     sequence that lost its KV needs no special care. Who loses it: see SequenceTable.make_room;
@@ -66,17 +79,18 @@ class ModelEngine(Engine):
         self,
         specs: tuple[ModelSpec, ...],
         shapes: Mapping[ModelId, KvShape],
-        weights: Weights,
-        kv: KvPlace,
+        memory: EngineMemory,
         threads: int,
     ) -> None:
-        """Take over `weights` and `kv`."""
+        """Take over `memory`."""
         self._specs = {spec.id: spec for spec in specs}
         self._shapes = dict(shapes)
         self._threads = ComputeThreads(threads)
-        self._weights = weights
-        self._kv = kv
-        self._sequences = SequenceTable(kv)
+        self._weights = memory.weights
+        self._kv = memory.kv
+        self._traffic = memory.traffic
+        self._costs = memory.costs
+        self._sequences = SequenceTable(memory.kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
         self._lock = threading.Lock()  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
@@ -146,6 +160,7 @@ class ModelEngine(Engine):
             weight_budget_bytes=self._weights.budget_bytes,
             kv_bytes=self._kv.pool.used_bytes,
             kv_budget_bytes=self._kv.pool.budget_bytes,
+            moved=self._traffic.totals(),
         )
 
     def close(self) -> None:
@@ -182,15 +197,19 @@ class ModelEngine(Engine):
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
             ready, preempted = self._sequences.make_room(wanted)
+        ready = self._kv.await_any(ready)
+        missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         tokens: list[NewToken] = []
         failed: list[Failure] = []
-        for parts in plan_passes(self._kv.await_any(ready)):
+        for parts in plan_passes(ready):
             logits = model.forward(build_batch(parts, self._kv.pool)).numpy()
             for part in parts:
                 part.sequence.cached = part.stop
             last = [part for part in parts if part.is_last]
             self._take_tokens(last, logits, tokens, failed)
         took_s = time.perf_counter() - started
+        if isinstance(action, Prefill):
+            self._costs.note_prefill(action.model, missing, took_s)
         return Stepped(action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed))
 
     def _take_tokens(

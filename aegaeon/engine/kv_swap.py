@@ -13,9 +13,10 @@ from aegaeon._native import CopyEngine, CopyTicket
 from aegaeon.engine.kv_place import KvPlace, offer_blocks, take_blocks
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import CopyError, OutOfBlocks
+from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, blocks_for
 from aegaeon.memory.traffic import Traffic
-from aegaeon.types import KvHandle, ModelId
+from aegaeon.types import KvHandle
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,9 @@ class SwappedKv(KvPlace):
     """`pool` is the device's, `host` the node's. Both are of the same shapes."""
 
     def __init__(
-        self, pool: KvPool, host: KvPool, copier: CopyEngine, traffic: Traffic, costs: "SwapCosts"
+        self, pool: KvPool, host: KvPool, copier: CopyEngine, traffic: Traffic, costs: SwapCosts
     ) -> None:
-        """Take over both pools; what the copies come to is counted in `traffic`."""
+        """Take over both pools and `copier`; `traffic` counts what the copies come to."""
         self.pool = pool
         self._host = host
         self._copier = copier
@@ -71,8 +72,10 @@ class SwappedKv(KvPlace):
     def give_up(self, sequence: Sequence) -> bool:
         if not sequence.blocks and sequence.cached:
             return True  # it is away already
-        is_kept = self._costs.is_worth_copying(sequence) and self._save(sequence, URGENT)
-        if is_kept and self._is_saved(sequence, COPY_S):
+        kv_bytes = len(sequence.blocks) * sequence.shape.block_bytes
+        model = sequence.request.model
+        is_worth_it = self._costs.is_worth_copying(model, sequence.cached, kv_bytes)
+        if is_worth_it and self._save(sequence, URGENT) and self._is_saved(sequence, COPY_S):
             self._leave_device(sequence)
             return True
         self.free(sequence)
@@ -116,6 +119,7 @@ class SwappedKv(KvPlace):
         sequence.cached = kv.cached_tokens
 
     def close(self) -> None:
+        self._copier.close()
         self._host.close()
         self.pool.close()
 
@@ -209,28 +213,3 @@ def _stop(copy: _HostCopy) -> None:
     for ticket in (copy.going_out, copy.coming_in):
         if ticket is not None:
             ticket.cancel()
-
-
-class SwapCosts:
-    """What it takes to keep KV on the host, against prefilling it again. As measured so far."""
-
-    def __init__(self, traffic: Traffic) -> None:
-        self._traffic = traffic
-        self._token_s: dict[ModelId, float] = {}  # of prefills; a decaying mean
-
-    def note_prefill(self, model: ModelId, tokens: int, took_s: float) -> None:
-        """Learn from a step that fed `tokens` tokens of `model`."""
-        if tokens > 0:
-            old = self._token_s.get(model, took_s / tokens)
-            self._token_s[model] = old + (took_s / tokens - old) / 4
-
-    def is_worth_copying(self, sequence: Sequence) -> bool:
-        """Whether out and in again is quicker than a prefill; copies count as quick at first."""
-        token_s = self._token_s.get(sequence.request.model)
-        totals = self._traffic.totals()
-        moved = totals["kv_out"].moved_bytes + totals["kv_in"].moved_bytes
-        if token_s is None or not moved:
-            return True
-        byte_s = (totals["kv_out"].seconds + totals["kv_in"].seconds) / moved
-        kv_bytes = blocks_for(sequence.cached) * sequence.shape.block_bytes
-        return 2 * kv_bytes * byte_s < sequence.cached * token_s

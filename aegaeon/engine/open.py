@@ -32,4 +32,9 @@ def _open_cpu(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
     return opener(settings, specs, regions)
 
 
-OPENERS: dict[str, Opener] = {"cpu": _open_cpu, "null": _open_null}
+def _open_staged(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> Engine:
+    opener = cast(Opener, import_module("aegaeon.engine.staged").open_staged_engine)
+    return opener(settings, specs, regions)
+
+
+OPENERS: dict[str, Opener] = {"cpu": _open_cpu, "staged": _open_staged, "null": _open_null}

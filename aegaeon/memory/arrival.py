@@ -30,9 +30,7 @@ class Arrival:
     Owns the host model and a thread, until everything is in or `close`.
     """
 
-    def __init__(
-        self, host: HostModel, target: int, copier: CopyEngine, traffic: Traffic
-    ) -> None:
+    def __init__(self, host: HostModel, target: int, copier: CopyEngine, traffic: Traffic) -> None:
         """Begin to copy to the address `target`, which has room for the whole model."""
         self.plan: PackPlan = host.plan
         self._host = host

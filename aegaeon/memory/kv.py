@@ -146,16 +146,6 @@ class KvPool:
         """Bytes of the blocks that this client holds."""
         return self._native.used_bytes
 
-    @property
-    def identity(self) -> int:
-        """Whose blocks these are, in a KvHandle; nobody else can reach those of this pool."""
-        return 0
-
-    def take(self, shape: KvShape, blocks: Iterable[int], sender: int) -> bool:  # noqa: ARG002
-        """Make `blocks` of `sender` ours, all or none; say whether they are. Never, here: the arena
-        is this instance's alone."""
-        return False
-
     def slab_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` in a slab."""
         return self.slab_bytes // shape.block_bytes

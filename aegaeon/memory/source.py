@@ -129,7 +129,7 @@ class WeightSource:
     def __init__(
         self, cache: WeightCache, specs: tuple[ModelSpec, ...], readers: int, traffic: Traffic
     ) -> None:
-        """`readers` are the threads that read a file; what that comes to is counted in `traffic`."""
+        """`readers` are the threads that read a file; `traffic` counts what that comes to."""
         self._cache = cache
         self._traffic = traffic
         self._readers = readers

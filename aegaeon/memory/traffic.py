@@ -1,23 +1,9 @@
 """How many bytes moved, and how long that took, by phase of a switch."""
 
 import threading
-from typing import Literal
-
-import msgspec
 
 from aegaeon._native import CopyTicket
-
-# From files to the node's cache; then what a switch of the device moves.
-Phase = Literal["disk", "kv_out", "weights", "kv_in"]
-PHASES: tuple[Phase, ...] = ("disk", "kv_out", "weights", "kv_in")
-
-
-class PhaseTotal(msgspec.Struct, frozen=True):
-    """What one phase came to since the start; `seconds` are those in which its copies ran."""
-
-    count: int = 0
-    moved_bytes: int = 0
-    seconds: float = 0.0
+from aegaeon.types import PHASES, Phase, PhaseTotal
 
 
 class Traffic:

@@ -9,6 +9,7 @@ from aegaeon._native import WeightCache
 from aegaeon.errors import BudgetTooSmall, CheckpointError, WeightsEvicted
 from aegaeon.memory.in_place import InPlaceWeights
 from aegaeon.memory.source import WeightSource
+from aegaeon.memory.traffic import Traffic
 from aegaeon.models.references import resolve
 from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
@@ -39,7 +40,9 @@ def open_weights(specs, regions):
         size = specs["a"].weight_bytes
         cache = WeightCache.open_or_create(regions.weights, int(models * size))
         chosen = tuple(specs[name] for name in only)
-        weights = InPlaceWeights(WeightSource(cache, chosen, READERS), lambda _, packed: packed)
+        weights = InPlaceWeights(
+            WeightSource(cache, chosen, READERS, Traffic()), lambda _, packed: packed
+        )
         opened.append(weights)
         return weights
 

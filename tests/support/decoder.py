@@ -12,9 +12,11 @@ from torch import Tensor
 from aegaeon.device.base import Device, Projection, StepBatch
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix, pack
-from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_place import InPlaceKv
+from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvPool, KvShape
+from aegaeon.memory.traffic import Traffic
 from aegaeon.types import Load, Loaded, ModelSpec, Request, SamplingParams
 from tests.support.own_weights import OwnWeights
 
@@ -104,8 +106,10 @@ def make_engine(
     specs = tuple(make_spec(model) for model in SHAPES)
     device = CpuDevice(threads)
     weights = OwnWeights(lambda model: loader(model, device))
+    traffic = Traffic()
     kv = InPlaceKv(KvPool(kv_bytes, SHAPES.values()))
-    engine = ModelEngine(specs, SHAPES, weights, kv, threads)
+    memory = EngineMemory(weights, kv, traffic, SwapCosts(traffic))
+    engine = ModelEngine(specs, SHAPES, memory, threads)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine
