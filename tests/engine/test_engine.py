@@ -209,7 +209,7 @@ def test_release_frees_the_kv_in_every_state():
 def test_the_oldest_request_keeps_its_kv_and_the_youngest_yields():
     engine = make_engine(kv_bytes=SHAPES["b"].block_bytes * 26)
     runner = Runner(engine)
-    room = engine._pool.capacity_blocks(SHAPES["b"])
+    room = engine._kv.pool.capacity_blocks(SHAPES["b"])
     runner.submit(make_request("old", prompt(16 * 10 - 1), model="b", max_tokens=100))
     runner.submit(make_request("young", prompt(16 * (room - 10)), model="b", max_tokens=2))
     assert not runner.act(Prefill("b", ("old", "young"))).preempted
