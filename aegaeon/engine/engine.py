@@ -133,6 +133,7 @@ class ModelEngine(Engine):
     def close(self) -> None:
         with self._lock:
             self._sequences.clear()
+        self._pool.close()
         self._weights.clear()
 
     def _prepare(self, name: ModelId) -> None:
@@ -177,7 +178,8 @@ class ModelEngine(Engine):
             if not np.isfinite(row).all():
                 message = f"{request.model} made logits that are not finite; the request ends"
                 failed.append((request.id, AegaeonError.code, message))
-                self.release(request.id)
+                with self._lock:
+                    self._sequences.remove(request.id, is_poisoned=True)
                 continue
             token_id = pick_token(row, request.sampling, len(sequence.generated))
             reason = sequence.append(token_id)

@@ -72,15 +72,18 @@ class SequenceTable:
         """Return a known sequence."""
         return self._sequences[request]
 
-    def remove(self, request: RequestId) -> None:
-        """Forget a sequence and free its KV; unknown ids are ignored."""
+    def remove(self, request: RequestId, is_poisoned: bool = False) -> None:
+        """Forget a sequence and free its KV; unknown ids are ignored.
+
+        `is_poisoned`: its KV may hold what is no finite number.
+        """
         sequence = self._sequences.pop(request, None)
         if sequence is not None:
-            self.free_kv(sequence)
+            self.free_kv(sequence, is_poisoned)
 
-    def free_kv(self, sequence: Sequence) -> None:
-        """Give up what is cached; the tokens stay."""
-        self._pool.free(sequence.shape, sequence.blocks)
+    def free_kv(self, sequence: Sequence, is_poisoned: bool = False) -> None:
+        """Give up what is cached; the tokens stay. `is_poisoned`: see remove."""
+        self._pool.free(sequence.shape, sequence.blocks, is_poisoned)
         self._holders.pop(sequence.order, None)
         sequence.blocks = []
         sequence.cached = 0
@@ -113,8 +116,9 @@ class SequenceTable:
         missing = blocks_for(sequence.tokens) - len(sequence.blocks)
         if missing <= 0:
             return True
-        if missing > self._pool.free_blocks(sequence.shape):
+        try:
+            sequence.blocks.extend(self._pool.allocate(sequence.shape, missing))
+        except OutOfBlocks:
             return False
-        sequence.blocks.extend(self._pool.allocate(sequence.shape, missing))
         self._holders[sequence.order] = sequence
         return True
