@@ -424,6 +424,7 @@ class Eviction:
     time_s: float  # since the epoch
     pid: int  # who evicted it
 
+@final
 class KvPool:
     """One client of a pool of KV blocks: an arena of slabs, each cut into blocks of one shape.
 
@@ -485,8 +486,8 @@ class KvPool:
     def free_blocks(self, shape: int) -> int:
         """Return how many could be allocated now: looks at every block, microseconds per GB."""
 
-    def time_pairs(self, shape: int, held: int, rounds: int) -> float:
-        """Return nanoseconds to allocate and free one block, while `held` others are ours."""
+    def time_allocations(self, shape: int, held: int, rounds: int) -> float:
+        """Return nanoseconds to allocate a block while `held` others are ours: rounds of 64."""
 
     @property
     def used_bytes(self) -> int:

@@ -15,6 +15,13 @@ constexpr int kClaimRounds = 64;
 // stopped needs microseconds.
 constexpr std::int64_t kTakePatience = 2 * shm::kSecond;
 
+// What was freed counts no more, however the call ends.
+struct Refund {
+  ~Refund() { charged.fetch_sub(bytes); }
+  std::atomic<std::uint64_t>& charged;
+  std::uint64_t bytes = 0;
+};
+
 }  // namespace
 
 Given KvPool::allocate(unsigned shape, std::size_t count, std::uint64_t* ids, Effort effort) {
@@ -112,6 +119,7 @@ void KvPool::unclaim(unsigned shape, const std::uint64_t* ids, std::size_t count
 void KvPool::free(unsigned shape, const std::vector<std::uint64_t>& ids, bool is_poisoned,
                   KvIdentity offer) {
   const Verb verb(*this);
+  Refund refund{charged_bytes_};
   std::size_t last_slab = geometry_.slab_count;
   for (const std::uint64_t id : ids) {
     const BlockPlace place = geometry_.find(shape, id);
@@ -120,7 +128,7 @@ void KvPool::free(unsigned shape, const std::vector<std::uint64_t>& ids, bool is
     }
     last_slab = place.slab;
     if (free_block(place, shape, is_poisoned, offer)) {
-      charged_bytes_.fetch_sub(geometry_.shapes[shape].block_bytes);
+      refund.bytes += geometry_.shapes[shape].block_bytes;
     }
   }
   if (last_slab != geometry_.slab_count) {

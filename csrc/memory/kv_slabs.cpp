@@ -98,7 +98,10 @@ void KvPool::give_back_if_free(std::size_t slab) {
 
 // After a block of the slab was freed.
 void KvPool::after_freeing(std::size_t slab) {
-  control_.slabs_with_room(control_.state(slab).shape).add(slab);
+  SlabSet with_room = control_.slabs_with_room(control_.state(slab).shape);
+  if (!with_room.holds(slab)) {
+    with_room.add(slab);
+  }
   give_back_if_free(slab);
 }
 

@@ -363,10 +363,13 @@ def test_clients_agree_with_a_model_of_who_holds_what(steps):
                 assert other.used_bytes == held <= quota
         for pool in pools:
             pool.close()
-        last = KvPool(BUDGET, SHAPES, path)
-        assert all(last.free_blocks(s) == last.capacity_blocks(s) for s in SHAPES)
+        assert is_all_free(KvPool(BUDGET, SHAPES, path))
     finally:
         remove(path)
+
+
+def is_all_free(pool: KvPool) -> bool:
+    return all(pool.free_blocks(shape) == pool.capacity_blocks(shape) for shape in SHAPES)
 
 
 def take_last(offers, pools, model, receiver) -> None:

@@ -32,6 +32,7 @@ def make_table() -> _native.Table:
     return table
 
 
+KV_WORDS = 7168  # behind a pool's shapes and clients: what is used for what, and whose it is
 KV_SLABS, KV_SHAPES = (4096, 6), ((512, 64, 1), (1024, 64, 2))
 
 
@@ -103,9 +104,9 @@ def damage(rng: random.Random, content: bytearray | mmap.mmap, first: int) -> No
             content[at : at + 8] = word.to_bytes(8, "little")
 
 
-def fuzz_attach(rng: random.Random, valid: bytes, open_it: object, use: object) -> None:
+def fuzz_attach(rng: random.Random, valid: bytes, first: int, open_it: object, use: object) -> None:
     content = bytearray(valid)
-    damage(rng, content, rng.choice((0, 0, HEADER_BYTES)))
+    damage(rng, content, rng.choice((0, 0, first)))
     match rng.randrange(6):
         case 0:
             del content[rng.randrange(len(content)) :]
@@ -116,12 +117,12 @@ def fuzz_attach(rng: random.Random, valid: bytes, open_it: object, use: object) 
     Path(PATH).unlink()
 
 
-def fuzz_live(rng: random.Random, make: object, use: object) -> None:
+def fuzz_live(rng: random.Random, first: int, make: object, use: object) -> None:
     region = make()
     with Path(PATH).open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        damage(rng, memory, HEADER_BYTES)
+        damage(rng, memory, rng.choice((HEADER_BYTES, first)))
         use(region)
-        damage(rng, memory, HEADER_BYTES)
+        damage(rng, memory, first)
         use(region)
     Path(PATH).unlink()
 
@@ -129,20 +130,20 @@ def fuzz_live(rng: random.Random, make: object, use: object) -> None:
 def main() -> int:
     rounds = int(sys.argv[1])
     kinds = (
-        (make_ring, _native.Ring.attach, use_ring),
-        (make_table, _native.Table.attach, use_table),
-        (make_pool, open_pool, use_pool),
+        (HEADER_BYTES, make_ring, _native.Ring.attach, use_ring),
+        (HEADER_BYTES, make_table, _native.Table.attach, use_table),
+        (HEADER_BYTES + KV_WORDS, make_pool, open_pool, use_pool),
     )
-    for make, open_it, use in kinds:
+    for first, make, open_it, use in kinds:
         make()
         valid = Path(PATH).read_bytes()
         Path(PATH).unlink()
         for seed in range(rounds):
             rng = random.Random(seed)
             if seed % 2:
-                fuzz_attach(rng, valid, open_it, use)
+                fuzz_attach(rng, valid, first, open_it, use)
             else:
-                fuzz_live(rng, make, use)
+                fuzz_live(rng, first, make, use)
     Path(f"{PATH}+arena").unlink(missing_ok=True)
     sys.stdout.write(f"{Tally.errors} errors\n")
     return 0
