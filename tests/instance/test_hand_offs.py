@@ -169,6 +169,20 @@ def test_a_cancel_frees_the_request_in_every_stage(stage):
     assert_empty(node)
 
 
+def test_the_kv_of_a_cancelled_offer_is_not_reused_before_it_is_answered():
+    node = ready(make_node())
+    node.proxy.ask("r")
+    until_offered(node)
+    node.proxy.leave("r")
+    node.proxy.ask("other")
+    for _ in range(5):
+        node.proxy.pump()
+        node.lives["p"].turn()
+        node.lives["p"].finish()
+    settle(node)
+    assert_served(node)
+
+
 def test_a_full_decoder_makes_requests_wait_and_loses_none():
     node = Node(quota=2, p="prefill", d="decode")
     for number in range(8):

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from aegaeon.errors import InvalidRequest, Overloaded
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
-from aegaeon.types import Decode, Handoff, Load, Loaded, LoadFailed, Prefill, WeightsLost
+from aegaeon.types import (
+    Decode,
+    Handoff,
+    Load,
+    Loaded,
+    LoadFailed,
+    NewToken,
+    Prefill,
+    Stepped,
+    WeightsLost,
+)
 from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
@@ -146,6 +156,9 @@ def test_a_current_model_that_is_evicted_ends_its_turn():
     device.scheduler.complete(Loaded("b", 1, LOAD_S, evicted=("a",)), device.now)
     assert device.scheduler.snapshot().current is None
     assert device.scheduler.next_load(device.now) is None  # a's action is still under way
+    device.scheduler.complete(Stepped("a", (NewToken("r", 7),), STEP_S), device.now)
+    assert device.scheduler.snapshot().resident == ("b",)
+    assert device.scheduler.next_load(device.now) == Load("a")
 
 
 def test_a_load_that_fails_while_its_first_layers_compute_fails_its_requests_only():
