@@ -84,6 +84,7 @@ test: install weights ## all tests; PYTEST_ARGS="-x tests/store" to choose
 bench: install weights ## benchmarks; JSON results in results/
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmark.store --json > $(RESULTS)/store.json
+	$(BIN)/python -m benchmark.kv_pool --json > $(RESULTS)/kv_pool.json
 	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \
 	  --models a=$(SMOLLM2),b=$(SMOLLM2),c=$(SMOLLM2) --out-json $(RESULTS)/offline.json
 

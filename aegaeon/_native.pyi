@@ -5,6 +5,7 @@ run on CLOCK_MONOTONIC, the clock of time.monotonic. Errors are the classes of a
 Waits release the GIL and run Python's signal handlers at least every 50 ms.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 @final
@@ -116,6 +117,89 @@ class Table:
     @property
     def slot_bytes(self) -> int:
         """The longest value."""
+
+@final
+class KvPool:
+    """One client of a pool of KV blocks: an arena of slabs, each cut into blocks of one shape.
+
+    `shapes` are (block bytes, page bytes, encoding): a shape is named by its place among them, a
+    block by its first page. Any thread may call any verb, in the process that opened the pool
+    (else RegionError). A process may be killed at any instruction: every block is free or
+    somebody's, and what the dead held is reclaimed, zeroed. A buffer of the arena's bytes.
+    Raises IndexError for no shape, ValueError for no block, RegionMismatch (damaged).
+    """
+
+    @staticmethod
+    def open_private(
+        slabs: tuple[int, int],
+        shapes: Sequence[tuple[int, int, int]],
+        quota_bytes: int,
+        address: int = 0,
+    ) -> KvPool:
+        """Make a pool of (slab bytes, slab count) in memory of our own, or zeroed at `address`."""
+
+    @staticmethod
+    def open_shared(
+        path: str,
+        slabs: tuple[int, int],
+        shapes: Sequence[tuple[int, int, int]],
+        quota_bytes: int,
+    ) -> KvPool:
+        """Become a client of the pool at `path` and `path`+arena, made where there is none.
+
+        Memory is reserved slab by slab, when one is first used. Raises RegionMismatch (other
+        sizes, damaged), RegionError (no room for its control, or 64 clients live).
+        """
+
+    def allocate(self, shape: int, count: int) -> list[int]:
+        """Return `count` blocks or raise OutOfBlocks: no free slab, no memory, or over the quota.
+
+        Not zeroed, but whatever lies in them is finite in the shape's encoding, or freed as such.
+        """
+
+    def free(
+        self, shape: int, blocks: Sequence[int], is_poisoned: bool = False, offer: int = 0
+    ) -> None:
+        """Free those that are ours (and still under `offer`); `is_poisoned` zeroes them first.
+
+        Waits, 2 s at most, where another client is in the middle of taking one.
+        """
+
+    def offer(self, shape: int, blocks: Sequence[int]) -> int | None:
+        """Return an identity, good for one `take` of these; None when one is not ours any more."""
+
+    def take(self, shape: int, blocks: Sequence[int], sender: int) -> bool:
+        """Make all of them ours if all are the sender's. Raises OutOfBlocks over the quota."""
+
+    def reclaim(self) -> int:
+        """Free what the dead hold; return how many blocks. Raises RegionError (lock is held)."""
+
+    def close(self) -> None:
+        """Free all we hold, and leave; idempotent. Buffers stay readable."""
+
+    def free_blocks(self, shape: int) -> int:
+        """Return how many could be allocated now: looks at every block, microseconds per GB."""
+
+    def time_allocations(self, shape: int, held: int, rounds: int) -> float:
+        """Return nanoseconds to allocate a block while `held` others are ours: rounds of 64."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that we hold: looks at every block."""
+
+    @property
+    def quota_bytes(self) -> int:
+        """The most that we may hold."""
+
+    @property
+    def identity(self) -> int:
+        """This client; what its blocks may be taken by."""
+
+    @property
+    def address(self) -> int:
+        """Where the arena begins in this process."""
+
+    def __buffer__(self, flags: int) -> memoryview: ...
 
 def unlink(path: str) -> bool:
     """Remove a region; False when there was none. A ring's senders get RingClosed from then on."""

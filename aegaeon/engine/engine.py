@@ -63,12 +63,14 @@ class ModelEngine(Engine):
         device: Device,
         budgets: Budgets,
         loader: Loader,
+        pool: KvPool | None = None,
     ) -> None:
+        """`pool` is the node's, to hand KV over by; closed with the engine. None: a private one."""
         self._specs = {spec.id: spec for spec in specs}
         self._shapes = dict(shapes)
         self._threads = ComputeThreads(budgets.threads)
         self._weights = Weights(budgets.weight_bytes, device, loader)
-        self._pool = KvPool(budgets.kv_bytes, self._shapes.values())
+        self._pool = pool or KvPool(budgets.kv_bytes, self._shapes.values())
         self._sequences = SequenceTable(self._pool)
         self._lock = threading.Lock()  # over _sequences and _pool
         self._computing: ModelId | None = None  # the model of the running action
@@ -140,6 +142,7 @@ class ModelEngine(Engine):
     def close(self) -> None:
         with self._lock:
             self._sequences.clear()
+        self._pool.close()
         self._weights.clear()
 
     def _checked(self, request: Request) -> ModelSpec:
@@ -191,7 +194,8 @@ class ModelEngine(Engine):
             if not np.isfinite(row).all():
                 message = f"{request.model} made logits that are not finite; the request ends"
                 failed.append((request.id, AegaeonError.code, message))
-                self.release(request.id)
+                with self._lock:
+                    self._sequences.remove(request.id, is_poisoned=True)
                 continue
             token_id = pick_token(row, request.sampling, len(sequence.generated))
             reason = sequence.append(token_id)

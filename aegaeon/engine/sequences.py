@@ -5,7 +5,7 @@ Not thread-safe; the engine holds its lock around every verb.
 
 from collections.abc import Iterable
 
-from aegaeon.errors import KvGone, OutOfBlocks
+from aegaeon.errors import AegaeonError, KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvPool, KvShape, blocks_for
 from aegaeon.types import FinishReason, KvHandle, Request, RequestId
 
@@ -13,7 +13,9 @@ from aegaeon.types import FinishReason, KvHandle, Request, RequestId
 class Sequence:
     """One request's tokens and the blocks that hold the first `cached` of them."""
 
-    __slots__ = ("blocks", "cached", "context_tokens", "generated", "order", "request", "shape")
+    __slots__ = (
+        *("blocks", "cached", "context_tokens", "generated", "offer", "order", "request", "shape"),
+    )
 
     def __init__(self, request: Request, shape: KvShape, context_tokens: int, order: int) -> None:
         self.request = request
@@ -22,6 +24,7 @@ class Sequence:
         self.order = order
         self.generated = list(request.generated_token_ids)
         self.blocks: list[int] = []
+        self.offer = 0  # under which they may be taken by another instance
         self.cached = 0
 
     @property
@@ -72,21 +75,29 @@ class SequenceTable:
         """Return a known sequence."""
         return self._sequences[request]
 
-    def remove(self, request: RequestId) -> None:
-        """Forget a sequence and free its KV; unknown ids are ignored."""
+    def remove(self, request: RequestId, is_poisoned: bool = False) -> None:
+        """Forget a sequence and free its KV; unknown ids are ignored.
+
+        `is_poisoned`: its KV may hold what is no finite number.
+        """
         sequence = self._sequences.pop(request, None)
         if sequence is not None:
-            self.free_kv(sequence)
+            self.free_kv(sequence, is_poisoned)
 
     def hand_over(self, request: RequestId) -> KvHandle:
         """Name the KV of a sequence, which loses it to nobody here from now on."""
         sequence = self._sequences[request]
         self._holders.pop(sequence.order, None)
+        if sequence.blocks:
+            offer = self._pool.offer(sequence.shape, sequence.blocks)
+            assert offer is not None, "nobody takes what was not offered"
+            sequence.offer = offer
         return KvHandle(
-            owner=self._pool.identity,
+            owner=sequence.offer,
             blocks=tuple(sequence.blocks),
             cached_tokens=sequence.cached,
             kv_bytes=len(sequence.blocks) * sequence.shape.block_bytes,
+            pool=self._pool.name,
             shape=_layout(sequence.shape),
         )
 
@@ -95,25 +106,26 @@ class SequenceTable:
 
         Its blocks are taken from their owner as they are: no bytes move.
         """
-        if kv.shape != _layout(shape):
-            raise KvGone(f"KV of layout {kv.shape} is no use for {_layout(shape)}; prefill again")
-        free = self._pool.free_blocks(shape)
-        if len(kv.blocks) > free:
-            raise OutOfBlocks(f"no room for {len(kv.blocks)} KV blocks, {free} are free; try later")
+        if not kv.pool or kv.pool != self._pool.name or kv.shape != _layout(shape):
+            raise KvGone("the KV lies in another pool or in another layout; prefill again")
         self.add(request, shape, context_tokens)
-        if not self._pool.take(shape, kv.blocks, kv.owner):
+        try:
+            if not self._pool.take(shape, kv.blocks, kv.owner):
+                raise KvGone(f"{len(kv.blocks)} KV blocks are not the sender's now; prefill again")
+        except AegaeonError:
             self.remove(request.id)
-            raise KvGone(f"{len(kv.blocks)} KV blocks are not {kv.owner}'s here; prefill again")
+            raise
         sequence = self._sequences[request.id]
         sequence.blocks = list(kv.blocks)
         sequence.cached = kv.cached_tokens
         self._holders[sequence.order] = sequence
 
-    def free_kv(self, sequence: Sequence) -> None:
-        """Give up what is cached; the tokens stay."""
-        self._pool.free(sequence.shape, sequence.blocks)
+    def free_kv(self, sequence: Sequence, is_poisoned: bool = False) -> None:
+        """Give up what is cached; the tokens stay. `is_poisoned`: see remove."""
+        self._pool.free(sequence.shape, sequence.blocks, is_poisoned, sequence.offer)
         self._holders.pop(sequence.order, None)
         sequence.blocks = []
+        sequence.offer = 0
         sequence.cached = 0
 
     def make_room(self, sequences: Iterable[Sequence]) -> tuple[list[Sequence], list[RequestId]]:
@@ -144,9 +156,10 @@ class SequenceTable:
         missing = blocks_for(sequence.tokens) - len(sequence.blocks)
         if missing <= 0:
             return True
-        if missing > self._pool.free_blocks(sequence.shape):
+        try:
+            sequence.blocks.extend(self._pool.allocate(sequence.shape, missing))
+        except OutOfBlocks:
             return False
-        sequence.blocks.extend(self._pool.allocate(sequence.shape, missing))
         self._holders[sequence.order] = sequence
         return True
 

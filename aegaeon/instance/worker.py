@@ -32,6 +32,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
+from aegaeon.store.names import KV, SHARED_MEMORY, region_path
 from aegaeon.types import ComputeAction, InstanceRecord, Load
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ def serve(launch: Launch) -> int:
         try:
             domain = open_domain(launch.settings)
             owned.callback(domain.close)
-            engine = open_engine(launch.settings, launch.specs)
+            kv_path = region_path(SHARED_MEMORY, launch.settings.domain_name, KV)
+            engine = open_engine(launch.settings, launch.specs, str(kv_path))
             owned.callback(engine.close)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
             owned.callback(inbox.unlink)

@@ -1,16 +1,18 @@
-"""Keys and values: one arena per instance, cut into slabs, slabs into blocks of 16 tokens.
+"""Keys and values: one arena per node, cut into slabs, slabs into blocks of 16 tokens.
 
-Bookkeeping is plain Python and O(1) per block; tensors over the arena are made per block shape.
+Who holds which block is native and in shared memory (csrc/memory); here are shapes and tensors.
 """
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aegaeon.errors import BudgetTooSmall, OutOfBlocks
+from aegaeon import _native
+from aegaeon.errors import BudgetTooSmall
 
 BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
@@ -88,110 +90,121 @@ class KvView:
         self.row_offsets = torch.tensor(offsets, dtype=torch.int64)  # [rows]
 
 
-class _Slab:
-    """A slab bound to a shape: the blocks of it that are free."""
-
-    __slots__ = ("blocks", "free", "index")
-
-    def __init__(self, index: int, blocks: list[int]) -> None:
-        self.index = index
-        self.blocks = len(blocks)
-        self.free = blocks
-
-
 class KvPool:
-    """The arena of one instance, at most `budget_bytes`. Callers serialise its verbs.
+    """One client of the blocks in an arena, which all clients that name the same `path` share.
 
-    A slab belongs to one shape at a time and is anybody's again when all its blocks are free.
-    Blocks are named by their first page in the arena, so an id means something with its shape only.
-    Raises BudgetTooSmall when one block of every shape does not fit.
+    The arena, `budget_bytes` of it, is cut into slabs that serve one block shape at a time. A block
+    is named by its first page in the arena, the same in every process, so an id means something
+    with its shape only. Any thread may call any verb; other processes' clients hold, hand on and
+    free blocks at the same time. What a dead process held comes back by itself, zeroed.
+
+    Blocks are not zeroed when they are given out: masked keys and values are read all the same, and
+    count for nothing as long as they are finite. So whoever may have left something else says so
+    when it frees them.
     """
 
-    def __init__(self, budget_bytes: int, shapes: Iterable[KvShape]) -> None:
-        self._shapes = tuple(dict.fromkeys(shapes))
-        self.slab_bytes = choose_slab_bytes(budget_bytes, self._shapes)
+    def __init__(
+        self,
+        budget_bytes: int,
+        shapes: Iterable[KvShape],
+        path: str | None = None,
+        quota_bytes: int | None = None,
+        address: int = 0,
+    ) -> None:
+        """Join the pool at `path`, making it where there is none; without a path it is our own.
+
+        This client holds `quota_bytes` at most (default: all). A private arena may lie at the
+        caller's `address`: zeroed memory, of budget_bytes, that outlives every view.
+        Raises BudgetTooSmall when one block of every shape does not fit, RegionMismatch when the
+        pool there has other sizes or is damaged, RegionError when it cannot be made or joined.
+        """
+        ordered = sorted(set(shapes), key=_shape_record)
+        self._numbers = {shape: number for number, shape in enumerate(ordered)}
+        self.slab_bytes = choose_slab_bytes(budget_bytes, ordered)
         self.slab_count = budget_bytes // self.slab_bytes
         if self.slab_count < 1:
             raise BudgetTooSmall(
                 f"a KV budget of {budget_bytes} bytes holds no slab of {self.slab_bytes} bytes; "
                 "raise --kv-budget-gb"
             )
-        self.budget_bytes = budget_bytes
-        self._arena = torch.empty(self.slab_count * self.slab_bytes, dtype=torch.uint8)
-        self._free_slabs = list(range(self.slab_count - 1, -1, -1))
-        self._partial: dict[KvShape, dict[int, _Slab]] = {shape: {} for shape in self._shapes}
-        self._bound: dict[int, _Slab] = {}
-        self._free_blocks = dict.fromkeys(self._shapes, 0)
-        self._used_bytes = 0
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of the blocks given out."""
-        return self._used_bytes
+        self.budget_bytes = budget_bytes if quota_bytes is None else quota_bytes
+        slabs = (self.slab_bytes, self.slab_count)
+        records = [_shape_record(shape) for shape in ordered]
+        self.name = path or ""  # where others find it; nobody finds a private one
+        if path is None:
+            self._native = _native.KvPool.open_private(slabs, records, self.budget_bytes, address)
+        else:
+            self._native = _native.KvPool.open_shared(path, slabs, records, self.budget_bytes)
+        self._arena = torch.frombuffer(self._native, dtype=torch.uint8)
 
     @property
     def identity(self) -> int:
-        """Whose blocks these are, in a KvHandle; nobody else can reach those of this pool."""
-        return 0
+        """Who we are to other clients: what the blocks that we hold may be taken by."""
+        return self._native.identity
 
-    def take(self, shape: KvShape, blocks: Iterable[int], sender: int) -> bool:  # noqa: ARG002
-        """Make `blocks` of `sender` ours, all or none; say whether they are. Never, here: the arena
-        is this instance's alone."""
-        return False
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that this client holds."""
+        return self._native.used_bytes
 
     def slab_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` in a slab."""
         return self.slab_bytes // shape.block_bytes
 
     def capacity_blocks(self, shape: KvShape) -> int:
-        """Blocks of `shape` when nothing else is in the arena."""
-        return self.slab_count * self.slab_blocks(shape)
+        """Blocks of `shape` that this client may hold when nothing else is in the arena."""
+        most = self._native.quota_bytes // shape.block_bytes
+        return min(self.slab_count * self.slab_blocks(shape), most)
 
     def free_blocks(self, shape: KvShape) -> int:
-        """Blocks of `shape` that could be allocated now."""
-        return self._free_blocks[shape] + len(self._free_slabs) * self.slab_blocks(shape)
+        """Blocks of `shape` that could be allocated now; others may be quicker."""
+        return self._native.free_blocks(self._numbers[shape])
 
     def allocate(self, shape: KvShape, count: int) -> list[int]:
-        """Return `count` block ids, or raise OutOfBlocks and give none. The blocks are zeroed.
+        """Return `count` block ids, or raise OutOfBlocks and give none.
 
-        What an earlier owner left (a NaN at worst) would reach a reader through masked keys.
+        What is in them was left by others; it is finite numbers of the shape's dtype.
         """
-        free = self.free_blocks(shape)
-        if count > free:
-            raise OutOfBlocks(
-                f"need {count} KV blocks of {shape.block_bytes} bytes, {free} of "
-                f"{self.capacity_blocks(shape)} are free; raise --kv-budget-gb or lower --max-batch"
-            )
-        partial = self._partial[shape]
-        taken: list[int] = []
-        while len(taken) < count:
-            slab = next(iter(partial.values())) if partial else self._bind(shape)
-            give = min(count - len(taken), len(slab.free))
-            taken.extend(slab.free[-give:])
-            del slab.free[-give:]
-            if not slab.free:
-                del partial[slab.index]
-        self._free_blocks[shape] -= count
-        self._used_bytes += count * shape.block_bytes
-        pages = self.pages(shape)
-        for block in taken:
-            pages[block : block + shape.block_pages] = 0
-        return taken
+        return self._native.allocate(self._numbers[shape], count)
 
-    def free(self, shape: KvShape, blocks: Iterable[int]) -> None:
-        """Give back blocks that `allocate` returned for `shape`; contents are lost."""
-        partial = self._partial[shape]
-        for block in blocks:
-            slab = self._bound[block * shape.page_bytes // self.slab_bytes]
-            slab.free.append(block)
-            self._used_bytes -= shape.block_bytes
-            self._free_blocks[shape] += 1
-            partial[slab.index] = slab
-            if len(slab.free) == slab.blocks:
-                del partial[slab.index]
-                del self._bound[slab.index]
-                self._free_blocks[shape] -= slab.blocks
-                self._free_slabs.append(slab.index)
+    def free(
+        self, shape: KvShape, blocks: Sequence[int], is_poisoned: bool = False, offer: int = 0
+    ) -> None:
+        """Give back those of `blocks` that are ours; those that others have taken are skipped.
+
+        `is_poisoned`: there may be infinities or NaN in them, so they are zeroed. `offer`: only
+        those that still lie under it; so is let go what was offered, for a block may have been
+        taken, freed and given to us again for something else.
+        """
+        self._native.free(self._numbers[shape], blocks, is_poisoned, offer)
+
+    def offer(self, shape: KvShape, blocks: Sequence[int]) -> int | None:
+        """Return an identity by which a receiver may take these blocks of ours, all at once.
+
+        They stay ours until taken; freeing one, or offering it anew, makes the offer void. (Our own
+        identity would still fit a block that we freed and allocated for something else.) None when
+        a block is not ours any more.
+        """
+        return self._native.offer(self._numbers[shape], blocks)
+
+    def take(self, shape: KvShape, blocks: Sequence[int], sender: int) -> bool:
+        """Make `blocks` ours, if all of them are `sender`'s: an offer's identity, or a client's.
+
+        False: at least one is not, and none has changed hands. Raises OutOfBlocks when we may not
+        hold so much.
+        """
+        return self._native.take(self._numbers[shape], blocks, sender)
+
+    def reclaim(self) -> int:
+        """Free what dead clients hold; return how many blocks. Runs by itself when room is short.
+
+        Raises RegionError when another process has been at it for seconds.
+        """
+        return self._native.reclaim()
+
+    def close(self) -> None:
+        """Free all that we hold and leave the pool; idempotent. Views stay readable."""
+        self._native.close()
 
     def pages(self, shape: KvShape) -> Tensor:
         """Return the arena as pages of `shape`: [pages, block_tokens, head_dim]."""
@@ -201,15 +214,10 @@ class KvPool:
         """Return what a device needs to run `sequences`."""
         return KvView(shape, self.pages(shape), sequences)
 
-    def _bind(self, shape: KvShape) -> _Slab:
-        index = self._free_slabs.pop()
-        first = index * self.slab_bytes // shape.page_bytes
-        count = self.slab_blocks(shape)
-        slab = _Slab(index, [first + i * shape.block_pages for i in range(count - 1, -1, -1)])
-        self._bound[index] = slab
-        self._partial[shape][index] = slab
-        self._free_blocks[shape] += count
-        return slab
+
+def _shape_record(shape: KvShape) -> tuple[int, int, int]:
+    """Return what the native pool knows of a shape: its sizes, and a number for its dtype."""
+    return shape.block_bytes, shape.page_bytes, zlib.crc32(str(shape.dtype).encode())
 
 
 def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
@@ -218,8 +226,6 @@ def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
     Slabs hold at least one block of every shape; they are about 4 MiB, less in a small budget so
     that several models find one.
     """
-    if not shapes:
-        return ALIGNMENT_BYTES
     unit = math.lcm(ALIGNMENT_BYTES, *(shape.page_bytes for shape in shapes))
     largest = max(shape.block_bytes for shape in shapes)
     target = min(SLAB_TARGET_BYTES, budget_bytes // (4 * len(shapes)))

@@ -17,6 +17,7 @@ struct Classes {
   PyObject* record_too_large;
   PyObject* table_full;
   PyObject* stale_incarnation;
+  PyObject* out_of_blocks;
 };
 
 Classes classes;
@@ -36,7 +37,9 @@ bool find_error_classes() {
       find("RegionError", classes.region_error) &&
       find("RegionMismatch", classes.region_mismatch) && find("RingFull", classes.ring_full) &&
       find("RingClosed", classes.ring_closed) && find("RecordTooLarge", classes.record_too_large) &&
-      find("TableFull", classes.table_full) && find("StaleIncarnation", classes.stale_incarnation);
+      find("TableFull", classes.table_full) &&
+      find("StaleIncarnation", classes.stale_incarnation) &&
+      find("OutOfBlocks", classes.out_of_blocks);
   Py_DECREF(errors);
   return found;
 }
@@ -58,6 +61,8 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.table_full, error.what());
   } catch (const shm::StaleIncarnation& error) {
     PyErr_SetString(classes.stale_incarnation, error.what());
+  } catch (const shm::OutOfBlocks& error) {
+    PyErr_SetString(classes.out_of_blocks, error.what());
   }
 }
 

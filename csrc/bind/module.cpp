@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bind/errors.h"
+#include "bind/kv_pool.h"
 #include "bind/process.h"
 #include "bind/ring.h"
 #include "bind/table.h"
@@ -17,4 +18,5 @@ PYBIND11_MODULE(_native, module) {
              py::arg("parent_pid") = 0);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
+  aegaeon::bind_kv_pool(module);
 }

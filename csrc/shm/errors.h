@@ -31,5 +31,8 @@ struct TableFull : Error {
 struct StaleIncarnation : Error {
   using Error::Error;
 };
+struct OutOfBlocks : Error {
+  using Error::Error;
+};
 
 }  // namespace aegaeon::shm

@@ -9,7 +9,7 @@
 
 namespace aegaeon::shm {
 
-enum class RegionKind : std::uint32_t { ring = 1, table = 2 };
+enum class RegionKind : std::uint32_t { ring = 1, table = 2, kv_pool = 4 };
 
 using RegionParameters = std::array<std::uint64_t, 2>;
 

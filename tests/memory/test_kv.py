@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aegaeon.errors import BudgetTooSmall, OutOfBlocks
+from aegaeon.errors import BudgetTooSmall, OutOfBlocks, RegionError
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for, choose_slab_bytes
 
 SHAPES = (KvShape(2, 2, 16), KvShape(3, 1, 80), KvShape(1, 5, 16, torch.bfloat16))
@@ -55,15 +55,71 @@ def test_a_slab_serves_another_shape_once_it_is_empty():
     assert pool.free_blocks(SHAPES[1]) == pool.capacity_blocks(SHAPES[1]) > 0
 
 
-def test_blocks_come_zeroed():
+def fill(pool: KvPool, shape: KvShape, blocks: list[int], value: float) -> None:
+    for block in blocks:
+        pool.pages(shape)[block : block + shape.block_pages] = value
+
+
+def test_poisoned_blocks_come_back_zeroed_and_others_as_they_were():
     pool = KvPool(100_000, SHAPES)
     shape = SHAPES[0]
-    blocks = pool.allocate(shape, 3)
-    for block in blocks:
-        pool.pages(shape)[block : block + shape.block_pages] = torch.nan
-    pool.free(shape, blocks)
-    for block in pool.allocate(shape, 3):
-        assert not pool.pages(shape)[block : block + shape.block_pages].any()
+    kept = pool.allocate(shape, 1)
+    clean, poisoned = pool.allocate(shape, 1), pool.allocate(shape, 3)
+    fill(pool, shape, clean, 7.0)
+    fill(pool, shape, poisoned, torch.nan)
+    pool.free(shape, clean)
+    pool.free(shape, poisoned, is_poisoned=True)
+    pages = pool.pages(shape)
+    again = pool.allocate(shape, 4)
+    assert sorted(again) == sorted(clean + poisoned)
+    assert all(pages[b : b + shape.block_pages].eq(7.0).all() for b in clean)
+    assert not any(pages[b : b + shape.block_pages].any() for b in poisoned)
+    pool.free(shape, kept + again)
+
+
+def test_a_slab_is_zeroed_for_another_dtype_for_which_its_bytes_may_be_nan():
+    pool = KvPool(100_000, SHAPES)
+    blocks = pool.allocate(SHAPES[0], pool.capacity_blocks(SHAPES[0]))
+    # Finite as float32; its lower half is a NaN as bfloat16.
+    fill(pool, SHAPES[0], blocks, torch.tensor(0x3F807FC1, dtype=torch.int32).view(torch.float32))
+    pool.free(SHAPES[0], blocks)
+    shape = SHAPES[2]
+    for block in pool.allocate(shape, pool.capacity_blocks(shape)):
+        assert pool.pages(shape)[block : block + shape.block_pages].isfinite().all()
+
+
+def test_freeing_twice_or_what_is_not_ours_changes_nothing():
+    pool = KvPool(100_000, SHAPES)
+    first, second = pool.allocate(SHAPES[0], 2)
+    pool.free(SHAPES[0], [first])
+    pool.free(SHAPES[0], [first])
+    assert pool.used_bytes == SHAPES[0].block_bytes
+    with pytest.raises(ValueError, match="no block"):
+        pool.free(SHAPES[0], [second + 1])
+    with pytest.raises(ValueError, match="no block"):
+        pool.free(SHAPES[0], [1 << 60])
+
+
+def test_a_pool_lies_where_the_caller_says():
+    budget = 100_000
+    memory = torch.zeros(budget, dtype=torch.uint8)
+    pool = KvPool(budget, SHAPES, address=memory.data_ptr())
+    blocks = pool.allocate(SHAPES[0], 2)
+    fill(pool, SHAPES[0], blocks, 1.0)
+    start = blocks[1] * SHAPES[0].page_bytes
+    assert memory[start : start + SHAPES[0].block_bytes].view(torch.float32).eq(1.0).all()
+
+
+def test_a_closed_pool_says_so_and_its_views_stay_readable():
+    pool = KvPool(100_000, SHAPES)
+    pages = pool.pages(SHAPES[0])
+    blocks = pool.allocate(SHAPES[0], 1)
+    pool.close()
+    pool.close()
+    with pytest.raises(RegionError, match="closed"):
+        pool.free(SHAPES[0], blocks)
+    del pool
+    assert not pages[blocks[0]].any()
 
 
 def test_a_budget_below_one_block_is_refused():

@@ -13,7 +13,7 @@ from aegaeon.device.base import Device, StepBatch
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.engine import ModelEngine
 from aegaeon.memory.budget import Budgets
-from aegaeon.memory.kv import KvShape
+from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.types import Load, Loaded, ModelSpec, Request, SamplingParams
 
 VOCAB = 96
@@ -97,11 +97,17 @@ def load_tiny(path: str, device: Device) -> TinyDecoder:
     return TinyDecoder(device, seed=ord(path), layers=shape.layers, kv_heads=shape.kv_heads)
 
 
-def make_engine(kv_bytes: int = 8 << 20, loader=load_tiny, load: bool = True) -> ModelEngine:
-    """Return an engine over models a and b, both loaded unless told otherwise."""
+def make_engine(
+    kv_bytes: int = 8 << 20, loader=load_tiny, load: bool = True, kv_path: str | None = None
+) -> ModelEngine:
+    """Return an engine over models a and b, both loaded unless told otherwise.
+
+    With `kv_path` it has `kv_bytes` of a pool for four such engines.
+    """
+    pool = KvPool(4 * kv_bytes, SHAPES.values(), kv_path, kv_bytes) if kv_path else None
     specs = tuple(make_spec(model) for model in SHAPES)
     budgets = Budgets(weight_bytes=4 << 20, kv_bytes=kv_bytes, threads=1)
-    engine = ModelEngine(specs, SHAPES, CpuDevice(), budgets, loader)
+    engine = ModelEngine(specs, SHAPES, CpuDevice(), budgets, loader, pool)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine

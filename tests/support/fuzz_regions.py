@@ -32,6 +32,35 @@ def make_table() -> _native.Table:
     return table
 
 
+KV_WORDS = 7168  # behind a pool's shapes and clients: what is used for what, and whose it is
+KV_SLABS, KV_SHAPES = (4096, 6), ((512, 64, 1), (1024, 64, 2))
+
+
+def open_pool(path: str) -> _native.KvPool:
+    return _native.KvPool.open_shared(path, KV_SLABS, KV_SHAPES, 1 << 20)
+
+
+def make_pool() -> _native.KvPool:
+    pool = open_pool(PATH)
+    pool.free(0, pool.allocate(0, 9)[4:])
+    pool.allocate(1, 3)
+    return pool
+
+
+def use_pool(pool: _native.KvPool) -> None:
+    held: list[int] = []
+    for shape in (0, 1):
+        attempt(lambda shape=shape: held.extend(pool.allocate(shape, 3)))
+        attempt(lambda shape=shape: pool.free(shape, [0, 8, 64], True))
+        attempt(lambda shape=shape: pool.take(shape, [0, 16], pool.identity))
+        attempt(lambda shape=shape: pool.offer(shape, [0, 16]))
+        attempt(lambda shape=shape: pool.free_blocks(shape))
+    attempt(lambda: pool.free(0, held))
+    attempt(lambda: pool.used_bytes)
+    attempt(pool.reclaim)
+    attempt(pool.close)
+
+
 def use_ring(ring: _native.Ring) -> None:
     attempt(lambda: ring.send(b"s" * 100))
     attempt(lambda: ring.send(b"s" * 3000, 0.001))
@@ -58,7 +87,7 @@ class Tally:
 def attempt(use: object) -> None:
     try:
         use()
-    except AegaeonError:
+    except (AegaeonError, ValueError):  # ValueError: ids that are none of the shape
         Tally.errors += 1
 
 
@@ -75,9 +104,9 @@ def damage(rng: random.Random, content: bytearray | mmap.mmap, first: int) -> No
             content[at : at + 8] = word.to_bytes(8, "little")
 
 
-def fuzz_attach(rng: random.Random, valid: bytes, open_it: object, use: object) -> None:
+def fuzz_attach(rng: random.Random, valid: bytes, first: int, open_it: object, use: object) -> None:
     content = bytearray(valid)
-    damage(rng, content, rng.choice((0, 0, HEADER_BYTES)))
+    damage(rng, content, rng.choice((0, 0, first)))
     match rng.randrange(6):
         case 0:
             del content[rng.randrange(len(content)) :]
@@ -88,12 +117,12 @@ def fuzz_attach(rng: random.Random, valid: bytes, open_it: object, use: object) 
     Path(PATH).unlink()
 
 
-def fuzz_live(rng: random.Random, make: object, use: object) -> None:
+def fuzz_live(rng: random.Random, first: int, make: object, use: object) -> None:
     region = make()
     with Path(PATH).open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        damage(rng, memory, HEADER_BYTES)
+        damage(rng, memory, rng.choice((HEADER_BYTES, first)))
         use(region)
-        damage(rng, memory, HEADER_BYTES)
+        damage(rng, memory, first)
         use(region)
     Path(PATH).unlink()
 
@@ -101,19 +130,21 @@ def fuzz_live(rng: random.Random, make: object, use: object) -> None:
 def main() -> int:
     rounds = int(sys.argv[1])
     kinds = (
-        (make_ring, _native.Ring.attach, use_ring),
-        (make_table, _native.Table.attach, use_table),
+        (HEADER_BYTES, make_ring, _native.Ring.attach, use_ring),
+        (HEADER_BYTES, make_table, _native.Table.attach, use_table),
+        (HEADER_BYTES + KV_WORDS, make_pool, open_pool, use_pool),
     )
-    for make, open_it, use in kinds:
+    for first, make, open_it, use in kinds:
         make()
         valid = Path(PATH).read_bytes()
         Path(PATH).unlink()
         for seed in range(rounds):
             rng = random.Random(seed)
             if seed % 2:
-                fuzz_attach(rng, valid, open_it, use)
+                fuzz_attach(rng, valid, first, open_it, use)
             else:
-                fuzz_live(rng, make, use)
+                fuzz_live(rng, first, make, use)
+    Path(f"{PATH}+arena").unlink(missing_ok=True)
     sys.stdout.write(f"{Tally.errors} errors\n")
     return 0
 
