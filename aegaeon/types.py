@@ -75,15 +75,16 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
 class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     """Names the KV of a sequence in the node's pool, so that another instance may adopt it.
 
-    `owner` is the pool's identity of whoever holds `blocks`; these hold the first `cached_tokens`
-    of the sequence and take `kv_bytes` of an adopter's budget. `shape` says how a block is laid
-    out.
+    `blocks` of the pool `pool` (empty: nobody else's) may be taken as `owner`'s: an identity that
+    the pool gave for this offer. They hold the first `cached_tokens` of the sequence and count
+    `kv_bytes` in an adopter's budget. `shape` says how a block is laid out.
     """
 
     owner: int
     blocks: tuple[int, ...]
     cached_tokens: int
     kv_bytes: int = 0
+    pool: str = ""
     shape: tuple[int, ...] = ()
 
 

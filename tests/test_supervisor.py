@@ -18,7 +18,7 @@ from aegaeon.errors import BudgetTooSmall, ConfigError
 from aegaeon.store.codec import decode_reply, encode
 from aegaeon.store.domains import domain_is_live, open_domain
 from aegaeon.supervisor import Supervisor, check_port, free_port
-from aegaeon.types import Instance, Submit, TokenEvent
+from aegaeon.types import Instance, Moved, Submit, TokenEvent
 from tests.support.specs import make_request, make_spec
 
 SPECS = (make_spec("a"), make_spec("b"))
@@ -174,3 +174,21 @@ def test_processors_are_shared_out_among_instances():
     assert supervisor.settings.threads_per_instance == 1
     supervisor = Supervisor(make_settings(threads_per_instance=3), SPECS)
     assert supervisor.settings.threads_per_instance == 3
+
+
+def test_split_roles_hand_a_request_over():
+    settings = make_settings(colocated_count=0, prefill_count=1, decode_count=1)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        assert [row.record.role for row in rows(settings).values()] == ["prefill", "decode"]
+        domain = open_domain(settings)
+        inbox = domain.create_mailbox("tester")
+        address = rows(settings)["instance-0"].record.mailbox
+        request = make_request("r", "a", reply_to="tester", deadline_s=time.monotonic() + 60)
+        domain.open_mailbox(address).send(encode(Submit(request)))
+        replies = []
+        poll(lambda: replies.extend(map(decode_reply, inbox.receive(0.5))) or len(replies) == 5)
+        domain.close()
+    assert [type(reply) for reply in replies] == [TokenEvent, Moved, *[TokenEvent] * 3]
+    instances = [reply.instance for reply in replies]
+    assert instances == ["instance-0"] + ["instance-1"] * 4

@@ -103,21 +103,22 @@ def offer_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> KvHandl
     """Return a handle by which `blocks` of the shared `pool` may be taken."""
     offer = pool.offer(sequence.shape, blocks) if blocks else None
     if offer is None:
-        return KvHandle(owner=0, blocks=(), cached_tokens=0, kv_bytes=0, shape=())
+        return KvHandle(owner=0, blocks=(), cached_tokens=0)
     sequence.offer = offer
     return KvHandle(
         owner=offer,
         blocks=tuple(blocks),
         cached_tokens=sequence.cached,
         kv_bytes=len(blocks) * sequence.shape.block_bytes,
+        pool=pool.name,
         shape=layout_of(sequence.shape),
     )
 
 
 def take_blocks(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:
     """Make the blocks of `kv` ours: no bytes move. Raises KvGone, OutOfBlocks."""
-    if kv.shape != layout_of(shape):
-        raise KvGone(f"KV of layout {kv.shape} is no use for {layout_of(shape)}; prefill again")
+    if not kv.pool or kv.pool != pool.name or kv.shape != layout_of(shape):
+        raise KvGone("the KV lies in another pool or in another layout; prefill again")
     if not pool.take(shape, kv.blocks, kv.owner):
         raise KvGone(f"{len(kv.blocks)} KV blocks are not the sender's any more; prefill again")
 

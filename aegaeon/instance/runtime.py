@@ -92,9 +92,9 @@ class Runtime:
         """Wait for something to happen, at most `max_wait_s`, and act on it."""
         records = self._receive(max_wait_s)
         now = self._parts.clock()
+        self._tend_drain(now)
         for record in records:
             self._on_record(record, now)
-        self._tend_drain(now)
         self._take_outcomes(now)
         self._requests.end_overdue(now)
         self._start_actions(now)

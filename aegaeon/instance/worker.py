@@ -34,7 +34,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
-from aegaeon.store.names import SHARED_MEMORY, region_path
+from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.types import ComputeAction, InstanceRecord, Load
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ LANE_CLOSE_S = 5.0
 
 def regions_of(settings: Settings) -> Regions:
     """Return where the domain's processes share weights and KV; removed with the domain."""
-    paths = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in ("weights", "kv"))
+    paths = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in (WEIGHTS, KV))
     return Regions(*map(str, paths))
 
 

@@ -130,6 +130,7 @@ class KvPool:
         self.budget_bytes = budget_bytes if quota_bytes is None else quota_bytes
         slabs = (self.slab_bytes, self.slab_count)
         records = [_shape_record(shape) for shape in ordered]
+        self.name = path or ""  # where others find it; nobody finds a private one
         if path is None:
             self._native = _native.KvPool.open_private(slabs, records, self.budget_bytes, address)
         else:

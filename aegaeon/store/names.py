@@ -12,6 +12,8 @@ from aegaeon.errors import ConfigError
 SHARED_MEMORY = Path("/dev/shm")
 LOCK = "lock"
 MAILBOX = "mailbox"
+KV = "kv"
+WEIGHTS = "weights"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # A region being made has an ending of its own until it is whole.

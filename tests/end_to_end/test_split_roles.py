@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 
+import httpx
 import pytest
 
 from tests.support.polling import eventually
@@ -64,8 +65,6 @@ def test_random_kills_of_all_roles_lose_no_request(checkpoints, tmp_path, alone)
 
 
 def test_a_cancel_reaches_a_request_that_has_moved(checkpoints, tmp_path):
-    import httpx
-
     with Server(tmp_path, checkpoints, *SPLIT) as server:
         body = {"model": "ada", "prompt": "a", "max_tokens": 4000, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:

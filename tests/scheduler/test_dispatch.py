@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegaeon.scheduler.dispatch import STICKINESS, dispatch
+from aegaeon.scheduler.dispatch import STICKINESS, can_serve, dispatch, dispatch_prefilled
 from tests.support.specs import make_instance
 
 MODELS = ("a", "b", "c")
@@ -49,6 +49,35 @@ def test_idle_instances_share_the_models_out_the_same_way_each_time():
     assert set(homes) == {"i0", "i1", "i2"} and min(homes.values()) > 10
     for k in range(90):
         assert dispatch(rows, f"m{k}", {}) == dispatch(rows[::-1], f"m{k}", {})
+
+
+def test_new_requests_go_where_they_are_prefilled_and_prefilled_ones_where_decoded():
+    rows = (make_instance("p", MODELS, "prefill"), make_instance("d", MODELS, "decode"))
+    assert dispatch(rows, "a", {"p": 100}) == "p"
+    assert dispatch_prefilled(rows, "a", 0, {"d": 100}) == "d"
+    both = make_instance("c", MODELS)
+    assert dispatch((*rows, both), "a", {"p": 100}) == "c"
+    assert dispatch_prefilled((*rows, both), "a", 0, {"d": 100}) == "c"
+    assert dispatch(rows[1:], "a", {}) is None
+    assert dispatch_prefilled(rows[:1], "a", 0, {}) is None
+
+
+def test_kv_goes_where_there_is_room_and_the_weights_attract():
+    rows = (
+        make_instance("d0", MODELS, "decode", kv_free_bytes=99, resident=("a",)),
+        make_instance("d1", MODELS, "decode", kv_free_bytes=100),
+        make_instance("d2", MODELS, "decode", kv_free_bytes=100, state="draining"),
+    )
+    assert dispatch_prefilled(rows, "a", 99, {}) == "d0"
+    assert dispatch_prefilled(rows, "a", 100, {}) == "d1"
+    assert dispatch_prefilled(rows, "a", 101, {}) is None
+
+
+def test_a_node_serves_when_somebody_prefills_and_somebody_decodes():
+    p, d = make_instance("p", MODELS, "prefill"), make_instance("d", MODELS, "decode")
+    assert can_serve((p, d)) and can_serve((make_instance("c", MODELS),))
+    assert not can_serve((p,)) and not can_serve((d,))
+    assert not can_serve((p, make_instance("d", MODELS, "decode", state="starting")))
 
 
 @given(

@@ -100,14 +100,20 @@ def load_tiny(path: str, device: Device) -> TinyDecoder:
 
 
 def make_engine(
-    kv_bytes: int = 8 << 20, loader=load_tiny, load: bool = True, threads: int = 1
+    kv_bytes: int = 8 << 20,
+    loader=load_tiny,
+    load: bool = True,
+    threads: int = 1,
+    kv_path: str | None = None,
 ) -> ModelEngine:
-    """Return an engine over models a and b, both loaded unless told otherwise."""
+    """Return an engine over models a and b, both loaded unless told otherwise; with a path, its KV
+    is in a pool that four engines may share."""
     specs = tuple(make_spec(model) for model in SHAPES)
     device = CpuDevice(threads)
     weights = OwnWeights(lambda model: loader(model, device))
     traffic = Traffic()
-    kv = InPlaceKv(KvPool(kv_bytes, SHAPES.values()))
+    total_bytes = kv_bytes if kv_path is None else 4 * kv_bytes
+    kv = InPlaceKv(KvPool(total_bytes, SHAPES.values(), kv_path, kv_bytes))
     memory = EngineMemory(weights, kv, traffic, SwapCosts(traffic))
     engine = ModelEngine(specs, SHAPES, memory, threads)
     for spec in specs if load else ():

@@ -11,6 +11,7 @@ from aegaeon.types import (
     Cancel,
     InstanceRecord,
     InstanceStatus,
+    Moved,
     Request,
     RequestFailed,
     Submit,
@@ -41,6 +42,7 @@ class FakeInstance:
         id: str = "instance-0",
         incarnation: int = 1,
         models: tuple[str, ...] = ("m",),
+        role: str = "colocated",
         state: str = "ready",
     ) -> None:
         self.domain, self.reply, self.id, self.incarnation = domain, reply, id, incarnation
@@ -57,7 +59,7 @@ class FakeInstance:
         record = InstanceRecord(
             id=id,
             incarnation=incarnation,
-            role="colocated",
+            role=role,
             device="fake",
             mailbox=address,
             pid=1,
@@ -71,6 +73,17 @@ class FakeInstance:
     def publish(self, state: str = "ready", **fields: object) -> None:
         status = InstanceStatus(state=state, **fields)
         self._store.update_instance_status(self.id, self.incarnation, status)
+
+    def move(self, request: Request, to: "FakeInstance") -> None:
+        """Let `to` go on with a held request, as instances do among themselves."""
+        left = self._running.pop(request.id)[1]
+        to.say(request, Moved(request.id, request.attempt, to.id, to.incarnation))
+        to._running[request.id] = (request, left)
+        to._mailbox.wake()
+
+    def say(self, request: Request, reply: TokenEvent | RequestFailed | Moved) -> None:
+        """Tell the request's proxy something."""
+        self._send(request, reply)
 
     def release(self) -> None:
         self.hold_after = None
@@ -124,7 +137,7 @@ class FakeInstance:
                 break
         self._running.pop(request.id, None)
 
-    def _send(self, request: Request, reply: TokenEvent | RequestFailed) -> None:
+    def _send(self, request: Request, reply: TokenEvent | RequestFailed | Moved) -> None:
         try:
             if request.reply_to not in self._mailboxes:
                 self._mailboxes[request.reply_to] = self.domain.open_mailbox(request.reply_to)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.types import (
     Decode,
+    Handoff,
     Idle,
     Load,
     Loaded,
@@ -16,6 +17,7 @@ from aegaeon.types import (
     Stepped,
     Switch,
     Switched,
+    WeightsLost,
 )
 
 SWITCH_S = 0.05
@@ -25,7 +27,10 @@ LOAD_S = 0.3
 
 @dataclass
 class ScriptedDevice:
-    """Two lanes in simulated time. KV is counted in sequences; `failing` models never load."""
+    """Two lanes in simulated time. KV is counted in sequences; `failing` models never load.
+
+    What is handed off stays in `leaving`, with its KV, until `depart`.
+    """
 
     scheduler: Scheduler
     sizes: dict[str, int]
@@ -40,6 +45,8 @@ class ScriptedDevice:
     resident: set[str] = field(default_factory=set)
     loads: list[Load] = field(default_factory=list)
     steps: list[Prefill | Decode] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
+    troubles: dict[str, object] = field(default_factory=dict)  # of a model's next action
     holders: list[str] = field(default_factory=list)  # sequences with KV
     _idle_until_s: float | None = None
     _compute: tuple[float, object] | None = None
@@ -64,13 +71,29 @@ class ScriptedDevice:
         if request_id in self.holders:
             self.holders.remove(request_id)
 
+    def adopt(self, request: Request) -> None:
+        self.scheduler.adopt(request, self.now)
+        self.known[request.id] = request
+        self.holders.append(request.id)
+
+    def depart(self, request_id: str) -> None:
+        self.leaving.remove(request_id)
+        self.scheduler.cancel(request_id, self.now)
+        self.end(request_id, "handed off")
+
+    def lose(self, model: str) -> None:
+        """Another instance evicts the model; the next action finds out."""
+        self.resident.discard(model)
+        self.troubles[model] = WeightsLost(model)
+
     def ask(self) -> None:
         """Let the scheduler fill the free lanes, as the runtime does."""
         if self._compute is None:
-            action = self.scheduler.next_action(self.now)
+            while isinstance(action := self.scheduler.next_action(self.now), Handoff):
+                self.leaving.append(action.request)
             self._idle_until_s = action.until_s if isinstance(action, Idle) else None
             if not isinstance(action, Idle):
-                assert action.model in self.resident, f"{action} is not resident"
+                assert action.model in {*self.resident, *self.troubles}, f"{action} is not resident"
                 took_s = SWITCH_S if isinstance(action, Switch) else STEP_S
                 self._compute = (self.now + took_s, action)
                 self.check_step(action)
@@ -114,7 +137,13 @@ class ScriptedDevice:
     def finish(self) -> None:
         if self._compute is not None and self._compute[0] <= self.now:
             action, self._compute = self._compute[1], None
-            if isinstance(action, Switch):
+            trouble = self.troubles.pop(action.model, None)
+            if trouble is not None:
+                self.resident.discard(action.model)
+                self.scheduler.complete(trouble, self.now)
+                if isinstance(trouble, LoadFailed):
+                    self.fail(action.model)
+            elif isinstance(action, Switch):
                 self.scheduler.complete(Switched(action.model, SWITCH_S), self.now)
             else:
                 outcome = self.step(action)
@@ -126,14 +155,17 @@ class ScriptedDevice:
             load, self._copy = self._copy[1], None
             if load.model in self.failing:
                 self.scheduler.complete(LoadFailed(load.model, "x", "y"), self.now)
-                for request in list(self.known.values()):
-                    if request.model == load.model:
-                        self.end(request.id, "failed")
+                self.fail(load.model)
             else:
                 self.resident.add(load.model)
                 self.scheduler.complete(
                     Loaded(load.model, self.sizes[load.model], LOAD_S), self.now
                 )
+
+    def fail(self, model: str) -> None:
+        for request in list(self.known.values()):
+            if request.model == model and request.id not in self.leaving:
+                self.end(request.id, "failed")
 
     def make_room(self, oldest_first: list[str], age: dict[str, int]) -> list[str]:
         """Give each a slot; return those of any model that lost or did not get theirs."""
@@ -142,8 +174,9 @@ class ScriptedDevice:
             if request_id in self.holders or request_id in preempted:
                 continue
             if len(self.holders) >= self.kv_slots:
-                victim = max(self.holders, key=age.__getitem__)
-                if age[victim] < age[request_id]:
+                holders = [held for held in self.holders if held not in self.leaving]
+                victim = max(holders, key=age.__getitem__, default=request_id)
+                if age[victim] <= age[request_id]:
                     preempted.append(request_id)
                     continue
                 self.holders.remove(victim)

@@ -6,6 +6,7 @@ from aegaeon.types import (
     InstanceStatus,
     ModelSpec,
     Request,
+    Role,
     SamplingParams,
 )
 
@@ -35,11 +36,13 @@ def make_request(request_id: str, model: str, **changes) -> Request:
     return Request(id=request_id, model=model, **{**fields, **changes})
 
 
-def make_instance(name: str, models: tuple[str, ...], **status) -> Instance:
+def make_instance(
+    name: str, models: tuple[str, ...], role: Role = "colocated", **status
+) -> Instance:
     record = InstanceRecord(
         id=name,
         incarnation=1,
-        role="colocated",
+        role=role,
         device="null",
         mailbox=f"{name}.1",
         pid=1,

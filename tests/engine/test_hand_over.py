@@ -1,0 +1,139 @@
+"""KV that is prefilled in one engine and decoded in another: the same tokens, no bytes moved."""
+
+import msgspec
+import pytest
+
+from aegaeon.errors import ContextLengthExceeded, KvGone, OutOfBlocks
+from aegaeon.types import Decode, Prefill, SamplingParams
+from tests.support.decoder import SHAPES, make_engine, make_request
+from tests.support.runner import Runner
+
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=7)
+PROMPT = list(range(40))
+
+
+@pytest.fixture
+def engines(tmp_path):
+    """Two engines over one pool."""
+    path = str(tmp_path / "pool")
+    made = [make_engine(kv_path=path, kv_bytes=1 << 20) for _ in range(2)]
+    yield made
+    for engine in made:
+        engine.close()
+
+
+def prefilled(engine, request):
+    """Prefill there; return the request with its first token, and its handle."""
+    engine.submit(request)
+    (token,) = engine.execute(Prefill(request.model, (request.id,))).tokens
+    told = msgspec.structs.replace(request, generated_token_ids=(token.token_id,))
+    return told, engine.hand_over(request.id)
+
+
+def decode(engine, request):
+    tokens = list(request.generated_token_ids)
+    while True:
+        (token,) = engine.execute(Decode(request.model, (request.id,))).tokens
+        tokens.append(token.token_id)
+        if token.finish_reason is not None:
+            return tokens
+
+
+def held(engine):
+    return engine.usage().kv_bytes
+
+
+@pytest.mark.parametrize("model", ["a", "b"])
+@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0.0), SAMPLED])
+def test_tokens_are_the_same_after_a_hand_over(engines, model, sampling):
+    request = make_request("r", PROMPT, model=model, sampling=sampling, max_tokens=30)
+    runner = Runner(make_engine())
+    runner.submit(request)
+    expected = runner.finish()["r"]
+    first, second = engines
+    told, kv = prefilled(first, request)
+    assert kv.cached_tokens == len(PROMPT) and kv.kv_bytes == held(first)
+    second.adopt(told, kv)
+    first.release("r")
+    assert (held(first), held(second)) == (0, kv.kv_bytes)
+    assert decode(second, told) == expected
+    assert held(second) == 0
+
+
+def test_adopted_kv_is_not_computed_again(engines):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    second.adopt(told, kv)
+    sequence = second._sequences.get("r")
+    assert (sequence.cached, sequence.tokens) == (len(PROMPT), len(PROMPT) + 1)
+    assert tuple(sequence.blocks) == kv.blocks
+
+
+def test_a_sequence_that_is_handed_over_yields_its_blocks_to_nobody(engines):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    most = (1 << 20) // SHAPES["a"].block_bytes * 16
+    first.submit(make_request("s", [1] * min(most, 590), max_tokens=5))
+    first.submit(make_request("t", [1] * 590, max_tokens=5))
+    for name in "st":
+        first.execute(Prefill("a", (name,)))
+    second.adopt(told, kv)
+    assert held(second) == kv.kv_bytes
+
+
+def test_an_offer_that_was_taken_back_is_gone_though_its_blocks_are_used_again(engines):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    first.release("r")
+    other, again = prefilled(first, make_request("s", PROMPT[::-1]))
+    assert set(again.blocks) & set(kv.blocks)
+    with pytest.raises(KvGone, match="prefill again"):
+        second.adopt(told, kv)
+    second.submit(told)  # it is not known there, so this is how it goes on
+    second.adopt(other, again)
+
+
+def test_kv_is_adopted_once(engines):
+    first, second = engines
+    third = make_engine(kv_path=first._kv.pool.name, kv_bytes=1 << 20)
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    second.adopt(told, kv)
+    with pytest.raises(KvGone):
+        third.adopt(told, kv)
+    third.close()
+
+
+def test_a_private_pool_and_another_layout_are_refused(engines):
+    told, kv = prefilled(make_engine(), make_request("r", PROMPT))
+    with pytest.raises(KvGone, match="another pool"):
+        make_engine().adopt(told, kv)
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    with pytest.raises(KvGone, match="another layout"):
+        second.adopt(msgspec.structs.replace(told, model="b"), kv)
+
+
+def test_kv_without_room_for_it_stays_where_it_is(engines):
+    first, _ = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    small = make_engine(kv_path=first._kv.pool.name, kv_bytes=1 << 20)
+    small.submit(make_request("s", [1] * 590, max_tokens=5))
+    small.execute(Prefill("a", ("s",)))
+    while True:
+        try:
+            small.adopt(told, kv)
+        except OutOfBlocks:
+            break
+        told, kv = prefilled(first, make_request(f"r{kv.owner}", PROMPT))
+    third = make_engine(kv_path=first._kv.pool.name, kv_bytes=1 << 20)
+    third.adopt(told, kv)
+    small.close()
+    third.close()
+
+
+def test_a_request_that_cannot_be_served_is_not_adopted(engines):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    with pytest.raises(ContextLengthExceeded):
+        second.adopt(msgspec.structs.replace(told, prompt_token_ids=(1,) * 600), kv)
+    second.adopt(told, kv)

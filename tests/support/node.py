@@ -1,0 +1,321 @@
+"""A node without processes: runtimes of any role over a local store, one shared fake KV pool, and a
+proxy that follows its requests as the gateway does. Time stands still unless told."""
+
+from aegaeon.engine.base import NullEngine, null_token
+from aegaeon.errors import KvGone, OutOfBlocks, RingClosed
+from aegaeon.instance.lanes import Lane
+from aegaeon.instance.outbox import Outbox
+from aegaeon.instance.presence import Presence
+from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.proxy.generation import Generation, OpenRequest
+from aegaeon.proxy.outbox import Target, target_of
+from aegaeon.scheduler.dispatch import dispatch
+from aegaeon.scheduler.residency import Residency
+from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
+from aegaeon.store.codec import decode_instance_message, decode_reply, encode
+from aegaeon.store.local import LocalDomain
+from aegaeon.types import (
+    Accepted,
+    Cancel,
+    Declined,
+    InstanceRecord,
+    KvHandle,
+    Moved,
+    RequestFailed,
+    SamplingParams,
+    Stepped,
+    Submit,
+    Switch,
+    Transfer,
+)
+from tests.support.specs import make_spec
+
+MODELS = ("a", "b")
+LEASE_S = 8.0
+
+
+class Pool:
+    """Blocks with owners and contents; a freed block is given out again at once."""
+
+    def __init__(self) -> None:
+        self.owner: dict[int, int] = {}
+        self.content: dict[int, str] = {}
+        self.free: list[int] = []
+        self.identities = 0
+
+    def allocate(self, owner: int, content: str) -> int:
+        block = self.free.pop() if self.free else len(self.content)
+        self.owner[block], self.content[block] = owner, content
+        return block
+
+    def release(self, block: int, owner: int) -> None:
+        if self.owner.get(block) == owner:
+            del self.owner[block]
+            self.free.append(block)
+
+    def reclaim(self, owner: int) -> None:
+        for block in [b for b, held_by in self.owner.items() if held_by == owner]:
+            self.release(block, owner)
+
+
+class PooledEngine(NullEngine):
+    """Each sequence has one block of the pool from its first step on, at most `quota` in all.
+
+    A step checks that the block still holds what the sequence wrote there.
+    """
+
+    def __init__(self, specs, pool: Pool, quota: int) -> None:
+        super().__init__(specs, pause=lambda _: None)
+        self.pool, self.quota = pool, quota
+        pool.identities += 1
+        self.identity = pool.identities
+        self.blocks: dict[str, int] = {}
+
+    @property
+    def held(self) -> int:
+        return sum(owner == self.identity for owner in self.pool.owner.values())
+
+    def release(self, request):
+        super().release(request)
+        if request in self.blocks:
+            self.pool.release(self.blocks.pop(request), self.identity)
+
+    def hand_over(self, request):
+        return KvHandle(owner=self.identity, blocks=(self.blocks[request],), cached_tokens=1)
+
+    def adopt(self, request, kv):
+        if self.held >= self.quota:
+            raise OutOfBlocks("full")
+        (block,) = kv.blocks
+        if self.pool.owner.get(block) != kv.owner:
+            raise KvGone("not the sender's")
+        assert self.pool.content[block] == request.id, "took another sequence's KV"
+        self.submit(request)
+        self.pool.owner[block] = self.identity
+        self.blocks[request.id] = block
+
+    def execute(self, action):
+        if isinstance(action, Switch):
+            return super().execute(action)
+        lacking = []
+        for request in action.requests:
+            if request not in self.blocks:
+                if self.held >= self.quota:
+                    lacking.append(request)
+                    continue
+                self.blocks[request] = self.pool.allocate(self.identity, request)
+            assert self.pool.owner[self.blocks[request]] == self.identity, "lost its KV"
+            assert self.pool.content[self.blocks[request]] == request, "KV was overwritten"
+        able = tuple(request for request in action.requests if request not in lacking)
+        outcome = super().execute(type(action)(action.model, able))
+        return Stepped(action.model, outcome.tokens, 0.0, preempted=tuple(lacking))
+
+
+class HeldLane(Lane):
+    """Runs an action when told to; then the outcome can be taken."""
+
+    def __init__(self, run):
+        self.run, self.action, self.outcome = run, None, None
+
+    @property
+    def is_busy(self):
+        return self.action is not None
+
+    def start(self, action):
+        assert self.action is None
+        self.action = action
+
+    def finish(self):
+        if self.action is not None and self.outcome is None:
+            self.outcome = self.run(self.action)
+
+    def take(self):
+        outcome, self.outcome = self.outcome, None
+        if outcome is not None:
+            self.action = None
+        return outcome
+
+    def close(self, timeout_s):
+        return True
+
+
+class Life:
+    """One life of an instance."""
+
+    def __init__(self, node: "Node", name: str, role: str, incarnation: int) -> None:
+        self.name, self.role, self.incarnation = name, role, incarnation
+        self.address = f"{name}.{incarnation}"
+        self.inbox = node.domain.create_mailbox(self.address)
+        self.engine = PooledEngine(node.specs, node.pool, node.quota)
+        self.compute = HeldLane(self.engine.execute)
+        self.copy = HeldLane(self.engine.load)
+        record = InstanceRecord(
+            id=name,
+            incarnation=incarnation,
+            role=role,
+            device="null",
+            mailbox=self.address,
+            pid=1,
+            models=MODELS,
+        )
+        sizes = {spec.id: spec.weight_bytes for spec in node.specs}
+        limits = TurnLimits(quota_s=0.05)
+        self.scheduler = TurnScheduler(Residency(sizes, 1000), MODELS, limits, role)
+        self.runtime = Runtime(
+            Parts(
+                inbox=self.inbox,
+                outbox=Outbox(node.domain.open_mailbox),
+                presence=Presence(node.domain.metadata(), record, LEASE_S),
+                engine=self.engine,
+                scheduler=self.scheduler,
+                compute=self.compute,
+                copy=self.copy,
+                clock=lambda: node.now,
+                pause=lambda _: None,
+            ),
+            drain_s=5.0,
+        )
+
+    def turn(self) -> None:
+        self.runtime.run_once(0.0)
+
+    def finish(self) -> None:
+        self.compute.finish()
+        self.copy.finish()
+
+
+class Node:
+    """Instances by name, their roles given; `proxy` asks and listens."""
+
+    def __init__(self, quota: int = 1 << 30, **roles: str) -> None:
+        self.now = 100.0
+        self.quota = quota
+        self.domain = LocalDomain(lambda: self.now)
+        self.specs = tuple(make_spec(model) for model in MODELS)
+        self.pool = Pool()
+        self.roles = roles
+        self.lives: dict[str, Life | None] = {}
+        self.incarnations = 0
+        self.proxy = Proxy(self)
+        for name in roles:
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        """Begin a life of a dead instance, as the supervisor does."""
+        if self.lives.get(name) is None:
+            self.incarnations += 1
+            self.lives[name] = Life(self, name, self.roles[name], self.incarnations)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, noticed at once: row and mailbox go, its blocks are anybody's."""
+        life, self.lives[name] = self.lives[name], None
+        if life is not None:
+            self.domain.metadata().remove_instance(name, life.incarnation)
+            self.domain.create_mailbox(life.address).close()
+            self.pool.reclaim(life.engine.identity)
+
+    def drop_answer(self, name: str, *kinds: type) -> bool:
+        """Lose the first hand-off message (or of `kinds`) in an instance's mailbox."""
+        life = self.lives[name]
+        records = life.inbox._queue.records if life is not None else []
+        for record in records:
+            if isinstance(decode_instance_message(record), kinds or (Transfer, Accepted, Declined)):
+                records.remove(record)
+                return True
+        return False
+
+    def alive(self) -> list[Life]:
+        return [life for life in self.lives.values() if life is not None]
+
+    def rows(self):
+        return self.domain.metadata().sync_for_routing()
+
+    def step(self, dt_s: float = 0.03) -> None:
+        """Everything has its turn once."""
+        self.now += dt_s
+        for life in self.alive():
+            life.turn()
+            life.finish()
+        self.proxy.pump()
+
+    def work(self, steps: int = 40) -> None:
+        for _ in range(steps):
+            self.step()
+
+
+class Proxy:
+    """The gateway without its loop and threads; `got` are the tokens of each request."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.mailbox = node.domain.create_mailbox("proxy")
+        self.opened: dict[str, OpenRequest] = {}
+        self.got: dict[str, list[int]] = {}
+        self.replies: list[object] = []
+
+    def ask(self, name: str, model: str = "a", max_tokens: int = 6, timeout_s: float = 1e6) -> None:
+        generation = Generation(
+            model=model,
+            prompt_token_ids=(1, 2, len(name)),
+            sampling=SamplingParams(temperature=0.0),
+            max_tokens=max_tokens,
+        )
+        now = self.node.now
+        self.opened[name] = OpenRequest(name, generation, now, now + timeout_s)
+        self.got[name] = []
+
+    def leave(self, name: str) -> None:
+        opened = self.opened.pop(name, None)
+        if opened is not None and opened.target is not None:
+            self.send(opened.target, Cancel(name, opened.attempt))
+
+    def expected(self, opened: OpenRequest) -> list[int]:
+        request = opened.next_request("proxy")
+        return [null_token(request, k, 1000) for k in range(request.max_tokens)]
+
+    def send(self, target: Target, message: object) -> bool:
+        try:
+            self.node.domain.open_mailbox(f"{target[0]}.{target[1]}").send(encode(message))
+        except RingClosed:
+            return False
+        return True
+
+    def pump(self) -> None:
+        for record in self.mailbox.receive(0.0):
+            self.take(decode_reply(record))
+        rows = self.node.rows()
+        alive = {target_of(row) for row in rows}
+        for opened in self.opened.values():
+            if opened.target is not None and opened.target not in alive:
+                opened.target = None
+                opened.lose()
+            if opened.target is None and not opened.has_ended:
+                self.place(opened, rows)
+
+    def take(self, reply: object) -> None:
+        self.replies.append(reply)
+        opened = self.opened.get(reply.request_id)
+        if isinstance(reply, Moved):
+            target = Target(reply.instance, reply.incarnation)
+            if opened is None or not opened.is_moved_by(reply):
+                self.send(target, Cancel(reply.request_id, reply.attempt))
+            else:
+                opened.target = target
+        elif opened is not None:
+            if opened.take_in(reply, self.node.now):
+                target, opened.target = opened.target, None
+                if target is not None and not opened.has_ended:
+                    self.send(target, Cancel(opened.id, reply.attempt))
+            delta = opened.take()
+            if delta is not None:
+                self.got[opened.id].extend(delta.token_ids)
+
+    def place(self, opened: OpenRequest, rows) -> None:
+        rows = tuple(row for row in rows if target_of(row) not in opened.refused)
+        chosen = dispatch(rows, opened.generation.model, {})
+        row = next((row for row in rows if row.record.id == chosen), None)
+        if row is not None and self.send(target_of(row), Submit(opened.next_request("proxy"))):
+            opened.placed(target_of(row), opened.attempt)
+
+    def failures(self) -> list[RequestFailed]:
+        return [reply for reply in self.replies if isinstance(reply, RequestFailed)]
