@@ -28,6 +28,21 @@ PanelKernel baseline_kernel(WeightType type);
 PanelKernel avx2_kernel(WeightType type);
 PanelKernel avx512_kernel(WeightType type);
 
+template <std::size_t value>
+struct Index {
+  static constexpr std::size_t at = value;
+};
+
+// Calls work(Index<0>), work(Index<1>) ... with `count` constants: only arrays that are indexed by
+// constants throughout are kept in registers.
+template <std::size_t count, typename Work>
+[[gnu::always_inline]] inline void unroll(const Work& work) {
+  if constexpr (count > 0) {
+    unroll<count - 1>(work);
+    work(Index<count - 1>{});
+  }
+}
+
 // `V` names a vector type and its operations. A pair is two vectors: V::widen_pair<type>(line, i)
 // makes the i-th pair of a line of weights of them, and V::finish<type> undoes its order.
 // Rows x pairs of sums stay in registers while all columns go by.
@@ -35,31 +50,32 @@ template <typename V, WeightType type, std::size_t rows, std::size_t pairs>
 void accumulate_pairs(const Panel& panel, std::size_t first_pair) {
   using Vector = typename V::Vector;
   constexpr std::size_t line_bytes = kTileOutputs * (type == WeightType::f32 ? 4 : 2);
-  Vector sums[rows][2 * pairs];
+  constexpr std::size_t vectors = 2 * pairs;
+  Vector sums[rows * vectors];
   float* const home = panel.sums + first_pair * 2 * V::kWidth;
-  for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t v = 0; v < 2 * pairs; ++v) {
-      sums[r][v] = panel.is_first ? V::zero() : V::load(home + r * kTileOutputs + v * V::kWidth);
-    }
-  }
+  const bool is_first = panel.is_first;
+  unroll<rows * vectors>([&](auto i) {
+    const float* const from = home + i.at / vectors * kTileOutputs + i.at % vectors * V::kWidth;
+    sums[i.at] = is_first ? V::zero() : V::load(from);
+  });
   const char* line = static_cast<const char*>(panel.weights);
+  const char* const end = line + panel.columns * line_bytes;
   const float* x = panel.x;
-  for (std::size_t k = 0; k < panel.columns; ++k, line += line_bytes, x += rows) {
-    for (std::size_t p = 0; p < pairs; ++p) {
+  for (; line != end; line += line_bytes, x += rows) {
+    unroll<pairs>([&](auto p) {
       Vector low, high;
-      V::template widen_pair<type>(line, first_pair + p, low, high);
-      for (std::size_t r = 0; r < rows; ++r) {
-        const Vector factor = V::broadcast(x + r);
-        sums[r][2 * p] = V::multiply_add(low, factor, sums[r][2 * p]);
-        sums[r][2 * p + 1] = V::multiply_add(high, factor, sums[r][2 * p + 1]);
-      }
-    }
+      V::template widen_pair<type>(line, first_pair + p.at, low, high);
+      unroll<rows>([&](auto r) {
+        constexpr std::size_t at = r.at * vectors + 2 * p.at;
+        const Vector factor = V::broadcast(x + r.at);
+        sums[at] = V::multiply_add(low, factor, sums[at]);
+        sums[at + 1] = V::multiply_add(high, factor, sums[at + 1]);
+      });
+    });
   }
-  for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t v = 0; v < 2 * pairs; ++v) {
-      V::store(home + r * kTileOutputs + v * V::kWidth, sums[r][v]);
-    }
-  }
+  unroll<rows * vectors>([&](auto i) {
+    V::store(home + i.at / vectors * kTileOutputs + i.at % vectors * V::kWidth, sums[i.at]);
+  });
 }
 
 template <typename V, WeightType type, std::size_t rows>
