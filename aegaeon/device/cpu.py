@@ -42,24 +42,48 @@ class CpuDevice(Device):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        mean_square = (x * x).sum(-1, keepdim=True).div_(x.shape[-1])
-        return (x / mean_square.add_(eps).sqrt_()).mul_(weight)
+        out = torch.empty_like(x)
+        features = x.shape[-1]
+        shape = (x.numel() // features, features)
+        _native.rms_norm(self._pool, x.data_ptr(), shape, weight.data_ptr(), eps, out.data_ptr())
+        return out
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = x.shape[-1] // 2
-        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-        return (x * cos[:, None]).add_(turned.mul_(sin[:, None]))
+        rows, heads, head_dim = x.shape
+        out = torch.empty((rows, heads, head_dim))
+        angles = (cos.data_ptr(), sin.data_ptr())
+        source = _rows(x, heads * head_dim)
+        _native.rotate(self._pool, source, (rows, heads, head_dim), angles, out.data_ptr())
+        return out
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        return (gate / gate.neg().exp_().add_(1.0)).mul_(up)
+        rows, features = gate.shape
+        out = torch.empty((rows, features))
+        _native.silu_mul(
+            self._pool, _rows(gate, features), _rows(up, features), (rows, features), out.data_ptr()
+        )
+        return out
 
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:
-        self._plan_for(batch).append(layer, keys, values)
+        features = keys.shape[1] * keys.shape[2]
+        rows = self._plan_for(batch).rows
+        _native.append_kv(self._pool, rows, layer, _rows(keys, features), _rows(values, features))
 
     def attend(self, layer: int, queries: Tensor, batch: StepBatch, scale: float) -> Tensor:
-        return self._plan_for(batch).attend(layer, queries, scale).flatten(1)
+        queries = queries.contiguous()
+        rows, heads, head_dim = queries.shape
+        out = torch.empty((rows, heads * head_dim))
+        operand = (queries.data_ptr(), heads)
+        plan = self._plan_for(batch)
+        _native.attend(self._pool, plan.rows, layer, operand, scale, out.data_ptr())
+        return out
 
     def _plan_for(self, batch: StepBatch) -> AttentionPlan:
         if self._plan is None or self._plan.kv is not batch.kv:
             self._plan = AttentionPlan(batch.kv)
         return self._plan
+
+
+def _rows(x: Tensor, features: int) -> tuple[int, int]:
+    """Return address and stride of rows of `features`, each of which lies in one piece."""
+    return x.data_ptr(), x.stride(0) if len(x) > 1 else features

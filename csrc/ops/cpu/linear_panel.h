@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "ops/cpu/unroll.h"
 #include "ops/ops.h"
 
 namespace aegaeon::ops {
@@ -23,25 +24,15 @@ struct PanelKernel {
   void (*finish)(const float* sums, float* outputs);  // 32 each; may be the same
 };
 
+// Few rows pass over weights as fast as memory gives them. What is fetched ahead crosses pages, at
+// whose ends the processor's own prefetching stops.
+constexpr std::size_t kStreamedRows = 2;
+constexpr std::size_t kPrefetchBytes = 1024;
+
 // Kernels by instruction set; those that the compiler's target lacks are not there.
 PanelKernel baseline_kernel(WeightType type);
 PanelKernel avx2_kernel(WeightType type);
 PanelKernel avx512_kernel(WeightType type);
-
-template <std::size_t value>
-struct Index {
-  static constexpr std::size_t at = value;
-};
-
-// Calls work(Index<0>), work(Index<1>) ... with `count` constants: only arrays that are indexed by
-// constants throughout are kept in registers.
-template <std::size_t count, typename Work>
-[[gnu::always_inline]] inline void unroll(const Work& work) {
-  if constexpr (count > 0) {
-    unroll<count - 1>(work);
-    work(Index<count - 1>{});
-  }
-}
 
 // `V` names a vector type and its operations. A pair is two vectors: V::widen_pair<type>(line, i)
 // makes the i-th pair of a line of weights of them, and V::finish<type> undoes its order.
@@ -62,6 +53,9 @@ void accumulate_pairs(const Panel& panel, std::size_t first_pair) {
   const char* const end = line + panel.columns * line_bytes;
   const float* x = panel.x;
   for (; line != end; line += line_bytes, x += rows) {
+    if constexpr (rows <= kStreamedRows) {
+      __builtin_prefetch(line + kPrefetchBytes);
+    }
     unroll<pairs>([&](auto p) {
       Vector low, high;
       V::template widen_pair<type>(line, first_pair + p.at, low, high);
