@@ -37,7 +37,7 @@ GROUPS = {
     "what it serves": ("models", "models_dir", "preload_models", "preload_per_instance"),
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
-        *("threads_per_instance", "model_cache_budget_gb", "kv_budget_gb"),
+        *("threads_per_instance", "instruction_set", "model_cache_budget_gb", "kv_budget_gb"),
     ),
     "scheduling": ("max_batch", "max_waiting", "turn_quota_s", "request_timeout_s"),
     "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),

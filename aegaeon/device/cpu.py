@@ -1,7 +1,6 @@
-"""The CPU as a device: native products in place on packed weights, else plain torch operators.
+"""The CPU as a device: native operators in place on packed weights and KV pages, in float32.
 
-Elementwise formulas use only operators whose vector and tail loops agree (exp, and the exactly
-rounded + - * / sqrt); silu and sigmoid of torch do not.
+The operators are native (csrc/ops); what torch does here only allocates and shapes.
 """
 
 import torch
@@ -16,7 +15,8 @@ from aegaeon.device.packed import Matrix
 class CpuDevice(Device):
     """Computes on `threads` threads, the caller's among them; one forward pass at a time.
 
-    torch's operators use the calling thread's torch threads instead, never at the same time.
+    torch's own operators (sums of residuals) use the calling thread's torch threads, never at the
+    same time.
     """
 
     name = "cpu"
@@ -49,25 +49,24 @@ class CpuDevice(Device):
         return out
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x, cos, sin = _in_rows(x), cos.contiguous(), sin.contiguous()
         rows, heads, head_dim = x.shape
         out = torch.empty((rows, heads, head_dim))
         angles = (cos.data_ptr(), sin.data_ptr())
-        source = _rows(x, heads * head_dim)
-        _native.rotate(self._pool, source, (rows, heads, head_dim), angles, out.data_ptr())
+        _native.rotate(self._pool, _operand(x), (rows, heads, head_dim), angles, out.data_ptr())
         return out
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        rows, features = gate.shape
-        out = torch.empty((rows, features))
-        _native.silu_mul(
-            self._pool, _rows(gate, features), _rows(up, features), (rows, features), out.data_ptr()
-        )
+        gate, up = _in_rows(gate), _in_rows(up)
+        out = torch.empty(gate.shape)
+        shape = (gate.shape[0], gate.shape[1])
+        _native.silu_mul(self._pool, _operand(gate), _operand(up), shape, out.data_ptr())
         return out
 
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:
-        features = keys.shape[1] * keys.shape[2]
+        keys, values = _in_rows(keys), _in_rows(values)
         rows = self._plan_for(batch).rows
-        _native.append_kv(self._pool, rows, layer, _rows(keys, features), _rows(values, features))
+        _native.append_kv(self._pool, rows, layer, _operand(keys), _operand(values))
 
     def attend(self, layer: int, queries: Tensor, batch: StepBatch, scale: float) -> Tensor:
         queries = queries.contiguous()
@@ -84,6 +83,13 @@ class CpuDevice(Device):
         return self._plan
 
 
-def _rows(x: Tensor, features: int) -> tuple[int, int]:
-    """Return address and stride of rows of `features`, each of which lies in one piece."""
-    return x.data_ptr(), x.stride(0) if len(x) > 1 else features
+def _in_rows(x: Tensor) -> Tensor:
+    """Return x [rows, ...], copied unless each row lies in one piece."""
+    strides = x.stride()
+    is_whole = strides[-1] == 1 and (x.dim() == 2 or strides[1] == x.shape[2])
+    return x if is_whole else x.contiguous()
+
+
+def _operand(x: Tensor) -> tuple[int, int]:
+    """Return address and row stride of what `_in_rows` returned."""
+    return x.data_ptr(), x.stride(0)
