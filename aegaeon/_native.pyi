@@ -158,6 +158,73 @@ def embed(
     Raises IndexError for an id outside the table.
     """
 
+def rms_norm(
+    pool: ThreadPool, x: int, shape: tuple[int, int], weight: int, eps: float, out: int
+) -> None:
+    """Norm rows x of `shape` (rows, features): x / sqrt(mean(x^2) + eps) * weight."""
+
+def rotate(
+    pool: ThreadPool,
+    x: tuple[int, int],
+    shape: tuple[int, int, int],
+    angles: tuple[int, int],
+    out: int,
+) -> None:
+    """Rotate half-split pairs of x, (address, row stride), of `shape` (rows, heads, head_dim).
+
+    `angles` are the addresses of cos and sin [rows, head_dim]. Raises ValueError for odd head_dim.
+    """
+
+def silu_mul(
+    pool: ThreadPool,
+    gate: tuple[int, int],
+    up: tuple[int, int],
+    shape: tuple[int, int],
+    out: int,
+) -> None:
+    """Write silu(gate) * up, both (address, row stride) of `shape` (rows, features)."""
+
+@final
+class PagedRows:
+    """Where the rows of a pass put and find their keys and values. Does not keep the pages."""
+
+    def __init__(
+        self,
+        pages: tuple[int, int],
+        shape: tuple[int, int, int],
+        sequences: Sequence[tuple[int, int, int, Sequence[int]]],
+    ) -> None:
+        """Take the arena's address and count of pages, the (layers, kv_heads, head_dim) of a token,
+        and per sequence its first row, rows, first position and block ids.
+
+        Raises ValueError for blocks outside the arena, or too few of them.
+        """
+
+def append_kv(
+    pool: ThreadPool,
+    rows: PagedRows,
+    layer: int,
+    keys: tuple[int, int],
+    values: tuple[int, int],
+) -> None:
+    """Store keys and values, (address, row stride) each, of rows [kv_heads, head_dim].
+
+    Raises IndexError for a layer that the pages do not have, as `attend` does.
+    """
+
+def attend(
+    pool: ThreadPool,
+    rows: PagedRows,
+    layer: int,
+    queries: tuple[int, int],
+    scale: float,
+    out: int,
+) -> None:
+    """Causal attention of queries, (address, heads), to `out`, both [rows, heads, head_dim].
+
+    Raises ValueError where the heads are no multiple of the KV heads.
+    """
+
 def force_isa(name: str) -> None:
     """Use "baseline", "avx2", "avx512" or "best" from now on. Raises ValueError."""
 

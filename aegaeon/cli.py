@@ -42,7 +42,7 @@ GROUPS = {
     "what it serves": ("models", "models_dir", "preload_models", "preload_per_instance"),
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
-        "threads_per_instance",
+        *("threads_per_instance", "instruction_set"),
     ),
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": ("max_batch", "max_waiting", "turn_quota_s", "request_timeout_s"),

@@ -67,6 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads_per_instance: Annotated[
         int, _doc("compute threads of an instance (0: processors shared out)", ge=0)
     ] = 0
+    instruction_set: Annotated[
+        Literal["best", "baseline", "avx2", "avx512"],
+        _doc("instructions that the CPU's operators use (best: the widest it has)"),
+    ] = "best"
     model_cache_budget_gb: Annotated[
         float, _doc("weights in the node's cache, for all instances, GB (0: 60 % of memory)", ge=0)
     ] = 0.0

@@ -24,31 +24,24 @@ class StepBatch:
     kv: KvView  # where these rows' keys and values go, and what each may look at
 
 
-@dataclass(frozen=True, slots=True)
 class Projection:
-    """Weights [out, in] that read the same input, one below the other.
+    """Weights [out, in] that read the same input, one below the other; immutable.
 
     `biases` has a float32 vector [out] for each part, or is empty. A bias is added last.
     """
 
-    parts: tuple[Matrix, ...]
-    biases: tuple[Tensor, ...] = ()
+    __slots__ = ("biases", "in_features", "operands", "out_features", "parts")
 
-    @property
-    def in_features(self) -> int:
-        """Features of the input."""
-        return self.parts[0].in_features
-
-    @property
-    def out_features(self) -> int:
-        """Outputs of all parts."""
-        return sum(part.out_features for part in self.parts)
-
-    @property
-    def operands(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Each part as native operators take it: address, outputs, type code, bias (or 0)."""
-        biases = [bias.data_ptr() for bias in self.biases] or [0] * len(self.parts)
-        return tuple((*part.operand, bias) for part, bias in zip(self.parts, biases, strict=True))
+    def __init__(self, parts: tuple[Matrix, ...], biases: tuple[Tensor, ...] = ()) -> None:
+        self.parts = parts
+        self.biases = biases
+        self.in_features = parts[0].in_features
+        self.out_features = sum(part.out_features for part in parts)
+        added = [bias.data_ptr() for bias in biases] or [0] * len(parts)
+        # As native operators take them, made once: address, outputs, type code, bias (or 0).
+        self.operands = tuple(
+            (*part.operand, bias) for part, bias in zip(parts, added, strict=True)
+        )
 
 
 class Device(ABC):

@@ -1,7 +1,6 @@
-"""The CPU as a device: native products in place on packed weights, else plain torch operators.
+"""The CPU as a device: native operators in place on packed weights and KV pages, in float32.
 
-Elementwise formulas use only operators whose vector and tail loops agree (exp, and the exactly
-rounded + - * / sqrt); silu and sigmoid of torch do not.
+The operators are native (csrc/ops); what torch does here only allocates and shapes.
 """
 
 import torch
@@ -16,7 +15,8 @@ from aegaeon.device.packed import Matrix
 class CpuDevice(Device):
     """Computes on `threads` threads, the caller's among them; one forward pass at a time.
 
-    torch's operators use the calling thread's torch threads instead, never at the same time.
+    torch's own operators (sums of residuals) use the calling thread's torch threads, never at the
+    same time.
     """
 
     name = "cpu"
@@ -42,24 +42,54 @@ class CpuDevice(Device):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        mean_square = (x * x).sum(-1, keepdim=True).div_(x.shape[-1])
-        return (x / mean_square.add_(eps).sqrt_()).mul_(weight)
+        out = torch.empty_like(x)
+        features = x.shape[-1]
+        shape = (x.numel() // features, features)
+        _native.rms_norm(self._pool, x.data_ptr(), shape, weight.data_ptr(), eps, out.data_ptr())
+        return out
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = x.shape[-1] // 2
-        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-        return (x * cos[:, None]).add_(turned.mul_(sin[:, None]))
+        x, cos, sin = _in_rows(x), cos.contiguous(), sin.contiguous()
+        rows, heads, head_dim = x.shape
+        out = torch.empty((rows, heads, head_dim))
+        angles = (cos.data_ptr(), sin.data_ptr())
+        _native.rotate(self._pool, _operand(x), (rows, heads, head_dim), angles, out.data_ptr())
+        return out
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        return (gate / gate.neg().exp_().add_(1.0)).mul_(up)
+        gate, up = _in_rows(gate), _in_rows(up)
+        out = torch.empty(gate.shape)
+        shape = (gate.shape[0], gate.shape[1])
+        _native.silu_mul(self._pool, _operand(gate), _operand(up), shape, out.data_ptr())
+        return out
 
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:
-        self._plan_for(batch).append(layer, keys, values)
+        keys, values = _in_rows(keys), _in_rows(values)
+        rows = self._plan_for(batch).rows
+        _native.append_kv(self._pool, rows, layer, _operand(keys), _operand(values))
 
     def attend(self, layer: int, queries: Tensor, batch: StepBatch, scale: float) -> Tensor:
-        return self._plan_for(batch).attend(layer, queries, scale).flatten(1)
+        queries = queries.contiguous()
+        rows, heads, head_dim = queries.shape
+        out = torch.empty((rows, heads * head_dim))
+        operand = (queries.data_ptr(), heads)
+        plan = self._plan_for(batch)
+        _native.attend(self._pool, plan.rows, layer, operand, scale, out.data_ptr())
+        return out
 
     def _plan_for(self, batch: StepBatch) -> AttentionPlan:
         if self._plan is None or self._plan.kv is not batch.kv:
             self._plan = AttentionPlan(batch.kv)
         return self._plan
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """Return x [rows, ...], copied unless each row lies in one piece."""
+    strides = x.stride()
+    is_whole = strides[-1] == 1 and (x.dim() == 2 or strides[1] == x.shape[2])
+    return x if is_whole else x.contiguous()
+
+
+def _operand(x: Tensor) -> tuple[int, int]:
+    """Return address and row stride of what `_in_rows` returned."""
+    return x.data_ptr(), x.stride(0)

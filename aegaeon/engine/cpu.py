@@ -3,11 +3,16 @@
 from contextlib import ExitStack
 
 from aegaeon.config import Settings
-from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_place import InPlaceKv
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import decoders_on, kv_shapes, open_kv_pool, open_source
+from aegaeon.engine.shared import (
+    decoders_on,
+    kv_shapes,
+    open_device,
+    open_kv_pool,
+    open_source,
+)
 from aegaeon.memory.budget import choose_budgets
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.in_place import InPlaceWeights
@@ -21,7 +26,7 @@ def open_cpu_engine(
     """Return the engine. Raises BudgetTooSmall, RegionError, RegionMismatch, and what reading a
     config.json raises."""
     budgets = choose_budgets(settings, specs)
-    device = CpuDevice(budgets.threads)
+    device = open_device(settings, budgets)
     shapes = kv_shapes(specs, device.dtype)
     traffic = Traffic()
     with ExitStack() as owned:

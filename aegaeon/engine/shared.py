@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 import torch
 
+from aegaeon import _native
 from aegaeon._native import WeightCache
 from aegaeon.config import Settings
 from aegaeon.device.base import Device
+from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
+from aegaeon.errors import ConfigError
 from aegaeon.memory.budget import READER_THREADS, Budgets
 from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.memory.source import WeightSource
@@ -19,6 +22,15 @@ from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId, ModelSpec
 
 Shapes = Mapping[ModelId, KvShape]
+
+
+def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
+    """Return what computes. Raises ConfigError for instructions that this processor does not have."""
+    try:
+        _native.force_isa(settings.instruction_set)
+    except ValueError as error:
+        raise ConfigError(f"--instruction-set: {error}") from None
+    return CpuDevice(budgets.threads)
 
 
 def open_source(

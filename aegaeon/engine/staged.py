@@ -8,11 +8,16 @@ from contextlib import ExitStack
 
 from aegaeon._native import CopyEngine
 from aegaeon.config import Settings
-from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import decoders_on, kv_shapes, open_kv_pool, open_source
+from aegaeon.engine.shared import (
+    decoders_on,
+    kv_shapes,
+    open_device,
+    open_kv_pool,
+    open_source,
+)
 from aegaeon.memory.arena import Arena
 from aegaeon.memory.budget import COPY_CHUNK_BYTES, COPY_THREADS, GB, choose_budgets
 from aegaeon.memory.costs import SwapCosts
@@ -28,7 +33,7 @@ def open_staged_engine(
     """Return the engine. Raises BudgetTooSmall, RegionError, RegionMismatch, CopyError, and what
     reading a config.json raises."""
     budgets = choose_budgets(settings, specs)
-    device = CpuDevice(budgets.threads)
+    device = open_device(settings, budgets)
     shapes = kv_shapes(specs, device.dtype)
     traffic = Traffic()
     with ExitStack() as owned:

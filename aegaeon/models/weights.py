@@ -34,21 +34,21 @@ class PackedWeights:
     ) -> None:
         self.plan = plan
         self.await_stage = await_stage
-        self._bytes = torch.frombuffer(memory, dtype=torch.uint8, count=plan.total_bytes)
-        self._address = self._bytes.data_ptr()
+        self.memory = torch.frombuffer(memory, dtype=torch.uint8, count=plan.total_bytes)
+        self._address = self.memory.data_ptr()
 
     def matrix(self, name: str) -> Matrix:
         """Return the matrix of this name. Its stage need not be in yet."""
         tensor = self.plan.tensors[name]
         out_features, in_features = tensor.shape
         address = self._address + tensor.offset
-        return Matrix(self._bytes, address, out_features, in_features, DTYPES[tensor.dtype])
+        return Matrix(self.memory, address, out_features, in_features, DTYPES[tensor.dtype])
 
     def vector(self, name: str) -> Tensor:
         """Return the vector of this name, float32 in place. Its stage need not be in yet."""
         tensor = self.plan.tensors[name]
         end = tensor.offset + tensor.data_bytes
-        return self._bytes[tensor.offset : end].view(torch.float32)
+        return self.memory[tensor.offset : end].view(torch.float32)
 
     def has(self, name: str) -> bool:
         """Tell whether the model has this tensor."""
@@ -62,6 +62,8 @@ def read_weights(plan: PackPlan, on_progress: OnProgress | None = None) -> Packe
     CheckpointError if a file has changed since it was planned.
     """
     memory = mmap.mmap(-1, plan.total_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # a fifth more bandwidth in products of few rows
     packed = torch.frombuffer(memory, dtype=torch.uint8)
     done, total = 0, plan.load_plan.file_bytes
     for tensor in plan.tensors.values():

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/attention.h"
 #include "bind/ops.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/thread_pool.h"
@@ -60,6 +62,41 @@ void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tupl
                     pointer<float>(out)});
 }
 
+using Strided = std::pair<Address, std::size_t>;
+
+ops::Rows rows_of(const Strided& rows) { return {pointer<const float>(rows.first), rows.second}; }
+
+void rms_norm(ops::ThreadPool& pool, Address x, Shape shape, Address weight, float eps,
+              Address out) {
+  const py::gil_scoped_release released;
+  ops::rms_norm(pool, {pointer<const float>(x), shape.first, shape.second,
+                       pointer<const float>(weight), eps, pointer<float>(out)});
+}
+
+void rotate(ops::ThreadPool& pool, Strided x, std::array<std::size_t, 3> shape,
+            std::pair<Address, Address> angles, Address out) {
+  if (shape[2] % 2 != 0) {
+    throw std::invalid_argument("head_dim must be even, not " + std::to_string(shape[2]));
+  }
+  const py::gil_scoped_release released;
+  ops::rotate(pool, {rows_of(x), shape[0], shape[1], shape[2], pointer<const float>(angles.first),
+                     pointer<const float>(angles.second), pointer<float>(out)});
+}
+
+void silu_mul(ops::ThreadPool& pool, Strided gate, Strided up, Shape shape, Address out) {
+  const py::gil_scoped_release released;
+  ops::silu_mul(pool, {rows_of(gate), rows_of(up), shape.first, shape.second, pointer<float>(out)});
+}
+
+void bind_elementwise(py::module_& module) {
+  module.def("rms_norm", &rms_norm, py::arg("pool"), py::arg("x"), py::arg("shape"),
+             py::arg("weight"), py::arg("eps"), py::arg("out"));
+  module.def("rotate", &rotate, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("angles"),
+             py::arg("out"));
+  module.def("silu_mul", &silu_mul, py::arg("pool"), py::arg("gate"), py::arg("up"),
+             py::arg("shape"), py::arg("out"));
+}
+
 }  // namespace
 
 void bind_ops(py::module_& module) {
@@ -74,6 +111,8 @@ void bind_ops(py::module_& module) {
              py::arg("out"));
   module.def("embed", &embed, py::arg("pool"), py::arg("token_ids"), py::arg("shape"),
              py::arg("table"), py::arg("out"));
+  bind_elementwise(module);
+  bind_attention(module);
   module.def("force_isa", &ops::force_isa, py::arg("name"));
   module.def("current_isa", [] { return std::string(ops::isa_name(ops::current_isa())); });
 }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace aegaeon::ops {
 
@@ -52,6 +53,92 @@ struct EmbedParams {
   float* out;  // [rows, in_features]
 };
 
+// Rows that lie `stride` floats apart.
+struct Rows {
+  const float* first;
+  std::size_t stride;
+};
+
+// out[r][i] = x[r][i] / sqrt(mean over i of x[r][i]^2 + eps) * weight[i].
+struct RmsNormParams {
+  const float* x;  // [rows, features]
+  std::size_t rows;
+  std::size_t features;
+  const float* weight;  // [features]
+  float eps;
+  float* out;  // [rows, features]
+};
+
+// Turns the pairs (i, i + head_dim / 2) of each head: out = x * cos + swapped(x) * sin, where
+// swapped(x) is -x[i + head_dim / 2] in the lower half and x[i - head_dim / 2] in the upper one.
+struct RotateParams {
+  Rows x;  // [rows, heads * head_dim]
+  std::size_t rows;
+  std::size_t heads;
+  std::size_t head_dim;  // even
+  const float* cos;      // [rows, head_dim]
+  const float* sin;      // [rows, head_dim]
+  float* out;            // [rows, heads, head_dim]
+};
+
+// out = gate / (1 + exp(-gate)) * up.
+struct SiluMulParams {
+  Rows gate;  // [rows, features]
+  Rows up;    // [rows, features]
+  std::size_t rows;
+  std::size_t features;
+  float* out;  // [rows, features]
+};
+
+// Tokens of a page: one head's keys or values in one layer.
+constexpr std::size_t kBlockTokens = 16;
+
+// The rows of one sequence in a pass, at positions start .. start + rows - 1; `blocks` are the ids
+// of the blocks that hold positions 0 .. start + rows - 1.
+struct SequenceRows {
+  std::size_t first_row;
+  std::size_t rows;
+  std::size_t start;
+  std::vector<std::size_t> blocks;
+};
+
+// Where a pass finds keys and values. Block b of a layer owns the pages b + layer * 2 * kv_heads +
+// head (keys) and + kv_heads more (values). A page of keys is [head_dim][16 tokens], so that scores
+// are products with lines of it; a page of values is [16 tokens][head_dim].
+struct PagedKv {
+  float* pages;
+  std::size_t kv_heads;
+  std::size_t head_dim;
+  std::vector<SequenceRows> sequences;
+
+  std::size_t page_floats() const { return kBlockTokens * head_dim; }
+};
+
+// Stores the rows' keys and values, both [rows, kv_heads * head_dim], at their positions.
+struct AppendParams {
+  const PagedKv& kv;
+  std::size_t layer;
+  Rows keys;
+  Rows values;
+};
+
+// out[r][h] = softmax over t of (queries[r][h] . key_t * scale) times value_t, for tokens t up to
+// and with r's position. Block by block of 16 tokens with the online softmax (Milakov & Gimelshein
+// 2018); later tokens have weight zero and are not read beyond the pass's own.
+struct AttendParams {
+  const PagedKv& kv;
+  std::size_t layer;
+  std::size_t heads;     // a multiple of kv_heads
+  const float* queries;  // [rows, heads, head_dim]
+  float scale;
+  float* out;  // [rows, heads, head_dim]
+};
+
+void append_kv(ThreadPool& pool, const AppendParams& params);
+void attend(ThreadPool& pool, const AttendParams& params);
+void rms_norm(ThreadPool& pool, const RmsNormParams& params);
+void rotate(ThreadPool& pool, const RotateParams& params);
+void silu_mul(ThreadPool& pool, const SiluMulParams& params);
 void linear(ThreadPool& pool, const LinearParams& params);
 void embed(ThreadPool& pool, const EmbedParams& params);
 

@@ -6,6 +6,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/panels.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/cpu/widen.h"
 #include "ops/ops.h"
@@ -35,22 +36,6 @@ PanelKernel kernel_for(WeightType type) {
 #endif
   return baseline_kernel(type);
 }
-
-// Rows shared out to as few panels as possible, all of nearly the same size.
-class Panels {
- public:
-  Panels(std::size_t rows, std::size_t max_rows)
-      : count_((rows + max_rows - 1) / max_rows), base_(rows / count_), longer_(rows % count_) {}
-
-  std::size_t count() const { return count_; }
-  std::size_t first_row(std::size_t panel) const {
-    return panel * base_ + std::min(panel, longer_);
-  }
-  std::size_t rows(std::size_t panel) const { return base_ + (panel < longer_ ? 1 : 0); }
-
- private:
-  std::size_t count_, base_, longer_;
-};
 
 // Lays the rows of a panel side by side: [in_features][rows].
 void pack_panel(const LinearParams& params, const Panels& panels, std::size_t panel,

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "ops/cpu/unroll.h"
 #include "ops/ops.h"
 
 namespace aegaeon::ops {
@@ -23,6 +24,11 @@ struct PanelKernel {
   void (*finish)(const float* sums, float* outputs);  // 32 each; may be the same
 };
 
+// Few rows pass over weights as fast as memory gives them. What is fetched ahead crosses pages, at
+// whose ends the processor's own prefetching stops.
+constexpr std::size_t kStreamedRows = 2;
+constexpr std::size_t kPrefetchBytes = 1024;
+
 // Kernels by instruction set; those that the compiler's target lacks are not there.
 PanelKernel baseline_kernel(WeightType type);
 PanelKernel avx2_kernel(WeightType type);
@@ -35,31 +41,35 @@ template <typename V, WeightType type, std::size_t rows, std::size_t pairs>
 void accumulate_pairs(const Panel& panel, std::size_t first_pair) {
   using Vector = typename V::Vector;
   constexpr std::size_t line_bytes = kTileOutputs * (type == WeightType::f32 ? 4 : 2);
-  Vector sums[rows][2 * pairs];
+  constexpr std::size_t vectors = 2 * pairs;
+  Vector sums[rows * vectors];
   float* const home = panel.sums + first_pair * 2 * V::kWidth;
-  for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t v = 0; v < 2 * pairs; ++v) {
-      sums[r][v] = panel.is_first ? V::zero() : V::load(home + r * kTileOutputs + v * V::kWidth);
-    }
-  }
+  const bool is_first = panel.is_first;
+  unroll<rows * vectors>([&](auto i) {
+    const float* const from = home + i.at / vectors * kTileOutputs + i.at % vectors * V::kWidth;
+    sums[i.at] = is_first ? V::zero() : V::load(from);
+  });
   const char* line = static_cast<const char*>(panel.weights);
+  const char* const end = line + panel.columns * line_bytes;
   const float* x = panel.x;
-  for (std::size_t k = 0; k < panel.columns; ++k, line += line_bytes, x += rows) {
-    for (std::size_t p = 0; p < pairs; ++p) {
+  for (; line != end; line += line_bytes, x += rows) {
+    if constexpr (rows <= kStreamedRows) {
+      __builtin_prefetch(line + kPrefetchBytes);
+    }
+    unroll<pairs>([&](auto p) {
       Vector low, high;
-      V::template widen_pair<type>(line, first_pair + p, low, high);
-      for (std::size_t r = 0; r < rows; ++r) {
-        const Vector factor = V::broadcast(x + r);
-        sums[r][2 * p] = V::multiply_add(low, factor, sums[r][2 * p]);
-        sums[r][2 * p + 1] = V::multiply_add(high, factor, sums[r][2 * p + 1]);
-      }
-    }
+      V::template widen_pair<type>(line, first_pair + p.at, low, high);
+      unroll<rows>([&](auto r) {
+        constexpr std::size_t at = r.at * vectors + 2 * p.at;
+        const Vector factor = V::broadcast(x + r.at);
+        sums[at] = V::multiply_add(low, factor, sums[at]);
+        sums[at + 1] = V::multiply_add(high, factor, sums[at + 1]);
+      });
+    });
   }
-  for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t v = 0; v < 2 * pairs; ++v) {
-      V::store(home + r * kTileOutputs + v * V::kWidth, sums[r][v]);
-    }
-  }
+  unroll<rows * vectors>([&](auto i) {
+    V::store(home + i.at / vectors * kTileOutputs + i.at % vectors * V::kWidth, sums[i.at]);
+  });
 }
 
 template <typename V, WeightType type, std::size_t rows>

@@ -1,0 +1,96 @@
+#include "bind/attention.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "ops/cpu/thread_pool.h"
+#include "ops/ops.h"
+
+namespace py = pybind11;
+
+namespace aegaeon {
+namespace {
+
+using Address = std::uintptr_t;
+using Strided = std::pair<Address, std::size_t>;
+using Sequence = std::tuple<std::size_t, std::size_t, std::size_t, std::vector<std::size_t>>;
+
+ops::Rows rows_of(const Strided& rows) {
+  return {reinterpret_cast<const float*>(rows.first), rows.second};
+}
+
+// What the operators trust is checked here, once per pass.
+struct PagedRows {
+  ops::PagedKv kv;
+  std::size_t layers;
+
+  void check_layer(std::size_t layer) const {
+    if (layer >= layers) {
+      throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(layers));
+    }
+  }
+};
+
+std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
+                                     std::array<std::size_t, 3> shape,
+                                     std::vector<Sequence> sequences) {
+  auto made = std::make_unique<PagedRows>();
+  made->layers = shape[0];
+  made->kv.pages = reinterpret_cast<float*>(pages.first);
+  made->kv.kv_heads = shape[1];
+  made->kv.head_dim = shape[2];
+  const std::size_t block_pages = shape[0] * 2 * shape[1];
+  for (auto& [first_row, rows, start, blocks] : sequences) {
+    if (blocks.size() * ops::kBlockTokens < start + rows) {
+      throw std::invalid_argument(std::to_string(blocks.size()) + " blocks do not hold " +
+                                  std::to_string(start + rows) + " tokens; allocate more");
+    }
+    for (const std::size_t block : blocks) {
+      if (block > pages.second || pages.second - block < block_pages) {
+        throw std::invalid_argument("block " + std::to_string(block) + " lies outside the arena");
+      }
+    }
+    made->kv.sequences.push_back({first_row, rows, start, std::move(blocks)});
+  }
+  return made;
+}
+
+void append_kv(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer, Strided keys,
+               Strided values) {
+  rows.check_layer(layer);
+  const py::gil_scoped_release released;
+  ops::append_kv(pool, {rows.kv, layer, rows_of(keys), rows_of(values)});
+}
+
+void attend(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer,
+            std::pair<Address, std::size_t> queries, float scale, Address out) {
+  rows.check_layer(layer);
+  if (queries.second == 0 || queries.second % rows.kv.kv_heads != 0) {
+    throw std::invalid_argument(std::to_string(queries.second) + " heads share " +
+                                std::to_string(rows.kv.kv_heads) + " KV heads unevenly");
+  }
+  const py::gil_scoped_release released;
+  ops::attend(pool, {rows.kv, layer, queries.second, reinterpret_cast<const float*>(queries.first),
+                     scale, reinterpret_cast<float*>(out)});
+}
+
+}  // namespace
+
+void bind_attention(py::module_& module) {
+  py::class_<PagedRows>(module, "PagedRows")
+      .def(py::init(&make_rows), py::arg("pages"), py::arg("shape"), py::arg("sequences"));
+  module.def("append_kv", &append_kv, py::arg("pool"), py::arg("rows"), py::arg("layer"),
+             py::arg("keys"), py::arg("values"));
+  module.def("attend", &attend, py::arg("pool"), py::arg("rows"), py::arg("layer"),
+             py::arg("queries"), py::arg("scale"), py::arg("out"));
+}
+
+}  // namespace aegaeon

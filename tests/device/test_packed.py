@@ -1,0 +1,191 @@
+"""Products in place on packed weights: every type, instruction set, shape and thread count."""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from aegaeon import _native
+from aegaeon.device.base import Projection
+from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.packed import Matrix, pack, unpack
+
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def available(isa: str) -> bool:
+    try:
+        _native.force_isa(isa)
+    except ValueError:
+        return False
+    finally:
+        _native.force_isa("best")
+    return True
+
+
+ISAS = [isa for isa in ("baseline", "avx2", "avx512") if available(isa)]
+
+
+@pytest.fixture(autouse=True)
+def _best_isa_afterwards():
+    with torch.inference_mode():
+        yield
+    _native.force_isa("best")
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def multiply(x: Tensor, matrix: Matrix, threads: int = 1) -> Tensor:
+    return CpuDevice(threads).linear(x, Projection((matrix,)))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (31, 7), (32, 33), (33, 64), (200, 96)])
+def test_packing_keeps_every_element(shape, dtype):
+    weight = randn(*shape).to(dtype)
+    matrix = pack(weight, dtype)
+    assert matrix.address % 64 == 0
+    assert torch.equal(unpack(matrix), weight)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (33, 577), (96, 1000), (160, 64)])
+def test_linear_is_the_float64_product(shape, dtype, isa):
+    _native.force_isa(isa)
+    weight = randn(*shape, seed=1).to(dtype)
+    for rows in (1, 2, 3, 4, 6, 7, 13, 64, 265, 600):
+        x = randn(rows, shape[1], seed=rows)
+        expected = x.double() @ weight.double().T
+        size = x.double().abs() @ weight.double().abs().T
+        error = (multiply(x, pack(weight, dtype)).double() - expected).abs()
+        assert (error <= 1e-6 * size).all(), rows
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_parts_of_several_types_and_their_biases_lie_side_by_side(isa):
+    _native.force_isa(isa)
+    weights = [
+        randn(out, 70, seed=out).to(dtype) for out, dtype in zip((40, 5, 64), TYPES, strict=True)
+    ]
+    biases = tuple(randn(len(weight), seed=9) for weight in weights)
+    projection = Projection(tuple(pack(w, w.dtype) for w in weights), biases)
+    x = randn(9, 70)
+    expected = torch.cat(
+        [x.double() @ w.double().T + b.double() for w, b in zip(weights, biases, strict=True)],
+        dim=1,
+    )
+    for threads in (1, 3):
+        y = CpuDevice(threads).linear(x, projection)
+        assert torch.allclose(y.double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_have_the_same_bits_in_any_company_and_on_any_threads(dtype, isa):
+    _native.force_isa(isa)
+    matrix, x = pack(randn(75, 523, seed=1), dtype), randn(600, 523)
+    whole = multiply(x, matrix)
+    assert torch.equal(multiply(x, matrix, threads=3), whole)
+    for first, count in [(0, 1), (599, 1), (17, 2), (100, 5), (3, 7), (250, 64), (1, 270)]:
+        part = multiply(x[first : first + count], matrix, threads=2)
+        assert torch.equal(part, whole[first : first + count]), (first, count)
+
+
+@pytest.mark.skipif(len(ISAS) < 3, reason="this processor has no AVX-512")
+@pytest.mark.parametrize("dtype", TYPES)
+def test_avx2_and_avx512_give_the_same_bits(dtype):
+    matrix, x = pack(randn(75, 523, seed=1), dtype), randn(40, 523)
+    results = []
+    for isa in ("avx2", "avx512"):
+        _native.force_isa(isa)
+        results.append(multiply(x, matrix))
+    assert torch.equal(*results)
+
+
+def every_half(dtype: torch.dtype) -> Tensor:
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16)
+    return bits.view(dtype)[:, None]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_half_widens_exactly(dtype, isa):
+    """Subnormals, infinities and NaNs too: as weights of one column, times one."""
+    _native.force_isa(isa)
+    halves = every_half(dtype)
+    matrix, expected = pack(halves, dtype), halves.float()[:, 0]
+    for rows in (1, 5):
+        product = multiply(torch.ones(rows, 1), matrix)
+        assert torch.equal(product.nan_to_num(7.0), expected.nan_to_num(7.0).expand(rows, -1))
+        assert torch.equal(product.isnan(), expected.isnan().expand(rows, -1))
+    embedded = CpuDevice().embed(torch.arange(1 << 16), matrix)[:, 0]
+    assert torch.equal(embedded.isnan(), expected.isnan())
+    assert torch.equal(embedded[~expected.isnan()], expected[~expected.isnan()])
+
+
+def test_a_nan_stays_in_its_row():
+    matrix, x = pack(randn(40, 50, seed=1), torch.bfloat16), randn(8, 50)
+    clean = multiply(x, matrix)
+    x[3, 7] = torch.nan
+    dirty = multiply(x, matrix)
+    assert dirty[3].isnan().all()
+    assert torch.equal(dirty[[0, 1, 2, 4, 5, 6, 7]], clean[[0, 1, 2, 4, 5, 6, 7]])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_embedding_returns_the_rows_of_the_table(dtype):
+    table = randn(70, 33).to(dtype)
+    ids = torch.tensor([0, 69, 31, 32, 5, 5, 64])
+    assert torch.equal(CpuDevice(2).embed(ids, pack(table, dtype)), table.float()[ids])
+
+
+@pytest.mark.parametrize("token", [-1, 70, 1 << 40])
+def test_a_token_outside_the_table_is_an_error(token):
+    with pytest.raises(IndexError, match=f"{token} is outside the table of 70 rows"):
+        CpuDevice().embed(torch.tensor([3, token]), pack(randn(70, 4), torch.float32))
+
+
+def test_no_rows_give_no_rows():
+    matrix = pack(randn(7, 5), torch.float32)
+    assert multiply(torch.empty(0, 5), matrix).shape == (0, 7)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match="use best, baseline, avx2 or avx512"):
+        _native.force_isa("avx1024")
+
+
+def test_threads_that_share_a_device_take_turns():
+    device, x = CpuDevice(2), randn(3, 300)
+    projection = Projection((pack(randn(500, 300, seed=1), torch.bfloat16),))
+    expected = device.linear(x, projection)
+    wrong = []
+
+    def work():
+        for _ in range(200):
+            if not torch.equal(device.linear(x, projection), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_idle_threads_sleep():
+    device = CpuDevice(3)
+    device.linear(randn(2, 64), Projection((pack(randn(4000, 64), torch.float32),)))
+    deadline = time.monotonic() + 20
+    while True:
+        used, started = time.process_time(), time.monotonic()
+        threading.Event().wait(0.05)
+        if time.process_time() - used < 0.2 * (time.monotonic() - started):
+            return
+        assert time.monotonic() < deadline, "a worker spins"

@@ -1,0 +1,134 @@
+"""Where tensors lie in the packed model, and what a reader is told to bring them there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aegaeon.device.packed import unpack
+from aegaeon.errors import CheckpointError
+from aegaeon.models.checkpoint import plan_load
+from aegaeon.models.layers import Decoder
+from aegaeon.models.packing import PackPlan, plan_pack
+from aegaeon.models.references import resolve
+from aegaeon.models.weights import PackedWeights, read_weights
+from tests.support.checkpoints import make_checkpoint
+from tests.support.dense_device import DenseDevice, dense_batch
+
+
+def plan_of(directory: Path) -> PackPlan:
+    return plan_pack(plan_load(directory))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    overrides = {"vocab_size": 390, "tie_word_embeddings": False, "attention_bias": True}
+    return make_checkpoint(tmp_path / "m", "qwen3", dtype=torch.bfloat16, shards=2, **overrides)
+
+
+def test_places_are_aligned_and_in_the_order_of_stages(model: Path) -> None:
+    plan = plan_of(model)
+    end, stage = 0, 0
+    for tensor in plan.tensors.values():
+        assert tensor.offset % 64 == 0 and 0 <= tensor.offset - end < 64
+        assert tensor.stage in {stage, stage + 1}
+        if tensor.stage > stage:
+            assert plan.stage_ends[stage] == tensor.offset
+        end, stage = tensor.offset + tensor.data_bytes, tensor.stage
+    assert plan.stages == plan.load_plan.config.layers + 2 == stage + 1
+    assert 0 <= plan.total_bytes - end < 64
+
+
+def test_stages_come_in_the_order_of_need(model: Path) -> None:
+    stages = {name: tensor.stage for name, tensor in plan_of(model).tensors.items()}
+    assert stages["model.embed_tokens.weight"] == 0
+    assert stages["model.layers.0.self_attn.q_proj.weight"] == 1
+    assert stages["model.layers.1.input_layernorm.weight"] == 2
+    assert stages["model.norm.weight"] == stages["lm_head.weight"] == 3
+
+
+def test_jobs_describe_matrices_as_tiles_and_vectors_as_float32(model: Path) -> None:
+    plan = plan_of(model)
+    jobs = dict(zip(plan.tensors, plan.jobs(), strict=True))
+    table, norm = plan.tensors["model.embed_tokens.weight"], plan.tensors["model.norm.weight"]
+    source = table.source
+    expected = (source.path, source.offset, 390 * 64 * 2, 390, 64 * 2, 2, 1, table.offset, 0, 0)
+    assert jobs[table.name] == expected
+    assert table.data_bytes == 416 * 64 * 2
+    source = norm.source
+    assert jobs[norm.name] == (source.path, source.offset, 128, 1, 128, 2, 0, norm.offset, 3, 1)
+    assert (norm.dtype, norm.data_bytes) == ("F32", 4 * 64)
+
+
+def test_a_spec_costs_the_packed_bytes(model: Path) -> None:
+    assert resolve(str(model), "/nowhere").weight_bytes == plan_of(model).total_bytes
+
+
+def test_a_digest_names_the_files_as_they_are(model: Path) -> None:
+    plan = plan_of(model)
+    digest = plan.digest()
+    assert len(digest) == 32 and plan_of(model).digest() == digest
+    shard = model / "model-00001-of-00002.safetensors"
+    os.utime(shard, ns=(1, 1))
+    touched = plan.digest()
+    assert touched != digest
+    shard.write_bytes(shard.read_bytes() + b"x")
+    os.utime(shard, ns=(1, 1))
+    assert plan.digest() not in {digest, touched}
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="download or import"):
+        plan.digest()
+
+
+def test_two_models_have_two_digests(tmp_path: Path) -> None:
+    first, second = (plan_of(make_checkpoint(tmp_path / name, "llama")) for name in "ab")
+    assert first.digest() != second.digest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_read_is_what_the_files_hold(dtype: torch.dtype, tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "qwen2", dtype=dtype, intermediate_size=75)
+    weights = read_weights(plan_of(directory))
+    for name, stored in load_file(directory / "model.safetensors").items():
+        if stored.dim() == 2:
+            assert torch.equal(unpack(weights.matrix(name)), stored), name
+        else:
+            assert weights.vector(name).dtype == torch.float32
+            assert torch.equal(weights.vector(name), stored.float()), name
+
+
+def test_tensors_of_several_types_in_one_model(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "llama")
+    file = directory / "model.safetensors"
+    stored = load_file(file)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    stored[name] = stored[name].to(torch.float16)
+    save_file(stored, file)
+    plan = plan_of(directory)
+    assert plan.tensors[name].dtype == "F16"
+    assert torch.equal(unpack(read_weights(plan).matrix(name)), stored[name])
+
+
+def test_a_decoder_awaits_each_stage_before_it_computes_with_it(model: Path) -> None:
+    """Stages come in only when they are awaited, into memory that is NaN before."""
+    plan = plan_of(model)
+    whole = read_weights(plan)
+    expected = Decoder(plan.load_plan.config, DenseDevice(), whole).forward(dense_batch([5, 6, 7]))
+    memory = bytearray(b"\xff" * (plan.total_bytes + 64))
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64
+    aligned = memoryview(memory)[start : start + plan.total_bytes]
+    target = torch.frombuffer(aligned, dtype=torch.uint8)
+    source = whole.memory
+    awaited = []
+
+    def come_in(stage: int) -> None:
+        awaited.append(stage)
+        first = plan.stage_ends[stage - 1] if stage else 0
+        target[first : plan.stage_ends[stage]] = source[first : plan.stage_ends[stage]]
+
+    decoder = Decoder(plan.load_plan.config, DenseDevice(), PackedWeights(aligned, plan, come_in))
+    assert not awaited
+    assert torch.equal(decoder.forward(dense_batch([5, 6, 7])), expected)
+    assert awaited == [0, 1, 2, 3]
