@@ -25,7 +25,7 @@ Shapes = Mapping[ModelId, KvShape]
 
 
 def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
-    """Return what computes. Raises ConfigError for instructions that this processor does not have."""
+    """Return what computes. Raises ConfigError for instructions that this processor lacks."""
     try:
         _native.force_isa(settings.instruction_set)
     except ValueError as error:

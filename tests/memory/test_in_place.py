@@ -54,7 +54,7 @@ def open_weights(specs, regions):
 def content(weights, model):
     with weights.use(model) as packed:
         packed.await_stage(packed.plan.stages - 1)
-        return bytes(memoryview(packed._bytes.numpy()))
+        return bytes(memoryview(weights._models[model].host.memory))
 
 
 def data_files(regions):
