@@ -1,6 +1,5 @@
 """Weights of a device that computes on the node's cache itself: a switch moves no bytes."""
 
-import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -11,8 +10,6 @@ from aegaeon.memory.source import HostModel, WeightSource
 from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +82,5 @@ class InPlaceWeights(Weights):
         """Let go of the models that lost their room, to whomever."""
         gone = tuple(model for model, held in self._models.items() if not held.host.is_present)
         for model in gone:
-            log.info("evicted from the cache model=%s", model)
             self.drop(model)
         return gone

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import AegaeonError, CheckpointError, LoadCancelled, WeightsEvicted
+from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import PackPlan, plan_pack
@@ -131,6 +132,7 @@ class WeightSource:
     ) -> None:
         """`readers` are the threads that read a file; `traffic` counts what that comes to."""
         self._cache = cache
+        self._evictions = EvictionLog(cache)
         self._traffic = traffic
         self._readers = readers
         self._plans = {spec.id: _Planned(spec) for spec in specs}
@@ -158,6 +160,7 @@ class WeightSource:
             host = HostModel(model, plan, cached, self._readers, self._traffic)
             try:
                 host.await_stage(FIRST_STAGES - 1)
+                self._evictions.write()
                 return host
             except WeightsEvicted:
                 # Its loader gave up, or it went again before we looked.
