@@ -1,12 +1,12 @@
 """Weights of a device that computes on the node's cache itself: a switch moves no bytes."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from aegaeon.errors import WeightsEvicted
-from aegaeon.memory.source import HostModel, WeightSource
+from aegaeon.memory.source import HostModel, WeightSource, await_stages
 from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId
@@ -50,6 +50,9 @@ class InPlaceWeights(Weights):
         self.drop(model)
         self._models[model] = fresh
         return BroughtIn(host.plan.total_bytes, self._find_evicted())
+
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
+        await_stages(self._models[model].host, may_begin)
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)

@@ -7,8 +7,9 @@ while the last ones come in. What lies where is the cache's business.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import AegaeonError, CheckpointError, LoadCancelled, WeightsEvicted
@@ -28,6 +29,29 @@ ROOM_S = 30.0
 LOOK_S = 0.5
 # No stage that is still coming takes so long; a disk that hangs must not hang a step for ever.
 STAGE_S = 120.0
+
+
+class Incoming(Protocol):
+    """A model whose stages come in one by one."""
+
+    plan: PackPlan
+
+    def await_stage(self, stage: int) -> None:
+        """Return when `stage` is in."""
+
+
+def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> None:
+    """Return when all stages are in, or between two of them once `may_begin()`.
+
+    A failure is left to whoever uses the model: it is told there.
+    """
+    try:
+        for stage in range(FIRST_STAGES, incoming.plan.stages):
+            if may_begin():
+                return
+            incoming.await_stage(stage)
+    except AegaeonError as error:
+        log.debug("not wholly in error=%s", error)
 
 
 class HostModel:

@@ -6,7 +6,7 @@ The copies run beside compute: of a model that comes in, each layer is used as s
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from aegaeon._native import CopyEngine
 from aegaeon.errors import BudgetTooSmall, WeightsEvicted
 from aegaeon.memory.arena import Arena, Place
 from aegaeon.memory.arrival import Arrival
-from aegaeon.memory.source import FIRST_STAGES, WeightSource
+from aegaeon.memory.source import FIRST_STAGES, WeightSource, await_stages
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights
@@ -86,6 +86,9 @@ class StagedWeights(Weights):
             self._arena.free(model)
             raise
         return BroughtIn(_size(place))
+
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
+        await_stages(self._models[model].arrival, may_begin)
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)
