@@ -40,7 +40,7 @@ class InPlaceWeights(Weights):
     def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
         for victim in evict:
             # It stays where it is until its room is needed; only we no longer ask for it.
-            self._source.set_demand(victim, False)
+            self._source.yield_room(victim)
         held = self._models.get(model)
         if held is not None and held.host.is_present and self._source.is_current(held.host):
             return BroughtIn(held.host.plan.total_bytes)

@@ -206,6 +206,12 @@ class WeightSource:
         if planned.key is not None:
             self._cache.set_demand(planned.key, is_wanted)
 
+    def yield_room(self, model: ModelId) -> None:
+        """Let others have the model's room until it is opened again, wanted or not."""
+        key = self._plans[model].key
+        if key is not None:
+            self._cache.set_demand(key, False)
+
     def close(self) -> None:
         """Let go of the cache; what it holds stays for others."""
         self._cache.close()
