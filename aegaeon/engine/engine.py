@@ -1,7 +1,6 @@
 """The engine that computes: models' weights and sequences' KV on one device, action by action."""
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -95,7 +94,7 @@ class ModelEngine(Engine):
         self._costs = memory.costs
         self._sequences = SequenceTable(memory.kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
-        self._lock = threading.Lock()  # over _sequences, _kv and _wanted
+        self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
 

@@ -42,7 +42,11 @@ class InPlaceWeights(Weights):
             # It stays where it is until its room is needed; only we no longer ask for it.
             self._source.yield_room(victim)
         held = self._models.get(model)
-        if held is not None and held.host.is_present and self._source.is_current(held.host):
+        if (
+            held is not None
+            and held.host.is_present
+            and self._source.is_current(model, held.host.plan)
+        ):
             return BroughtIn(held.host.plan.total_bytes)
         host = self._source.open(model)
         weights = PackedWeights(host.memory, host.plan, host.await_stage)
@@ -52,7 +56,9 @@ class InPlaceWeights(Weights):
         return BroughtIn(host.plan.total_bytes, self._find_evicted())
 
     def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
-        await_stages(self._models[model].host, may_begin)
+        held = self._models.get(model)
+        if held is not None:
+            await_stages(held.host, may_begin)
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)
@@ -83,7 +89,7 @@ class InPlaceWeights(Weights):
 
     def _find_evicted(self) -> tuple[ModelId, ...]:
         """Let go of the models that lost their room, to whomever."""
-        gone = tuple(model for model, held in self._models.items() if not held.host.is_present)
+        gone = tuple(m for m, held in tuple(self._models.items()) if not held.host.is_present)
         for model in gone:
             self.drop(model)
         return gone

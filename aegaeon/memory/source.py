@@ -195,9 +195,9 @@ class WeightSource:
                 host.close()
                 raise
 
-    def is_current(self, host: HostModel) -> bool:
-        """Whether the files that `host` was read from are still the same."""
-        return self._plans[host.model].current()[0] is host.plan
+    def is_current(self, model: ModelId, plan: PackPlan) -> bool:
+        """Whether the files of `model` are still those that `plan` was made of."""
+        return self._plans[model].current()[0] is plan
 
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         """Say that requests for `model` wait or run here, which makes its eviction dearer."""
