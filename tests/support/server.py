@@ -239,6 +239,15 @@ class Streamed:
         assert self.finish_reason is not None
         return self.text
 
+    def ends(self) -> bool:
+        """Wait for the end and say whether it was a good one."""
+        try:
+            self.whole()
+        except AssertionError:
+            assert not self._thread.is_alive()
+            return False
+        return True
+
     def _run(self) -> None:
         try:
             for chunk in stream_chunks(self._url, self._body):
