@@ -28,7 +28,9 @@ ROOM_S = 30.0
 # Between looks at whether the loader of a stage that is awaited still lives.
 LOOK_S = 0.5
 # No stage that is still coming takes so long; a disk that hangs must not hang a step for ever.
-STAGE_S = 120.0
+STAGE_S = 60.0
+# For a load that is given up to notice; one whose disk hangs ends by itself, when the disk answers.
+END_S = 2.0
 
 
 class Incoming(Protocol):
@@ -119,10 +121,15 @@ class HostModel:
         self.memory.cancel()
 
     def close(self) -> None:
-        """Stop reading and let go; views of the memory keep it mapped. Idempotent."""
+        """Stop reading and let go; views of the memory keep it mapped. Idempotent.
+
+        A read that hangs goes on behind our back, into memory that stays until it is over.
+        """
         self.interrupt()
         if self._arrival is not None:
-            self._arrival.join()
+            self._arrival.join(END_S)
+            if self._arrival.is_alive():
+                log.warning("a read does not end, its disk hangs model=%s", self.model)
         self.memory.close()
 
     def _start_arrival(self, is_loader: bool) -> None:
@@ -175,7 +182,7 @@ class WeightSource:
         """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all
         room, CheckpointError, UnsupportedModel."""
         planned = self._plans[model]
-        plan, key = planned.current()
+        plan, key = self._current(planned, model)
         self._cache.set_demand(key, planned.is_wanted)
         give_up_s = time.monotonic() + ROOM_S
         while True:
@@ -197,7 +204,7 @@ class WeightSource:
 
     def is_current(self, model: ModelId, plan: PackPlan) -> bool:
         """Whether the files of `model` are still those that `plan` was made of."""
-        return self._plans[model].current()[0] is plan
+        return self._current(self._plans[model], model)[0] is plan
 
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         """Say that requests for `model` wait or run here, which makes its eviction dearer."""
@@ -216,6 +223,24 @@ class WeightSource:
         """Let go of the cache; what it holds stays for others."""
         self._cache.close()
 
+    def _current(self, planned: "_Planned", model: ModelId) -> tuple[PackPlan, bytes]:
+        """Return plan and key of the files as they are now, or, where those are gone, as they were
+        when the cache read what it still holds. Raises CheckpointError when it holds nothing."""
+        try:
+            return planned.current()
+        except CheckpointError as error:
+            before = planned.before
+            if before is None or not self._holds(model):
+                raise
+            log.warning("serving from the cache alone model=%s error=%s", model, error)
+            return before
+
+    def _holds(self, model: ModelId) -> bool:
+        """Whether the cache has the whole model. Asked first, so that no other is evicted for one
+        that cannot be loaded."""
+        entries = self._cache.status()
+        return any(entry.model == model and entry.state == "ready" for entry in entries)
+
 
 class _Planned:
     """A model's plan, made when first needed and again when its files have changed."""
@@ -226,10 +251,17 @@ class _Planned:
         self.key: bytes | None = None
         self.is_wanted = False
 
+    @property
+    def before(self) -> tuple[PackPlan, bytes] | None:
+        """The plan and its key as `current` returned them last."""
+        return None if self._plan is None or self.key is None else (self._plan, self.key)
+
     def current(self) -> tuple[PackPlan, bytes]:
-        """Return the plan and its key, both of the files as they are now."""
-        if self._plan is not None and self.key is not None and self._plan.digest() == self.key:
-            return self._plan, self.key
-        self._plan = plan_pack(plan_load(self._path))
-        self.key = self._plan.digest()
-        return self._plan, self.key
+        """Return the plan and its key, both of the files as they are now. Raises CheckpointError,
+        UnsupportedModel."""
+        before = self.before
+        if before is not None and before[0].digest() == before[1]:
+            return before
+        plan = plan_pack(plan_load(self._path))
+        self._plan, self.key = plan, plan.digest()
+        return plan, self.key
