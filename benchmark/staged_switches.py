@@ -12,7 +12,7 @@ from aegaeon.memory.kv import BLOCK_TOKENS, KvShape
 from aegaeon.models.config import read_config
 from aegaeon.types import ModelSpec
 from benchmark.report_rows import Aim, Row, measured, progress
-from benchmark.switch_engine import Background, Driver, first_operator
+from benchmark.switch_engine import Driver, first_operator
 
 LINKS_GB_PER_S = (2.0, 4.0)
 OVERLAP_GB_PER_S = 2.0
@@ -75,14 +75,7 @@ def measure_swap_in(specs: Specs, link_gb_per_s: float, repeats: int) -> list[Ro
 def _bring_in(driver: Driver, spec: ModelSpec) -> float:
     """Load and wait until all is on the device; return the seconds."""
     start = time.perf_counter()
-    return _arrival_of(driver, spec) - start
-
-
-def _arrival_of(driver: Driver, spec: ModelSpec) -> float:
-    """Load and return when all is on the device, in seconds of perf_counter."""
-    before = driver.moved_bytes("weights")
-    driver.load(spec.id)
-    return driver.await_moved("weights", before + spec.weight_bytes)
+    return driver.bring_in(spec).result() - start
 
 
 class Overlap(NamedTuple):
@@ -122,18 +115,18 @@ def overlap_once(driver: Driver, incoming: ModelSpec) -> Overlap:
         alone.append(driver.decode("middle", request))
     beside: list[float] = []
     start = time.perf_counter()
-    copy = Background(lambda: _arrival_of(driver, incoming))
+    copy = driver.bring_in(incoming)
     with first_operator() as operator:
         while time.perf_counter() < start + turn_s:
             took_s = driver.decode("middle", request)
-            if copy.is_running or not beside:
+            if not copy.done() or not beside:
                 beside.append(took_s)
         switched_s = time.perf_counter()
         driver.switch(incoming.id)
         new = driver.submit(incoming.id, 1, 8)
         driver.prefill(incoming.id, new)
         began_s = operator.began_s
-    arrived_s = copy.wait()
+    arrived_s = copy.result()
     exposed_s = max(began_s, arrived_s) - switched_s
     driver.release(request)
     driver.release(new)

@@ -1,9 +1,9 @@
 """An engine on regions of its own, driven action by action, and a clock on its first operator."""
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,21 +48,25 @@ class Driver:
         """Open it, with nothing in the caches."""
         self._regions = Regions(region_of("weights"), region_of("kv"))
         self._engine = open_engine(settings, tuple(specs), self._regions)
+        self._copy_lane = ThreadPoolExecutor(1)  # one thread makes all loads, as in an instance
         self._requests = 0
 
     def __enter__(self) -> "Driver":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._copy_lane.shutdown()
         self._engine.close()
         for region in (self._regions.weights, self._regions.kv):
             remove_region(Path(region))
 
     def load(self, model: ModelId, *evict: ModelId) -> None:
         """Load weights, until the first layers are in."""
-        outcome = self._engine.load(Load(model, evict))
-        if not isinstance(outcome, Loaded):
-            raise SystemExit(f"{model} could not be loaded: {outcome}")
+        self._copy_lane.submit(self._load, model, *evict).result()
+
+    def bring_in(self, spec: ModelSpec) -> "Future[float]":
+        """Load beside whatever else is done; results in when all is in, by perf_counter."""
+        return self._copy_lane.submit(self._bring_in, spec)
 
     def submit(self, model: ModelId, prompt_tokens: int, max_tokens: int) -> str:
         """Make a request known and return its id."""
@@ -119,30 +123,15 @@ class Driver:
             time.sleep(LOOK_S)
         return time.perf_counter()
 
+    def _load(self, model: ModelId, *evict: ModelId) -> None:
+        outcome = self._engine.load(Load(model, evict))
+        if not isinstance(outcome, Loaded):
+            raise SystemExit(f"{model} could not be loaded: {outcome}")
 
-class Background:
-    """Something that runs on a thread of its own; `wait` returns when it ended (perf_counter)."""
-
-    def __init__(self, work: Callable[[], float]) -> None:
-        """Start it."""
-        self._ended_s: float | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,))
-        self._thread.start()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has not ended."""
-        return self._thread.is_alive()
-
-    def wait(self) -> float:
-        """Return what `work` has returned."""
-        self._thread.join()
-        if self._ended_s is None:
-            raise SystemExit("a load beside compute has failed")
-        return self._ended_s
-
-    def _run(self, work: Callable[[], float]) -> None:
-        self._ended_s = work()
+    def _bring_in(self, spec: ModelSpec) -> float:
+        before = self.moved_bytes("weights")
+        self._load(spec.id)
+        return self.await_moved("weights", before + spec.weight_bytes)
 
 
 class FirstOperator:
