@@ -1,6 +1,7 @@
 """Weights of a device that computes on the node's cache itself: a switch moves no bytes."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,22 @@ from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId
 
 
-@dataclass(frozen=True, slots=True)
+# Between two of these the cache need not be told again that a model is in use.
+NOTE_S = 1.0
+
+
+@dataclass(slots=True)
 class _Held:
     host: HostModel
     resident: ResidentModel
+    noted_s: float = 0.0
+
+    def note_use(self) -> None:
+        """Tell the cache that the model is used, which makes its eviction dearer."""
+        now = time.monotonic()
+        if now - self.noted_s >= NOTE_S:
+            self.noted_s = now
+            self.host.memory.note_use()
 
 
 class InPlaceWeights(Weights):
@@ -47,10 +60,15 @@ class InPlaceWeights(Weights):
             and held.host.is_present
             and self._source.is_current(model, held.host.plan)
         ):
+            self._source.want_room(model)
             return BroughtIn(held.host.plan.total_bytes)
         host = self._source.open(model)
-        weights = PackedWeights(host.memory, host.plan, host.await_stage)
-        fresh = _Held(host, self._build(model, weights))
+        try:
+            weights = PackedWeights(host.memory, host.plan, host.await_stage)
+            fresh = _Held(host, self._build(model, weights))
+        except BaseException:
+            host.close()
+            raise
         self.drop(model)
         self._models[model] = fresh
         return BroughtIn(host.plan.total_bytes, self._find_evicted())
@@ -85,6 +103,7 @@ class InPlaceWeights(Weights):
                 if held is None:
                     raise WeightsEvicted(f"the weights of {model} are not here; load them")
                 pinned.enter_context(held.host.pinned())
+            held.note_use()
             yield held.resident
 
     def _find_evicted(self) -> tuple[ModelId, ...]:

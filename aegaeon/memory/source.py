@@ -213,6 +213,12 @@ class WeightSource:
         if planned.key is not None:
             self._cache.set_demand(planned.key, is_wanted)
 
+    def want_room(self, model: ModelId) -> None:
+        """Take back what `yield_room` said, now that the model is used again."""
+        planned = self._plans[model]
+        if planned.key is not None:
+            self._cache.set_demand(planned.key, planned.is_wanted)
+
     def yield_room(self, model: ModelId) -> None:
         """Let others have the model's room until it is opened again, wanted or not."""
         key = self._plans[model].key

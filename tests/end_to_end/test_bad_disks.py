@@ -65,9 +65,7 @@ def assert_fails_alone(server, weak):
 
 
 @pytest.mark.parametrize("first_read", [0, 7])
-@pytest.mark.parametrize(
-    ("fault", "says"), [("eio", "Input/output error"), ("eof", "ends at")]
-)
+@pytest.mark.parametrize(("fault", "says"), [("eio", "Input/output error"), ("eof", "ends at")])
 def test_a_failing_disk_fails_its_model_until_it_is_well(
     server, disk, weak, fault, says, first_read
 ):
@@ -115,9 +113,7 @@ def test_a_model_deleted_under_a_server_goes_on_while_it_is_cached(server, weak,
     assert text_of(server.ask("weak")) == expected
 
 
-def test_a_stopped_loader_is_waited_for_and_a_dead_one_replaced(
-    checkpoints, disk, weak, tmp_path
-):
+def test_a_stopped_loader_is_waited_for_and_a_dead_one_replaced(checkpoints, disk, weak, tmp_path):
     models = {"ada": checkpoints["ada"], "weak": weak}
     flags = ("--colocated-count", "2", "--lease-s", "2")
     with Server(tmp_path, models, *flags, environment=disk.environment) as server:
