@@ -12,7 +12,6 @@ from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId
 
-
 # Between two of these the cache need not be told again that a model is in use.
 NOTE_S = 1.0
 

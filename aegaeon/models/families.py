@@ -51,9 +51,7 @@ class HfConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_position_embeddings: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
-    rms_norm_eps: # Far beyond any model; what counts layers elsewhere counts on it.
-Layers = Annotated[int, Meta(ge=1, le=4096)]
-Positive = 1e-6
+    rms_norm_eps: Positive = 1e-6
     hidden_act: Name = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
