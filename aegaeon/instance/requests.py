@@ -234,7 +234,9 @@ class Requests:
     # Ends
 
     def end_overdue(self, now: float) -> None:
-        """Fail the requests whose deadline has passed."""
+        """Fail the requests whose deadline has passed, and those that the scheduler gives up."""
+        for request_id, code, message in self._scheduler.given_up():
+            self._fail(request_id, code, message, now)
         for request_id in self._scheduler.expired(now):
             message = "the request's deadline passed; raise --request-timeout-s or ask for less"
             self._fail(request_id, DeadlineExceeded.code, message, now)
