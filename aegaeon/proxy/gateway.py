@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 class Gateway:
     """One proxy process's end of the domain. Use it from one event loop; owns one receiver thread,
-    one sender thread and one watching task, from `start` to `close`."""
+    one sender thread and two watching tasks, from `start` to `close`."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Gateway:
         self._outbox: Outbox
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-sender")
         self._receiver = threading.Thread(target=self._receive, name="aegaeon-receiver")
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:
         """Join the domain. Raises RegionError or StoreUnavailable."""
@@ -82,7 +82,10 @@ class Gateway:
         self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
         self._instances = await self._blocking(self._outbox.snapshot)
         self._receiver.start()
-        self._watcher = asyncio.create_task(self._watch(), name="aegaeon-watch")
+        self._watchers = (
+            asyncio.create_task(self._watch(), name="aegaeon-watch"),
+            asyncio.create_task(self._watch_deadlines(), name="aegaeon-deadlines"),
+        )
 
     async def close(self) -> None:
         """Cancel what is open at the instances and leave the domain."""
@@ -90,9 +93,9 @@ class Gateway:
         self.fail_all(InstanceLost("the server is shutting down; try again"))
         for opened in tuple(self._open.values()):
             self._leave(opened)
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._receiver.is_alive():
             self._mailbox.wake()
@@ -182,6 +185,8 @@ class Gateway:
                 self._outbox.settle(target, request.model)
                 if opened.target is not None:
                     return  # it moved on before we knew where it went
+                # The attempt was over before; nobody is to compute for it.
+                self._soon(self._cancel(opened, request.attempt, target))
                 continue
             now = time.monotonic()
             if now >= opened.deadline_s:
@@ -268,7 +273,7 @@ class Gateway:
             try:
                 self._instances = await self._blocking(self._outbox.snapshot)
             except AegaeonError as error:
-                # Whatever it is, deadlines must go on being watched.
+                # Whatever it is, it may be over the next time.
                 log.warning("table not readable error=%s", error)
             else:
                 alive = {target_of(row) for row in self._instances}
@@ -276,6 +281,12 @@ class Gateway:
                     self._lose(target)
                 self._changed.set()
                 self._changed = asyncio.Event()
+            await self._blocking(self._outbox.flush)
+            await asyncio.sleep(WATCH_S)
+
+    async def _watch_deadlines(self) -> None:
+        """Apart from the store, which may not answer for a while."""
+        while True:
             now = time.monotonic()
             for opened in tuple(self._open.values()):
                 if now >= opened.deadline_s:

@@ -1,17 +1,26 @@
 """The proxy's way out to the instances: who lives, who gets a request, and the sending.
 
 Everything here may block for a moment (a lock, a socket), so the gateway calls it on one thread
-of its own, which makes it the only user of the store's sending side.
+of its own, which makes it the only user of the store's sending side. It waits for no instance: an
+instance that takes nothing gets no requests, and its cancels later.
 """
 
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aegaeon.config import Settings
-from aegaeon.errors import AegaeonError, Overloaded, RecordTooLarge, RingClosed, RingFull
+from aegaeon.errors import (
+    AegaeonError,
+    Overloaded,
+    RecordTooLarge,
+    RingClosed,
+    RingFull,
+    StoreUnavailable,
+)
 from aegaeon.scheduler.dispatch import dispatch
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import encode
@@ -19,7 +28,6 @@ from aegaeon.types import (
     Cancel,
     Instance,
     InstanceId,
-    InstanceMessage,
     ModelId,
     Request,
     RequestId,
@@ -30,7 +38,7 @@ log = logging.getLogger(__name__)
 
 # A snapshot is good for this long; routing reads the store at most this often.
 SNAPSHOT_AGE_S = 0.005
-_SEND_TIMEOUT_S = 0.05
+MAX_CANCELS = 4096  # kept for one instance; it ends the oldest's requests at their deadlines
 
 
 class Target(NamedTuple):
@@ -38,6 +46,14 @@ class Target(NamedTuple):
 
     instance: InstanceId
     incarnation: int
+
+
+@dataclass(slots=True)
+class _Way:
+    """How to reach a target, and the cancels that its mailbox had no room for, oldest first."""
+
+    mailbox: Mailbox
+    cancels: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_CANCELS))
 
 
 class Outbox:
@@ -49,7 +65,7 @@ class Outbox:
         self._store = domain.metadata()
         self._instances: tuple[Instance, ...] = ()
         self._read_s = float("-inf")
-        self._mailboxes: dict[Target, Mailbox] = {}
+        self._ways: dict[Target, _Way] = {}
         # Lives whose mailbox was found closed; the table will notice a little later.
         self._closed: set[Target] = set()
         # What we sent and still expect answers to: newer than what instances publish.
@@ -70,43 +86,57 @@ class Outbox:
     def submit(self, request: Request, refused: frozenset[Target]) -> Target | None:
         """Send `request` to the instance that suits best, none of `refused`; None: nobody can.
 
-        Raises Overloaded (mailbox full), RecordTooLarge, StoreUnavailable.
+        Raises Overloaded (no mailbox has room), RecordTooLarge, StoreUnavailable.
         """
+        record = encode(Submit(request))
+        if len(record) > 1 << 20:
+            raise RecordTooLarge("the prompt is too long for one message; shorten it")
+        full: set[Target] = set()
         while True:
-            barred = refused | self._closed
+            barred = refused | self._closed | full
             rows = tuple(row for row in self.snapshot() if target_of(row) not in barred)
             instance = dispatch(rows, request.model, self._unseen(rows))
             row = next((row for row in rows if row.record.id == instance), None)
+            if row is None and full:
+                names = ", ".join(sorted(target.instance for target in full))
+                raise Overloaded(f"{names} take no messages just now; try again")
             if row is None:
                 return None
             target = target_of(row)
             ttl_s = max(request.deadline_s - time.monotonic(), 1.0)
             self._store.record_assignment(request.id, target.instance, ttl_s)
             try:
-                self._send(target, row.record.mailbox, Submit(request))
+                self._way(target, row.record.mailbox).mailbox.send(record)
             except RingClosed:
                 self._closed.add(target)
                 continue
             except RingFull:
-                raise Overloaded(f"instance {target.instance} is behind; try again") from None
+                full.add(target)
+                continue
             self.assign(target, request.model)
             return target
 
     def cancel(self, cancel: Cancel, target: Target) -> None:
-        """Tell `target`, if it still lives, that nobody waits for a request."""
+        """Tell `target`, if it still lives, that nobody waits for a request; now, or by `flush`."""
         try:
-            mailbox = self._mailboxes.get(target)
-            if mailbox is None:  # what runs there came from another instance
+            way = self._ways.get(target)
+            if way is None:  # what runs there came from another instance
                 row = next((row for row in self.snapshot() if target_of(row) == target), None)
                 if row is None:
                     return
-                mailbox = self._open(target, row.record.mailbox)
-            mailbox.send(encode(cancel), timeout_s=1.0)
+                way = self._way(target, row.record.mailbox)
         except RingClosed:
             self._closed.add(target)
         except AegaeonError as error:
-            # The instance ends the request itself at its deadline.
             log.warning("cancel not delivered request=%s error=%s", cancel.request_id, error)
+        else:
+            way.cancels.append(encode(cancel))
+            self._send_cancels(target, way)
+
+    def flush(self) -> None:
+        """Send the cancels for which there was no room, where there is some now."""
+        for target, way in self._ways.items():
+            self._send_cancels(target, way)
 
     def note_move(self, request: RequestId, target: Target, ttl_s: float) -> None:
         """Record that `request` lives at `target` now. Raises StoreUnavailable."""
@@ -126,26 +156,36 @@ class Outbox:
 
     def close(self) -> None:
         """Let go of the mailboxes and the table."""
-        for mailbox in self._mailboxes.values():
-            mailbox.close()
-        self._mailboxes.clear()
+        for way in self._ways.values():
+            way.mailbox.close()
+        self._ways.clear()
         self._store.close()
 
-    def _send(self, target: Target, address: str, message: InstanceMessage) -> None:
-        mailbox = self._mailboxes.get(target) or self._open(target, address)
-        record = encode(message)
-        if len(record) > 1 << 20:
-            raise RecordTooLarge("the prompt is too long for one message; shorten it")
-        mailbox.send(record, timeout_s=_SEND_TIMEOUT_S)
+    def _way(self, target: Target, address: str) -> _Way:
+        way = self._ways.get(target)
+        if way is None:
+            way = self._ways[target] = _Way(self._domain.open_mailbox(address))
+        return way
 
-    def _open(self, target: Target, address: str) -> Mailbox:
-        mailbox = self._mailboxes[target] = self._domain.open_mailbox(address)
-        return mailbox
+    def _send_cancels(self, target: Target, way: _Way) -> None:
+        try:
+            while way.cancels:
+                way.mailbox.send(way.cancels[0])
+                way.cancels.popleft()
+        except (RingFull, StoreUnavailable):
+            return  # tried again until its lease ends
+        except RingClosed:
+            self._closed.add(target)
+            way.cancels.clear()
+        except AegaeonError as error:
+            # The instance ends the request itself at its deadline.
+            log.warning("cancel not delivered instance=%s error=%s", target.instance, error)
+            way.cancels.popleft()
 
     def _forget_dead(self, rows: tuple[Instance, ...]) -> None:
         alive = {target_of(row) for row in rows}
-        for target in self._mailboxes.keys() - alive:
-            self._mailboxes.pop(target).close()
+        for target in self._ways.keys() - alive:
+            self._ways.pop(target).mailbox.close()
         self._closed &= alive
 
     def _unseen(self, rows: tuple[Instance, ...]) -> dict[InstanceId, int]:

@@ -32,7 +32,8 @@ def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 class FakeInstance:
     """Sends `reply(request)` token by token. A request stops after `hold_after` tokens until
-    `release`; with `fail_with`, requests end in that error."""
+    `release`; with `fail_with`, requests end in that error. One that `is_hung` reads nothing until
+    `recover`."""
 
     def __init__(
         self,
@@ -44,17 +45,21 @@ class FakeInstance:
         models: tuple[str, ...] = ("m",),
         role: str = "colocated",
         state: str = "ready",
+        capacity_bytes: int = 4 << 20,
+        is_hung: bool = False,
     ) -> None:
         self.domain, self.reply, self.id, self.incarnation = domain, reply, id, incarnation
         self.submitted: list[Request] = []
         self.cancelled: list[str] = []
         self.hold_after: int | None = None
         self.fail_with: tuple[str, str] | None = None
+        self._should_hang = is_hung
+        self._hangs = threading.Event()
         self._running: dict[str, tuple[Request, list[int]]] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._stop = threading.Event()
         address = f"{id}-{incarnation}"
-        self._mailbox = domain.create_mailbox(address)
+        self._mailbox = domain.create_mailbox(address, capacity_bytes)
         self._store = domain.metadata()
         record = InstanceRecord(
             id=id,
@@ -89,6 +94,16 @@ class FakeInstance:
         self.hold_after = None
         self._mailbox.wake()
 
+    def hang(self) -> None:
+        """Read nothing from here on."""
+        self._should_hang = True
+        self._mailbox.wake()
+        assert self._hangs.wait(20.0)
+
+    def recover(self) -> None:
+        """Go on as before `hang`."""
+        self._should_hang = False
+
     def die(self) -> None:
         """Vanish as a killed process does once the supervisor has noticed it."""
         self._stop.set()
@@ -99,6 +114,10 @@ class FakeInstance:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
+            if self._should_hang:
+                self._hangs.set()
+                self._stop.wait(0.005)
+                continue
             for record in self._mailbox.receive(0.05):
                 self._take(record)
             for request, left in tuple(self._running.values()):
