@@ -20,6 +20,12 @@ async def held(instance):
     return instance.submitted[-1]
 
 
+async def moved_to(setup, request, instance):
+    opened = setup.gateway._open[request.id]
+    # Seen from another thread: it may be nowhere for a moment.
+    await until(lambda: (target := opened.target) is not None and target.instance == instance)
+
+
 def test_a_moved_request_streams_on_from_its_new_home():
     async def test():
         async with Setup() as setup:
@@ -46,7 +52,7 @@ def test_leaving_a_moved_request_cancels_it_where_it_is():
                     break
                 request = await held(first)
                 first.move(request, second)
-                await until(lambda: setup.gateway._open[request.id].target.instance == "d")
+                await moved_to(setup, request, "d")
             await until(lambda: second.cancelled)
             assert second.cancelled == [request.id] and not setup.gateway._outbox._sent
 
@@ -60,7 +66,7 @@ def test_a_new_home_that_is_lost_has_its_requests_prefilled_again():
             task = asyncio.create_task(collect(setup.gateway, generation()))
             request = await held(first)
             first.move(request, second)
-            await until(lambda: setup.gateway._open[request.id].target.instance == "d")
+            await moved_to(setup, request, "d")
             await asyncio.to_thread(second.die)
             first.release()
             assert (await task)[0] == TOKENS
@@ -93,7 +99,7 @@ def test_a_former_home_has_no_say():
             task = asyncio.create_task(collect(setup.gateway, generation()))
             request = await held(first)
             first.move(request, second)
-            await until(lambda: setup.gateway._open[request.id].target.instance == "d")
+            await moved_to(setup, request, "d")
             for code in ("handoff_lost", "draining", "internal_error"):
                 first.say(request, RequestFailed(request.id, 0, code, "late", first.id))
             second.release()
