@@ -43,16 +43,14 @@ class Incoming(Protocol):
 
 
 def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> None:
-    """Return when all stages are in, or between two of them once `may_begin()`.
-
-    A failure is left to whoever uses the model: it is told there.
-    """
+    """Return when all stages are in, or between two of them once `may_begin()`; also when they
+    were evicted again, which the next use tells. Raises CheckpointError."""
     try:
         for stage in range(FIRST_STAGES, incoming.plan.stages):
             if may_begin():
                 return
             incoming.await_stage(stage)
-    except AegaeonError as error:
+    except (WeightsEvicted, LoadCancelled) as error:
         log.debug("not wholly in error=%s", error)
 
 
@@ -70,6 +68,7 @@ class HostModel:
         self._traffic = traffic
         self._is_whole = False
         self._is_interrupted = False
+        self._failure: CheckpointError | None = None
         self._arrival: threading.Thread | None = None
         self._start_arrival(is_loader=cached.is_loader)
 
@@ -99,8 +98,11 @@ class HostModel:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before."""
+        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before,
+        CheckpointError when they could not be read."""
         if not self.memory.pin():
+            if self._failure is not None:
+                raise self._failure
             raise WeightsEvicted(f"the weights of {self.model} were evicted; load them again")
         try:
             yield
@@ -150,8 +152,10 @@ class HostModel:
                 self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
             if self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
+        except CheckpointError as error:
+            self._failure = error
         except AegaeonError as error:
-            # Whoever awaits a stage is told the same, or takes the load over.
+            # Whoever awaits a stage takes the load over.
             log.debug("not loaded model=%s error=%s", self.model, error)
 
 
