@@ -18,7 +18,7 @@ import msgspec
 
 from aegaeon.config import Settings, child_environment
 from aegaeon.device.processors import compute_threads, thread_environment
-from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, StoreUnavailable
+from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.memory.budget import settle
 from aegaeon.memory.machine import read_machine
@@ -279,8 +279,10 @@ class Supervisor:
             mailbox = self._domain.create_mailbox(address, MAILBOX_BYTES)
             mailbox.close()
             mailbox.unlink()
-        except StoreUnavailable as error:
-            log.warning("row not removed, its lease will end name=%s error=%s", child.name, error)
+        except (StoreUnavailable, RegionError) as error:
+            # A row ends with its lease; a mailbox's name is gone even where there was no room to
+            # take its place.
+            log.warning("not all removed of the dead name=%s error=%s", child.name, error)
 
     def _fail(self, error: AegaeonError) -> None:
         self._wanted.failure = error

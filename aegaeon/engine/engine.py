@@ -54,6 +54,9 @@ AT_REST_S = 0.02
 
 Result = TypeVar("Result")
 Failure = tuple[RequestId, str, str]
+# After a step for which there was no room at all: others have it, or the system has no memory left.
+# Either may change; to ask again at once would only burn the processor.
+NO_ROOM_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ class ModelEngine(Engine):
             brought = self._weights.bring_in(action.model, action.evict)
             self._weights.await_rest(action.model, self._is_at_rest)
         except AegaeonError as error:
+            self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
             # What torch and the system raise while weights come in is this model's trouble only.
@@ -206,6 +210,8 @@ class ModelEngine(Engine):
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
             ready, preempted = self._sequences.make_room(wanted)
+        if not ready:
+            time.sleep(NO_ROOM_S)
         ready = self._kv.await_any(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         tokens: list[NewToken] = []

@@ -28,7 +28,9 @@ ROOM_S = 30.0
 # Between looks at whether the loader of a stage that is awaited still lives.
 LOOK_S = 0.5
 # No stage that is still coming takes so long; a disk that hangs must not hang a step for ever.
-STAGE_S = 120.0
+STAGE_S = 60.0
+# For a load that is given up to notice; one whose disk hangs ends by itself, when the disk answers.
+END_S = 2.0
 
 
 class Incoming(Protocol):
@@ -41,16 +43,14 @@ class Incoming(Protocol):
 
 
 def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> None:
-    """Return when all stages are in, or between two of them once `may_begin()`.
-
-    A failure is left to whoever uses the model: it is told there.
-    """
+    """Return when all stages are in, or between two of them once `may_begin()`; also when they
+    were evicted again, which the next use tells. Raises CheckpointError."""
     try:
         for stage in range(FIRST_STAGES, incoming.plan.stages):
             if may_begin():
                 return
             incoming.await_stage(stage)
-    except AegaeonError as error:
+    except (WeightsEvicted, LoadCancelled) as error:
         log.debug("not wholly in error=%s", error)
 
 
@@ -68,6 +68,7 @@ class HostModel:
         self._traffic = traffic
         self._is_whole = False
         self._is_interrupted = False
+        self._failure: CheckpointError | None = None
         self._arrival: threading.Thread | None = None
         self._start_arrival(is_loader=cached.is_loader)
 
@@ -97,8 +98,11 @@ class HostModel:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before."""
+        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before,
+        CheckpointError when they could not be read."""
         if not self.memory.pin():
+            if self._failure is not None:
+                raise self._failure
             raise WeightsEvicted(f"the weights of {self.model} were evicted; load them again")
         try:
             yield
@@ -119,10 +123,15 @@ class HostModel:
         self.memory.cancel()
 
     def close(self) -> None:
-        """Stop reading and let go; views of the memory keep it mapped. Idempotent."""
+        """Stop reading and let go; views of the memory keep it mapped. Idempotent.
+
+        A read that hangs goes on behind our back, into memory that stays until it is over.
+        """
         self.interrupt()
         if self._arrival is not None:
-            self._arrival.join()
+            self._arrival.join(END_S)
+            if self._arrival.is_alive():
+                log.warning("a read does not end, its disk hangs model=%s", self.model)
         self.memory.close()
 
     def _start_arrival(self, is_loader: bool) -> None:
@@ -143,8 +152,10 @@ class HostModel:
                 self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
             if self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
+        except CheckpointError as error:
+            self._failure = error
         except AegaeonError as error:
-            # Whoever awaits a stage is told the same, or takes the load over.
+            # Whoever awaits a stage takes the load over.
             log.debug("not loaded model=%s error=%s", self.model, error)
 
 
@@ -175,7 +186,7 @@ class WeightSource:
         """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all
         room, CheckpointError, UnsupportedModel."""
         planned = self._plans[model]
-        plan, key = planned.current()
+        plan, key = self._current(planned, model)
         self._cache.set_demand(key, planned.is_wanted)
         give_up_s = time.monotonic() + ROOM_S
         while True:
@@ -197,7 +208,7 @@ class WeightSource:
 
     def is_current(self, model: ModelId, plan: PackPlan) -> bool:
         """Whether the files of `model` are still those that `plan` was made of."""
-        return self._plans[model].current()[0] is plan
+        return self._current(self._plans[model], model)[0] is plan
 
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         """Say that requests for `model` wait or run here, which makes its eviction dearer."""
@@ -206,9 +217,39 @@ class WeightSource:
         if planned.key is not None:
             self._cache.set_demand(planned.key, is_wanted)
 
+    def want_room(self, model: ModelId) -> None:
+        """Take back what `yield_room` said, now that the model is used again."""
+        planned = self._plans[model]
+        if planned.key is not None:
+            self._cache.set_demand(planned.key, planned.is_wanted)
+
+    def yield_room(self, model: ModelId) -> None:
+        """Let others have the model's room until it is opened again, wanted or not."""
+        key = self._plans[model].key
+        if key is not None:
+            self._cache.set_demand(key, False)
+
     def close(self) -> None:
         """Let go of the cache; what it holds stays for others."""
         self._cache.close()
+
+    def _current(self, planned: "_Planned", model: ModelId) -> tuple[PackPlan, bytes]:
+        """Return plan and key of the files as they are now, or, where those are gone, as they were
+        when the cache read what it still holds. Raises CheckpointError when it holds nothing."""
+        try:
+            return planned.current()
+        except CheckpointError as error:
+            before = planned.before
+            if before is None or not self._holds(model):
+                raise
+            log.warning("serving from the cache alone model=%s error=%s", model, error)
+            return before
+
+    def _holds(self, model: ModelId) -> bool:
+        """Whether the cache has the whole model. Asked first, so that no other is evicted for one
+        that cannot be loaded."""
+        entries = self._cache.status()
+        return any(entry.model == model and entry.state == "ready" for entry in entries)
 
 
 class _Planned:
@@ -220,10 +261,17 @@ class _Planned:
         self.key: bytes | None = None
         self.is_wanted = False
 
+    @property
+    def before(self) -> tuple[PackPlan, bytes] | None:
+        """The plan and its key as `current` returned them last."""
+        return None if self._plan is None or self.key is None else (self._plan, self.key)
+
     def current(self) -> tuple[PackPlan, bytes]:
-        """Return the plan and its key, both of the files as they are now."""
-        if self._plan is not None and self.key is not None and self._plan.digest() == self.key:
-            return self._plan, self.key
-        self._plan = plan_pack(plan_load(self._path))
-        self.key = self._plan.digest()
-        return self._plan, self.key
+        """Return the plan and its key, both of the files as they are now. Raises CheckpointError,
+        UnsupportedModel."""
+        before = self.before
+        if before is not None and before[0].digest() == before[1]:
+            return before
+        plan = plan_pack(plan_load(self._path))
+        self._plan, self.key = plan, plan.digest()
+        return plan, self.key

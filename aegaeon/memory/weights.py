@@ -48,7 +48,7 @@ class Weights(ABC):
     @abstractmethod
     def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
         """Return when `model` is wholly in, or once `may_begin` says that nothing else would
-        compute meanwhile. What fails here fails again, and is told, at the first use."""
+        compute meanwhile. Raises CheckpointError; later failures are told at the next use."""
 
     @abstractmethod
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:

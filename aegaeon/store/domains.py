@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -96,17 +97,22 @@ def claim_domain(settings: Settings, directory: Path = SHARED_MEMORY) -> DomainC
     check_shared_memory(directory)
     name = check_name("domain", settings.domain_name)
     path = region_path(directory, name, LOCK)
-    lock = _take_lock(path, LOCK_PATIENCE_S)
+    try:
+        lock = _take_lock(path, LOCK_PATIENCE_S)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot create {path} ({error.strerror}); free memory there, make it larger "
+            "(docker: --shm-size) or remove what another user left under that name"
+        ) from None
     if lock is None:
         raise ConfigError(
             f"domain {name} belongs to a running server{_owner_of(path)}; stop it, "
             "or choose another --domain or --port"
         )
     try:
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         remove_domain(name, directory)
         sweep_domains(directory)
+        _sign(lock)
         domain = _open_in(settings, directory)
         domain.unlink()
     except BaseException:
@@ -210,6 +216,14 @@ def _take_lock(path: Path, patience_s: float) -> int | None:
         if _is_at(lock, path):
             return lock
         os.close(lock)
+
+
+def _sign(lock: int) -> None:
+    """Say who owns the claim. It stands unsigned too, where memory is full: whether there is enough
+    to serve is for others to say."""
+    with suppress(OSError):
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aegaeon.engine.base import NullEngine, null_token
+from aegaeon.engine.base import EngineUsage, NullEngine, null_token
 from aegaeon.errors import ContextLengthExceeded, StaleIncarnation
 from aegaeon.instance.outbox import GONE_S, Outbox
 from aegaeon.instance.presence import Presence
@@ -17,6 +17,7 @@ from aegaeon.types import (
     Drain,
     InstanceRecord,
     LoadFailed,
+    PhaseTotal,
     Prefill,
     RequestFailed,
     Submit,
@@ -352,6 +353,15 @@ def test_a_lost_lease_ends_the_instance():
     bench.now += 9.0
     with pytest.raises(StaleIncarnation):
         bench.turn()
+
+
+def test_the_status_tells_what_the_engine_holds_and_has_moved(monkeypatch):
+    bench = Bench()
+    moved = {"weights": PhaseTotal(2, 300, 0.5)}
+    usage = EngineUsage(100, 1000, 0, 1000, moved)
+    monkeypatch.setattr(bench.engine, "usage", lambda: usage)
+    bench.turn()
+    assert (bench.status().weight_bytes, bench.status().moved) == (100, moved)
 
 
 def test_the_status_tells_of_work_and_residency():

@@ -138,3 +138,23 @@ def test_a_file_that_is_cut_off_fails_its_own_model_only(open_weights, specs):
         file.write_bytes(whole)
     weights.bring_in("b", ())
     content(weights, "b")
+
+
+def test_a_model_asked_for_again_is_wanted_again(open_weights):
+    weights = open_weights()
+    weights.set_demand("a", True)
+    weights.bring_in("a", ())
+    weights.bring_in("b", ("a",))
+    weights.bring_in("a", ())
+    entries = {entry.model: entry for entry in weights._source._cache.status()}
+    assert entries["a"].demand_pids == [os.getpid()]
+    assert entries["b"].demand_pids == []
+
+
+def test_using_a_model_makes_it_no_longer_idle(open_weights):
+    weights = open_weights()
+    weights.bring_in("a", ())
+    weights.bring_in("b", ())
+    content(weights, "a")
+    idle_s = {entry.model: entry.idle_s for entry in weights._source._cache.status()}
+    assert idle_s["a"] < idle_s["b"]

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-from aegaeon.config import check_settings
-from aegaeon.store.domains import open_domain
+from aegaeon._native import WeightCache
+from aegaeon.store.names import WEIGHTS, region_path
+from aegaeon.store.shm import ShmDomain
 from aegaeon.types import Instance
 from tests.support.polling import eventually
 
@@ -49,8 +51,18 @@ def is_running(pid: int) -> bool:
 class Server:
     """A server of `models` from `start` to `stop`; use it in a `with`."""
 
-    def __init__(self, directory: Path, models: dict[str, Path], *flags: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        models: dict[str, Path],
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        """`wrapper` is a command that becomes the one behind it, somewhere else."""
         self.domain = f"test-{os.getpid()}-{next(_numbers)}"
+        self._environment = {**os.environ, **(environment or {})}
+        self._wrapper = wrapper
         self.log = directory / f"{self.domain}.log"
         self.url = ""
         self._flags = ["--domain", self.domain, "--threads-per-instance", "1", *flags]
@@ -64,17 +76,28 @@ class Server:
         return self._process.pid
 
     @property
+    def shared_memory(self) -> Path:
+        """Where its regions are: as it sees the file system, which may not be ours."""
+        return Path(f"/proc/{self.pid}/root{SHARED_MEMORY}")
+
+    @property
     def port(self) -> int:
         """Where it listens."""
         return int(self.url.rpartition(":")[2])
 
     def start(self, port: int = 0) -> "Server":
         """Start it and wait until it is ready."""
-        command = [sys.executable, "-m", "aegaeon", "serve", "--port", str(port), *self._flags]
+        command = [*self._wrapper, sys.executable, "-m", "aegaeon", "serve"]
+        command += ["--port", str(port), *self._flags]
         with self.log.open("ab") as log:
             already = log.tell()
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline_s = time.monotonic() + START_S
         while not self.url:
@@ -138,8 +161,40 @@ class Server:
         health = httpx.get(f"{self.url}/health", timeout=10).json()
         return sum(instance["switches"] for instance in health["instances"])
 
+    def ask(self, model: str, max_tokens: int = 3, timeout_s: float = 60.0) -> httpx.Response:
+        """Post a completion and return the answer, whatever it is."""
+        body = {"model": model, "prompt": "the device", "max_tokens": max_tokens}
+        body["temperature"] = 0
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=timeout_s)
+
+    @contextmanager
+    def weights(self) -> Iterator[WeightCache]:
+        """Yield its weight cache, of which we become a client."""
+        path = region_path(self.shared_memory, self.domain, WEIGHTS)
+        with path.open("rb") as region:
+            budget_bytes = int.from_bytes(region.read(4096)[24:32], "little")
+        cache = WeightCache.open_or_create(str(path), budget_bytes)
+        try:
+            yield cache
+        finally:
+            cache.close()
+
+    def cached(self) -> set[str]:
+        """Return the models that its weight cache holds now, whole or coming in."""
+        with self.weights() as cache:
+            return {entry.model for entry in cache.status()}
+
+    def resident(self) -> set[str]:
+        """Return the models that some instance holds to be at hand."""
+        return {model for row in self._rows() for model in row.status.resident}
+
+    def loaders(self) -> dict[str, int]:
+        """Return the pids of the instances that wait for a model to come in, by model."""
+        rows = self._rows()
+        return {row.status.loading: row.record.pid for row in rows if row.status.loading}
+
     def _rows(self) -> tuple[Instance, ...]:
-        domain = open_domain(check_settings({"domain": self.domain}))
+        domain = ShmDomain(self.domain, self.shared_memory)
         try:
             return domain.metadata().sync_for_routing()
         finally:
@@ -183,6 +238,15 @@ class Streamed:
             raise self._error
         assert self.finish_reason is not None
         return self.text
+
+    def ends(self) -> bool:
+        """Wait for the end and say whether it was a good one."""
+        try:
+            self.whole()
+        except AssertionError:
+            assert not self._thread.is_alive()
+            return False
+        return True
 
     def _run(self) -> None:
         try:
