@@ -22,6 +22,7 @@ from aegaeon.errors import (
     CheckpointError,
     InvalidRequest,
     LoadCancelled,
+    LoadStalled,
     WeightsEvicted,
 )
 from aegaeon.memory.costs import SwapCosts
@@ -145,6 +146,9 @@ class ModelEngine(Engine):
         self._threads.enter_loading()
         try:
             brought = self._weights.bring_in(action.model, action.evict)
+        except LoadStalled as error:
+            log.warning("load put off model=%s error=%s", action.model, error)
+            return WeightsLost(action.model)
         except AegaeonError as error:
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
