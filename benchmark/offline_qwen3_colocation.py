@@ -7,11 +7,12 @@ stderr.
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
-import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,20 +21,34 @@ from typing import Any, NoReturn, get_args
 import msgspec
 from tqdm import tqdm
 
+# Started by its path, Python looks beside this file and not in the root of the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from aegaeon.config import Settings, check_settings
 from aegaeon.errors import AegaeonError, ConfigError, ContextLengthExceeded
-from aegaeon.metrics import Summary, summarize, time_to_first_token_s, times_between_tokens_s
+from aegaeon.memory.budget import GB
+from aegaeon.metrics import time_to_first_token_s
 from aegaeon.models.references import resolve_all
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.store.domains import open_domain
+from aegaeon.store.names import SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.supervisor import Supervisor
-from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, SamplingParams
+from aegaeon.types import Instance, InstanceId, ModelSpec, SamplingParams
 from aegaeon.workload import MixPolicy, make_prompt, mix_models
+from benchmark.offline_report import (
+    Activity,
+    Memory,
+    Served,
+    activity_between,
+    describe_machine,
+    make_report,
+)
 
 START_S = 600.0  # for instances to come up, with everything that is preloaded
 SETTLE_S = 5.0  # for instances to publish that they are done
+SAMPLE_S = 0.02  # between looks at the weights in memory
 
 EPILOG = """\
 All requests arrive at once, in the order of the mix; TTFT counts from there and contains waiting,
@@ -42,52 +57,6 @@ examples:
   offline_qwen3_colocation.py --models Qwen/Qwen3-0.6B,Qwen/Qwen3-1.7B --local-root models
   offline_qwen3_colocation.py --models a=models/X,b=models/X --model-mix-policy grouped
 exit codes: 0 all requests served, 1 some failed or nothing could start, 2 wrong settings"""
-
-
-class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one request; times are seconds since the start of the run."""
-
-    model: ModelId
-    instance: InstanceId
-    arrival_s: float
-    ttft_s: float | None
-    token_times_s: tuple[float, ...]
-    prompt_tokens: int
-    error: str | None = None
-
-
-class Latency(msgspec.Struct, frozen=True):
-    """TTFT and TBT of a set of requests, milliseconds."""
-
-    ttft_ms: Summary
-    tbt_ms: Summary
-
-
-class Switching(msgspec.Struct, frozen=True):
-    """One instance's share; `models_seen` is a count, `switch_rate` is switches per request."""
-
-    requests: int
-    models_seen: int
-    switches: int
-    switch_rate: float
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The benchmark's JSON."""
-
-    device: str
-    machine: dict[str, Any]
-    wall_time_s: float
-    req_per_s: float
-    token_per_s: float
-    requests: int
-    failed_requests: int
-    generated_tokens: int
-    ttft_ms: Summary
-    tbt_ms: Summary
-    per_model: dict[ModelId, Latency]
-    instance_switching: dict[InstanceId, Switching]
-    options: dict[str, Any]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -249,9 +218,9 @@ async def serve_one(
 
 async def serve_load(
     settings: Settings, specs: tuple[ModelSpec, ...], load: Sequence[Generation]
-) -> tuple[list[Served], float, dict[InstanceId, int]]:
-    """Serve `load` on running instances; return its requests, wall seconds, and the switches of
-    each instance meanwhile."""
+) -> tuple[list[Served], float, dict[InstanceId, Activity]]:
+    """Serve `load` on running instances; return its requests, wall seconds, and what each instance
+    did meanwhile."""
     domain = open_domain(settings)
     gateway = Gateway(domain, settings, specs)
     try:
@@ -265,7 +234,7 @@ async def serve_load(
             )
             wall_s = time.monotonic() - began_s
         after = await _settled(gateway)
-        return served, wall_s, _switches(before, after)
+        return served, wall_s, activity_between(before, after)
     finally:
         await gateway.close()
         domain.close()
@@ -284,72 +253,35 @@ async def _settled(gateway: Gateway) -> tuple[Instance, ...]:
     return gateway.instances()
 
 
-def _switches(
-    before: dict[InstanceId, Instance], after: Sequence[Instance]
-) -> dict[InstanceId, int]:
-    counts = {}
-    for row in after:
-        was = before.get(row.record.id)
-        is_same = was is not None and was.record.incarnation == row.record.incarnation
-        counts[row.record.id] = row.status.switches - (
-            was.status.switches if is_same and was else 0
-        )
-    return counts
+class ResidentWeights:
+    """Watches how much memory the weights of a node really take, from a thread of its own."""
 
+    def __init__(self, domain: str) -> None:
+        """Start it."""
+        self._cache = region_path(SHARED_MEMORY, domain, WEIGHTS)
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="resident weights")
+        self.peak_bytes = 0
 
-def latency_of(served: Sequence[Served]) -> Latency:
-    """Summarise the requests in milliseconds."""
-    ttft = [1000 * one.ttft_s for one in served if one.ttft_s is not None]
-    tbt = [1000 * gap for one in served for gap in times_between_tokens_s(one.token_times_s)]
-    return Latency(summarize(ttft), summarize(tbt))
+    def __enter__(self) -> "ResidentWeights":
+        self._thread.start()
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        self._thread.join()
 
-def make_report(
-    served: Sequence[Served], wall_s: float, switches: dict[InstanceId, int], **told: Any
-) -> Report:
-    """Put the figures together; `told` are the report's device, machine and options."""
-    by_model = {m: [one for one in served if one.model == m] for m in {o.model for o in served}}
-    by_instance = {i: [one for one in served if one.instance == i] for i in switches}
-    overall = latency_of(served)
-    tokens = sum(len(one.token_times_s) for one in served)
-    failed = sum(one.error is not None for one in served)
-    return Report(
-        wall_time_s=wall_s,
-        req_per_s=(len(served) - failed) / wall_s,
-        token_per_s=tokens / wall_s,
-        requests=len(served),
-        failed_requests=failed,
-        generated_tokens=tokens,
-        ttft_ms=overall.ttft_ms,
-        tbt_ms=overall.tbt_ms,
-        per_model={model: latency_of(by_model[model]) for model in sorted(by_model)},
-        instance_switching={
-            instance: Switching(
-                requests=len(own),
-                models_seen=len({one.model for one in own}),
-                switches=switches[instance],
-                switch_rate=switches[instance] / len(own) if own else 0.0,
-            )
-            for instance, own in sorted(by_instance.items())
-        },
-        **told,
-    )
+    def _watch(self) -> None:
+        while not self._has_ended.wait(SAMPLE_S):
+            self.peak_bytes = max(self.peak_bytes, self._resident_bytes())
 
-
-def describe_machine() -> dict[str, Any]:
-    """Say what the figures were measured on."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    return {
-        "processor": processor,
-        "processors": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
+    def _resident_bytes(self) -> int:
+        """Bytes of the cache's data files, not of its directory."""
+        resident = 0
+        for path in self._cache.parent.glob(f"{self._cache.name}+*"):
+            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+                resident += 512 * path.stat().st_blocks
+        return resident
 
 
 def run(options: argparse.Namespace) -> int:
@@ -362,12 +294,14 @@ def run(options: argparse.Namespace) -> int:
     with Supervisor(settings, specs) as supervisor:
         supervisor.wait_ready(START_S)
         settings = supervisor.settings
-        served, wall_s, switches = asyncio.run(serve_load(settings, specs, load))
+        with ResidentWeights(settings.domain_name) as weights:
+            served, wall_s, activity = asyncio.run(serve_load(settings, specs, load))
     told = vars(options) | {"threads_per_instance": settings.threads_per_instance}
     report = make_report(
-        *(served, wall_s, switches),
+        *(served, wall_s, activity),
         device=settings.device,
         machine=describe_machine(),
+        memory=Memory(weights.peak_bytes, round(settings.model_cache_budget_gb * GB)),
         options=told,
     )
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)

@@ -68,7 +68,10 @@ def test_every_setting_is_a_flag_and_only_given_ones_count():
         (["--port", "70000"], "port"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
         (["--device", "tpu"], "invalid choice"),
-        (["--models", "a", "--prefill-count", "1"], "not built yet"),
+        (
+            ["--models", "a", "--colocated-count", "0", "--prefill-count", "1"],
+            "no instance decodes",
+        ),
         (["frobnicate"], "unknown command 'frobnicate'"),
         ([], "no models to serve"),
         (["models"], "see `aegaeon models --help`"),

@@ -1,7 +1,6 @@
 """The engine that computes: models' weights and sequences' KV on one device, action by action."""
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -51,6 +50,9 @@ from aegaeon.types import (
 
 log = logging.getLogger(__name__)
 
+# Between two steps of a turn passes less.
+AT_REST_S = 0.02
+
 Result = TypeVar("Result")
 Failure = tuple[RequestId, str, str]
 # After a step for which there was no room at all: others have it, or the system has no memory left.
@@ -96,8 +98,9 @@ class ModelEngine(Engine):
         self._costs = memory.costs
         self._sequences = SequenceTable(memory.kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
-        self._lock = threading.Lock()  # over _sequences, _kv and _wanted
+        self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
+        self._computed_s = 0.0  # when the last one ended
 
     def submit(self, request: Request) -> None:
         spec = self._checked(request)
@@ -139,6 +142,7 @@ class ModelEngine(Engine):
             return LoadFailed(action.model, error.code, str(error))
         finally:
             self._computing = None
+            self._computed_s = time.perf_counter()
 
     def load(self, action: Load) -> Outcome:
         started = time.perf_counter()
@@ -146,10 +150,12 @@ class ModelEngine(Engine):
         self._threads.enter_loading()
         try:
             brought = self._weights.bring_in(action.model, action.evict)
+            self._weights.await_rest(action.model, self._is_at_rest)
         except LoadStalled as error:
             log.warning("load put off model=%s error=%s", action.model, error)
             return WeightsLost(action.model)
         except AegaeonError as error:
+            self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
             # What torch and the system raise while weights come in is this model's trouble only.
@@ -182,6 +188,10 @@ class ModelEngine(Engine):
             raise InvalidRequest(f"no model {request.model!r} here; ask for a served one")
         check_request(request, spec)
         return spec
+
+    def _is_at_rest(self) -> bool:
+        """Whether no step is under way, nor one just behind another."""
+        return self._computing is None and time.perf_counter() - self._computed_s > AT_REST_S
 
     def _forget(self, request: RequestId, is_poisoned: bool = False) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 that computes on the node's pool itself. engine/kv_swap.py is for devices with memory of their own.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
@@ -12,13 +13,19 @@ from aegaeon.types import KvHandle
 
 
 class KvPlace(ABC):
-    """Not thread-safe; the engine holds its lock around every verb but `await_any`.
+    """The caller holds `lock` around every verb but `await_any` and `close`.
+
+    `grow`, `give_up` and `offer` let go of it while they wait for a copy: sequences that are not
+    part of the running action may come and go meanwhile.
 
     A sequence's `blocks` are those that a forward pass uses; they hold its first `cached` tokens,
     or will when `await_any` has returned it.
     """
 
-    pool: KvPool  # what a forward pass reads and writes
+    def __init__(self, pool: KvPool) -> None:
+        """Take over `pool`."""
+        self.pool = pool  # what a forward pass reads and writes
+        self.lock = threading.Lock()
 
     @abstractmethod
     def grow(self, sequence: Sequence) -> bool:
@@ -58,10 +65,6 @@ class KvPlace(ABC):
 
 class InPlaceKv(KvPlace):
     """Everything stays where it was computed; there is no elsewhere."""
-
-    def __init__(self, pool: KvPool) -> None:
-        """Take over `pool`."""
-        self.pool = pool
 
     def grow(self, sequence: Sequence) -> bool:
         missing = blocks_for(sequence.tokens) - len(sequence.blocks)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from aegaeon._native import CopyEngine, CopyTicket
 from aegaeon.engine.kv_place import KvPlace, offer_blocks, take_blocks
 from aegaeon.engine.sequence import Sequence
-from aegaeon.errors import CopyError, OutOfBlocks
+from aegaeon.errors import CopyError, CopyQueueFull, OutOfBlocks
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, blocks_for
 from aegaeon.memory.traffic import Traffic
@@ -25,17 +25,34 @@ URGENT = 0
 # Behind everything: nobody waits for what a turn leaves behind.
 IDLE = 2
 COPY_S = 60.0
-LOOK_S = 0.5
 
 
 @dataclass(slots=True)
 class _HostCopy:
-    """What the host has of a sequence: its first `tokens`, once `going_out` has ended."""
+    """What the host has of a sequence: its first `tokens`, once `going_out` has ended.
+
+    That begins with block number `first` of the sequence. No copy is under way beside these two.
+    """
 
     blocks: list[int] = field(default_factory=list)
     tokens: int = 0
+    first: int = 0
     going_out: CopyTicket | None = None
     coming_in: CopyTicket | None = None
+
+    def stop(self) -> None:
+        """Have no copy touch the blocks, here or on the device, any more."""
+        for ticket in (self.going_out, self.coming_in):
+            if ticket is not None:
+                ticket.cancel()
+
+    def settle(self, block_bytes: int) -> None:
+        """End what is going out: the host has what has come there so far."""
+        if self.going_out is not None and not self.going_out.is_done:
+            self.going_out.cancel()
+            whole = self.first + self.going_out.progress_bytes // block_bytes
+            self.tokens = min(self.tokens, whole * BLOCK_TOKENS)
+        self.going_out = None
 
 
 class SwappedKv(KvPlace):
@@ -45,7 +62,7 @@ class SwappedKv(KvPlace):
         self, pool: KvPool, host: KvPool, copier: CopyEngine, traffic: Traffic, costs: SwapCosts
     ) -> None:
         """Take over both pools and `copier`; `traffic` counts what the copies come to."""
-        self.pool = pool
+        super().__init__(pool)
         self._host = host
         self._copier = copier
         self._traffic = traffic
@@ -54,28 +71,12 @@ class SwappedKv(KvPlace):
         self._resting: dict[int, Sequence] = {}  # of other models, with blocks on the device
 
     def grow(self, sequence: Sequence) -> bool:
-        missing = blocks_for(sequence.tokens) - len(sequence.blocks)
-        if missing <= 0:
-            return True
-        if missing > self.pool.free_blocks(sequence.shape):
-            self._clear_resting(sequence, missing)
-        try:
-            blocks = self.pool.allocate(sequence.shape, missing)
-        except OutOfBlocks:
-            return False
-        is_away = not sequence.blocks and sequence.cached > 0
-        sequence.blocks.extend(blocks)
-        if is_away:
-            self._bring_in(sequence)
-        return True
+        return self._grow(sequence, is_patient=True)
 
     def give_up(self, sequence: Sequence) -> bool:
         if not sequence.blocks and sequence.cached:
             return True  # it is away already
-        kv_bytes = len(sequence.blocks) * sequence.shape.block_bytes
-        model = sequence.request.model
-        is_worth_it = self._costs.is_worth_copying(model, sequence.cached, kv_bytes)
-        if is_worth_it and self._save(sequence, URGENT) and self._is_saved(sequence, COPY_S):
+        if self._is_worth_keeping(sequence) and self._is_saved_in_time(sequence):
             self._leave_device(sequence)
             return True
         self.free(sequence)
@@ -84,7 +85,7 @@ class SwappedKv(KvPlace):
     def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
         copy = self._copies.pop(sequence.order, None)
         if copy is not None:
-            _stop(copy)
+            copy.stop()
             self._host.free(sequence.shape, copy.blocks, is_poisoned, sequence.offer)
         self.pool.free(sequence.shape, sequence.blocks, is_poisoned)
         self._resting.pop(sequence.order, None)
@@ -103,15 +104,20 @@ class SwappedKv(KvPlace):
             if sequence.blocks:
                 self._resting[sequence.order] = sequence
                 self._save(sequence, IDLE)
+        own = tuple(own)
         for sequence in own:
             self._resting.pop(sequence.order, None)
-            if sequence.cached and not sequence.blocks:
-                self.grow(sequence)
+        for sequence in own:
+            # One that was offered to others is not ours to go on with.
+            if sequence.cached and not sequence.blocks and not sequence.offer:
+                self._grow(sequence, is_patient=False)
 
     def offer(self, sequence: Sequence) -> KvHandle:
-        if not self._save(sequence, URGENT) or not self._is_saved(sequence, COPY_S):
+        if not self._is_saved_in_time(sequence):
             return offer_blocks(self._host, sequence, [])
-        return offer_blocks(self._host, sequence, self._copies[sequence.order].blocks)
+        handle = offer_blocks(self._host, sequence, self._copies[sequence.order].blocks)
+        self._leave_device(sequence)
+        return handle
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
         take_blocks(self._host, sequence.shape, kv)
@@ -132,39 +138,69 @@ class SwappedKv(KvPlace):
             if copy.going_out is not None:
                 copy.going_out.raise_priority(priority)
             return True
+        copy.settle(sequence.shape.block_bytes)
         used = blocks_for(sequence.cached)
         missing = used - len(copy.blocks)
+        # The last block that was saved may have been written to since.
+        copy.first = copy.tokens // BLOCK_TOKENS
+        start = sequence.blocks[copy.first : used]
         try:
             copy.blocks.extend(self._host.allocate(sequence.shape, missing) if missing > 0 else ())
-        except OutOfBlocks:
+            to = copy.blocks[copy.first : used]
+            segments = _segments(sequence, (self._host, to), (self.pool, start))
+            copy.going_out = self._copier.submit(segments, priority, is_outward=True)
+        except (OutOfBlocks, CopyError) as error:
+            log.debug("KV not saved request=%s error=%s", sequence.request.id, error)
             return False
-        # The last block that was saved may have been written to since.
-        first = copy.tokens // BLOCK_TOKENS
-        to, start = copy.blocks[first:used], sequence.blocks[first:used]
-        segments = _segments(sequence, (self._host, to), (self.pool, start))
-        after = [] if copy.going_out is None else [copy.going_out]
-        copy.going_out = self._copier.submit(segments, priority, after, is_outward=True)
         copy.tokens = sequence.cached
         self._traffic.watch("kv_out", copy.going_out)
         return True
 
-    def _is_saved(self, sequence: Sequence, patience_s: float) -> bool:
+    def _is_saved(self, sequence: Sequence) -> bool:
         copy = self._copies.get(sequence.order)
         if copy is None or copy.tokens != sequence.cached:
             return False
-        return copy.going_out is None or copy.going_out.wait(timeout_s=patience_s)
+        return copy.going_out is None or copy.going_out.is_done
 
-    def _clear_resting(self, wanting: Sequence, missing: int) -> None:
+    def _is_saved_in_time(self, sequence: Sequence) -> bool:
+        """Save it and wait for that, without the lock; say whether it is on the host now.
+
+        It may be released meanwhile: then it is not.
+        """
+        if not self._save(sequence, URGENT):
+            return False
+        ticket = self._copies[sequence.order].going_out
+        if ticket is not None and not ticket.is_done:
+            self.lock.release()
+            try:
+                ticket.wait(timeout_s=COPY_S)
+            finally:
+                self.lock.acquire()
+        return self._is_saved(sequence)
+
+    def _is_worth_keeping(self, sequence: Sequence) -> bool:
+        """Whether to copy what the host has not yet, and all back, is quicker than a prefill."""
+        if not sequence.cached:
+            return False
+        copy = self._copies.get(sequence.order)
+        used = blocks_for(sequence.cached)
+        out = 0
+        if copy is None or copy.tokens != sequence.cached:
+            out = used - (0 if copy is None else copy.tokens // BLOCK_TOKENS)
+        moved_bytes = (out + used) * sequence.shape.block_bytes
+        model = sequence.request.model
+        return self._costs.is_worth_copying(model, sequence.cached, moved_bytes)
+
+    def _clear_resting(self, wanting: Sequence, missing: int, is_patient: bool) -> None:
         """Have other models' sequences leave the device until there is room: first those whose
         copies are on the host by now, then those that have to be waited for."""
-        for patience_s in (0.0, COPY_S):
+        for may_wait in (False, True)[: 1 + is_patient]:
             for sequence in tuple(self._resting.values()):
                 if missing <= self.pool.free_blocks(wanting.shape):
                     return
-                is_urgent = patience_s > 0
-                if is_urgent and not self._save(sequence, URGENT):
-                    continue
-                if self._is_saved(sequence, patience_s):
+                if sequence.order not in self._resting:
+                    continue  # released while we waited for another one
+                if self._is_saved_in_time(sequence) if may_wait else self._is_saved(sequence):
                     self._leave_device(sequence)
 
     def _leave_device(self, sequence: Sequence) -> None:
@@ -178,14 +214,36 @@ class SwappedKv(KvPlace):
 
     # In
 
-    def _bring_in(self, sequence: Sequence) -> None:
+    def _grow(self, sequence: Sequence, is_patient: bool) -> bool:
+        # Whoever computes does not rest, though no turn began.
+        self._resting.pop(sequence.order, None)
+        missing = blocks_for(sequence.tokens) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        if missing > self.pool.free_blocks(sequence.shape):
+            self._clear_resting(sequence, missing, is_patient)
+        try:
+            blocks = self.pool.allocate(sequence.shape, missing)
+        except OutOfBlocks:
+            return False
+        if not sequence.blocks and sequence.cached and not self._bring_in(sequence, blocks):
+            self.pool.free(sequence.shape, blocks)
+            return False
+        sequence.blocks.extend(blocks)
+        return True
+
+    def _bring_in(self, sequence: Sequence, blocks: list[int]) -> bool:
+        """Have the host's copy come in to `blocks`; False while too much else is under way."""
         copy = self._copies[sequence.order]
         used = blocks_for(sequence.cached)
-        to, start = sequence.blocks[:used], copy.blocks[:used]
+        to, start = blocks[:used], copy.blocks[:used]
         segments = _segments(sequence, (self.pool, to), (self._host, start))
-        after = [] if copy.going_out is None else [copy.going_out]
-        copy.coming_in = self._copier.submit(segments, URGENT, after)
+        try:
+            copy.coming_in = self._copier.submit(segments, URGENT)
+        except CopyQueueFull:
+            return False
         self._traffic.watch("kv_in", copy.coming_in)
+        return True
 
     def _coming(self, sequence: Sequence) -> CopyTicket | None:
         copy = self._copies.get(sequence.order)
@@ -207,9 +265,3 @@ def _segments(sequence: Sequence, to: Blocks, start: Blocks) -> list[tuple[int, 
         )
         for to_block, start_block in zip(to[1], start[1], strict=True)
     ]
-
-
-def _stop(copy: _HostCopy) -> None:
-    for ticket in (copy.going_out, copy.coming_in):
-        if ticket is not None:
-            ticket.cancel()

@@ -102,7 +102,8 @@ class SequenceTable:
         others = [sequence for sequence in everyone if sequence.request.model != model]
         self._place.begin_turn(own, others)
         for sequence in own:
-            if sequence.blocks:
+            # Nothing takes the blocks of one that is handed over.
+            if sequence.blocks and not sequence.offer:
                 self._holders[sequence.order] = sequence
 
     def clear(self) -> None:

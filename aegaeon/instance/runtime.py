@@ -210,6 +210,8 @@ class Runtime:
             kv_free_bytes=max(0, usage.kv_budget_bytes - usage.kv_bytes),
             switches=snapshot.switches,
             switch_s=self._switch_s,
+            weight_bytes=usage.weight_bytes,
+            moved=usage.moved,
         )
 
     def _state(self) -> Literal["starting", "ready", "draining"]:

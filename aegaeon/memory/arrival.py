@@ -5,7 +5,7 @@ import time
 from typing import NamedTuple
 
 from aegaeon._native import CopyEngine, CopyTicket
-from aegaeon.errors import AegaeonError, CheckpointError, CopyError
+from aegaeon.errors import AegaeonError, CheckpointError, CopyError, WeightsEvicted
 from aegaeon.memory.source import STAGE_S, HostModel
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.packing import PackPlan
@@ -54,11 +54,15 @@ class Arrival:
         part = self._part_with(stage, give_up_s)
         ticket, size = part.ticket, self.plan.stage_ends[stage] - part.first_byte
         while not ticket.wait(size, LOOK_S):
-            if ticket.has_failed or ticket.is_cancelled or time.monotonic() >= give_up_s:
-                raise CheckpointError(
-                    f"stage {stage} of {self._host.model} did not come to the device "
-                    f"({ticket.failure or 'in time'}); the request can be sent again"
-                )
+            if ticket.has_failed or ticket.is_cancelled:
+                raise self._lost(ticket.failure or "the copy was cancelled")
+            if time.monotonic() >= give_up_s:
+                raise self._late(stage)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the rest will never come."""
+        return self._failure is not None
 
     def hurry(self) -> None:
         """Somebody computes with it now."""
@@ -86,29 +90,48 @@ class Arrival:
                 if self._failure is not None:
                     raise self._failure
                 if not self._changed.wait(max(0.0, give_up_s - time.monotonic())):
-                    raise CheckpointError(
-                        f"stage {stage} of {self._host.model} has not come in time; look whether "
-                        "the disk answers"
-                    )
+                    raise self._late(stage)
             return next(part for part in self._parts if part.stop > stage)
+
+    def _lost(self, why: str) -> WeightsEvicted:
+        return WeightsEvicted(f"{self._host.model} did not come to the device ({why}); load it")
+
+    def _late(self, stage: int) -> CheckpointError:
+        return CheckpointError(
+            f"stage {stage} of {self._host.model} has not come in time; look whether the disk "
+            "answers"
+        )
 
     def _feed(self) -> None:
         try:
             with self._host.pinned():
                 self._copy_as_it_comes()
-                self.is_complete = all(_is_whole(part.ticket) for part in self._parts)
+                self._await_copies()
+            self.is_complete = True
+        except CopyError as error:
+            self._fail(self._lost(str(error)))
         except AegaeonError as error:
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
-        # The device has its own copy now, or will never have one.
-        self._host.close()
+            self._fail(error)
+        finally:
+            # The device has its own copy now, or will never have one.
+            self._host.close()
+
+    def _fail(self, failure: AegaeonError) -> None:
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
 
     def _copy_as_it_comes(self) -> None:
         stages = 0
-        while stages < self.plan.stages and not self._is_closed:
+        while stages < self.plan.stages:
             self._host.await_stage(stages)
             stages = self._submit(stages, self._host.stages_done)
+
+    def _await_copies(self) -> None:
+        for part in self._parts:
+            while not part.ticket.wait(timeout_s=LOOK_S):
+                if part.ticket.is_cancelled or part.ticket.has_failed:
+                    raise CopyError(part.ticket.failure or "the copy was cancelled")
 
     def _submit(self, start: int, stop: int) -> int:
         """Have the stages [start, stop) copied; return `stop`."""
@@ -117,17 +140,9 @@ class Arrival:
         segment = (self._target + first, self._host.memory.address + first, size)
         with self._changed:
             if self._is_closed:
-                raise CopyError(f"{self._host.model} was dropped while it came in")
+                raise CopyError("it was dropped meanwhile")
             ticket = self._copier.submit([segment], self._priority)
             self._traffic.watch("weights", ticket)
             self._parts.append(_Part(stop, first, ticket))
             self._changed.notify_all()
         return stop
-
-
-def _is_whole(ticket: CopyTicket) -> bool:
-    """Wait for the end of a copy and say whether all is in."""
-    while not ticket.wait(timeout_s=LOOK_S):
-        if ticket.is_cancelled or ticket.has_failed:
-            return False
-    return True

@@ -19,10 +19,12 @@ KV_SHARE = 0.1
 DEVICE_SHARE = 0.25
 # The least a sequence is good for: a prompt and an answer of a few sentences.
 LEAST_SEQUENCE_TOKENS = 256
-# A load: chunks are read into one buffer and packed into another.
-READER_THREADS = 4
+# A load: so many that the disk's queue stays full while some of them pack. A chunk is read into one
+# buffer and packed by slices.
+READER_THREADS = 8
 READER_CHUNK_BYTES = 2 << 20
-READER_BUFFERS = 2
+READER_SLICE_BYTES = 128 << 10
+READER_SLICES = 2
 # Copies between host and device; a chunk of each thread is on its way.
 COPY_THREADS = 1
 COPY_CHUNK_BYTES = 1 << 20
@@ -207,7 +209,7 @@ def _sequence_bytes(spec: ModelSpec) -> int:
 
 
 def _stage_bytes(is_staged: bool) -> int:
-    reading = READER_THREADS * READER_BUFFERS * READER_CHUNK_BYTES
+    reading = READER_THREADS * (READER_CHUNK_BYTES + READER_SLICES * READER_SLICE_BYTES)
     return reading + (COPY_THREADS * COPY_CHUNK_BYTES if is_staged else 0)
 
 

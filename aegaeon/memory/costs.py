@@ -22,15 +22,15 @@ class SwapCosts:
             known_s = self._token_s.get(model, token_s)
             self._token_s[model] = known_s + SHARE * (token_s - known_s)
 
-    def is_worth_copying(self, model: ModelId, tokens: int, kv_bytes: int) -> bool:
-        """Whether `kv_bytes` go out and come in again quicker than `tokens` are prefilled.
+    def is_worth_copying(self, model: ModelId, tokens: int, moved_bytes: int) -> bool:
+        """Whether `moved_bytes`, out and in, are copied quicker than `tokens` are prefilled.
 
         What has not been measured yet counts as quick.
         """
         totals = self._traffic.totals()
         out, back = totals["kv_out"], totals["kv_in"]
-        moved_bytes = out.moved_bytes + back.moved_bytes
-        if model not in self._token_s or not moved_bytes:
+        known_bytes = out.moved_bytes + back.moved_bytes
+        if model not in self._token_s or not known_bytes:
             return True
-        byte_s = (out.seconds + back.seconds) / moved_bytes
-        return 2 * kv_bytes * byte_s < tokens * self._token_s[model]
+        byte_s = (out.seconds + back.seconds) / known_bytes
+        return moved_bytes * byte_s < tokens * self._token_s[model]

@@ -7,8 +7,9 @@ while the last ones come in. What lies where is the cache's business.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import (
@@ -18,6 +19,7 @@ from aegaeon.errors import (
     LoadStalled,
     WeightsEvicted,
 )
+from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import PackPlan, plan_pack
@@ -39,6 +41,27 @@ STAGE_S = 60.0
 END_S = 2.0
 
 
+class Incoming(Protocol):
+    """A model whose stages come in one by one."""
+
+    plan: PackPlan
+
+    def await_stage(self, stage: int) -> None:
+        """Return when `stage` is in."""
+
+
+def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> None:
+    """Return when all stages are in, or between two of them once `may_begin()`; also when they
+    were evicted again, which the next use tells. Raises CheckpointError."""
+    try:
+        for stage in range(FIRST_STAGES, incoming.plan.stages):
+            if may_begin():
+                return
+            incoming.await_stage(stage)
+    except (WeightsEvicted, LoadCancelled) as error:
+        log.debug("not wholly in error=%s", error)
+
+
 class HostModel:
     """One model in the cache, mapped by this process. Its bytes stay put while it is pinned."""
 
@@ -54,6 +77,7 @@ class HostModel:
         self._is_whole = False
         self._give_up_s = time.monotonic() + STAGE_S  # on the first stages
         self._is_interrupted = False
+        self._failure: CheckpointError | None = None
         self._arrival: threading.Thread | None = None
         self._start_arrival(is_loader=cached.is_loader)
 
@@ -100,8 +124,11 @@ class HostModel:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before."""
+        """Keep the bytes where they are. Raises WeightsEvicted when they were evicted before,
+        CheckpointError when they could not be read."""
         if not self.memory.pin():
+            if self._failure is not None:
+                raise self._failure
             raise WeightsEvicted(f"the weights of {self.model} were evicted; load them again")
         try:
             yield
@@ -151,8 +178,10 @@ class HostModel:
                 self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
             if self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
+        except CheckpointError as error:
+            self._failure = error
         except AegaeonError as error:
-            # Whoever awaits a stage is told the same, or takes the load over.
+            # Whoever awaits a stage takes the load over.
             log.debug("not loaded model=%s error=%s", self.model, error)
 
 
@@ -164,6 +193,7 @@ class WeightSource:
     ) -> None:
         """`readers` are the threads that read a file; `traffic` counts what that comes to."""
         self._cache = cache
+        self._evictions = EvictionLog(cache)
         self._traffic = traffic
         self._readers = readers
         self._plans = {spec.id: _Planned(spec) for spec in specs}
@@ -197,6 +227,7 @@ class WeightSource:
                 host = HostModel(model, plan, cached, self._readers, self._traffic)
             try:
                 host.await_first()
+                self._evictions.write()
                 return host
             except LoadStalled:
                 self._coming[model] = host
@@ -210,9 +241,9 @@ class WeightSource:
                 host.close()
                 raise
 
-    def is_current(self, host: HostModel) -> bool:
-        """Whether the files that `host` was read from are still the same."""
-        return self._current(self._plans[host.model], host.model)[0] is host.plan
+    def is_current(self, model: ModelId, plan: PackPlan) -> bool:
+        """Whether the files of `model` are still those that `plan` was made of."""
+        return self._current(self._plans[model], model)[0] is plan
 
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         """Say that requests for `model` wait or run here, which makes its eviction dearer."""
@@ -220,6 +251,18 @@ class WeightSource:
         planned.is_wanted = is_wanted
         if planned.key is not None:
             self._cache.set_demand(planned.key, is_wanted)
+
+    def want_room(self, model: ModelId) -> None:
+        """Take back what `yield_room` said, now that the model is used again."""
+        planned = self._plans[model]
+        if planned.key is not None:
+            self._cache.set_demand(planned.key, planned.is_wanted)
+
+    def yield_room(self, model: ModelId) -> None:
+        """Let others have the model's room until it is opened again, wanted or not."""
+        key = self._plans[model].key
+        if key is not None:
+            self._cache.set_demand(key, False)
 
     def close(self) -> None:
         """Let go of the cache; what it holds stays for others."""

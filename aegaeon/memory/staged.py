@@ -6,15 +6,15 @@ The copies run beside compute: of a model that comes in, each layer is used as s
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from aegaeon._native import CopyEngine
 from aegaeon.errors import BudgetTooSmall, WeightsEvicted
-from aegaeon.memory.arena import Arena, Place
+from aegaeon.memory.arena import Arena, Compaction, Place
 from aegaeon.memory.arrival import Arrival
-from aegaeon.memory.source import FIRST_STAGES, WeightSource
+from aegaeon.memory.source import FIRST_STAGES, WeightSource, await_stages
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights
@@ -28,7 +28,7 @@ LOOK_S = 0.005
 MOVE_S = 60.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     """A model in the arena. `lock` is held by whoever uses or moves it."""
 
@@ -55,6 +55,9 @@ class StagedWeights(Weights):
         self._build = build
         self._traffic = traffic
         self._models: dict[ModelId, _Held] = {}
+        # Over `_models` and `_arena`; taken inside a model's own lock, which inside this one is
+        # only tried.
+        self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
@@ -66,10 +69,23 @@ class StagedWeights(Weights):
 
     def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
         for victim in evict:
+            self._source.set_demand(victim, False)
             self.drop(victim)
         held = self._models.get(model)
         if held is not None:
-            return BroughtIn(_size(self._place_of(model)))
+            if not held.arrival.is_lost and self._source.is_current(model, held.arrival.plan):
+                return BroughtIn(_size(self._place_of(model)))
+            self.drop(model)
+        give_up_s = time.monotonic() + PLACE_S
+        while True:
+            try:
+                return self._bring_in(model)
+            except WeightsEvicted:
+                # Another instance took the room in the cache before the copy began.
+                if time.monotonic() >= give_up_s:
+                    raise
+
+    def _bring_in(self, model: ModelId) -> BroughtIn:
         host = self._source.open(model)
         try:
             place = self._make_place(model, host.plan.total_bytes)
@@ -80,22 +96,33 @@ class StagedWeights(Weights):
         arrival = Arrival(host, target, self._copier, self._traffic)
         try:
             arrival.await_stage(FIRST_STAGES - 1)
-            self._models[model] = _Held(arrival, self._view(model, place, arrival))
+            held = _Held(arrival, self._view(model, place, arrival))
         except BaseException:
             arrival.close()
-            self._arena.free(model)
+            with self._lock:
+                self._arena.free(model)
             raise
+        with self._lock:
+            self._models[model] = held
         return BroughtIn(_size(place))
+
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
+        held = self._models.get(model)
+        if held is not None:
+            await_stages(held.arrival, may_begin)
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)
 
     def drop(self, model: ModelId) -> None:
-        held = self._models.pop(model, None)
-        if held is not None:
-            with held.lock:
+        held = self._models.get(model)
+        if held is None:
+            return
+        with held.lock:
+            if self._models.get(model) is held:
                 held.arrival.close()
-                self._arena.free(model)
+                with self._lock:
+                    self._forget(model)
 
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         self._source.set_demand(model, is_wanted)
@@ -111,8 +138,14 @@ class StagedWeights(Weights):
         if held is None:
             raise WeightsEvicted(f"the weights of {model} are not on the device; load them")
         with held.lock:
+            if self._models.get(model) is not held:
+                raise WeightsEvicted(f"the weights of {model} have left the device; load them")
             held.arrival.hurry()
             yield held.resident
+
+    def _forget(self, model: ModelId) -> None:
+        del self._models[model]
+        self._arena.free(model)
 
     def _view(self, model: ModelId, place: Place, arrival: Arrival) -> ResidentModel:
         memory = self._arena.bytes_of(place)
@@ -129,36 +162,52 @@ class StagedWeights(Weights):
         """Find room, moving models where it takes that; those in use are moved after their step."""
         give_up_s = time.monotonic() + PLACE_S
         while True:
-            place = self._arena.allocate(model, size_bytes)
+            with self._lock:
+                place = self._arena.allocate(model, size_bytes)
+                if place is None and self._compact(size_bytes):
+                    continue
+                free_bytes = self._arena.capacity_bytes - self._arena.used_bytes
             if place is not None:
                 return place
-            if not self._compact(size_bytes) and time.monotonic() >= give_up_s:
+            if size_bytes > free_bytes or time.monotonic() >= give_up_s:
                 raise BudgetTooSmall(
-                    f"{model} has {size_bytes} bytes of weights, the device's largest gap is "
-                    f"{self._arena.largest_gap_bytes}; raise --device-memory-gb"
+                    f"{model} has {size_bytes} bytes of weights, the device has {free_bytes} free "
+                    f"bytes, {self._arena.largest_gap_bytes} of them in a row; raise "
+                    "--device-memory-gb"
                 )
+            time.sleep(LOOK_S)
 
     def _compact(self, size_bytes: int) -> bool:
-        """Try to join gaps to `size_bytes`; say whether that was done."""
-        locked = [name for name, held in self._models.items() if held.lock.acquire(blocking=False)]
+        """Try to join gaps to `size_bytes`; say whether that was done. `_lock` is held."""
+        held = {n: h for n, h in self._models.items() if h.lock.acquire(blocking=False)}
         try:
-            still = {name for name in locked if self._models[name].arrival.is_complete}
-            compaction = self._arena.plan_compaction(size_bytes, set(self._models) - still)
-            if compaction is not None:
-                ticket = self._copier.submit(self._arena.segments(compaction.moves))
-                if not ticket.wait(timeout_s=MOVE_S):
-                    ticket.cancel()
-                    raise BudgetTooSmall("the device's arena could not be compacted in time")
-                self._arena.commit(compaction)
-                for move in compaction.moves:
-                    self._rebuild(move.model)
-                log.info("arena compacted bytes=%d", compaction.size_bytes)
-                return True
+            movable = {name for name, one in held.items() if one.arrival.is_complete}
+            # One that just comes in is not among the models yet.
+            everyone = {place.model for place in self._arena.places()}
+            compaction = self._arena.plan_compaction(size_bytes, everyone - movable)
+            if compaction is None:
+                return False
+            self._move(compaction)
+            return True
         finally:
-            for name in locked:
-                self._models[name].lock.release()
-        time.sleep(LOOK_S)
-        return False
+            for one in held.values():
+                one.lock.release()
+
+    def _move(self, compaction: Compaction) -> None:
+        ticket = self._copier.submit(self._arena.segments(compaction.moves))
+        if not ticket.wait(timeout_s=MOVE_S):
+            ticket.cancel()
+            # What was to be moved is neither here nor there.
+            for move in compaction.moves:
+                self._forget(move.model)
+            raise BudgetTooSmall(
+                f"the device's arena could not be compacted ({ticket.failure or 'in time'}); "
+                "load the models again"
+            )
+        self._arena.commit(compaction)
+        for move in compaction.moves:
+            self._rebuild(move.model)
+        log.info("arena compacted bytes=%d", compaction.size_bytes)
 
     def _rebuild(self, model: ModelId) -> None:
         held = self._models[model]

@@ -5,6 +5,8 @@ import threading
 from aegaeon._native import CopyTicket
 from aegaeon.types import PHASES, Phase, PhaseTotal
 
+LEAST_OPEN = 64
+
 
 class Traffic:
     """Counts copies when they have ended. Any thread may call its verbs."""
@@ -13,11 +15,15 @@ class Traffic:
         self._lock = threading.Lock()
         self._totals: dict[Phase, PhaseTotal] = {phase: PhaseTotal() for phase in PHASES}
         self._open: list[tuple[Phase, CopyTicket]] = []
+        self._settle_at = LEAST_OPEN  # so that no more are kept than are under way, about
 
     def watch(self, phase: Phase, ticket: CopyTicket) -> None:
         """Count `ticket` once it has ended."""
         with self._lock:
             self._open.append((phase, ticket))
+            if len(self._open) >= self._settle_at:
+                self._settle()
+                self._settle_at = 2 * len(self._open) + LEAST_OPEN
 
     def add(self, phase: Phase, moved_bytes: int, seconds: float) -> None:
         """Count what no ticket stands for."""

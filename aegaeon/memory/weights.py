@@ -46,6 +46,11 @@ class Weights(ABC):
         """
 
     @abstractmethod
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
+        """Return when `model` is wholly in, or once `may_begin` says that nothing else would
+        compute meanwhile. Raises CheckpointError; later failures are told at the next use."""
+
+    @abstractmethod
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         """Return a context in which the model's weights stay where they are. Entering it raises
         WeightsEvicted when they are not here (any more)."""

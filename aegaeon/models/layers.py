@@ -29,17 +29,18 @@ class LayerWeights:
 class Decoder:
     """A model on a device: views of its weights, which `weights` owns. Keeps nothing between steps.
 
-    Making one reads no weight, so it takes no time that grows with the model's bytes.
+    Making one reads no weight and looks at no layer: views are made at their first use, so that a
+    switch to the model waits for none.
     """
 
     def __init__(self, config: ModelConfig, device: Device, weights: PackedWeights) -> None:
         self.config = config
         self.weight_bytes = weights.plan.total_bytes
         self._device = device
-        self._await_stage = weights.await_stage
+        self._weights = weights
         self._rotary = Rotary(config.rope, config.head_dim)
         self._embedding = weights.matrix(EMBEDDING)  # [vocab, hidden]
-        self._layers = [view_layer(weights, layer_prefix(i)) for i in range(config.layers)]
+        self._layers: list[LayerWeights | None] = [None] * config.layers
         self._norm = weights.vector(FINAL_NORM)
         tied = config.tie_word_embeddings
         self._head = Projection((self._embedding if tied else weights.matrix(HEAD),))
@@ -50,21 +51,28 @@ class Decoder:
 
         Waits for each stage of the weights before its first use.
         """
-        device = self._device
-        self._await_stage(0)
+        device, await_stage = self._device, self._weights.await_stage
+        await_stage(0)
         x = device.embed(batch.token_ids, self._embedding)
         angles = self._rotary.tables(batch.positions)
-        for index, layer in enumerate(self._layers):
-            self._await_stage(index + 1)
+        for index in range(self.config.layers):
+            await_stage(index + 1)
+            layer = self._layer(index)
             normed = device.rms_norm(x, layer.input_norm, self.config.rms_norm_eps)
             x = x + self._attention(index, layer, normed, angles, batch)
             normed = device.rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
             x = x + self._mlp(layer, normed)
         if len(batch.logit_rows) == 0:
             return x.new_empty((0, self.config.vocab_tokens))
-        self._await_stage(len(self._layers) + 1)
+        await_stage(self.config.layers + 1)
         x = device.rms_norm(x[batch.logit_rows], self._norm, self.config.rms_norm_eps)
         return device.linear(x, self._head)
+
+    def _layer(self, index: int) -> LayerWeights:
+        layer = self._layers[index]
+        if layer is None:
+            layer = self._layers[index] = view_layer(self._weights, layer_prefix(index))
+        return layer
 
     def _attention(
         self,

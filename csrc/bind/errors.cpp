@@ -3,8 +3,8 @@
 // Not pybind11.h, which takes ten seconds to compile: the plain interface is all this needs.
 #include <Python.h>
 
-#include "memory/errors.h"
 #include "copy/errors.h"
+#include "memory/errors.h"
 #include "shm/errors.h"
 
 namespace aegaeon {
@@ -50,9 +50,8 @@ bool find_error_classes() {
       find("CheckpointError", classes.checkpoint_error) &&
       find("BudgetTooSmall", classes.budget_too_small) &&
       find("WeightsEvicted", classes.weights_evicted) &&
-      find("LoadCancelled", classes.load_cancelled) &&
-      find("CopyError", classes.copy_error) && find("CopyQueueFull", classes.copy_queue_full) &&
-      find("OutOfBlocks", classes.out_of_blocks);
+      find("LoadCancelled", classes.load_cancelled) && find("CopyError", classes.copy_error) &&
+      find("CopyQueueFull", classes.copy_queue_full) && find("OutOfBlocks", classes.out_of_blocks);
   Py_DECREF(errors);
   return found;
 }

@@ -2,8 +2,8 @@
 
 #include "bind/copy.h"
 #include "bind/errors.h"
-#include "bind/ops.h"
 #include "bind/kv_pool.h"
+#include "bind/ops.h"
 #include "bind/process.h"
 #include "bind/ring.h"
 #include "bind/table.h"

@@ -109,6 +109,18 @@ void load(CachedModel& model, const py::iterable& jobs, int threads) {
   model.finish_load();
 }
 
+void set_demand(WeightCache& cache, const py::bytes& key, bool is_wanted) {
+  const auto wanted = key_of(key);
+  const py::gil_scoped_release released;
+  cache.set_demand(wanted, is_wanted);
+}
+
+bool evict(WeightCache& cache, const py::bytes& key) {
+  const auto unwanted = key_of(key);
+  const py::gil_scoped_release released;
+  return cache.evict(unwanted);
+}
+
 py::buffer_info buffer_of(CachedModel& model) {
   return py::buffer_info(const_cast<std::byte*>(model.address()), 1,
                          py::format_descriptor<std::uint8_t>::format(),
@@ -180,22 +192,8 @@ void bind_weight_cache(py::module_& module) {
           },
           py::arg("key"), py::arg("model"), py::arg("size_bytes"), py::arg("stages"),
           py::arg("timeout_s"))
-      .def(
-          "set_demand",
-          [](WeightCache& cache, const py::bytes& key, bool is_wanted) {
-            const auto wanted = key_of(key);
-            const py::gil_scoped_release free;
-            cache.set_demand(wanted, is_wanted);
-          },
-          py::arg("key"), py::arg("is_wanted"))
-      .def(
-          "evict",
-          [](WeightCache& cache, const py::bytes& key) {
-            const auto unwanted = key_of(key);
-            const py::gil_scoped_release free;
-            return cache.evict(unwanted);
-          },
-          py::arg("key"))
+      .def("set_demand", &set_demand, py::arg("key"), py::arg("is_wanted"))
+      .def("evict", &evict, py::arg("key"))
       .def("status", &WeightCache::status, released())
       .def("evictions", &WeightCache::evictions, released())
       .def("close", &WeightCache::close, released())

@@ -45,11 +45,11 @@ void check_job(const Job& job, std::uint64_t size_bytes, std::uint32_t stages) {
 
 }  // namespace
 
-std::uint64_t Job::dest_bytes() const {
-  const std::uint64_t out_rows =
-      layout == Layout::tiles ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows;
-  return out_rows * columns() * out_element_bytes();
+std::uint64_t Job::rows_out(std::uint64_t count) const {
+  return layout == Layout::tiles ? (count + kTileRows - 1) / kTileRows * kTileRows : count;
 }
+
+std::uint64_t Job::dest_bytes() const { return rows_out(rows) * columns() * out_element_bytes(); }
 
 LoadPlan::LoadPlan(std::vector<Job> unordered, std::uint64_t size_bytes, std::uint32_t stage_count,
                    std::uint64_t chunk_bytes)
@@ -67,8 +67,20 @@ LoadPlan::LoadPlan(std::vector<Job> unordered, std::uint64_t size_bytes, std::ui
   fill_gap(end, size_bytes, stages - 1, chunk_bytes);
   for (const Chunk& chunk : chunks) {
     longest_source_bytes = std::max(longest_source_bytes, chunk.source_bytes);
-    longest_dest_bytes = std::max(longest_dest_bytes, chunk.dest_bytes);
+    if (chunk.file != Chunk::kZeros && !jobs[chunk.job].is_plain()) {
+      const std::uint64_t rows_out = jobs[chunk.job].rows_out(chunk.rows);
+      const std::uint64_t row_bytes = chunk.dest_bytes / rows_out;
+      longest_slice_bytes =
+          std::max(longest_slice_bytes, std::min(slice_rows(chunk), rows_out) * row_bytes);
+    }
   }
+}
+
+std::uint64_t LoadPlan::slice_rows(const Chunk& chunk) const {
+  const Job& job = jobs[chunk.job];
+  const std::uint64_t unit = job.layout == Layout::tiles ? kTileRows : 1;
+  const std::uint64_t row_bytes = chunk.dest_bytes / job.rows_out(chunk.rows);
+  return std::max(unit, kSliceBytes / row_bytes / unit * unit);
 }
 
 void LoadPlan::check(std::uint64_t size_bytes) const {
@@ -98,10 +110,9 @@ void LoadPlan::cut(std::size_t at, std::uint64_t chunk_bytes) {
   const std::uint64_t out_row_bytes = row_bytes / job.element_bytes * job.out_element_bytes();
   for (std::uint64_t row = 0; row < rows; row += step) {
     const std::uint64_t count = std::min(step, rows - row);
-    const std::uint64_t out_rows =
-        is_tiled ? (count + kTileRows - 1) / kTileRows * kTileRows : count;
     chunks.push_back({at, file, job.file_offset + row * row_bytes, count * row_bytes, count,
-                      job.dest_offset + row * out_row_bytes, out_rows * out_row_bytes, job.stage});
+                      job.dest_offset + row * out_row_bytes, job.rows_out(count) * out_row_bytes,
+                      job.stage});
   }
 }
 

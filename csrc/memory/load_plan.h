@@ -15,6 +15,8 @@ enum class Layout : std::uint32_t { rows = 0, tiles = 1 };
 // The widest row: a tile of such rows is what a thread must hold at once.
 constexpr std::size_t kMaxRowBytes = std::size_t{1} << 22;
 constexpr std::size_t kDestinationAlignment = 64;
+// About what is packed at a time: half of it comes in, half goes out of a small second cache.
+constexpr std::uint64_t kSliceBytes = std::uint64_t{128} << 10;
 
 // One tensor: `rows` rows of `row_bytes`, which lie one behind the other in the file.
 struct Job {
@@ -31,6 +33,10 @@ struct Job {
 
   std::uint64_t columns() const { return row_bytes / element_bytes; }
   std::uint64_t out_element_bytes() const { return convert == Convert::none ? element_bytes : 4; }
+  // Whether its bytes are kept as they are.
+  bool is_plain() const { return layout == Layout::rows && convert == Convert::none; }
+  // What `count` of its rows take, those included that fill up a tile.
+  std::uint64_t rows_out(std::uint64_t count) const;
   std::uint64_t dest_bytes() const;
 };
 
@@ -56,12 +62,15 @@ struct LoadPlan {
   std::vector<Chunk> chunks;       // in the order of stages
   std::uint32_t stages;
   std::uint64_t longest_source_bytes = 0;
-  std::uint64_t longest_dest_bytes = 0;
+  std::uint64_t longest_slice_bytes = kSliceBytes;  // as packed
 
   // Checks that the jobs make sense for a model of `size_bytes` in `stages` stages: sizes agree,
   // destinations are aligned, inside, in stage order and apart. Throws std::invalid_argument.
   LoadPlan(std::vector<Job> unordered, std::uint64_t size_bytes, std::uint32_t stage_count,
            std::uint64_t chunk_bytes);
+
+  // The rows of `chunk` to pack at a time.
+  std::uint64_t slice_rows(const Chunk& chunk) const;
 
  private:
   void check(std::uint64_t size_bytes) const;

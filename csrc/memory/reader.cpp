@@ -22,18 +22,31 @@ namespace aegaeon::memory {
 namespace {
 
 constexpr std::uint64_t kPageBytes = 4096;
+constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 struct Free {
   void operator()(std::byte* memory) const { std::free(memory); }
 };
+using Buffer = std::unique_ptr<std::byte, Free>;
 
-std::unique_ptr<std::byte, Free> aligned(std::size_t bytes) {
-  const std::size_t rounded = (bytes + kDirectAlignment - 1) / kDirectAlignment * kDirectAlignment;
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, rounded));
+Buffer aligned(std::size_t bytes, std::size_t alignment = kDirectAlignment) {
+  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  auto* memory = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
   if (memory == nullptr) {
     throw std::bad_alloc();
   }
-  return std::unique_ptr<std::byte, Free>(memory);
+  return Buffer(memory);
+}
+
+// The kernel pins what a direct read fills, page by page: huge ones are a tenth of that work.
+// Where it has none, that is no failure.
+Buffer huge(std::size_t bytes) {
+  const std::size_t alignment = bytes < kHugePageBytes / 2 ? kDirectAlignment : kHugePageBytes;
+  Buffer buffer = aligned(bytes, alignment);
+  if (alignment == kHugePageBytes) {
+    madvise(buffer.get(), bytes, MADV_HUGEPAGE);
+  }
+  return buffer;
 }
 
 }  // namespace
@@ -41,13 +54,13 @@ std::unique_ptr<std::byte, Free> aligned(std::size_t bytes) {
 // Of one thread, reused for each of its chunks.
 struct Reader::Buffers {
   explicit Buffers(const LoadPlan& plan)
-      : source(aligned(plan.longest_source_bytes + 2 * kDirectAlignment)),
-        wide(aligned(plan.longest_dest_bytes + kDirectAlignment)),
-        packed(aligned(plan.longest_dest_bytes + kDirectAlignment)) {}
+      : source(huge(plan.longest_source_bytes + 2 * kDirectAlignment)),
+        wide(aligned(plan.longest_slice_bytes)),
+        packed(aligned(plan.longest_slice_bytes)) {}
 
-  std::unique_ptr<std::byte, Free> source;
-  std::unique_ptr<std::byte, Free> wide;
-  std::unique_ptr<std::byte, Free> packed;
+  Buffer source;
+  Buffer wide;
+  Buffer packed;
 };
 
 Reader::Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int threads,
@@ -127,31 +140,51 @@ void Reader::work() {
 
 void Reader::load(const Chunk& chunk, Buffers& buffers) {
   if (chunk.file == Chunk::kZeros) {
-    std::fill_n(buffers.packed.get(), chunk.dest_bytes, std::byte{0});
-    write(chunk, buffers.packed.get());
-    return;
+    std::fill_n(buffers.packed.get(), std::min(chunk.dest_bytes, kSliceBytes), std::byte{0});
+    for (std::uint64_t at = 0; at < chunk.dest_bytes; at += kSliceBytes) {
+      write(chunk.dest_offset + at, buffers.packed.get(),
+            std::min(kSliceBytes, chunk.dest_bytes - at));
+    }
+  } else {
+    const std::byte* data =
+        files_[chunk.file].read(chunk.file_offset, chunk.source_bytes, buffers.source.get());
+    bytes_read_.fetch_add(chunk.source_bytes, std::memory_order_relaxed);
+    if (plan_.jobs[chunk.job].is_plain()) {
+      write(chunk.dest_offset, data, chunk.dest_bytes);
+    } else {
+      pack(chunk, data, buffers);
+    }
   }
-  const Job& job = plan_.jobs[chunk.job];
-  const std::byte* data =
-      files_[chunk.file].read(chunk.file_offset, chunk.source_bytes, buffers.source.get());
-  bytes_read_.fetch_add(chunk.source_bytes, std::memory_order_relaxed);
-  if (job.convert != Convert::none) {
-    auto* wide = reinterpret_cast<float*>(buffers.wide.get());
-    widen(data, wide, chunk.source_bytes / job.element_bytes, job.convert);
-    data = buffers.wide.get();
-  }
-  if (job.layout == Layout::tiles) {
-    pack_tiles(data, buffers.packed.get(), chunk.rows, job.columns(), job.out_element_bytes());
-    data = buffers.packed.get();
-  }
-  write(chunk, data);
+  map(chunk);
 }
 
-void Reader::write(const Chunk& chunk, const std::byte* data) {
+// Slice by slice, so that what has been packed is still in the processor's cache when it is copied.
+void Reader::pack(const Chunk& chunk, const std::byte* data, Buffers& buffers) {
+  const Job& job = plan_.jobs[chunk.job];
+  const std::uint64_t row_bytes = chunk.source_bytes / chunk.rows;
+  const std::uint64_t columns = row_bytes / job.element_bytes;
+  const std::uint64_t out_row_bytes = columns * job.out_element_bytes();
+  const std::uint64_t step = plan_.slice_rows(chunk);
+  for (std::uint64_t row = 0; row < chunk.rows; row += step) {
+    const std::uint64_t count = std::min(step, chunk.rows - row);
+    const std::byte* out = data + row * row_bytes;
+    if (job.convert != Convert::none) {
+      widen(out, reinterpret_cast<float*>(buffers.wide.get()), count * columns, job.convert);
+      out = buffers.wide.get();
+    }
+    if (job.layout == Layout::tiles) {
+      pack_tiles(out, buffers.packed.get(), count, columns, job.out_element_bytes());
+      out = buffers.packed.get();
+    }
+    write(chunk.dest_offset + row * out_row_bytes, out, job.rows_out(count) * out_row_bytes);
+  }
+}
+
+void Reader::write(std::uint64_t offset, const std::byte* data, std::uint64_t bytes) {
   std::uint64_t done = 0;
-  while (done < chunk.dest_bytes) {
-    const ssize_t count = pwrite(target_.file, data + done, chunk.dest_bytes - done,
-                                 static_cast<off_t>(chunk.dest_offset + done));
+  while (done < bytes) {
+    const ssize_t count =
+        pwrite(target_.file, data + done, bytes - done, static_cast<off_t>(offset + done));
     if (count > 0) {
       done += static_cast<std::uint64_t>(count);
     } else if (count == 0 || errno != EINTR) {
@@ -161,8 +194,11 @@ void Reader::write(const Chunk& chunk, const std::byte* data) {
                             "--model-cache-budget-gb");
     }
   }
-  // Mapped here, by many threads, rather than fault by fault in the first kernel. A kernel that
-  // does not know this does it then.
+}
+
+// By many threads, rather than fault by fault in the first kernel. A kernel that does not know this
+// does it then.
+void Reader::map(const Chunk& chunk) {
   const std::uint64_t begin = chunk.dest_offset / kPageBytes * kPageBytes;
   madvise(const_cast<std::byte*>(target_.mapping) + begin,
           chunk.dest_offset + chunk.dest_bytes - begin, MADV_POPULATE_READ);

@@ -52,7 +52,9 @@ class Reader {
   void start(int threads);
   void work();
   void load(const Chunk& chunk, Buffers& buffers);
-  void write(const Chunk& chunk, const std::byte* data);
+  void pack(const Chunk& chunk, const std::byte* data, Buffers& buffers);
+  void write(std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
+  void map(const Chunk& chunk);
   void finish(std::uint32_t stage);
 
   LoadPlan plan_;

@@ -14,11 +14,12 @@
 
 #include "memory/directory.h"
 #include "memory/eviction.h"
+#include "memory/source_file.h"
 
 namespace aegaeon::memory {
 
-// What is read, packed and written at a time, and by one thread held twice or three times.
-constexpr std::size_t kChunkBytes = std::size_t{2} << 20;
+// What a thread reads at a time: with the pages before and after, a huge one (see Reader).
+constexpr std::size_t kChunkBytes = (std::size_t{2} << 20) - 2 * kDirectAlignment;
 
 struct Wanted {
   ModelKey key;

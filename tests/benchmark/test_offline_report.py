@@ -5,8 +5,11 @@ import pytest
 
 from aegaeon.errors import ConfigError, ContextLengthExceeded
 from aegaeon.models.references import resolve_all
+from aegaeon.types import Instance, InstanceRecord, InstanceStatus, PhaseTotal
 from benchmark import offline_qwen3_colocation as offline
+from benchmark.offline_report import Activity, Memory, activity_between
 from tests.support.checkpoints import make_checkpoint
+from tests.support.polling import eventually
 
 
 def parsed(*arguments):
@@ -57,16 +60,31 @@ def test_the_load_follows_the_mix_and_ignores_end_of_text(tmp_path):
         offline.make_load(parsed("--max-new-tokens", "1000000"), specs)
 
 
-def test_the_report_counts_tokens_and_switches():
+def instance(name, status, incarnation=1):
+    record = InstanceRecord(
+        id=name,
+        incarnation=incarnation,
+        role="colocated",
+        device="cpu",
+        mailbox=f"{name}.1",
+        pid=1,
+        models=("a", "b"),
+    )
+    return Instance(record, status)
+
+
+def test_the_report_counts_tokens_switches_and_moves():
     one = served("a", "instance-0", (1.0, 1.5, 2.5))
     two = served("b", "instance-0", (2.0, 2.2), arrival_s=1.0)
     bad = served("b", "", ())
+    moved = {"disk": PhaseTotal(1, 50, 0.25)}
     report = offline.make_report(
         [one, two, bad],
         4.0,
-        {"instance-0": 3, "instance-1": 0},
+        {"instance-0": Activity(3, moved), "instance-1": Activity(0, {})},
         device="cpu",
         machine={},
+        memory=Memory(90, 100),
         options={},
     )
     plain = msgspec.to_builtins(report)
@@ -74,10 +92,45 @@ def test_the_report_counts_tokens_and_switches():
     assert (plain["requests"], plain["failed_requests"], plain["req_per_s"]) == (3, 1, 0.5)
     assert plain["ttft_ms"] == {"avg": 1000.0, "p50": 1000.0, "p90": 1000.0, "p99": 1000.0}
     assert plain["per_model"]["b"]["tbt_ms"]["avg"] == pytest.approx(200.0)
+    disk = {"count": 1, "moved_bytes": 50, "seconds": 0.25}
     assert plain["instance_switching"] == {
-        "instance-0": {"requests": 2, "models_seen": 2, "switches": 3, "switch_rate": 1.5},
-        "instance-1": {"requests": 0, "models_seen": 0, "switches": 0, "switch_rate": 0.0},
+        "instance-0": {
+            "requests": 2,
+            "models_seen": 2,
+            "switches": 3,
+            "switch_rate": 1.5,
+            "phases": {"disk": disk},
+        },
+        "instance-1": {
+            "requests": 0,
+            "models_seen": 0,
+            "switches": 0,
+            "switch_rate": 0.0,
+            "phases": {},
+        },
     }
+    assert plain["memory"] == {"weight_bytes_peak": 90, "weight_budget_bytes": 100}
+
+
+def test_only_what_happened_during_the_run_counts():
+    early = InstanceStatus(switches=2, moved={"kv_in": PhaseTotal(1, 10, 0.5)})
+    late = InstanceStatus(switches=5, moved={"kv_in": PhaseTotal(4, 70, 2.0)})
+    before = {"i": instance("i", early), "restarted": instance("restarted", early)}
+    after = [instance("i", late), instance("restarted", late, incarnation=2)]
+    done = activity_between(before, after)
+    assert done["i"].switches == 3 and done["i"].phases["kv_in"] == PhaseTotal(3, 60, 1.5)
+    assert done["restarted"].switches == 5
+    assert done["restarted"].phases["kv_in"] == PhaseTotal(4, 70, 2.0)
+    assert done["i"].phases["disk"] == PhaseTotal()
+
+
+def test_resident_weights_are_the_data_files_of_the_domain(tmp_path, monkeypatch):
+    monkeypatch.setattr(offline, "SHARED_MEMORY", tmp_path)
+    for name, pages in (("x.weights", 1), ("x.weights+0-0", 3), ("x.kv+0", 5), ("y.weights+0", 7)):
+        (tmp_path / f"aegaeon-{name}").write_bytes(bytes(4096 * pages))
+    with offline.ResidentWeights("x") as weights:
+        eventually(lambda: weights.peak_bytes > 0)
+    assert weights.peak_bytes == 3 * 4096
 
 
 def test_errors_are_one_line_with_an_exit_code(capsys, tmp_path):

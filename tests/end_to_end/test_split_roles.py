@@ -35,6 +35,7 @@ def test_a_prefilled_request_is_decoded_elsewhere_with_the_same_tokens(
             assert stream.instances[-1] == DECODES
             assert set(stream.instances) <= {PREFILLS, DECODES}
         eventually(lambda: server.requests() == 0)
+        assert b"prefilling again" not in server.log.read_bytes()
 
 
 @pytest.mark.parametrize("victim", [PREFILLS, DECODES])

@@ -24,10 +24,17 @@ from tests.support.regions import own_regions
 from tests.support.runner import Runner
 
 SETTINGS = Settings(model_cache_budget_gb=0.1, kv_budget_gb=0.05, threads_per_instance=1)
+STAGED = {"device": "staged", "device_memory_gb": 0.06, "link_gb_per_s": 0.2}
+DEVICES = {"cpu": {}, "staged": STAGED}
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=3)
 # Holds any one of the requests, not all.
 SHORT_KV_GB = 0.00014
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +90,14 @@ def alone(specs):
     return tokens
 
 
-def resume_among_mates(specs, known, seed, kv_gb=0.05, threads=1):
+def resume_among_mates(specs, known, seed, threads=1, **changes):
     """Resume all requests at random points, in random batches, models evicted between steps;
     return all tokens of each, and how many lost their KV."""
     choose = random.Random(seed)
-    changes = {"kv_budget_gb": kv_gb, "threads_per_instance": threads}
     requests = mixed_requests(specs, known, choose)
     choose.shuffle(requests)
-    with opened(msgspec.structs.replace(SETTINGS, **changes), specs) as engine:
+    chosen = msgspec.structs.replace(SETTINGS, threads_per_instance=threads, **changes)
+    with opened(chosen, specs) as engine:
         for spec in specs:
             load_in_thread(engine, spec.id)
         runner = Runner(engine)
@@ -108,9 +115,11 @@ def resume_among_mates(specs, known, seed, kv_gb=0.05, threads=1):
 
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32))
-def test_tokens_are_the_same_resumed_evicted_and_short_of_blocks(specs, alone, seed):
-    assert resume_among_mates(specs, alone, seed) == (alone, 0)
-    tokens, preempted = resume_among_mates(specs, alone, seed, kv_gb=SHORT_KV_GB)
+def test_tokens_are_the_same_resumed_evicted_and_short_of_blocks(device, specs, alone, seed):
+    changes = DEVICES[device]
+    assert resume_among_mates(specs, alone, seed, **changes) == (alone, 0)
+    changes = changes | {"kv_budget_gb": SHORT_KV_GB}
+    tokens, preempted = resume_among_mates(specs, alone, seed, **changes)
     assert tokens == alone
     assert preempted > 0
 
@@ -141,13 +150,13 @@ def test_another_process_with_other_threads_continues_with_the_same_tokens(specs
     assert json.loads(done.stdout) == alone
 
 
-def test_a_checkpoint_lost_and_repaired_fails_only_its_own_loads(specs, alone, tmp_path):
+def test_a_checkpoint_lost_and_repaired_fails_only_its_own_loads(device, specs, alone, tmp_path):
     moved = tuple(
         msgspec.structs.replace(spec, path=str(tmp_path / Path(spec.path).name)) for spec in specs
     )
     for spec in specs:
         shutil.copytree(spec.path, tmp_path / Path(spec.path).name)
-    with opened(SETTINGS, moved) as engine:
+    with opened(msgspec.structs.replace(SETTINGS, **DEVICES[device]), moved) as engine:
         weights = Path(moved[0].path) / "model.safetensors"
         whole = weights.read_bytes()
         other = specs[1].id

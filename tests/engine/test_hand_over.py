@@ -1,22 +1,25 @@
 """KV that is prefilled in one engine and decoded in another: the same tokens, no bytes moved."""
 
+import itertools
+
 import msgspec
 import pytest
 
+from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.errors import ContextLengthExceeded, KvGone, OutOfBlocks
 from aegaeon.types import Decode, Prefill, SamplingParams
-from tests.support.decoder import SHAPES, make_engine, make_request
+from tests.support.decoder import DEVICES, SHAPES, all_kv_bytes, make_engine, make_request
 from tests.support.runner import Runner
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=7)
 PROMPT = list(range(40))
 
 
-@pytest.fixture
-def engines(tmp_path):
-    """Two engines over one pool."""
+@pytest.fixture(params=list(itertools.product(DEVICES, DEVICES)), ids=" to ".join)
+def engines(request, tmp_path):
+    """Two engines over one pool, the sender's device first."""
     path = str(tmp_path / "pool")
-    made = [make_engine(kv_path=path, kv_bytes=1 << 20) for _ in range(2)]
+    made = [make_engine(kv_path=path, kv_bytes=1 << 20, device=device) for device in request.param]
     yield made
     for engine in made:
         engine.close()
@@ -39,8 +42,17 @@ def decode(engine, request):
             return tokens
 
 
-def held(engine):
-    return engine.usage().kv_bytes
+def kv_path(engine):
+    """Where the pool is that it shares."""
+    return (engine._kv._host if isinstance(engine._kv, SwappedKv) else engine._kv.pool).name
+
+
+def blocks_in_pool(engine, request):
+    """The blocks of a request in the pool that is shared."""
+    sequence = engine._sequences.get(request)
+    if isinstance(engine._kv, SwappedKv):
+        return tuple(engine._kv._copies[sequence.order].blocks)
+    return tuple(sequence.blocks)
 
 
 @pytest.mark.parametrize("model", ["a", "b"])
@@ -52,12 +64,12 @@ def test_tokens_are_the_same_after_a_hand_over(engines, model, sampling):
     expected = runner.finish()["r"]
     first, second = engines
     told, kv = prefilled(first, request)
-    assert kv.cached_tokens == len(PROMPT) and kv.kv_bytes == held(first)
+    assert kv.cached_tokens == len(PROMPT) and kv.kv_bytes == all_kv_bytes(first)
     second.adopt(told, kv)
     first.release("r")
-    assert (held(first), held(second)) == (0, kv.kv_bytes)
+    assert (all_kv_bytes(first), all_kv_bytes(second)) == (0, kv.kv_bytes)
     assert decode(second, told) == expected
-    assert held(second) == 0
+    assert all_kv_bytes(second) == 0
 
 
 def test_adopted_kv_is_not_computed_again(engines):
@@ -66,7 +78,7 @@ def test_adopted_kv_is_not_computed_again(engines):
     second.adopt(told, kv)
     sequence = second._sequences.get("r")
     assert (sequence.cached, sequence.tokens) == (len(PROMPT), len(PROMPT) + 1)
-    assert tuple(sequence.blocks) == kv.blocks
+    assert blocks_in_pool(second, "r") == kv.blocks
 
 
 def test_a_sequence_that_is_handed_over_yields_its_blocks_to_nobody(engines):
@@ -78,7 +90,7 @@ def test_a_sequence_that_is_handed_over_yields_its_blocks_to_nobody(engines):
     for name in "st":
         first.execute(Prefill("a", (name,)))
     second.adopt(told, kv)
-    assert held(second) == kv.kv_bytes
+    assert all_kv_bytes(second) == kv.kv_bytes
 
 
 def test_an_offer_that_was_taken_back_is_gone_though_its_blocks_are_used_again(engines):
@@ -95,7 +107,7 @@ def test_an_offer_that_was_taken_back_is_gone_though_its_blocks_are_used_again(e
 
 def test_kv_is_adopted_once(engines):
     first, second = engines
-    third = make_engine(kv_path=first._kv.pool.name, kv_bytes=1 << 20)
+    third = make_engine(kv_path=kv_path(first), kv_bytes=1 << 20)
     told, kv = prefilled(first, make_request("r", PROMPT))
     second.adopt(told, kv)
     with pytest.raises(KvGone):
@@ -116,7 +128,7 @@ def test_a_private_pool_and_another_layout_are_refused(engines):
 def test_kv_without_room_for_it_stays_where_it_is(engines):
     first, _ = engines
     told, kv = prefilled(first, make_request("r", PROMPT))
-    small = make_engine(kv_path=first._kv.pool.name, kv_bytes=1 << 20)
+    small = make_engine(kv_path=kv_path(first), kv_bytes=1 << 20)
     small.submit(make_request("s", [1] * 590, max_tokens=5))
     small.execute(Prefill("a", ("s",)))
     while True:
@@ -125,7 +137,7 @@ def test_kv_without_room_for_it_stays_where_it_is(engines):
         except OutOfBlocks:
             break
         told, kv = prefilled(first, make_request(f"r{kv.owner}", PROMPT))
-    third = make_engine(kv_path=first._kv.pool.name, kv_bytes=1 << 20)
+    third = make_engine(kv_path=kv_path(first), kv_bytes=1 << 20)
     third.adopt(told, kv)
     small.close()
     third.close()

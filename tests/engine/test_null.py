@@ -7,7 +7,16 @@ from aegaeon.engine.base import NullEngine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest
-from aegaeon.types import Decode, Load, ModelSpec, Prefill, Switch
+from aegaeon.types import (
+    Decode,
+    Load,
+    LoadFailed,
+    ModelSpec,
+    Prefill,
+    Stepped,
+    Switch,
+    WeightsLost,
+)
 from tests.support.decoder import make_request
 
 SPEC = ModelSpec(
@@ -59,6 +68,33 @@ def test_bad_requests_are_refused():
         engine.submit(make_request("r", []))
     with pytest.raises(ContextLengthExceeded):
         engine.submit(make_request("r", [1] * 20))
+
+
+def test_a_request_is_handed_over_with_its_next_token():
+    tokens = run(make_request("r", [1, 2], max_tokens=6))
+    first, second = (NullEngine((SPEC,), pause=lambda seconds: None) for _ in range(2))
+    for engine in (first, second):
+        engine.load(Load("a"))
+    first.submit(make_request("r", [1, 2], max_tokens=6))
+    first.execute(Prefill("a", ("r",)))
+    kv = first.hand_over("r")
+    assert (kv.cached_tokens, kv.kv_bytes) == (2, 9)
+    told = make_request("r", [1, 2], max_tokens=6, generated_token_ids=(tokens[0],))
+    second.adopt(told, kv)
+    first.release("r")
+    assert second.execute(Decode("a", ("r",))).tokens[0].token_id == tokens[1]
+
+
+@pytest.mark.parametrize("trouble", [WeightsLost("a"), LoadFailed("a", "checkpoint_error", "bad")])
+def test_weights_go_when_a_test_says_so_and_come_back_with_a_load(trouble):
+    engine = NullEngine((SPEC,), pause=lambda seconds: None)
+    engine.load(Load("a"))
+    engine.submit(make_request("r", [1]))
+    engine.spoil(trouble)
+    assert engine.usage().weight_bytes == 0
+    assert engine.execute(Prefill("a", ("r",))) == trouble
+    engine.load(Load("a"))
+    assert isinstance(engine.execute(Prefill("a", ("r",))), Stepped)
 
 
 def test_the_settings_choose_the_engine():

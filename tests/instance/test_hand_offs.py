@@ -1,10 +1,8 @@
 """Requests that go from instance to instance, over a shared pool, whoever dies or says nothing."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from aegaeon.errors import HandoffLost, InstanceLost
+from aegaeon.errors import HandoffLost
 from aegaeon.instance.departures import GRACE_S, OFFER_S
 from aegaeon.store.codec import decode_instance_message, decode_reply, encode
 from aegaeon.types import (
@@ -19,41 +17,12 @@ from aegaeon.types import (
     TokenEvent,
     Transfer,
 )
-from tests.support.node import Node
+from tests.support.node import Node, assert_empty, assert_served, settle, until
 from tests.support.specs import make_request
 
 
 def make_node(**roles):
     return Node(**(roles or {"p": "prefill", "d": "decode"}))
-
-
-def assert_served(node):
-    proxy = node.proxy
-    for name, opened in proxy.opened.items():
-        assert opened.error is None, (name, opened.error)
-        assert proxy.got[name] == proxy.expected(opened), name
-    assert_empty(node)
-
-
-def assert_empty(node):
-    for life in node.alive():
-        snapshot = life.scheduler.snapshot()
-        assert not snapshot.waiting and not snapshot.running
-        assert life.engine.usage().kv_bytes == 0
-    assert node.pool.owner == {}
-
-
-def until(node, claim, steps=200, dt_s=0.03):
-    for _ in range(steps):
-        if claim():
-            return
-        node.step(dt_s)
-    raise AssertionError("it did not come to that")
-
-
-def settle(node, steps=400):
-    until(node, lambda: all(opened.has_ended for opened in node.proxy.opened.values()), steps)
-    node.work(int((OFFER_S + GRACE_S) / 0.03) + 10)
 
 
 def offered(node, name):
@@ -349,84 +318,3 @@ def test_a_decode_instance_drains_by_finishing():
     life.runtime.drain()
     until(node, lambda: life.runtime.is_drained)
     assert_served(node)
-
-
-def happen(node, what, name, number, which):
-    """One event of a trace, at the instance `name` or among all requests."""
-    life, proxy = node.lives[name], node.proxy
-    match what:
-        case "ask":
-            proxy.ask(f"r{number}", "ab"[which % 2], max_tokens=1 + which)
-        case "cancel" if proxy.opened:
-            proxy.leave([*proxy.opened][which % len(proxy.opened)])
-        case "kill":
-            node.kill(name)
-        case "start":
-            node.start(name)
-        case "drop":
-            node.drop_answer(name)
-        case "pump":
-            proxy.pump()
-        case "step":
-            node.step()
-        case "turn" if life is not None:
-            life.turn()
-        case "finish" if life is not None:
-            life.finish()
-
-
-events = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                "ask",
-                "ask",
-                "turn",
-                "turn",
-                "finish",
-                "pump",
-                "step",
-                "step",
-                "cancel",
-                "kill",
-                "start",
-                "drop",
-            ]
-        ),
-        st.integers(0, 7),
-        st.sampled_from([0.0, 0.01, 0.06, 0.4, 1.5]),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    events,
-    st.sampled_from(
-        [
-            {"p": "prefill", "d": "decode"},
-            {"p": "prefill", "d": "decode", "e": "decode"},
-            {"c": "colocated", "p": "prefill", "d": "decode"},
-            {"p": "prefill", "q": "prefill", "d": "decode"},
-        ]
-    ),
-    st.sampled_from([1, 2, 100]),
-)
-def test_no_request_is_lost_or_doubled_whatever_happens(trace, roles, quota):
-    node = Node(quota, **roles)
-    names = tuple(roles)
-    for number, (what, which, dt_s) in enumerate(trace):
-        node.now += dt_s
-        happen(node, what, names[which % len(names)], number, which)
-        for life in node.alive():  # leases are kept, however slow the instances
-            life.runtime._publish(node.now)
-    for name in names:
-        node.start(name)
-    settle(node, 3000)
-    for name, opened in node.proxy.opened.items():
-        if opened.error is None:
-            assert node.proxy.got[name] == node.proxy.expected(opened)
-        else:
-            assert isinstance(opened.error, InstanceLost) and "3 instances" in str(opened.error)
-    assert_empty(node)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from aegaeon.engine.base import NullEngine, null_token
+from aegaeon.engine.base import EngineUsage, NullEngine, null_token
 from aegaeon.errors import ContextLengthExceeded, StaleIncarnation
-from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import GONE_S, Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
@@ -14,45 +13,19 @@ from aegaeon.store.codec import decode_reply, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
     Cancel,
+    Decode,
     Drain,
     InstanceRecord,
     LoadFailed,
+    PhaseTotal,
     Prefill,
     RequestFailed,
     Submit,
     TokenEvent,
+    WeightsLost,
 )
+from tests.support.node import HeldLane
 from tests.support.specs import make_request, make_spec
-
-
-class HeldLane(Lane):
-    """Runs an action when told to; then the outcome can be taken."""
-
-    def __init__(self, run):
-        self.run = run
-        self.action = None
-        self.outcome = None
-
-    @property
-    def is_busy(self):
-        return self.action is not None
-
-    def start(self, action):
-        assert self.action is None
-        self.action = action
-
-    def finish(self):
-        if self.action is not None and self.outcome is None:
-            self.outcome = self.run(self.action)
-
-    def take(self):
-        outcome, self.outcome = self.outcome, None
-        if outcome is not None:
-            self.action = None
-        return outcome
-
-    def close(self, timeout_s):
-        return True
 
 
 class Bench:
@@ -114,15 +87,15 @@ class Bench:
             self.compute.finish()
             self.copy.finish()
 
-    def until_prefill(self):
-        """Stop when a prefill is under way."""
+    def until(self, kind):
+        """Stop when an action of that kind is under way."""
         for _ in range(20):
             self.turn()
-            if isinstance(self.compute.action, Prefill):
+            if isinstance(self.compute.action, kind):
                 return
             self.compute.finish()
             self.copy.finish()
-        raise AssertionError("no prefill")
+        raise AssertionError(f"no {kind}")
 
     def replies(self):
         return [decode_reply(record) for record in self.proxy.receive(0.0)]
@@ -190,7 +163,7 @@ def test_cancel_frees_the_sequence_in_every_state(stage):
         bench.turn()
         assert bench.copy.is_busy
     elif stage == "in the action":
-        bench.until_prefill()
+        bench.until(Prefill)
     elif stage == "running":
         bench.work()
         bench.compute.finish()
@@ -250,7 +223,7 @@ def test_a_repeated_submit_changes_nothing():
 def test_a_next_attempt_replaces_the_one_in_the_running_action():
     bench = Bench()
     bench.submit("r", max_tokens=3)
-    bench.until_prefill()
+    bench.until(Prefill)
     bench.submit("r", max_tokens=3, attempt=1)
     bench.work()
     assert [(r.attempt, r.position) for r in bench.replies()] == [(1, 0), (1, 1), (1, 2)]
@@ -268,6 +241,35 @@ def test_a_load_that_fails_answers_the_models_requests():
     replies = bench.replies()
     assert [r.request_id for r in replies if isinstance(r, RequestFailed)] == ["r"]
     assert len([r for r in replies if r.request_id == "s"]) == 4
+    assert bench.held_kv() == 0
+
+
+@pytest.mark.parametrize("kind", [Prefill, Decode])
+def test_weights_that_were_evicted_come_back_and_no_token_is_lost(kind):
+    bench = Bench()
+    request = bench.submit("r", max_tokens=4)
+    bench.until(kind)
+    bench.engine.spoil(WeightsLost("a"))
+    bench.work()
+    replies = bench.replies()
+    assert [reply.token_ids[0] for reply in replies] == [
+        null_token(request, position, 1000) for position in range(4)
+    ]
+
+
+def test_a_load_that_fails_while_it_computes_answers_the_models_requests():
+    bench = Bench()
+    bench.submit("r")
+    bench.submit("s", "b")
+    bench.until(Prefill)
+    model = bench.compute.action.model
+    failed = {"a": "r", "b": "s"}[model]
+    bench.engine.spoil(LoadFailed(model, "checkpoint_error", "layer 17"))
+    bench.work(60)
+    replies = bench.replies()
+    failures = [r for r in replies if isinstance(r, RequestFailed)]
+    assert [(r.request_id, r.code) for r in failures] == [(failed, "checkpoint_error")]
+    assert len([r for r in replies if isinstance(r, TokenEvent)]) == 4
     assert bench.held_kv() == 0
 
 
@@ -310,7 +312,7 @@ def test_a_proxy_that_takes_nothing_for_long_is_gone():
 def test_a_drain_refuses_new_requests_and_ends_running_ones():
     bench = Bench()
     bench.submit("r", max_tokens=4)
-    bench.until_prefill()
+    bench.until(Prefill)
     bench.send(Drain())
     bench.turn()
     assert bench.status().state == "draining"
@@ -327,7 +329,7 @@ def test_a_drain_refuses_new_requests_and_ends_running_ones():
 def test_a_drain_that_takes_too_long_fails_what_is_left():
     bench = Bench()
     bench.submit("r", max_tokens=1000)
-    bench.until_prefill()
+    bench.until(Prefill)
     bench.runtime.drain()
     bench.turn()
     bench.now += 5.1
@@ -351,6 +353,15 @@ def test_a_lost_lease_ends_the_instance():
     bench.now += 9.0
     with pytest.raises(StaleIncarnation):
         bench.turn()
+
+
+def test_the_status_tells_what_the_engine_holds_and_has_moved(monkeypatch):
+    bench = Bench()
+    moved = {"weights": PhaseTotal(2, 300, 0.5)}
+    usage = EngineUsage(100, 1000, 0, 1000, moved)
+    monkeypatch.setattr(bench.engine, "usage", lambda: usage)
+    bench.turn()
+    assert (bench.status().weight_bytes, bench.status().moved) == (100, moved)
 
 
 def test_the_status_tells_of_work_and_residency():

@@ -177,7 +177,27 @@ def test_a_stopped_holder_of_the_lock_keeps_nobody_from_looking(regions, open_we
     with Path(regions.weights).open("r+b") as region, mmap.mmap(region.fileno(), 0) as memory:
         # The lock is the first word of the body; its holder lives, and does not let go.
         words = [memory[at : at + 8] for at in range(4104, 8192, 8)]
-        own = [word for word in words if int.from_bytes(word, "little") >> 41 == os.getpid()]
+        own = [word for word in words if int.from_bytes(word, "little") >> 42 == os.getpid()]
         memory[4096:4104] = own[0]
         assert weights.used_bytes == used
         memory[4096:4104] = bytes(8)
+
+
+def test_a_model_asked_for_again_is_wanted_again(open_weights):
+    weights = open_weights()
+    weights.set_demand("a", True)
+    weights.bring_in("a", ())
+    weights.bring_in("b", ("a",))
+    weights.bring_in("a", ())
+    entries = {entry.model: entry for entry in weights._source._cache.status()}
+    assert entries["a"].demand_pids == [os.getpid()]
+    assert entries["b"].demand_pids == []
+
+
+def test_using_a_model_makes_it_no_longer_idle(open_weights):
+    weights = open_weights()
+    weights.bring_in("a", ())
+    weights.bring_in("b", ())
+    content(weights, "a")
+    idle_s = {entry.model: entry.idle_s for entry in weights._source._cache.status()}
+    assert idle_s["a"] < idle_s["b"]

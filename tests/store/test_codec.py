@@ -7,15 +7,20 @@ from hypothesis import strategies as st
 from aegaeon.errors import RegionMismatch
 from aegaeon.store.codec import decode_instance_message, decode_reply, encode
 from aegaeon.types import (
+    Accepted,
     Cancel,
+    Declined,
     Drain,
     InstanceMessage,
+    KvHandle,
+    Moved,
     Reply,
     Request,
     RequestFailed,
     SamplingParams,
     Submit,
     TokenEvent,
+    Transfer,
 )
 
 REQUEST = Request(
@@ -33,7 +38,18 @@ REQUEST = Request(
 )
 
 
-@pytest.mark.parametrize("message", [Submit(REQUEST), Cancel("r"), Drain()])
+@pytest.mark.parametrize(
+    "message",
+    [
+        Submit(REQUEST),
+        Cancel("r"),
+        Cancel("r", 3),
+        Drain(),
+        Transfer(REQUEST, KvHandle(owner=1 << 63, blocks=(1, 2), cached_tokens=9), "i.1", 2.5),
+        Accepted("r", 1, "i"),
+        Declined("r", 1, "i", "overloaded", "full"),
+    ],
+)
 def test_messages_to_instances_come_back_equal(message: InstanceMessage) -> None:
     assert decode_instance_message(encode(message)) == message
 
@@ -43,6 +59,7 @@ def test_messages_to_instances_come_back_equal(message: InstanceMessage) -> None
     [
         TokenEvent("r", 1, 3, (5, 6), "i", "stop"),
         TokenEvent("r", 0, 0, (5,), "i"),
+        Moved("r", 1, "i", 1 << 40),
         RequestFailed("r", 1, "timeout", "too late — ü", "i"),
     ],
 )

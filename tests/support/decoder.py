@@ -9,11 +9,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from aegaeon._native import CopyEngine
 from aegaeon.device.base import Device, Projection, StepBatch
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix, pack
 from aegaeon.engine.engine import EngineMemory, ModelEngine
-from aegaeon.engine.kv_place import InPlaceKv
+from aegaeon.engine.kv_place import InPlaceKv, KvPlace
+from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.memory.traffic import Traffic
@@ -99,26 +101,51 @@ def load_tiny(path: str, device: Device) -> TinyDecoder:
     return TinyDecoder(device, seed=ord(path), layers=shape.layers, kv_heads=shape.kv_heads)
 
 
+DEVICES = ("cpu", "staged")
+# Of the staged device; small, so that copies are cut and take longer than a step.
+CHUNK_BYTES = 16 << 10
+LINK_BYTES_PER_S = 200 << 20
+
+
 def make_engine(
     kv_bytes: int = 8 << 20,
     loader=load_tiny,
     load: bool = True,
     threads: int = 1,
     kv_path: str | None = None,
-) -> ModelEngine:
+    device: str = "cpu",
+    host_bytes: int | None = None,
+    link_bytes_per_s: int = LINK_BYTES_PER_S,
+) -> ModelEngine:  # fmt: skip
     """Return an engine over models a and b, both loaded unless told otherwise; with a path, its KV
-    is in a pool that four engines may share."""
+    is in a pool that four engines may share.
+
+    On "staged", the KV that computes is in a pool of `kv_bytes` of its own, and has `host_bytes`
+    (default: as many) of the other one.
+    """
     specs = tuple(make_spec(model) for model in SHAPES)
-    device = CpuDevice(threads)
-    weights = OwnWeights(lambda model: loader(model, device))
+    computing = CpuDevice(threads)
+    weights = OwnWeights(lambda model: loader(model, computing))
     traffic = Traffic()
-    total_bytes = kv_bytes if kv_path is None else 4 * kv_bytes
-    kv = InPlaceKv(KvPool(total_bytes, SHAPES.values(), kv_path, kv_bytes))
-    memory = EngineMemory(weights, kv, traffic, SwapCosts(traffic))
+    costs = SwapCosts(traffic)
+    quota_bytes = kv_bytes if host_bytes is None else host_bytes
+    total_bytes = quota_bytes if kv_path is None else 4 * kv_bytes
+    shared = KvPool(total_bytes, SHAPES.values(), kv_path, quota_bytes)
+    kv: KvPlace = InPlaceKv(shared)
+    if device == "staged":
+        copier = CopyEngine(1, CHUNK_BYTES, link_bytes_per_s)
+        kv = SwappedKv(KvPool(kv_bytes, SHAPES.values()), shared, copier, traffic, costs)
+    memory = EngineMemory(weights, kv, traffic, costs)
     engine = ModelEngine(specs, SHAPES, memory, threads)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine
+
+
+def all_kv_bytes(engine: ModelEngine) -> int:
+    """Return what an engine holds of KV, on its device and on the host."""
+    host = getattr(engine._kv, "_host", None)
+    return engine._kv.pool.used_bytes + (host.used_bytes if host is not None else 0)
 
 
 def load_in_thread(engine: ModelEngine, model: str) -> None:

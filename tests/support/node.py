@@ -3,6 +3,7 @@ proxy that follows its requests as the gateway does. Time stands still unless to
 
 from aegaeon.engine.base import NullEngine, null_token
 from aegaeon.errors import KvGone, OutOfBlocks, RingClosed
+from aegaeon.instance.departures import GRACE_S, OFFER_S
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
@@ -319,3 +320,32 @@ class Proxy:
 
     def failures(self) -> list[RequestFailed]:
         return [reply for reply in self.replies if isinstance(reply, RequestFailed)]
+
+
+def assert_served(node):
+    proxy = node.proxy
+    for name, opened in proxy.opened.items():
+        assert opened.error is None, (name, opened.error)
+        assert proxy.got[name] == proxy.expected(opened), name
+    assert_empty(node)
+
+
+def assert_empty(node):
+    for life in node.alive():
+        snapshot = life.scheduler.snapshot()
+        assert not snapshot.waiting and not snapshot.running
+        assert life.engine.usage().kv_bytes == 0
+    assert node.pool.owner == {}
+
+
+def until(node, claim, steps=200, dt_s=0.03):
+    for _ in range(steps):
+        if claim():
+            return
+        node.step(dt_s)
+    raise AssertionError("it did not come to that")
+
+
+def settle(node, steps=400):
+    until(node, lambda: all(opened.has_ended for opened in node.proxy.opened.values()), steps)
+    node.work(int((OFFER_S + GRACE_S) / 0.03) + 10)

@@ -2,7 +2,8 @@
 
 import random
 
-from aegaeon.types import Decode, Prefill, Request
+from aegaeon.types import Decode, Prefill, Request, Stepped, Switch, WeightsLost
+from tests.support.decoder import load_in_thread
 
 
 class Runner:
@@ -17,6 +18,8 @@ class Runner:
         self.reasons = {}
         self.failures = {}
         self.preempted = 0
+        self.reloads = 0
+        self.current = None
 
     def submit(self, *requests: Request):
         for request in requests:
@@ -27,6 +30,12 @@ class Runner:
 
     def act(self, action):
         outcome = self.engine.execute(action)
+        if isinstance(outcome, WeightsLost):
+            # Another engine's model took their room: as a scheduler does, load it and try again.
+            self.reloads += 1
+            load_in_thread(self.engine, outcome.model)
+            return self.act(action)
+        assert isinstance(outcome, Stepped), outcome
         for token in outcome.tokens:
             self.tokens[token.request_id].append(token.token_id)
             if token.request_id not in self.running:
@@ -52,6 +61,9 @@ class Runner:
                 return self.tokens
             model = self.models[choose.choice(self.open)]
             between(model)
+            if model != self.current:
+                self.engine.execute(Switch(model))
+                self.current = model
             mine = [r for r in self.open if self.models[r] == model]
             waiting = [r for r in mine if r not in self.running]
             running = [r for r in mine if r in self.running]

@@ -1,0 +1,117 @@
+"""What a forward pass is made of (csrc/ops)."""
+
+from collections.abc import Sequence
+from typing import final
+
+@final
+class ThreadPool:
+    """Threads that the operators below share out their work to; each call returns when it is done.
+
+    Calls from several threads take turns. Idle threads sleep; they end with the object.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Start `threads` - 1 threads: the caller of an operator is one more."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute, the caller among them."""
+
+# Operators take addresses of float32 rows, one after another, and write to `out`, which must not
+# overlap. A row's bits depend on that row alone. Weights are (address, out_features, type): tiles
+# as in aegaeon.device.packed, 64-byte aligned; type 0 is float32, 1 bfloat16, 2 float16.
+
+def linear(
+    pool: ThreadPool,
+    x: int,
+    shape: tuple[int, int],
+    parts: tuple[tuple[int, int, int, int], ...],
+    out: int,
+) -> None:
+    """Multiply x of `shape` (rows, in_features) with `parts`: weights and an address of biases
+    (or 0) each. `out` is [rows, sum of out_features]. Raises ValueError for malformed parts."""
+
+def embed(
+    pool: ThreadPool,
+    token_ids: int,
+    shape: tuple[int, int],
+    table: tuple[int, int, int],
+    out: int,
+) -> None:
+    """Write the rows of `table` of int64 `token_ids` to `out` of `shape` (rows, in_features).
+
+    Raises IndexError for an id outside the table.
+    """
+
+def rms_norm(
+    pool: ThreadPool, x: int, shape: tuple[int, int], weight: int, eps: float, out: int
+) -> None:
+    """Norm rows x of `shape` (rows, features): x / sqrt(mean(x^2) + eps) * weight."""
+
+def rotate(
+    pool: ThreadPool,
+    x: tuple[int, int],
+    shape: tuple[int, int, int],
+    angles: tuple[int, int],
+    out: int,
+) -> None:
+    """Rotate half-split pairs of x, (address, row stride), of `shape` (rows, heads, head_dim).
+
+    `angles` are the addresses of cos and sin [rows, head_dim]. Raises ValueError for odd head_dim.
+    """
+
+def silu_mul(
+    pool: ThreadPool,
+    gate: tuple[int, int],
+    up: tuple[int, int],
+    shape: tuple[int, int],
+    out: int,
+) -> None:
+    """Write silu(gate) * up, both (address, row stride) of `shape` (rows, features)."""
+
+@final
+class PagedRows:
+    """Where the rows of a pass put and find their keys and values. Does not keep the pages."""
+
+    def __init__(
+        self,
+        pages: tuple[int, int],
+        shape: tuple[int, int, int],
+        sequences: Sequence[tuple[int, int, int, Sequence[int]]],
+    ) -> None:
+        """Take the arena's address and count of pages, the (layers, kv_heads, head_dim) of a token,
+        and per sequence its first row, rows, first position and block ids.
+
+        Raises ValueError for blocks outside the arena, or too few of them.
+        """
+
+def append_kv(
+    pool: ThreadPool,
+    rows: PagedRows,
+    layer: int,
+    keys: tuple[int, int],
+    values: tuple[int, int],
+) -> None:
+    """Store keys and values, (address, row stride) each, of rows [kv_heads, head_dim].
+
+    Raises IndexError for a layer that the pages do not have, as `attend` does.
+    """
+
+def attend(
+    pool: ThreadPool,
+    rows: PagedRows,
+    layer: int,
+    queries: tuple[int, int],
+    scale: float,
+    out: int,
+) -> None:
+    """Causal attention of queries, (address, heads), to `out`, both [rows, heads, head_dim].
+
+    Raises ValueError where the heads are no multiple of the KV heads.
+    """
+
+def force_isa(name: str) -> None:
+    """Use "baseline", "avx2", "avx512" or "best" from now on. Raises ValueError."""
+
+def current_isa() -> str:
+    """Return which of them is in use."""

@@ -1,0 +1,156 @@
+"""An engine on regions of its own, driven action by action, and a clock on its first operator."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from aegaeon.config import Settings
+from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.packed import Matrix
+from aegaeon.engine.open import open_engine
+from aegaeon.engine.regions import Regions
+from aegaeon.types import (
+    ComputeAction,
+    Decode,
+    Load,
+    Loaded,
+    ModelId,
+    ModelSpec,
+    Phase,
+    Prefill,
+    Request,
+    SamplingParams,
+    Stepped,
+    Switch,
+    Switched,
+)
+from benchmark.cold_loads import remove_region
+
+SHARED_MEMORY = Path("/dev/shm")
+LOOK_S = 0.0005
+PATIENCE_S = 120.0
+
+
+def region_of(kind: str) -> str:
+    """Return a path for a region of this process."""
+    return str(SHARED_MEMORY / f"aegaeon-benchmark-{os.getpid()}.{kind}")
+
+
+class Driver:
+    """Runs one engine as an instance would. Each verb raises SystemExit when the engine fails."""
+
+    def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:
+        """Open it, with nothing in the caches."""
+        self._regions = Regions(region_of("weights"), region_of("kv"))
+        self._engine = open_engine(settings, tuple(specs), self._regions)
+        self._copy_lane = ThreadPoolExecutor(1)  # one thread makes all loads, as in an instance
+        self._requests = 0
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._copy_lane.shutdown()
+        self._engine.close()
+        for region in (self._regions.weights, self._regions.kv):
+            remove_region(Path(region))
+
+    def load(self, model: ModelId, *evict: ModelId) -> None:
+        """Load weights, until the first layers are in."""
+        self._copy_lane.submit(self._load, model, *evict).result()
+
+    def bring_in(self, spec: ModelSpec) -> "Future[float]":
+        """Load beside whatever else is done; results in when all is in, by perf_counter."""
+        return self._copy_lane.submit(self._bring_in, spec)
+
+    def submit(self, model: ModelId, prompt_tokens: int, max_tokens: int) -> str:
+        """Make a request known and return its id."""
+        self._requests += 1
+        request = Request(
+            id=f"request-{self._requests}",
+            model=model,
+            prompt_token_ids=tuple(range(1, prompt_tokens + 1)),
+            sampling=SamplingParams(temperature=0.0),
+            max_tokens=max_tokens,
+            stop_token_ids=(),
+            reply_to="",
+            arrival_s=0.0,
+            deadline_s=float("inf"),
+        )
+        self._engine.submit(request)
+        return request.id
+
+    def release(self, request: str) -> None:
+        """Forget a request."""
+        self._engine.release(request)
+
+    def execute(self, action: ComputeAction) -> float:
+        """Execute an action and return its seconds."""
+        start = time.perf_counter()
+        outcome = self._engine.execute(action)
+        took_s = time.perf_counter() - start
+        if not isinstance(outcome, Stepped | Switched):
+            raise SystemExit(f"{action} has failed: {outcome}")
+        return took_s
+
+    def switch(self, model: ModelId) -> float:
+        """Give the device to a model; return the seconds."""
+        return self.execute(Switch(model))
+
+    def prefill(self, model: ModelId, request: str) -> float:
+        """Make a request's first token; return the seconds."""
+        return self.execute(Prefill(model, (request,)))
+
+    def decode(self, model: ModelId, request: str) -> float:
+        """Make a request's next token; return the seconds."""
+        return self.execute(Decode(model, (request,)))
+
+    def moved_bytes(self, phase: Phase) -> int:
+        """Bytes of the copies that have ended."""
+        return self._engine.usage().moved[phase].moved_bytes
+
+    def await_moved(self, phase: Phase, moved_bytes: int) -> float:
+        """Wait until as many bytes have moved since the start; return when that was seen."""
+        give_up_s = time.perf_counter() + PATIENCE_S
+        while self.moved_bytes(phase) < moved_bytes:
+            if time.perf_counter() > give_up_s:
+                raise SystemExit(f"{phase} took more than {PATIENCE_S:.0f} s")
+            time.sleep(LOOK_S)
+        return time.perf_counter()
+
+    def _load(self, model: ModelId, *evict: ModelId) -> None:
+        outcome = self._engine.load(Load(model, evict))
+        if not isinstance(outcome, Loaded):
+            raise SystemExit(f"{model} could not be loaded: {outcome}")
+
+    def _bring_in(self, spec: ModelSpec) -> float:
+        before = self.moved_bytes("weights")
+        self._load(spec.id)
+        return self.await_moved("weights", before + spec.weight_bytes)
+
+
+class FirstOperator:
+    """When a forward pass last began with its first operator, in seconds of perf_counter."""
+
+    began_s = 0.0
+
+
+@contextmanager
+def first_operator() -> Iterator[FirstOperator]:
+    """Note when CPU devices embed."""
+    seen, embed = FirstOperator(), CpuDevice.embed
+
+    def noted(device: CpuDevice, token_ids: Tensor, table: Matrix) -> Tensor:
+        seen.began_s = time.perf_counter()
+        return embed(device, token_ids, table)
+
+    CpuDevice.embed = noted  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        CpuDevice.embed = embed  # type: ignore[method-assign]

@@ -1,0 +1,131 @@
+"""Tokens are those of an undisturbed run, whatever befalls weights and KV, on either device."""
+
+import random
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+
+from aegaeon.config import Settings
+from aegaeon.engine.open import open_engine
+from aegaeon.models.references import resolve
+from aegaeon.types import SamplingParams
+from tests.support.checkpoints import make_checkpoint
+from tests.support.decoder import all_kv_bytes, load_in_thread, make_request
+from tests.support.regions import own_regions
+from tests.support.runner import Runner
+from tests.support.whims import Whims
+
+GB = 1e9
+MODELS = {
+    "ada": ("llama", {}),
+    "bob": ("qwen2", {"num_key_value_heads": 1}),
+    "cleo": ("qwen3", {}),
+    "dora": ("llama", {"num_hidden_layers": 3, "num_key_value_heads": 1}),
+    "emil": ("qwen3", {"num_attention_heads": 6, "tie_word_embeddings": False}),
+}
+GREEDY = SamplingParams(temperature=0.0)
+SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
+LENGTHS = (3, 47, 110)
+# Less than half of what the requests of one engine take; of device and of host each.
+KV_GB = 0.00014
+# Fewer than there are: the engines take room in the cache from each other.
+CACHED_MODELS = 3.3
+DEVICE_MODELS = 2.3
+# A model takes ten milliseconds and more: longer than a step, shorter than a turn.
+LINK_GB_PER_S = 0.03
+ROOMY = Settings(model_cache_budget_gb=0.05, kv_budget_gb=0.05, threads_per_instance=1)
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    paths = [
+        make_checkpoint(root / name, family, seed=seed, **changes)
+        for seed, (name, (family, changes)) in enumerate(MODELS.items())
+    ]
+    return tuple(resolve(str(path), str(root)) for path in paths)
+
+
+def requests_of(specs, prefix=""):
+    return [
+        make_request(
+            f"{prefix}{spec.id} {i}",
+            [(11 * k + 5 * i) % 300 + 3 for k in range(length)],
+            model=spec.id,
+            sampling=(GREEDY, SEEDED)[i % 2],
+            max_tokens=9 + i,
+        )
+        for spec in specs
+        for i, length in enumerate(LENGTHS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(specs):
+    tokens = {}
+    with own_regions() as regions:
+        engine = open_engine(ROOMY, specs, regions)
+        for request in requests_of(specs):
+            load_in_thread(engine, request.model)
+            runner = Runner(engine)
+            runner.submit(request)
+            tokens |= runner.finish()
+        engine.close()
+    assert len({tuple(line) for line in tokens.values()}) == len(tokens)
+    return tokens
+
+
+def settings_of(device, specs):
+    largest_gb = max(spec.weight_bytes for spec in specs) / GB
+    return Settings(
+        device=device,
+        colocated_count=2,
+        threads_per_instance=1,
+        model_cache_budget_gb=CACHED_MODELS * largest_gb,
+        kv_budget_gb=KV_GB,
+        device_memory_gb=KV_GB + DEVICE_MODELS * largest_gb if device == "staged" else 0,
+        link_gb_per_s=LINK_GB_PER_S,
+    )
+
+
+def disturb(devices, specs, seed):
+    """Return the tokens of all requests, and what happened to them."""
+    choose = random.Random(seed)
+    with own_regions() as regions, ExitStack() as opened:
+        engines = [open_engine(settings_of(one, specs), specs, regions) for one in devices]
+        for engine in engines:
+            opened.callback(engine.close)
+        whims = Whims(engines, [spec.id for spec in specs], choose)
+        doomed = requests_of(specs[:2], "doomed ")
+        requests = [*requests_of(specs), *doomed]
+        choose.shuffle(requests)
+        whims.submit(*requests)
+        whims.finish([request.id for request in doomed])
+        assert [all_kv_bytes(engine) for engine in engines] == [0, 0]
+        for engine in engines:
+            moved = engine.usage().moved
+            whims.did |= {"kv_out": moved["kv_out"].count, "kv_in": moved["kv_in"].count}
+    for request in doomed:
+        del whims.tokens[request.id]
+    return whims.tokens, whims.did
+
+
+@pytest.mark.parametrize(
+    "devices", [("cpu", "cpu"), ("staged", "staged"), ("cpu", "staged")], ids=" and ".join
+)
+def test_tokens_are_those_of_an_undisturbed_run(devices, specs, undisturbed):
+    did = Counter()
+    for seed in range(SEEDS):
+        tokens, paths = disturb(devices, specs, seed)
+        assert tokens == undisturbed, (seed, paths)
+        did += paths
+    # What these seeds are there for; each of it happens many times.
+    expected = {"preempted", "handed over", "resumed", "cancelled"}
+    expected |= {"prefetch right", "prefetch wrong"}
+    if "cpu" in devices:
+        expected |= {"evicted by others"}
+    if "staged" in devices:
+        expected |= {"kv_out", "kv_in"}
+    assert expected <= set(+did), did
