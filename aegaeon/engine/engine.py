@@ -21,6 +21,7 @@ from aegaeon.errors import (
     CheckpointError,
     InvalidRequest,
     LoadCancelled,
+    LoadStalled,
     WeightsEvicted,
 )
 from aegaeon.memory.costs import SwapCosts
@@ -150,6 +151,9 @@ class ModelEngine(Engine):
         try:
             brought = self._weights.bring_in(action.model, action.evict)
             self._weights.await_rest(action.model, self._is_at_rest)
+        except LoadStalled as error:
+            log.warning("load put off model=%s error=%s", action.model, error)
+            return WeightsLost(action.model)
         except AegaeonError as error:
             self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from aegaeon._native import CachedModel, WeightCache
-from aegaeon.errors import AegaeonError, CheckpointError, LoadCancelled, WeightsEvicted
+from aegaeon.errors import (
+    AegaeonError,
+    CheckpointError,
+    LoadCancelled,
+    LoadStalled,
+    WeightsEvicted,
+)
 from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
@@ -27,6 +33,8 @@ FIRST_STAGES = 2
 ROOM_S = 30.0
 # Between looks at whether the loader of a stage that is awaited still lives.
 LOOK_S = 0.5
+# How long a load keeps others from theirs while nothing comes in.
+STALL_S = 3.0
 # No stage that is still coming takes so long; a disk that hangs must not hang a step for ever.
 STAGE_S = 60.0
 # For a load that is given up to notice; one whose disk hangs ends by itself, when the disk answers.
@@ -67,6 +75,7 @@ class HostModel:
         self._readers = readers
         self._traffic = traffic
         self._is_whole = False
+        self._give_up_s = time.monotonic() + STAGE_S  # on the first stages
         self._is_interrupted = False
         self._failure: CheckpointError | None = None
         self._arrival: threading.Thread | None = None
@@ -77,24 +86,41 @@ class HostModel:
         """Stages that are in, counted from the first without a gap."""
         return self.memory.stages_done
 
+    def await_first(self) -> None:
+        """Return when a forward pass may begin. Raises as `await_stage`, and LoadStalled."""
+        stall_s = time.monotonic() + STALL_S
+        while True:
+            if self.memory.wait_stage(FIRST_STAGES, 0.0):
+                return
+            if stall_s <= time.monotonic() < self._give_up_s:
+                raise LoadStalled(f"{self.model} is long in coming; look whether its disk answers")
+            self._look_after(FIRST_STAGES - 1, self._give_up_s)
+
     def await_stage(self, stage: int) -> None:
         """Return when `stage` is in. Raises CheckpointError when it cannot be read, WeightsEvicted
         when the model was evicted meanwhile."""
         if self._is_whole:
             return
         give_up_s = time.monotonic() + STAGE_S
-        while not self.memory.wait_stage(stage + 1, LOOK_S):
-            if self._is_interrupted:
-                raise LoadCancelled(f"{self.model} is not wanted here any more; load it again")
-            if self.memory.take_over():
-                log.warning("load taken over from a dead process model=%s", self.model)
-                self._start_arrival(is_loader=True)
-            elif time.monotonic() >= give_up_s:
-                raise CheckpointError(
-                    f"stage {stage} of {self.model} has not come within {STAGE_S:.0f} s; "
-                    "look whether the disk answers"
-                )
+        while not self._look_after(stage, give_up_s):
+            pass
         self._is_whole = self.memory.stages_done >= self.plan.stages
+
+    def _look_after(self, stage: int, give_up_s: float) -> bool:
+        """Wait a moment for `stage`, say whether it is in; take the load over from the dead."""
+        if self.memory.wait_stage(stage + 1, LOOK_S):
+            return True
+        if self._is_interrupted:
+            raise LoadCancelled(f"{self.model} is not wanted here any more; load it again")
+        if self.memory.take_over():
+            log.warning("load taken over from a dead process model=%s", self.model)
+            self._start_arrival(is_loader=True)
+        elif time.monotonic() >= give_up_s:
+            raise CheckpointError(
+                f"stage {stage} of {self.model} has not come within {STAGE_S:.0f} s; "
+                "look whether the disk answers"
+            )
+        return False
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -171,6 +197,7 @@ class WeightSource:
         self._traffic = traffic
         self._readers = readers
         self._plans = {spec.id: _Planned(spec) for spec in specs}
+        self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
 
     @property
     def used_bytes(self) -> int:
@@ -184,19 +211,27 @@ class WeightSource:
 
     def open(self, model: ModelId) -> HostModel:
         """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all
-        room, CheckpointError, UnsupportedModel."""
+        room, CheckpointError, UnsupportedModel, and LoadStalled: what was begun goes on then."""
         planned = self._plans[model]
         plan, key = self._current(planned, model)
         self._cache.set_demand(key, planned.is_wanted)
         give_up_s = time.monotonic() + ROOM_S
         while True:
-            left_s = max(0.0, give_up_s - time.monotonic())
-            cached = self._cache.acquire(key, model, plan.total_bytes, plan.stages, left_s)
-            host = HostModel(model, plan, cached, self._readers, self._traffic)
+            host = self._coming.pop(model, None)
+            if host is not None and host.plan is not plan:
+                host.close()
+                host = None
+            if host is None:
+                left_s = max(0.0, give_up_s - time.monotonic())
+                cached = self._cache.acquire(key, model, plan.total_bytes, plan.stages, left_s)
+                host = HostModel(model, plan, cached, self._readers, self._traffic)
             try:
-                host.await_stage(FIRST_STAGES - 1)
+                host.await_first()
                 self._evictions.write()
                 return host
+            except LoadStalled:
+                self._coming[model] = host
+                raise
             except WeightsEvicted:
                 # Its loader gave up, or it went again before we looked.
                 host.close()
@@ -231,6 +266,8 @@ class WeightSource:
 
     def close(self) -> None:
         """Let go of the cache; what it holds stays for others."""
+        while self._coming:
+            self._coming.popitem()[1].close()
         self._cache.close()
 
     def _current(self, planned: "_Planned", model: ModelId) -> tuple[PackPlan, bytes]:

@@ -42,7 +42,7 @@ class Weights(ABC):
         """Make `model` usable, giving up `evict`, which nobody uses now.
 
         Returns when its first layers are in; a use waits for each later one. Raises CheckpointError
-        and BudgetTooSmall, and then `model` is not here.
+        and BudgetTooSmall, and then `model` is not here; LoadStalled, when it may be later.
         """
 
     @abstractmethod

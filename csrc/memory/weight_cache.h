@@ -77,7 +77,8 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
 
   std::vector<EntryStatus> status();
   std::vector<Eviction> evictions();
-  std::uint64_t used_bytes();
+  // Of all entries, those on their way in or out too.
+  std::uint64_t used_bytes() const;
   std::uint64_t budget_bytes() const { return directory_.budget_bytes(); }
   std::uint64_t bytes_read() const { return directory_.control().bytes_read.load(); }
   const std::string& path() const { return directory_.path(); }
