@@ -22,7 +22,7 @@ LEAST_SEQUENCE_TOKENS = 256
 # A load: so many that the disk's queue stays full while some of them pack. A chunk is read into one
 # buffer and packed by slices.
 READER_THREADS = 8
-READER_CHUNK_BYTES = 2 << 20
+READER_CHUNK_BYTES = 4 << 20
 READER_SLICE_BYTES = 128 << 10
 READER_SLICES = 2
 # Copies between host and device; a chunk of each thread is on its way.

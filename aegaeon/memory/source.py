@@ -82,6 +82,11 @@ class HostModel:
         self._start_arrival(is_loader=cached.is_loader)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all stages are in and somebody has awaited the last one."""
+        return self._is_whole
+
+    @property
     def stages_done(self) -> int:
         """Stages that are in, counted from the first without a gap."""
         return self.memory.stages_done
@@ -198,6 +203,8 @@ class WeightSource:
         self._readers = readers
         self._plans = {spec.id: _Planned(spec) for spec in specs}
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
+        self._lock = threading.Lock()
+        self._mapped: dict[ModelId, HostModel] = {}  # taken back whole, and nobody's now
 
     @property
     def used_bytes(self) -> int:
@@ -215,6 +222,12 @@ class WeightSource:
         planned = self._plans[model]
         plan, key = self._current(planned, model)
         self._cache.set_demand(key, planned.is_wanted)
+        mapped = self._take_mapped(model)
+        if mapped is not None:
+            if mapped.plan is plan and mapped.is_present:
+                mapped.memory.note_use()
+                return mapped
+            mapped.close()
         give_up_s = time.monotonic() + ROOM_S
         while True:
             host = self._coming.pop(model, None)
@@ -240,6 +253,18 @@ class WeightSource:
             except BaseException:
                 host.close()
                 raise
+
+    def take_back(self, host: HostModel) -> None:
+        """Let go of a model. One that is whole stays mapped until it is opened again: that saves
+        the system 0.2 s for each GB, and keeps nobody from evicting it."""
+        before = self._take_mapped(host.model)
+        if before is not None:
+            before.close()
+        if host.is_whole and host.is_present:
+            with self._lock:
+                self._mapped[host.model] = host
+        else:
+            host.close()
 
     def is_current(self, model: ModelId, plan: PackPlan) -> bool:
         """Whether the files of `model` are still those that `plan` was made of."""
@@ -268,6 +293,10 @@ class WeightSource:
         """Let go of the cache; what it holds stays for others."""
         while self._coming:
             self._coming.popitem()[1].close()
+        for model in self._plans:
+            mapped = self._take_mapped(model)
+            if mapped is not None:
+                mapped.close()
         self._cache.close()
 
     def _current(self, planned: "_Planned", model: ModelId) -> tuple[PackPlan, bytes]:
@@ -287,6 +316,10 @@ class WeightSource:
         that cannot be loaded."""
         entries = self._cache.status()
         return any(entry.model == model and entry.state == "ready" for entry in entries)
+
+    def _take_mapped(self, model: ModelId) -> HostModel | None:
+        with self._lock:
+            return self._mapped.pop(model, None)
 
 
 class _Planned:

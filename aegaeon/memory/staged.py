@@ -93,7 +93,7 @@ class StagedWeights(Weights):
             host.close()
             raise
         target = self._arena.address + place.offset
-        arrival = Arrival(host, target, self._copier, self._traffic)
+        arrival = Arrival(host, target, self._copier, self._traffic, self._source.take_back)
         try:
             arrival.await_stage(FIRST_STAGES - 1)
             held = _Held(arrival, self._view(model, place, arrival))
