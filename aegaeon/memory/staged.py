@@ -69,7 +69,6 @@ class StagedWeights(Weights):
 
     def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
         for victim in evict:
-            self._source.set_demand(victim, False)
             self.drop(victim)
         held = self._models.get(model)
         if held is not None:
