@@ -78,7 +78,7 @@ class Way:
         self.arrival = None
 
     def begin(self):
-        self.arrival = Arrival(self.host, self.arena.address, self.copier, Traffic())
+        self.arrival = Arrival(self.host, self.arena.address, self.copier, Traffic(), Host.close)
         return self.arrival
 
     def await_tickets(self, count):
