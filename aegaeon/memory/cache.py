@@ -6,11 +6,15 @@ The cache itself is native (csrc/memory); what is loaded where is the caller's p
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from aegaeon._native import CachedModel, LoadJob, WeightCache
+from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import DeadlineExceeded, WeightsEvicted
+
+if TYPE_CHECKING:
+    from aegaeon._native import LoadJob  # a name for types only
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ class CacheRequest(msgspec.Struct, frozen=True):
     stages: int
 
 
-Jobs = Callable[[], list[LoadJob]]
+Jobs = Callable[[], list["LoadJob"]]
 
 
 def bring_in(

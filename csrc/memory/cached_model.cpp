@@ -226,20 +226,17 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
   first_stage_ = stages_done();
   load_began_ns_ = shm::now_ns();
   const std::string data = cache_->directory_.data_path(slot_, generation_);
+  const auto publish = [this](std::uint32_t done) {
+    entry().stages_done.store(done);
+    cache_->directory_.signal_entry(slot_);
+  };
+  const auto is_unwanted = [this] { return is_cancelled_.load() || cache_->is_closed(); };
   reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
                                      Target{file_.get(), address_, data}, first_stage_, threads,
-                                     [this](std::uint32_t done) {
-                                       entry().stages_done.store(done);
-                                       cache_->directory_.signal_entry(slot_);
-                                     });
+                                     Progress{publish, is_unwanted});
 }
 
-bool CachedModel::wait_for_load(std::int64_t timeout_ns) {
-  if (is_cancelled_.load() || cache_->is_closed()) {
-    reader_->cancel();
-  }
-  return reader_->wait(timeout_ns);
-}
+bool CachedModel::wait_for_load(std::int64_t timeout_ns) { return reader_->wait(timeout_ns); }
 
 void CachedModel::finish_load() {
   end_load_on_failure([this] {

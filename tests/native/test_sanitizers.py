@@ -1,4 +1,4 @@
-"""Ring and table under the thread and address sanitizers, in a program without Python."""
+"""Shared memory under the thread and address sanitizers, in programs without Python."""
 
 import os
 import platform
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = [*sorted((ROOT / "csrc" / "shm").glob("*.cpp")), ROOT / "csrc/testing/shm_stress.cpp"]
-HEADERS = sorted((ROOT / "csrc" / "shm").glob("*.h"))
+# The programs of csrc/testing, and the directories of csrc that each consists of.
+PROGRAMS = {"shm_stress": ["shm"], "cache_stress": ["shm", "memory"]}
 
 
 def compiler() -> str:
@@ -22,10 +22,13 @@ def compiler() -> str:
     return found
 
 
-def build(sanitizer: str) -> Path:
+def build(name: str, sanitizer: str) -> Path:
     """Compile the program; kept in build/ until a source changes."""
-    program = ROOT / "build" / "sanitizers" / f"shm_stress-{sanitizer.replace(',', '-')}"
-    newest = max(source.stat().st_mtime for source in [*SOURCES, *HEADERS])
+    program = ROOT / "build" / "sanitizers" / f"{name}-{sanitizer.replace(',', '-')}"
+    files = [file for part in PROGRAMS[name] for file in (ROOT / "csrc" / part).iterdir()]
+    main = ROOT / "csrc" / "testing" / f"{name}.cpp"
+    sources = [*sorted(file for file in files if file.suffix == ".cpp"), main]
+    newest = max(source.stat().st_mtime for source in [*files, main])
     if program.exists() and program.stat().st_mtime > newest:
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +36,7 @@ def build(sanitizer: str) -> Path:
     command = [
         compiler(), "-std=c++17", "-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror",
         f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}",
-        *map(str, SOURCES), "-o", str(fresh),
+        *map(str, sources), "-o", str(fresh),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find" in result.stderr and "san" in result.stderr:
@@ -49,12 +52,13 @@ def shm_directory() -> Iterator[str]:
         yield directory
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_the_sanitizers_find_nothing(sanitizer, shm_directory):
-    command = [str(build(sanitizer)), shm_directory]
+def test_the_sanitizers_find_nothing(name, sanitizer, shm_directory):
+    command = [str(build(name, sanitizer)), shm_directory]
     if setarch := shutil.which("setarch"):
         # Thread sanitizers of older compilers cannot place themselves among randomised addresses.
         command = [setarch, platform.machine(), "-R", *command]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "shm_stress: ok\n"
+    assert result.stdout == f"{name}: ok\n"
