@@ -69,6 +69,18 @@ std::shared_ptr<CachedModel> acquire(WeightCache& cache, const memory::Wanted& w
   }
 }
 
+void set_demand(WeightCache& cache, const py::bytes& bytes, bool is_wanted) {
+  const memory::ModelKey key = key_of(bytes);
+  const py::gil_scoped_release released;
+  cache.set_demand(key, is_wanted);
+}
+
+bool evict(WeightCache& cache, const py::bytes& bytes) {
+  const memory::ModelKey key = key_of(bytes);
+  const py::gil_scoped_release released;
+  return cache.evict(key);
+}
+
 bool wait_stage(CachedModel& model, std::uint32_t count, double timeout_s) {
   const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
   while (true) {
@@ -180,22 +192,8 @@ void bind_weight_cache(py::module_& module) {
           },
           py::arg("key"), py::arg("model"), py::arg("size_bytes"), py::arg("stages"),
           py::arg("timeout_s"))
-      .def(
-          "set_demand",
-          [](WeightCache& cache, const py::bytes& key, bool is_wanted) {
-            const auto wanted = key_of(key);
-            const py::gil_scoped_release free;
-            cache.set_demand(wanted, is_wanted);
-          },
-          py::arg("key"), py::arg("is_wanted"))
-      .def(
-          "evict",
-          [](WeightCache& cache, const py::bytes& key) {
-            const auto unwanted = key_of(key);
-            const py::gil_scoped_release free;
-            return cache.evict(unwanted);
-          },
-          py::arg("key"))
+      .def("set_demand", &set_demand, py::arg("key"), py::arg("is_wanted"))
+      .def("evict", &evict, py::arg("key"))
       .def("status", &WeightCache::status, released())
       .def("evictions", &WeightCache::evictions, released())
       .def("close", &WeightCache::close, released())

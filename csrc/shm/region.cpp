@@ -111,7 +111,8 @@ void check_header(const std::string& path, const Header& header, std::size_t fil
   }
   if (header.kind != kind) {
     mismatch(path, "holds kind " + std::to_string(static_cast<int>(header.kind)) +
-                       " (1 ring, 2 table, 3 weights), not " + std::to_string(static_cast<int>(kind)));
+                       " (1 ring, 2 table, 3 weights), not " +
+                       std::to_string(static_cast<int>(kind)));
   }
   if (header.host != host_identity()) {
     mismatch(path,

@@ -34,7 +34,7 @@ constexpr std::uint32_t kStages = 4;
 constexpr std::uint64_t kStageBytes = 8192;
 constexpr std::uint64_t kModelBytes = kStages * kStageBytes;
 constexpr std::uint32_t kPlayers = 4;
-constexpr std::uint32_t kRounds = 250;
+constexpr std::uint32_t kRounds = 120;
 constexpr std::int64_t kPatience = 40 * kSecond;
 
 void require(bool claim, const char* what) {
