@@ -1,5 +1,6 @@
 """One or a few clients of the weight cache in one process: pins, evictions, refusals."""
 
+import contextlib
 import gc
 import os
 import threading
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 
 from aegaeon import _native
-from aegaeon.errors import BudgetTooSmall, RegionError, RegionMismatch, WeightsEvicted
+from aegaeon.errors import (
+    BudgetTooSmall,
+    LoadCancelled,
+    RegionError,
+    RegionMismatch,
+    WeightsEvicted,
+)
 from aegaeon.memory.cache import CacheRequest, EvictionLog, bring_in
 from tests.support.weight_files import key, plain
 
@@ -265,6 +272,28 @@ def test_a_removed_data_file_means_loading_again(cache, plan, region_path):
         file.unlink()
     again = plan.acquire(cache, 0)
     assert again.is_loader
+    again.load(plan.jobs, 1)
+    plan.check(again)
+
+
+def test_a_half_load_whose_file_was_removed_begins_again(cache, tmp_path, region_path):
+    plan = plain(tmp_path / "large", stages=48, stage_bytes=MODEL // 16)
+    model, waiter = plan.acquire(cache, 0), plan.acquire(cache, 0)
+
+    def run():
+        with contextlib.suppress(LoadCancelled):
+            model.load(plan.jobs, 1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert waiter.wait_stage(1, 10.0)
+    model.cancel()
+    thread.join()
+    for file in Path(region_path).parent.glob(f"{Path(region_path).name}+*"):
+        file.unlink()
+    again = plan.acquire(cache, 0)
+    assert again.is_loader
+    assert again.stages_done == 0
     again.load(plan.jobs, 1)
     plan.check(again)
 
