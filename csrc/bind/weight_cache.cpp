@@ -121,18 +121,6 @@ void load(CachedModel& model, const py::iterable& jobs, int threads) {
   model.finish_load();
 }
 
-void set_demand(WeightCache& cache, const py::bytes& key, bool is_wanted) {
-  const auto wanted = key_of(key);
-  const py::gil_scoped_release released;
-  cache.set_demand(wanted, is_wanted);
-}
-
-bool evict(WeightCache& cache, const py::bytes& key) {
-  const auto unwanted = key_of(key);
-  const py::gil_scoped_release released;
-  return cache.evict(unwanted);
-}
-
 py::buffer_info buffer_of(CachedModel& model) {
   return py::buffer_info(const_cast<std::byte*>(model.address()), 1,
                          py::format_descriptor<std::uint8_t>::format(),

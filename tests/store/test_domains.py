@@ -29,8 +29,7 @@ OWNER = """
     import sys, time
     from pathlib import Path
     from aegaeon.config import Settings
-    from aegaeon.store import domains
-from aegaeon.store.domains import claim_domain
+    from aegaeon.store.domains import claim_domain
     from aegaeon.store.shm import ShmDomain
     name, directory = sys.argv[1], Path(sys.argv[2])
     claim = claim_domain(Settings(domain=name), directory)
