@@ -298,7 +298,7 @@ def _plan(settings: Settings, as_json: bool) -> None:
     specs = resolve_all(settings.models, settings.models_dir)
     machine = read_machine(removable_files(settings))
     node = lay_out(settings, specs, machine)
-    check_room(node, machine)
+    check_room(node, specs, machine)
     plan = make_plan(settings, specs, node, machine, Probes(measure_disk, measure_copy))
     if as_json:
         print(json.dumps(msgspec.to_builtins(plan), indent=2))
