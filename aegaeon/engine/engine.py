@@ -31,6 +31,7 @@ from aegaeon.memory.weights import ResidentModel, Weights
 from aegaeon.types import (
     ComputeAction,
     Decode,
+    Failure,
     KvHandle,
     Load,
     Loaded,
@@ -54,10 +55,6 @@ log = logging.getLogger(__name__)
 AT_REST_S = 0.02
 
 Result = TypeVar("Result")
-Failure = tuple[RequestId, str, str]
-# After a step for which there was no room at all: others have it, or the system has no memory left.
-# Either may change; to ask again at once would only burn the processor.
-NO_ROOM_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +211,7 @@ class ModelEngine(Engine):
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
             ready, preempted = self._sequences.make_room(wanted)
-        if not ready:
-            time.sleep(NO_ROOM_S)
+            shortage = self._kv.shortage if preempted else ""
         ready = self._kv.await_any(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         tokens: list[NewToken] = []
@@ -229,7 +225,9 @@ class ModelEngine(Engine):
         took_s = time.perf_counter() - started
         if isinstance(action, Prefill):
             self._costs.note_prefill(action.model, missing, took_s)
-        return Stepped(action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed))
+        return Stepped(
+            action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed), shortage
+        )
 
     def _take_tokens(
         self, parts: list[Part], logits: Logits, tokens: list[NewToken], failed: list[Failure]
