@@ -257,7 +257,8 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
 
 class WeightsLost(msgspec.Struct, frozen=True, tag=True):
     """The action did nothing: others took the room of `model`'s weights, which must be loaded
-    again. Its requests keep their tokens and their KV."""
+    again. Its requests keep their tokens and their KV. Of a Load: it is long in coming; others may
+    be loaded until it is asked for again."""
 
     model: ModelId
 

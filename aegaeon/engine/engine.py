@@ -21,6 +21,7 @@ from aegaeon.errors import (
     CheckpointError,
     InvalidRequest,
     LoadCancelled,
+    LoadStalled,
     WeightsEvicted,
 )
 from aegaeon.memory.costs import SwapCosts
@@ -147,7 +148,11 @@ class ModelEngine(Engine):
         try:
             brought = self._weights.bring_in(action.model, action.evict)
             self._weights.await_rest(action.model, self._is_at_rest)
+        except LoadStalled as error:
+            log.warning("load put off model=%s error=%s", action.model, error)
+            return WeightsLost(action.model)
         except AegaeonError as error:
+            self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
             # What torch and the system raise while weights come in is this model's trouble only.

@@ -70,7 +70,7 @@ class InPlaceWeights(Weights):
             raise
         self.drop(model)
         self._models[model] = fresh
-        return BroughtIn(host.plan.total_bytes, self._find_evicted())
+        return BroughtIn(host.plan.total_bytes, self._find_evicted(model))
 
     def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
         held = self._models.get(model)
@@ -105,9 +105,10 @@ class InPlaceWeights(Weights):
             held.note_use()
             yield held.resident
 
-    def _find_evicted(self) -> tuple[ModelId, ...]:
-        """Let go of the models that lost their room, to whomever."""
-        gone = tuple(m for m, held in tuple(self._models.items()) if not held.host.is_present)
+    def _find_evicted(self, but: ModelId) -> tuple[ModelId, ...]:
+        """Let go of the models that lost their room, to whomever; of `but` its next use tells."""
+        others = tuple((m, held) for m, held in tuple(self._models.items()) if m != but)
+        gone = tuple(m for m, held in others if not held.host.is_present)
         for model in gone:
             self.drop(model)
         return gone

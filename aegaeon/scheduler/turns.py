@@ -193,10 +193,7 @@ class TurnScheduler(Scheduler):
             case Stepped():
                 self._on_stepped(outcome, now)
             case WeightsLost():
-                self._in_flight = None
-                self._drop(outcome.model)
-                group = self._groups[outcome.model]
-                self._hopeless += self._loads.lost(group, now, self._worth_s(group.load_s))
+                self._on_weights_lost(self._groups[outcome.model], now)
             case Loaded():
                 for model in outcome.evicted:
                     self._drop(model)
@@ -247,6 +244,15 @@ class TurnScheduler(Scheduler):
         """The weights of `model` are not here any more."""
         self._leave_current((model,))
         self._residency.drop(model)
+
+    def _on_weights_lost(self, group: Group, now: float) -> None:
+        """From either lane, as `_on_load_failed`; a load that is put off costs no request."""
+        if self._residency.loading == group.model:
+            self._loads.failed(group, now)
+        else:
+            self._in_flight = None
+            self._drop(group.model)
+            self._hopeless += self._loads.lost(group, now, self._worth_s(group.load_s))
 
     def _leave_current(self, gone: tuple[ModelId, ...]) -> None:
         """The device is nobody's when the weights of the current model are among those `gone`."""

@@ -69,6 +69,18 @@ std::shared_ptr<CachedModel> acquire(WeightCache& cache, const memory::Wanted& w
   }
 }
 
+void set_demand(WeightCache& cache, const py::bytes& bytes, bool is_wanted) {
+  const memory::ModelKey key = key_of(bytes);
+  const py::gil_scoped_release released;
+  cache.set_demand(key, is_wanted);
+}
+
+bool evict(WeightCache& cache, const py::bytes& bytes) {
+  const memory::ModelKey key = key_of(bytes);
+  const py::gil_scoped_release released;
+  return cache.evict(key);
+}
+
 bool wait_stage(CachedModel& model, std::uint32_t count, double timeout_s) {
   const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
   while (true) {
@@ -107,18 +119,6 @@ void load(CachedModel& model, const py::iterable& jobs, int threads) {
   }
   const py::gil_scoped_release released;
   model.finish_load();
-}
-
-void set_demand(WeightCache& cache, const py::bytes& key, bool is_wanted) {
-  const auto wanted = key_of(key);
-  const py::gil_scoped_release released;
-  cache.set_demand(wanted, is_wanted);
-}
-
-bool evict(WeightCache& cache, const py::bytes& key) {
-  const auto unwanted = key_of(key);
-  const py::gil_scoped_release released;
-  return cache.evict(unwanted);
 }
 
 py::buffer_info buffer_of(CachedModel& model) {

@@ -71,9 +71,9 @@ struct Entry {
   std::atomic<std::int64_t> used_at_ns;
   std::atomic<double> uses;  // decaying, as of used_at_ns
   std::array<std::atomic<std::uint32_t>, kClients> pins;
+  std::atomic<std::uint64_t> size_bytes;  // written under the lock, before the entry exists
   // From here on under the lock.
   ModelKey key;
-  std::uint64_t size_bytes;
   std::uint32_t stages;
   double reload_s;  // estimated, then measured
   std::int64_t protected_until_ns;

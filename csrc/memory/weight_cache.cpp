@@ -333,10 +333,9 @@ void WeightCache::close() {
   directory_.signal_room();
 }
 
-std::uint64_t WeightCache::used_bytes() {
-  const Directory::Locked held(directory_);
-  return directory_.used_bytes();
-}
+// Without the lock, for everybody looks at this all the time: a process that was stopped while it
+// held the lock must not stop them as well.
+std::uint64_t WeightCache::used_bytes() const { return directory_.used_bytes(); }
 
 std::vector<EntryStatus> WeightCache::status() {
   const Directory::Locked held(directory_);

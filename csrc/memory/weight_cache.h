@@ -18,8 +18,8 @@
 
 namespace aegaeon::memory {
 
-// What a thread reads at a time: with the pages before and after, a huge one (see Reader).
-constexpr std::size_t kChunkBytes = (std::size_t{2} << 20) - 2 * kDirectAlignment;
+// What a thread reads at a time: with the pages before and after, two huge ones (see Reader).
+constexpr std::size_t kChunkBytes = (std::size_t{4} << 20) - 2 * kDirectAlignment;
 
 struct Wanted {
   ModelKey key;
@@ -77,7 +77,8 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
 
   std::vector<EntryStatus> status();
   std::vector<Eviction> evictions();
-  std::uint64_t used_bytes();
+  // Of all entries, those on their way in or out too.
+  std::uint64_t used_bytes() const;
   std::uint64_t budget_bytes() const { return directory_.budget_bytes(); }
   std::uint64_t bytes_read() const { return directory_.control().bytes_read.load(); }
   const std::string& path() const { return directory_.path(); }

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from aegaeon.errors import BudgetTooSmall, ModelNotFound, Overloaded
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
-from aegaeon.types import Decode, Idle, Load, LoadFailed, Prefill, Switch
+from aegaeon.types import Decode, Idle, Load, Loaded, LoadFailed, Prefill, Switch, WeightsLost
 from tests.support.scripted import LOAD_S, SHORTAGE, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
@@ -331,3 +331,17 @@ def test_load_failure_frees_requests_of_its_own_model_only():
     assert scheduler.next_load(0.0) == Load("a")
     scheduler.complete(LoadFailed("a", "x", "y"), 0.1)
     assert scheduler.snapshot().waiting == {"b": 1}
+
+
+def test_a_load_that_is_put_off_keeps_its_requests_and_lets_others_load():
+    scheduler = TurnScheduler(Residency({"a": 1, "b": 1}, 1), ("a", "b"), TurnLimits())
+    scheduler.submit(make_request("r", "a"), 0.0)
+    scheduler.submit(make_request("s", "b"), 0.0)
+    assert scheduler.next_load(0.0) == Load("a")
+    scheduler.complete(WeightsLost("a"), 3.0)
+    assert scheduler.snapshot().waiting == {"a": 1, "b": 1}
+    assert scheduler.next_load(3.0) == Load("b")
+    scheduler.complete(Loaded("b", 1, 0.1), 3.1)
+    scheduler.cancel("s", 3.1)
+    assert scheduler.next_load(3.1) is None
+    assert scheduler.next_load(4.1) == Load("a", ("b",))
