@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import final
 
-LoadJob = tuple[str, int, int, int, int, int, int, int, int, int]
+# (path, bytes, mtime_ns, inode)
+PlannedFile = tuple[str, int, int, int]
+LoadJob = tuple[PlannedFile, int, int, int, int, int, int, int, int, int]
 
 class WeightCache:
     """The weights of a node's models in shared memory: each once, loaded once, evicted by worth.
@@ -124,7 +126,7 @@ class CachedModel:
     def load(self, jobs: Iterable[LoadJob], threads: int) -> None:
         """Load the missing stages with `threads` threads, each holding up to three chunks (6 MiB).
 
-        A job is a tensor: `rows` rows of `row_bytes` at `file_offset` of `path`. Layout 0 copies
+        A job is a tensor: `rows` rows of `row_bytes` at `file_offset` of a file. Layout 0 copies
         them; 1 makes tiles, [ceil(rows/32)][columns][32] elements, missing rows zero, of elements
         of 2 or 4 bytes. `convert`: 0 none, 1 bf16 to f32, 2 f16 to f32. Destinations are multiples
         of 64, apart from each other, and in the order of stages.

@@ -260,7 +260,7 @@ class _Planned:
         """Return the plan and its key, both of the files as they are now. Raises CheckpointError,
         UnsupportedModel."""
         before = self.before
-        if before is not None and before[0].digest() == before[1]:
+        if before is not None and before[0].is_current():
             return before
         plan = plan_pack(plan_load(self._path))
         self._plan, self.key = plan, plan.digest()

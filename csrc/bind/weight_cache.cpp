@@ -31,13 +31,22 @@ memory::ModelKey key_of(const py::bytes& bytes) {
   return key;
 }
 
+memory::PlannedFile file_of(const py::handle& item) {
+  const auto file = py::cast<py::tuple>(item);
+  if (file.size() != 4) {
+    throw py::value_error("the file of a job is a tuple of four, see CachedModel.load");
+  }
+  return {file[0].cast<std::string>(), file[1].cast<std::uint64_t>(), file[2].cast<std::int64_t>(),
+          file[3].cast<std::uint64_t>()};
+}
+
 memory::Job job_of(const py::handle& item) {
   const auto job = py::cast<py::tuple>(item);
   if (job.size() != 10) {
     throw py::value_error("a job is a tuple of ten, see CachedModel.load");
   }
   const auto number = [&job](std::size_t at) { return job[at].cast<std::uint64_t>(); };
-  return {job[0].cast<std::string>(),
+  return {file_of(job[0]),
           number(1),
           number(2),
           number(3),
