@@ -149,7 +149,7 @@ class KvPool:
 
     def slab_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` in a slab."""
-        return self.slab_bytes // shape.block_bytes
+        return _blocks_in(self.slab_bytes, shape)
 
     def capacity_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` that this client may hold when nothing else is in the arena."""
@@ -208,11 +208,18 @@ class KvPool:
 
     def pages(self, shape: KvShape) -> Tensor:
         """Return the arena as pages of `shape`: [pages, block_tokens, head_dim]."""
-        return self._arena.view(shape.dtype).view(-1, BLOCK_TOKENS, shape.head_dim)
+        whole = len(self._arena) // shape.page_bytes * shape.page_bytes
+        return self._arena[:whole].view(shape.dtype).view(-1, BLOCK_TOKENS, shape.head_dim)
 
     def view(self, shape: KvShape, sequences: Sequence[KvRows]) -> KvView:
         """Return what a device needs to run `sequences`."""
         return KvView(shape, self.pages(shape), sequences)
+
+def _blocks_in(slab_bytes: int, shape: KvShape) -> int:
+    # Where slabs are not whole pages, up to a page is lost before a slab's first one.
+    lost = shape.page_bytes if slab_bytes % shape.page_bytes else 0
+    return (slab_bytes - lost) // shape.block_bytes
+
 
 
 def _shape_record(shape: KvShape) -> tuple[int, int, int]:
@@ -221,8 +228,12 @@ def _shape_record(shape: KvShape) -> tuple[int, int, int]:
 
 
 def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
-    """Return a slab size that holds whole pages of every shape and wastes the least.
+    """Return a slab size that wastes the least: of whole pages of every shape, where that is not
+    huge for the sake of one odd head_dim.
 
+    if unit > max(target, largest):
+        unit = ALIGNMENT_BYTES
+        largest = max(shape.block_bytes + shape.page_bytes for shape in shapes)
     Slabs hold at least one block of every shape; they are about 4 MiB, less in a small budget so
     that several models find one.
     """
@@ -236,7 +247,7 @@ def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
 
     def waste(units: int) -> float:
         slab = units * unit
-        return max(slab % shape.block_bytes / slab for shape in shapes)
+        return max(1 - _blocks_in(slab, shape) * shape.block_bytes / slab for shape in shapes)
 
     # The first of the least wasteful, in steps of 1/64, so that a slab is not huge for nothing.
     return unit * min(candidates, key=lambda units: (round(64 * waste(units)), units))
