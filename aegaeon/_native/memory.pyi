@@ -212,7 +212,7 @@ class KvPool:
     ) -> None:
         """Free those that are ours (and still under `offer`); `is_poisoned` zeroes them first.
 
-        Waits, 2 s at most, where another client is in the middle of taking one.
+        Waits, 2 s at most for all of them, where another client is in the middle of taking one.
         """
 
     def offer(self, shape: int, blocks: Sequence[int]) -> int | None:
@@ -238,6 +238,10 @@ class KvPool:
         """Bytes of the blocks that we hold: looks at every block."""
 
     @property
+    @property
+    def charged_bytes(self) -> int:
+        """What counts against the quota: what others have taken too, until its offer is freed."""
+
     def quota_bytes(self) -> int:
         """The most that we may hold."""
 
