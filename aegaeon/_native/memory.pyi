@@ -131,17 +131,17 @@ class CachedModel:
         of 2 or 4 bytes. `convert`: 0 none, 1 bf16 to f32, 2 f16 to f32. Destinations are multiples
         of 64, apart from each other, and in the order of stages.
 
-        Raises ValueError for jobs that make no sense, RuntimeError when we are not its loader,
-        LoadCancelled after `cancel` or a close: others may take the load over. CheckpointError
-        (file missing, too short, changed, unreadable; no room in shared memory) frees the model,
-        and is what all others who wait for it get.
+        Raises RuntimeError when we are not its loader, LoadCancelled after `cancel` or a close:
+        others may take the load over. CheckpointError (file missing, changed since it was planned,
+        unreadable; jobs that make no sense; no room in shared memory) frees the model, and is what
+        all others who wait for it get.
         """
 
-    def fail(self, message: str) -> None:
-        """Free the model that is ours to load; those who wait get CheckpointError(`message`)."""
-
     def cancel(self) -> None:
-        """Make a running `load` end with LoadCancelled within 100 ms. From any thread."""
+        """Make a running `load` end with LoadCancelled within 100 ms, and any later one at once.
+
+        From any thread.
+        """
 
     def close(self) -> None:
         """Let go of pins and of an unfinished load; buffers stay mapped. Idempotent."""

@@ -175,7 +175,6 @@ void bind_model(py::module_& module) {
       .def("take_over", &CachedModel::take_over, released())
       .def("populate", &CachedModel::populate, released())
       .def("load", &load, py::arg("jobs"), py::arg("threads"))
-      .def("fail", &CachedModel::fail, py::arg("message"), released())
       .def("cancel", &CachedModel::cancel)
       .def("close", &CachedModel::close, released());
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -217,7 +218,6 @@ void CachedModel::start_load(std::vector<Job> jobs, int threads) {
       throw std::logic_error(model_ + " is not ours to load; wait for its stages");
     }
     is_loading_ = true;
-    is_cancelled_.store(false);
   }
   end_load_on_failure([&] { begin_load(std::move(jobs), threads); });
 }
@@ -226,16 +226,29 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
   first_stage_ = stages_done();
   load_began_ns_ = shm::now_ns();
   const std::string data = cache_->directory_.data_path(slot_, generation_);
-  reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
-                                     Target{file_.get(), address_, data}, first_stage_, threads,
-                                     [this](std::uint32_t done) {
-                                       entry().stages_done.store(done);
-                                       cache_->directory_.signal_entry(slot_);
-                                     });
+  try {
+    reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
+                                       Target{file_.get(), address_, data}, first_stage_, threads,
+                                       [this](std::uint32_t done) {
+                                         entry().stages_done.store(done);
+                                         cache_->directory_.signal_entry(slot_);
+                                       });
+  } catch (const std::invalid_argument& error) {
+    // Whoever took the load over would find the same, without end.
+    throw CheckpointError(model_ + " cannot be loaded: " + error.what() +
+                          "; leave the model out, or import it again");
+  } catch (const std::bad_alloc&) {
+    throw CheckpointError(model_ +
+                          " cannot be loaded: there is no memory to read it with; "
+                          "free some, or give the machine more");
+  }
 }
 
 bool CachedModel::wait_for_load(std::int64_t timeout_ns) {
   if (is_cancelled_.load() || cache_->is_closed()) {
+  if (is_cancelled_.load()) {
+    throw LoadCancelled("the load of " + model_ + " was cancelled; acquire the model again");
+  }
     reader_->cancel();
   }
   return reader_->wait(timeout_ns);

@@ -56,9 +56,7 @@ class CachedModel {
   void start_load(std::vector<Job> jobs, int threads);
   bool wait_for_load(std::int64_t timeout_ns);
   void finish_load();
-  // Ends a load that has not started with an error for all who wait for it.
-  void fail(const std::string& message);
-  // Stops a running load after the chunks it is at. From any thread.
+  // Stops a running load after the chunks it is at, and any later one. From any thread.
   void cancel() { is_cancelled_.store(true); }
 
   // Lets go of pins and of an unfinished load, which others may take over; a running one first
@@ -83,6 +81,7 @@ class CachedModel {
 
   std::shared_ptr<WeightCache> cache_;
   std::size_t slot_;
+  void fail(const std::string& message);
   std::uint64_t generation_;
   std::uint64_t size_bytes_;
   std::uint32_t stages_;
