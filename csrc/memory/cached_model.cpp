@@ -88,10 +88,13 @@ bool CachedModel::is_current(std::uint64_t status) const {
 
 std::uint32_t CachedModel::stages_done() const {
   const std::uint32_t done = entry().stages_done.load();
+  if (generation_of(cache_->directory_.status(slot_)) != generation_) {
+    return 0;  // it may count the stages of another model by now
+  }
   if (done > stages_) {
     cache_->directory_.damaged("more stages are in than the model has");
   }
-  return generation_of(cache_->directory_.status(slot_)) == generation_ ? done : 0;
+  return done;
 }
 
 bool CachedModel::pin() {
@@ -194,6 +197,7 @@ bool CachedModel::take_over() {
   return true;
 }
 
+  const std::lock_guard<std::mutex> open(mutex_);  // so that a close finds what we take over
 // What a step of a load fails with is the end of the load.
 template <typename Step>
 void CachedModel::end_load_on_failure(const Step& step) {
