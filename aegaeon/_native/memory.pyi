@@ -39,7 +39,8 @@ class WeightCache:
     def set_demand(self, key: bytes, is_wanted: bool) -> None:
         """Say whether this process has requests for a model, which makes it dearer to evict.
 
-        It holds for as long as the client lives, also before the model is in the cache.
+        It holds for as long as the client lives, also before the model is in the cache. Waits for
+        no other process, as does `used_bytes`.
         """
 
     def evict(self, key: bytes) -> bool:
@@ -49,7 +50,7 @@ class WeightCache:
         """Return what is in the cache, in no order."""
 
     def evictions(self) -> list[Eviction]:
-        """Return the last 128 evictions of all processes, oldest first."""
+        """Return the last 127 evictions of all processes, oldest first."""
 
     def close(self) -> None:
         """Stop this client's loads within 100 ms and drop its demand. Idempotent.
@@ -238,10 +239,10 @@ class KvPool:
         """Bytes of the blocks that we hold: looks at every block."""
 
     @property
-    @property
     def charged_bytes(self) -> int:
         """What counts against the quota: what others have taken too, until its offer is freed."""
 
+    @property
     def quota_bytes(self) -> int:
         """The most that we may hold."""
 

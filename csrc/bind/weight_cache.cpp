@@ -78,19 +78,37 @@ std::shared_ptr<CachedModel> acquire(WeightCache& cache, const memory::Wanted& w
   }
 }
 
-bool wait_stage(CachedModel& model, std::uint32_t count, double timeout_s) {
-  const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
-  while (true) {
-    const std::uint32_t seen = model.change();
-    if (model.has_stages(count)) {
-      return true;
-    }
-    const std::int64_t left = deadline - shm::now_ns();
-    if (left <= 0 || model.is_abandoned()) {
-      return false;
-    }
-    wait_chunk(left, [&](std::int64_t chunk) { model.wait_for_change(seen, chunk); });
+bool pin(CachedModel& model) {
+  if (const auto is_pinned = model.try_pin()) {
+    return *is_pinned;
   }
+  const py::gil_scoped_release released;
+  return model.pin_slowly();
+}
+
+void unpin(CachedModel& model) {
+  if (model.unpin()) {
+    const py::gil_scoped_release released;
+    model.free_failed();
+  }
+}
+
+bool wait_stage(CachedModel& model, std::uint32_t count, double timeout_s) {
+  if (model.look_for_stages(count).value_or(false)) {
+    return true;
+  }
+  const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
+  bool has_stages = false;
+  bool may_come = true;
+  while (!has_stages && may_come) {
+    wait_chunk(deadline - shm::now_ns(), [&](std::int64_t chunk) {
+      const std::uint32_t seen = model.change();
+      has_stages = model.has_stages(count);
+      may_come = chunk > 0 && !has_stages && !model.is_abandoned();
+      if (may_come) model.wait_for_change(seen, chunk);
+    });
+  }
+  return has_stages;
 }
 
 void load(CachedModel& model, const py::iterable& jobs, int threads) {
@@ -168,8 +186,8 @@ void bind_model(py::module_& module) {
       .def_property_readonly("stages", &CachedModel::stages)
       .def_property_readonly("stages_done", &CachedModel::stages_done)
       .def_property_readonly("is_loader", &CachedModel::is_loader)
-      .def("pin", &CachedModel::pin)
-      .def("unpin", &CachedModel::unpin)
+      .def("pin", &pin)
+      .def("unpin", &unpin)
       .def("note_use", &CachedModel::note_use)
       .def("wait_stage", &wait_stage, py::arg("count"), py::arg("timeout_s"))
       .def("take_over", &CachedModel::take_over, released())
@@ -191,7 +209,7 @@ void bind_weight_cache(py::module_& module) {
           [](const std::string& path, std::uint64_t budget_bytes) {
             return std::make_shared<WeightCache>(path, budget_bytes);
           },
-          py::arg("path"), py::arg("budget_bytes"))
+          py::arg("path"), py::arg("budget_bytes"), released())
       .def(
           "acquire",
           [](WeightCache& cache, const py::bytes& key, const std::string& model,

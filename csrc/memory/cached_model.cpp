@@ -97,7 +97,7 @@ std::uint32_t CachedModel::stages_done() const {
   return done;
 }
 
-bool CachedModel::pin() {
+std::optional<bool> CachedModel::try_pin() {
   const Directory& directory = cache_->directory_;
   if (is_closed_.load() || directory.control().clients[cache_->client_].load() != cache_->owner_ ||
       shm::self_owner() != cache_->owner_) {
@@ -111,10 +111,12 @@ bool CachedModel::pin() {
     return true;
   }
   pins.fetch_sub(1);
-  return status == status_of(generation_, EntryState::evicting) && pin_slowly();
+  if (status == status_of(generation_, EntryState::evicting)) {
+    return std::nullopt;  // somebody looks whether it may be evicted, and may find that it may not
+  }
+  return false;
 }
 
-// Somebody looks whether it may be evicted, and may find that it may not.
 bool CachedModel::pin_slowly() {
   const Directory::Locked held(cache_->directory_);
   if (!is_current(cache_->directory_.status(slot_))) {
@@ -125,26 +127,26 @@ bool CachedModel::pin_slowly() {
   return true;
 }
 
-void CachedModel::unpin() {
+bool CachedModel::unpin() {
   std::uint32_t held = pins_.load();
   do {
     if (held == 0) {
       throw std::logic_error(model_ + " is not pinned; every unpin needs a pin before it");
     }
   } while (!pins_.compare_exchange_weak(held, held - 1));
-  drop_pins(1);
+  return drop_pins(1);
 }
 
-void CachedModel::drop_pins(std::uint32_t count) {
+bool CachedModel::drop_pins(std::uint32_t count) {
   Directory& directory = cache_->directory_;
   if (entry().pins[cache_->client_].fetch_sub(count) != count) {
-    return;  // others of this process have it pinned
+    return false;  // others of this process have it pinned
   }
   directory.signal_room();
-  if (directory.status(slot_) == status_of(generation_, EntryState::failed)) {
-    cache_->free_unpinned_failures();
-  }
+  return directory.status(slot_) == status_of(generation_, EntryState::failed);
 }
+
+void CachedModel::free_failed() { cache_->free_unpinned_failures(); }
 
 void CachedModel::note_use() {
   if (!is_current(cache_->directory_.status(slot_))) {
@@ -156,7 +158,7 @@ void CachedModel::note_use() {
   entry().uses.store(decayed_uses(entry().uses.load(), age_s) + 1);
 }
 
-bool CachedModel::has_stages(std::uint32_t count) const {
+std::optional<bool> CachedModel::look_for_stages(std::uint32_t count) const {
   if (count > stages_) {
     throw std::invalid_argument(model_ + " has " + std::to_string(stages_) + " stages");
   }
@@ -165,6 +167,13 @@ bool CachedModel::has_stages(std::uint32_t count) const {
   if (generation_of(status) == generation_ && state_of(status) != EntryState::failed &&
       state_of(status) != EntryState::freeing) {
     return done >= count;
+  }
+  return std::nullopt;
+}
+
+bool CachedModel::has_stages(std::uint32_t count) const {
+  if (const auto seen = look_for_stages(count)) {
+    return *seen;
   }
   const Directory::Locked held(cache_->directory_);
   if (entry().failed_generation == generation_ + 1) {
@@ -188,6 +197,7 @@ void CachedModel::wait_for_change(std::uint32_t seen, std::int64_t timeout_ns) c
 bool CachedModel::take_over() {
   cache_->check_usable();
   const Directory::Locked held(cache_->directory_);
+  const std::lock_guard<std::mutex> open(mutex_);  // so that a close finds what we take over
   if (is_closed_.load() || !is_abandoned()) {
     return false;
   }
@@ -197,7 +207,6 @@ bool CachedModel::take_over() {
   return true;
 }
 
-  const std::lock_guard<std::mutex> open(mutex_);  // so that a close finds what we take over
 // What a step of a load fails with is the end of the load.
 template <typename Step>
 void CachedModel::end_load_on_failure(const Step& step) {
@@ -227,6 +236,9 @@ void CachedModel::start_load(std::vector<Job> jobs, int threads) {
 }
 
 void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
+  if (is_cancelled_.load()) {
+    throw LoadCancelled("the load of " + model_ + " was cancelled; acquire the model again");
+  }
   first_stage_ = stages_done();
   load_began_ns_ = shm::now_ns();
   const std::string data = cache_->directory_.data_path(slot_, generation_);
@@ -250,9 +262,6 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
 
 bool CachedModel::wait_for_load(std::int64_t timeout_ns) {
   if (is_cancelled_.load() || cache_->is_closed()) {
-  if (is_cancelled_.load()) {
-    throw LoadCancelled("the load of " + model_ + " was cancelled; acquire the model again");
-  }
     reader_->cancel();
   }
   return reader_->wait(timeout_ns);
@@ -340,8 +349,8 @@ void CachedModel::close() {
 void CachedModel::release() {
   abandon();
   const std::uint32_t pins = pins_.exchange(0);
-  if (pins > 0 && shm::self_owner() == cache_->owner_) {
-    drop_pins(pins);
+  if (pins > 0 && shm::self_owner() == cache_->owner_ && drop_pins(pins)) {
+    free_failed();
   }
 }
 
