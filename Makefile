@@ -86,6 +86,7 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python -m benchmark.store --json > $(RESULTS)/store.json
 	$(BIN)/python -m benchmark.copies --json > $(RESULTS)/copies.json
 	$(BIN)/python -m benchmark.kv_pool --json > $(RESULTS)/kv_pool.json
+	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
 	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \
 	  --models a=$(SMOLLM2),b=$(SMOLLM2),c=$(SMOLLM2) --out-json $(RESULTS)/offline.json
 

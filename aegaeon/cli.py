@@ -20,7 +20,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from aegaeon import __version__, _native
-from aegaeon.config import Settings, describe, load_settings, parse_text
+from aegaeon.config import Settings, default_text, describe, load_settings, parse_text
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine
@@ -73,6 +73,26 @@ Flags win over AEGAEON_* variables, those over the file. Try it:
   curl -N localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "a", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
 exit codes: 0 stopped in order, 1 could not start or was killed, 2 wrong usage or settings"""
+
+
+PLAN_EXAMPLES = """\
+examples:
+  aegaeon plan --models SmolLM2-135M
+  aegaeon plan server.toml --device staged --device-memory-gb 4
+  aegaeon plan server.toml --json | jq '.models[].cold_switch_s'
+
+Takes every setting of `aegaeon serve`; those of listening and scheduling change nothing here.
+exit codes: 0 it fits, 1 it does not fit or a model is missing, 2 wrong usage or settings"""
+
+# Of a command: what it does, and examples.
+WORDS = {
+    "serve": ("Serve models over an OpenAI-compatible HTTP interface.", EXAMPLES),
+    "plan": (
+        "Show what fits where and how long switches take; nothing is started or downloaded.",
+        PLAN_EXAMPLES,
+    ),
+    "instances": ("Run instances without a proxy, which runs elsewhere.", ""),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -158,10 +178,11 @@ def _takes_value(flag: str) -> bool:
 
 def serve_parser(command: str) -> argparse.ArgumentParser:
     """A flag for every setting; only those given appear in the result."""
+    description, examples = WORDS[command]
     parser = _Parser(
         prog=f"aegaeon {command}",
-        description="Serve models over an OpenAI-compatible HTTP interface.",
-        epilog=EXAMPLES,
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -185,12 +206,11 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
 def _add_flag(group: "argparse._ArgumentGroup", name: str) -> None:
     kind, text, default = describe(name)
     flag = "--" + name.replace("_", "-")
-    shown = ",".join(default) if isinstance(default, tuple) else str(default)
+    shown = default_text(default)
+    text = f"{text} (default: {shown})" if shown else text
     if kind is bool:
-        text = f"{text} (default: {'yes' if default else 'no'})"
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=_escape(text))
         return
-    text = f"{text} (default: {shown})" if shown else text
     options: dict[str, Any] = {"metavar": _metavar(kind)}
     if get_origin(kind) is Literal:
         options = {"choices": get_args(kind)}
@@ -278,7 +298,7 @@ def _plan(settings: Settings, as_json: bool) -> None:
     specs = resolve_all(settings.models, settings.models_dir)
     machine = read_machine(removable_files(settings))
     node = lay_out(settings, specs, machine)
-    check_room(node, machine)
+    check_room(node, specs, machine)
     plan = make_plan(settings, specs, node, machine, Probes(measure_disk, measure_copy))
     if as_json:
         print(json.dumps(msgspec.to_builtins(plan), indent=2))

@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _doc("what instances compute on (staged: with memory of its own; null: no model)"),
     ] = "cpu"
     threads_per_instance: Annotated[
-        int, _doc("compute threads of an instance (0: processors shared out)", ge=0)
+        int, _doc("compute threads of an instance (0: processors shared out)", ge=0, le=1024)
     ] = 0
     instruction_set: Annotated[
         Literal["best", "baseline", "avx2", "avx512"],
@@ -227,6 +227,19 @@ def parse_text(kind: Any, text: str, source: str) -> Any:
         return kind(text)
     except ValueError:
         raise ConfigError(f"{source} must be of type {kind.__name__}, not {text!r}") from None
+
+
+def default_text(default: Any) -> str:
+    """Return a setting's default as people write it."""
+    match default:
+        case bool():
+            return "yes" if default else "no"
+        case tuple():
+            return ",".join(default)
+        case float():
+            return f"{default:g}"
+        case _:
+            return str(default)
 
 
 def describe(name: str) -> tuple[Any, str, Any]:

@@ -55,6 +55,12 @@ class LoadCancelled(AegaeonError):
     code = "load_cancelled"
 
 
+class LoadStalled(AegaeonError):
+    """A model's first layers are long in coming; its load goes on, so ask for it again later."""
+
+    code = "load_stalled"
+
+
 class OutOfBlocks(AegaeonError):
     """The KV pool has no room for a sequence, even alone."""
 

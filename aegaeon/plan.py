@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from aegaeon.memory.budget import PROCESS_BYTES, SHARED_RESERVE_BYTES, NodeBudget, gb
+from aegaeon.memory.budget import PROCESS_BYTES, SHARED_RESERVE_BYTES, NodeBudget, crowded, gb
 from aegaeon.memory.machine import DiskRate
 from aegaeon.memory.plan import Plan
 
@@ -109,6 +109,8 @@ def _remarks(plan: Plan) -> Iterator[str]:
         how = "measured, one thread's copy" if plan.is_link_measured else "as set"
         yield f"A device holds {counts['device']} of {len(plan.models)} models together."
         yield f"Link: {_rate(plan.link_bytes_per_s)} in each direction ({how})."
+    if plan.total_bytes > plan.machine.unused_bytes:
+        yield f"Warning: {crowded(plan.node, plan.machine)}."
     files: dict[DiskRate, list[str]] = {}
     for model in plan.models:
         files.setdefault(model.disk, []).append(escape(model.id))

@@ -7,8 +7,6 @@ or served here.
 import logging
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +14,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from aegaeon.config import Settings, child_environment
-from aegaeon.device.processors import compute_threads, thread_environment
+from aegaeon.child import REAP_S, Child
+from aegaeon.config import Settings
+from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.memory.budget import settle
@@ -25,31 +24,14 @@ from aegaeon.memory.machine import read_machine
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
-from aegaeon.types import InstanceId, ModelSpec
+from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
-BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 30.0)  # before a restart, by quick deaths in a row
-QUICK_DEATH_S = 10.0
 KILL_GRACE_S = 5.0  # beyond drain_s, before SIGKILL
-REAP_S = 30.0  # for the kernel to end a killed process
 MAILBOX_BYTES = 1 << 16  # the least; nothing is sent there
 PROXY = "proxy"
-
-
-@dataclass(slots=True)
-class _Child:
-    """A process that should live. `index` counts instances; the proxy has none."""
-
-    name: InstanceId
-    index: int | None
-    process: "subprocess.Popen[bytes] | None" = None
-    status_fd: int | None = None
-    incarnation: int = 0
-    started_s: float = 0.0
-    restart_at_s: float = 0.0
-    quick_deaths: int = 0
 
 
 @dataclass(slots=True)
@@ -75,8 +57,8 @@ class Supervisor:
         self._settings = msgspec.structs.replace(settings, threads_per_instance=threads)
         self._specs = specs
         count = settings.instance_count
-        self._instances = [_Child(f"instance-{index}", index) for index in range(count)]
-        self._proxy = _Child(PROXY, None) if with_proxy else None
+        self._instances = [Child(f"instance-{index}", index) for index in range(count)]
+        self._proxy = Child(PROXY, None) if with_proxy else None
         self._wanted = _Wanted()
         self._thread = threading.Thread(target=self._own, name="supervisor")
         self._claim: DomainClaim | None = None
@@ -189,12 +171,12 @@ class Supervisor:
             self._wanted.failure = InstanceLost(f"the supervisor crashed ({error}); see the log")
         finally:
             for child in children:
-                self._kill(child)
+                child.kill()
             with self._wanted.changed:
                 self._wanted.has_ended = True
                 self._wanted.changed.notify_all()
 
-    def _tend(self, children: list[_Child]) -> None:
+    def _tend(self, children: list[Child]) -> None:
         """Reap the dead and start those that are due."""
         for child in children:
             if child.process is not None and child.process.poll() is not None:
@@ -204,69 +186,62 @@ class Supervisor:
             if child.process is None and time.monotonic() >= child.restart_at_s:
                 self._spawn(child)
 
-    def _spawn(self, child: _Child) -> None:
+    def _spawn(self, child: Child) -> None:
         # Higher than that of any earlier server on the same store, too.
         child.incarnation = max(child.incarnation + 1, time.time_ns() // 1_000_000)
-        child.started_s = time.monotonic()
-        child.status_fd, writing = os.pipe()
-        launch: Launch | ProxyLaunch
+        is_proxy = child.index is None
+        module = "aegaeon.proxy.worker" if is_proxy else "aegaeon.instance.worker"
+        threads = 1 if is_proxy else self._settings.threads_per_instance
+        try:
+            child.start(module, threads, lambda status_fd: self._launch_of(child, status_fd))
+        except OSError as error:
+            # The system is short of processes, memory or descriptors; it may not stay so.
+            wait_s = child.back_off()
+            log.error("cannot start name=%s error=%s restart_in_s=%.1f", child.name, error, wait_s)
+
+    def _launch_of(self, child: Child, status_fd: int) -> bytes:
+        """What the process is told."""
         if child.index is None:
-            module, threads = "aegaeon.proxy.worker", 1
-            launch = ProxyLaunch(
-                settings=self._settings,
-                specs=self._specs,
-                address=mailbox_address(child.name, child.incarnation),
-                status_fd=writing,
-                parent_pid=os.getpid(),
+            address = mailbox_address(child.name, child.incarnation)
+            return msgspec.json.encode(
+                ProxyLaunch(
+                    settings=self._settings,
+                    specs=self._specs,
+                    address=address,
+                    status_fd=status_fd,
+                    parent_pid=os.getpid(),
+                )
             )
-        else:
-            module, threads = "aegaeon.instance.worker", self._settings.threads_per_instance
-            launch = Launch(
+        return msgspec.json.encode(
+            Launch(
                 settings=self._settings,
                 specs=self._specs,
                 instance=child.name,
                 index=child.index,
                 incarnation=child.incarnation,
-                status_fd=writing,
+                status_fd=status_fd,
                 parent_pid=os.getpid(),
             )
-        child.process = _start(module, threads, writing)
-        os.close(writing)
-        _tell(child.process, msgspec.json.encode(launch))
-        log.info("started name=%s pid=%d", child.name, child.process.pid)
+        )
 
-    def _on_death(self, child: _Child) -> None:
-        process, child.process = child.process, None
-        assert process is not None
-        code = process.returncode
-        message = _read_status(child)
+    def _on_death(self, child: Child) -> None:
+        code, reason = child.bury()
         self._forget(child)
         if not (self._wanted.is_ready or self._wanted.should_stop):
-            if code == EXIT_CANNOT_START and message:
-                self._fail(ConfigError(message))
+            if code == EXIT_CANNOT_START and reason:
+                self._fail(ConfigError(reason))
                 return
             if child.index is None:
                 self._fail(ConfigError(f"the proxy ended with status {code}; see the log above"))
                 return
         lived_s = time.monotonic() - child.started_s
-        child.quick_deaths = child.quick_deaths + 1 if lived_s < QUICK_DEATH_S else 1
-        wait_s = BACKOFF_S[min(child.quick_deaths, len(BACKOFF_S)) - 1]
-        child.restart_at_s = time.monotonic() + wait_s
+        wait_s = child.back_off()
         log.warning(
-            "died name=%s status=%d lived_s=%.1f restart_in_s=%.1f",
-            child.name,
-            code,
-            lived_s,
-            wait_s,
+            "died name=%s status=%d lived_s=%.1f restart_in_s=%.1f reason=%s",
+            *(child.name, code, lived_s, wait_s, reason or "see above"),
         )
-        if child.quick_deaths >= len(BACKOFF_S):
-            log.error(
-                "%s died %d times in a row within %.0f s of its start; the log above says why. "
-                "Trying again every %.0f s",
-                *(child.name, child.quick_deaths, QUICK_DEATH_S, BACKOFF_S[-1]),
-            )
 
-    def _forget(self, child: _Child) -> None:
+    def _forget(self, child: Child) -> None:
         """Take the dead one's row and mailbox out: an instance's requests go elsewhere now, and
         those of a proxy are cancelled where they run."""
         if self._store is None or self._domain is None:
@@ -289,7 +264,7 @@ class Supervisor:
         self._wanted.should_stop = True
         self._wanted.should_kill = True
 
-    def _look_ready(self, children: list[_Child]) -> None:
+    def _look_ready(self, children: list[Child]) -> None:
         if self._wanted.is_ready or not all(child.process for child in children):
             return
         assert self._store is not None
@@ -314,7 +289,7 @@ class Supervisor:
             self._end([self._proxy], lambda: self._tend(self._instances))
         self._end(self._instances, lambda: None)
 
-    def _end(self, children: list[_Child], meanwhile: Callable[[], None]) -> None:
+    def _end(self, children: list[Child], meanwhile: Callable[[], None]) -> None:
         for child in children:
             if child.process is not None:
                 child.process.terminate()
@@ -325,45 +300,7 @@ class Supervisor:
             meanwhile()
             time.sleep(POLL_S)
         for child in children:
-            self._kill(child)
-
-    def _kill(self, child: _Child) -> None:
-        if child.process is None:
-            return
-        if child.process.poll() is None:
-            log.warning("killing name=%s pid=%d", child.name, child.process.pid)
-            child.process.kill()
-        child.process.wait(REAP_S)
-        child.process = None
-        _read_status(child)
-
-
-def _start(module: str, threads: int, status_fd: int) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE,
-        pass_fds=(status_fd,),
-        env=child_environment(thread_environment(threads)),
-        start_new_session=True,  # Ctrl-C is for us; we drain in order
-    )
-
-
-def _tell(process: "subprocess.Popen[bytes]", told: bytes) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(told)
-        process.stdin.close()
-    except BrokenPipeError:
-        log.warning("died before it was told what to do pid=%d", process.pid)
-
-
-def _read_status(child: _Child) -> str:
-    """What the dead child wrote, if anything."""
-    if child.status_fd is None:
-        return ""
-    with os.fdopen(child.status_fd, encoding="utf-8", errors="replace") as status:
-        child.status_fd = None
-        return status.read().strip()
+            child.kill()
 
 
 def check_port(host: str, port: int) -> None:

@@ -217,18 +217,22 @@ class Switched(msgspec.Struct, frozen=True, tag=True):
     took_s: float
 
 
+Failure = tuple[RequestId, str, str]  # with the error's code and message
+
+
 class Stepped(msgspec.Struct, frozen=True, tag=True):
     """A prefill or decode ended.
 
     `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
-    stay). `failed` are out, with the error's code and message; other requests are unharmed.
+    stay); `shortage` says why there were none. `failed` are out; other requests are unharmed.
     """
 
     model: ModelId
     tokens: tuple[NewToken, ...]
     took_s: float
     preempted: tuple[RequestId, ...] = ()
-    failed: tuple[tuple[RequestId, str, str], ...] = ()
+    failed: tuple[Failure, ...] = ()
+    shortage: str = ""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -253,7 +257,8 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
 
 class WeightsLost(msgspec.Struct, frozen=True, tag=True):
     """The action did nothing: others took the room of `model`'s weights, which must be loaded
-    again. Its requests keep their tokens and their KV."""
+    again. Its requests keep their tokens and their KV. Of a Load: it is long in coming; others may
+    be loaded until it is asked for again."""
 
     model: ModelId
 

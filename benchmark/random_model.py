@@ -85,9 +85,9 @@ def _header(directory: Path) -> tuple[Header, list[tuple[int, ...]]]:
     return header, shapes
 
 
-def _values(shapes: list[tuple[int, ...]], rng: np.random.Generator) -> Iterator[memoryview]:
+def _values(shapes: list[tuple[int, ...]], rng: np.random.Generator) -> Iterator[bytes]:
     """Yield the elements of each tensor: of either sign and about 1 / sqrt(its columns)."""
     for shape in shapes:
         exponent = 127 - round(math.log2(shape[-1]) / 2)
         bits = rng.integers(0, 1 << 16, math.prod(shape), np.uint16)
-        yield memoryview(bits & np.uint16(0x807F) | np.uint16(exponent << 7)).cast("B")
+        yield (bits & np.uint16(0x807F) | np.uint16(exponent << 7)).tobytes()

@@ -176,11 +176,11 @@ def measure_kv(specs: Specs, link_gb_per_s: float, repeats: int) -> list[Row]:
     with Driver(settings_for(chosen, link_gb_per_s, kv_gb), chosen) as driver:
         for spec in chosen:
             driver.load(spec.id)
-        moved_bytes, runs = 0, []
+        runs = []
         for _ in range(repeats):
-            moved_bytes, *times = kv_once(driver)
-            progress(f"  out {times[0]:.3f} s, in {times[1]:.3f} s")
-            runs.append(times)
+            moved_bytes, out_s, in_s = kv_once(driver)
+            progress(f"  out {out_s:.3f} s, in {in_s:.3f} s")
+            runs.append((out_s, in_s))
     limit_s = moved_bytes / GB / link_gb_per_s
     aim = Aim("ratio_to_limit", WITHIN_15, "within 15 %")
     rows = []

@@ -88,7 +88,7 @@ def measure_cold(spec: ModelSpec, scale: Scale) -> list[Row]:
         progress(f"{name} is not installed and is skipped")
     ours = OurLoad(spec, region_of("weights"))
     progress(f"cold loads; the limit reads by {bare.name}")
-    ways = {"ours": ours, "limit": bare} | others
+    ways: dict[str, Load] = {"ours": ours, "limit": bare, **others}
     repeats = dict.fromkeys(ways, scale.repeats) | dict.fromkeys(others, scale.peer_repeats)
     times = median_cold(ways, path, repeats)
     file_gb = path.stat().st_size / GB

@@ -145,9 +145,9 @@ def first_operator() -> Iterator[FirstOperator]:
     """Note when CPU devices embed."""
     seen, embed = FirstOperator(), CpuDevice.embed
 
-    def noted(device: CpuDevice, token_ids: Tensor, table: Matrix) -> Tensor:
+    def noted(self: CpuDevice, token_ids: Tensor, table: Matrix) -> Tensor:
         seen.began_s = time.perf_counter()
-        return embed(device, token_ids, table)
+        return embed(self, token_ids, table)
 
     CpuDevice.embed = noted  # type: ignore[method-assign]
     try:

@@ -59,6 +59,14 @@ def test_every_setting_is_a_flag_and_only_given_ones_count():
     for field in msgspec.structs.fields(Settings):
         assert "--" + field.name.replace("_", "-") in text
     assert "examples:" in text and "(default: 8080)" in text
+    assert "(default: 0)" in text and "(default: 0.0)" not in text
+
+
+def test_each_command_describes_itself():
+    texts = {name: serve_parser(name).format_help() for name in ("serve", "plan", "instances")}
+    assert "Serve models over" in texts["serve"]
+    assert "Serve models over" not in texts["plan"] + texts["instances"]
+    assert "aegaeon plan server.toml" in texts["plan"] and "aegaeon serve --" not in texts["plan"]
 
 
 @pytest.mark.parametrize(

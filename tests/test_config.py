@@ -121,3 +121,9 @@ def test_a_childs_environment_has_ours_below(monkeypatch):
     monkeypatch.setenv("CHANGED", "1")
     environment = child_environment({"CHANGED": "2"})
     assert (environment["KEPT"], environment["CHANGED"]) == ("1", "2")
+
+
+def test_threads_have_an_upper_bound():
+    assert check_settings({"threads_per_instance": 1024}).threads_per_instance == 1024
+    with pytest.raises(ConfigError, match=r"<= 1024.*threads_per_instance"):
+        check_settings({"threads_per_instance": 1025})

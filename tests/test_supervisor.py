@@ -1,5 +1,7 @@
 """The supervisor with real processes on the null device."""
 
+import errno
+import logging
 import os
 import signal
 import socket
@@ -141,6 +143,70 @@ def test_a_worker_that_cannot_start_stops_the_server_with_its_message():
     finally:
         supervisor.stop()
     assert left_overs(settings) == []
+
+
+def test_a_process_that_the_system_does_not_give_is_asked_for_again(monkeypatch):
+    popen, refused = subprocess.Popen, []
+
+    def refuse_once(*args, **options):
+        if not refused:
+            refused.append(args)
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return popen(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse_once)
+    settings = make_settings()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        assert refused and supervisor.failure is None
+    assert left_overs(settings) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+class Immortal:
+    """A process that SIGKILL reaches, but which is never seen to have ended."""
+
+    def __init__(self, process):
+        self.process, self.pid, self.returncode = process, process.pid, None
+
+    def poll(self):
+        return None
+
+    def kill(self):
+        self.process.kill()
+
+    def wait(self, timeout_s):
+        raise subprocess.TimeoutExpired("worker", timeout_s)
+
+
+def test_a_process_that_does_not_go_keeps_nobody_from_ending():
+    supervisor = Supervisor(make_settings(colocated_count=2), SPECS)
+    supervisor.start()
+    try:
+        supervisor.wait_ready(READY_S)
+        first, second = supervisor._instances
+        process = first.process
+        first.process = Immortal(process)
+        pid = second.process.pid
+        supervisor.ask_stop(at_once=True)
+        assert supervisor.wait_ended(READY_S)
+        assert not is_alive(pid)
+    finally:
+        supervisor.stop()
+        process.wait(10)
+
+
+def test_why_a_worker_cannot_start_again_is_logged(caplog):
+    supervisor = Supervisor(make_settings(), SPECS)
+    supervisor._wanted.is_ready = True
+    (child,) = supervisor._instances
+    script = "import os; os.write(int(input()), b'no room for the KV')"
+    caplog.set_level(logging.WARNING)
+    child.start("code", 1, lambda fd: f"{script.replace('input()', repr(str(fd)))}\n".encode())
+    child.process.wait(30)
+    supervisor._on_death(child)
+    assert "reason=no room for the KV" in caplog.text
 
 
 def test_a_layout_that_cannot_work_is_refused_and_nothing_is_left():

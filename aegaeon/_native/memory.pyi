@@ -125,7 +125,7 @@ class CachedModel:
         """Map all pages that are in, so that the first kernel need not; the loader does it too."""
 
     def load(self, jobs: Iterable[LoadJob], threads: int) -> None:
-        """Load the missing stages with `threads` threads, each holding up to three chunks (6 MiB).
+        """Load the missing stages with `threads` threads, each holding 4 MiB and a little.
 
         A job is a tensor: `rows` rows of `row_bytes` at `file_offset` of a file. Layout 0 copies
         them; 1 makes tiles, [ceil(rows/32)][columns][32] elements, missing rows zero, of elements

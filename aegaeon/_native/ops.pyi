@@ -11,7 +11,10 @@ class ThreadPool:
     """
 
     def __init__(self, threads: int) -> None:
-        """Start `threads` - 1 threads: the caller of an operator is one more."""
+        """Start `threads` - 1 threads: the caller of an operator is one more.
+
+        Raises RuntimeError when the system does not give as many.
+        """
 
     @property
     def threads(self) -> int:
@@ -29,7 +32,8 @@ def linear(
     out: int,
 ) -> None:
     """Multiply x of `shape` (rows, in_features) with `parts`: weights and an address of biases
-    (or 0) each. `out` is [rows, sum of out_features]. Raises ValueError for malformed parts."""
+    (or 0) each. `out` is [rows, sum of out_features]. Raises ValueError for malformed parts
+    and no in_features."""
 
 def embed(
     pool: ThreadPool,
@@ -82,30 +86,32 @@ class PagedRows:
         """Take the arena's address and count of pages, the (layers, kv_heads, head_dim) of a token,
         and per sequence its first row, rows, first position and block ids.
 
-        Raises ValueError for blocks outside the arena, or too few of them.
+        Raises ValueError for blocks outside the arena, or too few of them, and an empty shape.
         """
 
 def append_kv(
     pool: ThreadPool,
     rows: PagedRows,
     layer: int,
+    count: int,
     keys: tuple[int, int],
     values: tuple[int, int],
 ) -> None:
-    """Store keys and values, (address, row stride) each, of rows [kv_heads, head_dim].
+    """Store keys and values, (address, row stride) each, of `count` rows [kv_heads, head_dim].
 
-    Raises IndexError for a layer that the pages do not have, as `attend` does.
+    Raises IndexError for a layer that the pages do not have, and ValueError for fewer rows than the
+    sequences have, as `attend` does.
     """
 
 def attend(
     pool: ThreadPool,
     rows: PagedRows,
     layer: int,
-    queries: tuple[int, int],
+    queries: tuple[int, int, int],
     scale: float,
     out: int,
 ) -> None:
-    """Causal attention of queries, (address, heads), to `out`, both [rows, heads, head_dim].
+    """Causal attention of queries, (address, rows, heads), to `out`: [rows, heads, head_dim] both.
 
     Raises ValueError where the heads are no multiple of the KV heads.
     """

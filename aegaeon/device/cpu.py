@@ -66,13 +66,14 @@ class CpuDevice(Device):
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:
         keys, values = _in_rows(keys), _in_rows(values)
         rows = self._plan_for(batch).rows
-        _native.append_kv(self._pool, rows, layer, _operand(keys), _operand(values))
+        operands = _operand(keys), _operand(values)
+        _native.append_kv(self._pool, rows, layer, len(keys), *operands)
 
     def attend(self, layer: int, queries: Tensor, batch: StepBatch, scale: float) -> Tensor:
         queries = queries.contiguous()
         rows, heads, head_dim = queries.shape
         out = torch.empty((rows, heads * head_dim))
-        operand = (queries.data_ptr(), heads)
+        operand = (queries.data_ptr(), rows, heads)
         plan = self._plan_for(batch)
         _native.attend(self._pool, plan.rows, layer, operand, scale, out.data_ptr())
         return out

@@ -21,6 +21,7 @@ from aegaeon.errors import (
     CheckpointError,
     InvalidRequest,
     LoadCancelled,
+    LoadStalled,
     WeightsEvicted,
 )
 from aegaeon.memory.costs import SwapCosts
@@ -30,6 +31,7 @@ from aegaeon.memory.weights import ResidentModel, Weights
 from aegaeon.types import (
     ComputeAction,
     Decode,
+    Failure,
     KvHandle,
     Load,
     Loaded,
@@ -53,10 +55,6 @@ log = logging.getLogger(__name__)
 AT_REST_S = 0.02
 
 Result = TypeVar("Result")
-Failure = tuple[RequestId, str, str]
-# After a step for which there was no room at all: others have it, or the system has no memory left.
-# Either may change; to ask again at once would only burn the processor.
-NO_ROOM_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,11 @@ class ModelEngine(Engine):
         try:
             brought = self._weights.bring_in(action.model, action.evict)
             self._weights.await_rest(action.model, self._is_at_rest)
+        except LoadStalled as error:
+            log.warning("load put off model=%s error=%s", action.model, error)
+            return WeightsLost(action.model)
         except AegaeonError as error:
+            self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
             # What torch and the system raise while weights come in is this model's trouble only.
@@ -209,8 +211,7 @@ class ModelEngine(Engine):
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
             ready, preempted = self._sequences.make_room(wanted)
-        if not ready:
-            time.sleep(NO_ROOM_S)
+            shortage = self._kv.shortage if preempted else ""
         ready = self._kv.await_any(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         tokens: list[NewToken] = []
@@ -224,7 +225,9 @@ class ModelEngine(Engine):
         took_s = time.perf_counter() - started
         if isinstance(action, Prefill):
             self._costs.note_prefill(action.model, missing, took_s)
-        return Stepped(action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed))
+        return Stepped(
+            action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed), shortage
+        )
 
     def _take_tokens(
         self, parts: list[Part], logits: Logits, tokens: list[NewToken], failed: list[Failure]

@@ -26,6 +26,7 @@ class KvPlace(ABC):
         """Take over `pool`."""
         self.pool = pool  # what a forward pass reads and writes
         self.lock = threading.Lock()
+        self.shortage = ""  # why the last `grow` that failed did
 
     @abstractmethod
     def grow(self, sequence: Sequence) -> bool:
@@ -72,7 +73,8 @@ class InPlaceKv(KvPlace):
             return True
         try:
             sequence.blocks.extend(self.pool.allocate(sequence.shape, missing))
-        except OutOfBlocks:
+        except OutOfBlocks as error:
+            self.shortage = str(error)
             return False
         return True
 

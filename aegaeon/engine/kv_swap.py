@@ -224,7 +224,8 @@ class SwappedKv(KvPlace):
             self._clear_resting(sequence, missing, is_patient)
         try:
             blocks = self.pool.allocate(sequence.shape, missing)
-        except OutOfBlocks:
+        except OutOfBlocks as error:
+            self.shortage = str(error)
             return False
         if not sequence.blocks and sequence.cached and not self._bring_in(sequence, blocks):
             self.pool.free(sequence.shape, blocks)
@@ -240,7 +241,8 @@ class SwappedKv(KvPlace):
         segments = _segments(sequence, (self.pool, to), (self._host, start))
         try:
             copy.coming_in = self._copier.submit(segments, URGENT)
-        except CopyQueueFull:
+        except CopyQueueFull as error:
+            self.shortage = str(error)
             return False
         self._traffic.watch("kv_in", copy.coming_in)
         return True

@@ -1,6 +1,9 @@
-"""What the engines of a node share, as one engine joins it: the weight cache and the KV pool."""
+"""What every engine that computes is opened with: its device, and what the engines of a node share,
+the weight cache and the KV pool."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 
@@ -10,9 +13,9 @@ from aegaeon.config import Settings
 from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
-from aegaeon.errors import ConfigError
-from aegaeon.memory.budget import READER_THREADS, Budgets
-from aegaeon.memory.kv import KvPool, KvShape
+from aegaeon.errors import BudgetTooSmall, ConfigError
+from aegaeon.memory.budget import READER_THREADS, Budgets, choose_budgets, least_tokens
+from aegaeon.memory.kv import KvPool, KvShape, blocks_for
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import Build
@@ -24,13 +27,49 @@ from aegaeon.types import ModelId, ModelSpec
 Shapes = Mapping[ModelId, KvShape]
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of on any device; `traffic` is what the source counts."""
+
+    budgets: Budgets
+    device: CpuDevice
+    shapes: dict[ModelId, KvShape]
+    traffic: Traffic
+    source: WeightSource
+    pool: KvPool
+
+
+def open_parts(
+    settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions, owned: ExitStack
+) -> Parts:
+    """Open what an engine of `specs` needs; `owned` closes it. Raises BudgetTooSmall, ConfigError,
+    RegionError, RegionMismatch, and what reading a config.json raises."""
+    budgets = choose_budgets(settings, specs)
+    device = open_device(settings, budgets)
+    shapes = kv_shapes(specs, device.dtype)
+    traffic = Traffic()
+    source = open_source(specs, budgets, regions, traffic)
+    owned.callback(source.close)
+    pool = open_kv_pool(settings, budgets, shapes, regions)
+    owned.callback(pool.close)
+    check_capacity(pool, specs, shapes)
+    return Parts(budgets, device, shapes, traffic, source, pool)
+
+
 def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
-    """Return what computes. Raises ConfigError for instructions that this processor lacks."""
+    """Return what computes. Raises ConfigError for instructions that this processor lacks, and for
+    more threads than the system gives."""
     try:
         _native.force_isa(settings.instruction_set)
     except ValueError as error:
         raise ConfigError(f"--instruction-set: {error}") from None
-    return CpuDevice(budgets.threads)
+    try:
+        return CpuDevice(budgets.threads)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot start {budgets.threads} compute threads ({error}); lower "
+            "--threads-per-instance or raise the limit of processes (ulimit -u)"
+        ) from None
 
 
 def open_source(
@@ -57,6 +96,21 @@ def kv_shapes(specs: tuple[ModelSpec, ...], dtype: torch.dtype) -> dict[ModelId,
         config = read_config(spec.path)
         shapes[spec.id] = KvShape(config.layers, config.kv_heads, config.head_dim, dtype)
     return shapes
+
+
+def check_capacity(
+    pool: KvPool, specs: tuple[ModelSpec, ...], shapes: Mapping[ModelId, KvShape]
+) -> None:
+    """Raise BudgetTooSmall when the pool's slabs, of one size for all models, leave some model less
+    than a sequence: the layout, which counts bytes, does not know of them."""
+    for spec in specs:
+        need, has = blocks_for(least_tokens(spec)), pool.capacity_blocks(shapes[spec.id])
+        if has < need:
+            raise BudgetTooSmall(
+                f"{least_tokens(spec)} tokens of {spec.id} need {need} blocks of keys and values, "
+                f"slabs of {pool.slab_bytes} bytes in {pool.budget_bytes} hold {has}; "
+                "raise --kv-budget-gb"
+            )
 
 
 def decoders_on(device: Device) -> Build:

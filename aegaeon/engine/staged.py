@@ -11,45 +11,33 @@ from aegaeon.config import Settings
 from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import (
-    decoders_on,
-    kv_shapes,
-    open_device,
-    open_kv_pool,
-    open_source,
-)
+from aegaeon.engine.shared import check_capacity, decoders_on, open_parts
 from aegaeon.memory.arena import Arena
-from aegaeon.memory.budget import COPY_CHUNK_BYTES, COPY_THREADS, GB, choose_budgets
+from aegaeon.memory.budget import COPY_CHUNK_BYTES, COPY_THREADS, GB
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvPool
 from aegaeon.memory.staged import StagedWeights
-from aegaeon.memory.traffic import Traffic
 from aegaeon.types import ModelSpec
 
 
 def open_staged_engine(
     settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
 ) -> ModelEngine:
-    """Return the engine. Raises BudgetTooSmall, RegionError, RegionMismatch, CopyError, and what
-    reading a config.json raises."""
-    budgets = choose_budgets(settings, specs)
-    device = open_device(settings, budgets)
-    shapes = kv_shapes(specs, device.dtype)
-    traffic = Traffic()
+    """Return the engine. Raises CopyError, and what `open_parts` raises."""
     with ExitStack() as owned:
-        source = open_source(specs, budgets, regions, traffic)
-        owned.callback(source.close)
-        host = open_kv_pool(settings, budgets, shapes, regions)
-        owned.callback(host.close)
+        parts = open_parts(settings, specs, regions, owned)
+        budgets, traffic = parts.budgets, parts.traffic
         link_bytes_per_s = int(settings.link_gb_per_s * GB)
         copier = CopyEngine(COPY_THREADS, COPY_CHUNK_BYTES, link_bytes_per_s)
         owned.callback(copier.close)
         costs = SwapCosts(traffic)
-        pool = KvPool(budgets.device_kv_bytes, shapes.values())
-        kv = SwappedKv(pool, host, copier, traffic, costs)
+        pool = KvPool(budgets.device_kv_bytes, parts.shapes.values())
+        check_capacity(pool, specs, parts.shapes)
+        kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
         arena = Arena(budgets.device_weight_bytes)
-        weights = StagedWeights(source, arena, copier, decoders_on(device), traffic)
+        build = decoders_on(parts.device)
+        weights = StagedWeights(parts.source, arena, copier, build, traffic)
         memory = EngineMemory(weights, kv, traffic, costs)
-        engine = ModelEngine(specs, shapes, memory, budgets.threads)
+        engine = ModelEngine(specs, parts.shapes, memory, budgets.threads)
         owned.pop_all()
         return engine

@@ -91,10 +91,12 @@ class Requests:
 
     def submit(self, request: Request, now: float) -> None:
         """Take a request in, or tell its proxy why not; a newer attempt replaces an older one."""
-        known = self._live.get(request.id)
-        if known is not None and known.request.attempt >= request.attempt:
-            return  # told twice
+        live, held = self._live.get(request.id), self._to_submit.get(request.id)
+        known = held if live is None else live.request
+        if known is not None and known.attempt >= request.attempt:
+            return  # told twice, or late
         self._end(request.id, now)
+        self._to_submit.pop(request.id, None)
         if self._is_draining:
             message = f"{self._record.id} is stopping; send the request elsewhere"
             self._post_failure(request, Draining.code, message)
@@ -232,7 +234,9 @@ class Requests:
     # Ends
 
     def end_overdue(self, now: float) -> None:
-        """Fail the requests whose deadline has passed."""
+        """Fail the requests whose deadline has passed, and those that the scheduler gives up."""
+        for request_id, code, message in self._scheduler.given_up():
+            self._fail(request_id, code, message, now)
         for request_id in self._scheduler.expired(now):
             message = "the request's deadline passed; raise --request-timeout-s or ask for less"
             self._fail(request_id, DeadlineExceeded.code, message, now)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from aegaeon._native import CopyEngine, CopyTicket
@@ -27,16 +28,25 @@ class _Part(NamedTuple):
 class Arrival:
     """Copies what the host has of a model as it comes there. The host's copy is pinned meanwhile.
 
-    Owns the host model and a thread, until everything is in or `close`.
+    Owns the host model and a thread, until everything is in or `close`; then the model goes to
+    `let_go`.
     """
 
-    def __init__(self, host: HostModel, target: int, copier: CopyEngine, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        host: HostModel,
+        target: int,
+        copier: CopyEngine,
+        traffic: Traffic,
+        let_go: Callable[[HostModel], None],
+    ) -> None:
         """Begin to copy to the address `target`, which has room for the whole model."""
         self.plan: PackPlan = host.plan
         self._host = host
         self._target = target
         self._copier = copier
         self._traffic = traffic
+        self._let_go = let_go
         self._changed = threading.Condition()
         self._parts: list[_Part] = []  # in order, without a gap
         self._failure: AegaeonError | None = None
@@ -80,9 +90,9 @@ class Arrival:
             parts = tuple(self._parts)
         for part in parts:
             part.ticket.cancel()
-        self._host.interrupt()
+        if self._thread.is_alive():
+            self._host.interrupt()
         self._thread.join()
-        self._host.close()
 
     def _part_with(self, stage: int, give_up_s: float) -> _Part:
         with self._changed:
@@ -114,7 +124,7 @@ class Arrival:
             self._fail(error)
         finally:
             # The device has its own copy now, or will never have one.
-            self._host.close()
+            self._let_go(self._host)
 
     def _fail(self, failure: AegaeonError) -> None:
         with self._changed:

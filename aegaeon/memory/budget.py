@@ -3,7 +3,8 @@
 The supervisor lays it out once and passes what it chose on to its processes, as settings.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -19,10 +20,12 @@ KV_SHARE = 0.1
 DEVICE_SHARE = 0.25
 # The least a sequence is good for: a prompt and an answer of a few sentences.
 LEAST_SEQUENCE_TOKENS = 256
+# Times that a chosen quota holds: slabs of one size for all models leave some of it unused.
+LEAST_SEQUENCES = 2
 # A load: so many that the disk's queue stays full while some of them pack. A chunk is read into one
 # buffer and packed by slices.
 READER_THREADS = 8
-READER_CHUNK_BYTES = 2 << 20
+READER_CHUNK_BYTES = 4 << 20
 READER_SLICE_BYTES = 128 << 10
 READER_SLICES = 2
 # Copies between host and device; a chunk of each thread is on its way.
@@ -35,7 +38,10 @@ SHARED_RESERVE_BYTES = 64 << 20
 PAGE_BYTES = 4096
 # Of memory, left to the system when shares are chosen.
 HEADROOM_SHARE = 0.05
+SCALE_STEPS = 50  # halvings of the interval in which a scale is looked for
 GB = 1e9
+
+LOG = logging.getLogger(__name__)
 
 
 class Budgets(msgspec.Struct, frozen=True):
@@ -98,11 +104,14 @@ class NodeBudget(msgspec.Struct, frozen=True):
 
 def settle(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> Settings:
     """Return `settings` with the bytes chosen where they were left open, so that all processes
-    have the same layout. Raises BudgetTooSmall as `lay_out` and `check_room`."""
+    have the same layout; warn where others use what it takes. Raises BudgetTooSmall as `lay_out`
+    and `check_room`."""
     if settings.device == "null":
         return settings
     node = lay_out(settings, specs, machine)
-    check_room(node, machine)
+    check_room(node, specs, machine)
+    if node.total_bytes > machine.unused_bytes:
+        LOG.warning("%s", crowded(node, machine))
     return msgspec.structs.replace(
         settings,
         model_cache_budget_gb=node.weight_bytes / GB,
@@ -130,20 +139,16 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     is_staged = settings.device == "staged"
     stage, workspace = _stage_bytes(is_staged), workspace_bytes(settings, specs)
     private_bytes = stage + workspace + PROCESS_BYTES
-    cache, kv, device = _parts(settings, specs, machine)
-    memory_scale = _scale(
-        (cache, kv, device) if is_staged else (cache, kv),
-        int((1 - HEADROOM_SHARE) * machine.memory_bytes)
-        - (SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes),
+    memory_room = int((1 - HEADROOM_SHARE) * machine.memory_bytes) - (
+        SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes
     )
-    shared_scale = _scale((cache, kv), machine.shared_free_bytes - SHARED_RESERVE_BYTES)
-    kv_bytes = kv.scaled(min(memory_scale, shared_scale))
-    device_bytes = 0
+    parts = _parts(settings, specs, machine)
+    shared_room = machine.shared_free_bytes - SHARED_RESERVE_BYTES
+    cache_bytes, kv_bytes, device_bytes = _fit(parts, _largest(specs), shared_room, memory_room)
     if is_staged:
-        device_bytes = device.scaled(memory_scale, kv_bytes + _largest(specs))
         _check_device(device_bytes, kv_bytes, specs)
     budgets = Budgets(
-        weight_bytes=cache.scaled(min(memory_scale, shared_scale)),
+        weight_bytes=cache_bytes,
         kv_bytes=kv_bytes,
         threads=compute_threads(settings),
         device_weight_bytes=device_bytes - kv_bytes if is_staged else 0,
@@ -177,23 +182,56 @@ def _parts(
     """Return what the settings leave to choose: weight cache, KV quota, device."""
     count = settings.instance_count
     kv_share = KV_SHARE * machine.memory_bytes / count
+    least_kv = LEAST_SEQUENCES * _least_kv(specs)
     if settings.device == "staged" and settings.device_memory_gb:
-        # A device that is set small is not to be filled with KV alone.
-        kv_share = min(kv_share, KV_SHARE / DEVICE_SHARE * settings.device_memory_gb * GB)
-    sequence = max((_sequence_bytes(spec) for spec in specs), default=0)
-    device_share = DEVICE_SHARE * machine.memory_bytes / count
+        # A device that is set small is not to be filled with KV alone, nor over the largest model.
+        device_bytes = settings.device_memory_gb * GB
+        beside = int(device_bytes - _largest(specs)) // PAGE_BYTES * PAGE_BYTES
+        least_kv = min(least_kv, max(_least_kv(specs), beside))
+        kv_share = min(kv_share, KV_SHARE / DEVICE_SHARE * device_bytes, max(0, beside))
+    device_share = DEVICE_SHARE * machine.memory_bytes / count if settings.device == "staged" else 0
     return (
         _Part(settings.model_cache_budget_gb, WEIGHT_SHARE * machine.memory_bytes, _largest(specs)),
-        _Part(settings.kv_budget_gb, kv_share, sequence, count),
+        _Part(settings.kv_budget_gb, kv_share, least_kv, count),
         _Part(settings.device_memory_gb, device_share, 0, count),
     )
 
 
-def _scale(parts: Sequence[_Part], room_bytes: int) -> float:
-    """Return by what the shares among `parts` are multiplied so that all fit in `room_bytes`."""
-    room = room_bytes - sum(part.count * part.scaled(1.0) for part in parts if part.set_gb)
-    open_bytes = sum(part.count * part.share_bytes for part in parts if not part.set_gb)
-    return min(1.0, max(0.0, room / open_bytes)) if open_bytes else 1.0
+def _fit(
+    parts: tuple[_Part, _Part, _Part], largest: int, shared_room: int, memory_room: int
+) -> tuple[int, int, int]:
+    """Return the bytes of cache, quota and device: shares scaled to fit in both rooms beside what
+    is set and what the least sizes take. A device holds its quota and the `largest` model."""
+    cache, kv, device = parts
+
+    def shared(scale: float) -> int:
+        return cache.scaled(scale) + kv.count * kv.scaled(scale)
+
+    shared_scale = _largest_scale(lambda scale: shared(scale) <= shared_room)
+
+    def sizes(scale: float) -> tuple[int, int, int]:
+        kv_bytes = kv.scaled(min(scale, shared_scale))
+        on_device = 0
+        if device.share_bytes:
+            on_device = device.scaled(scale, kv_bytes + largest)
+        return cache.scaled(min(scale, shared_scale)), kv_bytes, on_device
+
+    def fits(scale: float) -> bool:
+        cache_bytes, kv_bytes, on_device = sizes(scale)
+        return cache_bytes + kv.count * (kv_bytes + on_device) <= memory_room
+
+    return sizes(_largest_scale(fits))
+
+
+def _largest_scale(fits: Callable[[float], bool]) -> float:
+    """Return the largest scale of 0 to 1 that fits; 0 where none does."""
+    if fits(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(SCALE_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _pages(count: int) -> int:
@@ -204,8 +242,17 @@ def _largest(specs: Sequence[ModelSpec]) -> int:
     return max((_pages(spec.weight_bytes) for spec in specs), default=0)
 
 
+def _least_kv(specs: Sequence[ModelSpec]) -> int:
+    return max((_pages(_sequence_bytes(spec)) for spec in specs), default=0)
+
+
+def least_tokens(spec: ModelSpec) -> int:
+    """Return the tokens of a sequence of `spec` that every instance must have room for."""
+    return min(spec.context_tokens, LEAST_SEQUENCE_TOKENS)
+
+
 def _sequence_bytes(spec: ModelSpec) -> int:
-    return min(spec.context_tokens, LEAST_SEQUENCE_TOKENS) * spec.kv_token_bytes
+    return least_tokens(spec) * spec.kv_token_bytes
 
 
 def _stage_bytes(is_staged: bool) -> int:
@@ -230,10 +277,9 @@ def check_budgets(budgets: Budgets, specs: Sequence[ModelSpec]) -> None:
             )
         need = _sequence_bytes(spec)
         if need > budgets.kv_bytes:
-            tokens = min(spec.context_tokens, LEAST_SEQUENCE_TOKENS)
             raise BudgetTooSmall(
-                f"{tokens} tokens of {spec.id} need {gb(need)} of keys and values, an instance "
-                f"may hold {gb(budgets.kv_bytes)}; raise --kv-budget-gb"
+                f"{least_tokens(spec)} tokens of {spec.id} need {gb(need)} of keys and values, an "
+                f"instance may hold {gb(budgets.kv_bytes)}; raise --kv-budget-gb"
             )
 
 
@@ -241,23 +287,27 @@ def _check_device(device_bytes: int, kv_bytes: int, specs: Sequence[ModelSpec]) 
     room = max(0, device_bytes - kv_bytes)
     for spec in specs:
         if _pages(spec.weight_bytes) > room:
+            least = _pages(spec.weight_bytes) + _least_kv(specs)
+            remedy = " or lower --kv-budget-gb" if least <= device_bytes else ""
             raise BudgetTooSmall(
                 f"{spec.id} needs {gb(spec.weight_bytes)} of weights, a device of "
                 f"{gb(device_bytes)} has {gb(room)} beside {gb(kv_bytes)} of keys and values; "
-                "raise --device-memory-gb or lower --kv-budget-gb"
+                f"raise --device-memory-gb{remedy}"
             )
 
 
-def check_room(node: NodeBudget, machine: Machine) -> None:
-    """Raise BudgetTooSmall with all the numbers when the layout is more than the machine has."""
+def check_room(node: NodeBudget, specs: Sequence[ModelSpec], machine: Machine) -> None:
+    """Raise BudgetTooSmall with all the numbers when the layout is more than the machine has; the
+    remedies are those that can help: a part at its least size is not one."""
     each = node.instance
     cached = f"weights {gb(node.weight_bytes)}, keys and values {node.instances} x "
     cached += f"{gb(each.kv_bytes)}, tables {gb(SHARED_RESERVE_BYTES)}"
     if node.shared_bytes > machine.shared_free_bytes:
         raise BudgetTooSmall(
             f"the layout takes {gb(node.shared_bytes)} of /dev/shm, which has "
-            f"{gb(machine.shared_free_bytes)} free: {cached}; lower --model-cache-budget-gb or "
-            "--kv-budget-gb, or give /dev/shm more (mount -o remount,size=, docker --shm-size)"
+            f"{gb(machine.shared_free_bytes)} free: {cached}; "
+            + _lower(node, specs, is_shared=True, otherwise="serve smaller models")
+            + ", or give /dev/shm more (mount -o remount,size=, docker --shm-size)"
         )
     if node.total_bytes > machine.memory_bytes:
         raise BudgetTooSmall(
@@ -265,9 +315,35 @@ def check_room(node: NodeBudget, machine: Machine) -> None:
             f"{gb(machine.memory_bytes)}: {cached}, {node.instances} x (device "
             f"{gb(each.device_bytes)}, stage {gb(each.stage_bytes)}, workspace "
             f"{gb(each.workspace_bytes)}, process {gb(PROCESS_BYTES)}), proxy "
-            f"{gb(node.front_bytes)}; lower --model-cache-budget-gb, --kv-budget-gb, "
-            "--device-memory-gb or --colocated-count"
+            f"{gb(node.front_bytes)}; "
+            + _lower(node, specs, is_shared=False, otherwise="serve smaller models, or add memory")
         )
+
+
+def _lower(node: NodeBudget, specs: Sequence[ModelSpec], is_shared: bool, otherwise: str) -> str:
+    """Return which settings to lower so that less of memory, or of /dev/shm, is taken."""
+    each = node.instance
+    flags = {
+        "--model-cache-budget-gb": node.weight_bytes > _largest(specs),
+        "--kv-budget-gb": each.kv_bytes > LEAST_SEQUENCES * _least_kv(specs),
+        "--device-memory-gb": not is_shared and each.device_weight_bytes > _largest(specs),
+        "the count of instances (--colocated-count, --prefill-count, --decode-count)": (
+            node.instances > 1
+        ),
+    }
+    named = [flag for flag, can_help in flags.items() if can_help]
+    if not named:
+        return otherwise
+    return "lower " + " or ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+
+
+def crowded(node: NodeBudget, machine: Machine) -> str:
+    """Say that others use memory which the layout takes."""
+    return (
+        f"the layout takes up to {gb(node.total_bytes)} of memory, of which only "
+        f"{gb(machine.unused_bytes)} are unused now; stop what else runs (another server?), or "
+        "set --model-cache-budget-gb and --kv-budget-gb lower"
+    )
 
 
 def gb(count: int) -> str:

@@ -5,6 +5,8 @@ Rates are measured in some tens of milliseconds each, for predictions; nothing e
 
 import mmap
 import os
+import re
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from aegaeon.errors import CheckpointError, ConfigError
 
 SHARED_MEMORY = Path("/dev/shm")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 DISK_PROBE_S = 0.04
 DISK_PROBE_THREADS = 4
@@ -25,10 +28,12 @@ COPY_PROBE_RUNS = 3
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What all processes of a node share: `shared_free_bytes` are those of /dev/shm."""
+    """What all processes of a node share: `shared_free_bytes` are those of /dev/shm, `unused_bytes`
+    those of memory that nobody uses now; shares are not made of these, which come and go."""
 
     memory_bytes: int
     shared_free_bytes: int
+    unused_bytes: int = sys.maxsize
 
 
 class DiskRate(msgspec.Struct, frozen=True):
@@ -45,7 +50,8 @@ def read_machine(own_files: Iterable[Path] = (), directory: Path = SHARED_MEMORY
     `own_files` are what an earlier server of this domain left there: as good as free. Raises
     ConfigError when there is no such directory.
     """
-    memory_bytes = available_memory_bytes()
+    memory_bytes, own_bytes = available_memory_bytes(), sum(map(_allocated_bytes, own_files))
+    unused_bytes = unused_memory_bytes() + own_bytes
     try:
         space = os.statvfs(directory)
     except OSError as error:
@@ -53,9 +59,9 @@ def read_machine(own_files: Iterable[Path] = (), directory: Path = SHARED_MEMORY
             f"cannot use {directory} ({error.strerror}); weights and KV live there: mount a tmpfs"
         ) from None
     if space.f_blocks == 0:  # a tmpfs without a limit
-        return Machine(memory_bytes, memory_bytes)
+        return Machine(memory_bytes, memory_bytes, unused_bytes)
     free_bytes = space.f_bavail * space.f_frsize
-    return Machine(memory_bytes, free_bytes + sum(map(_allocated_bytes, own_files)))
+    return Machine(memory_bytes, free_bytes + own_bytes, unused_bytes)
 
 
 def _allocated_bytes(path: Path) -> int:
@@ -76,6 +82,17 @@ def available_memory_bytes(cgroup_root: Path = CGROUP_ROOT) -> int:
         if text.isdigit():  # "max" is no limit
             limit = min(limit, int(text))
     return limit
+
+
+def unused_memory_bytes(meminfo: Path = MEMINFO) -> int:
+    """Return the memory that could be had without swapping, as the kernel estimates it; without
+    bound where it does not tell."""
+    try:
+        text = meminfo.read_text(encoding="ascii")
+    except OSError:
+        return sys.maxsize
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else sys.maxsize
 
 
 def measure_disk(path: Path) -> DiskRate:

@@ -69,7 +69,6 @@ class StagedWeights(Weights):
 
     def bring_in(self, model: ModelId, evict: Iterable[ModelId]) -> BroughtIn:
         for victim in evict:
-            self._source.set_demand(victim, False)
             self.drop(victim)
         held = self._models.get(model)
         if held is not None:
@@ -93,7 +92,7 @@ class StagedWeights(Weights):
             host.close()
             raise
         target = self._arena.address + place.offset
-        arrival = Arrival(host, target, self._copier, self._traffic)
+        arrival = Arrival(host, target, self._copier, self._traffic, self._source.take_back)
         try:
             arrival.await_stage(FIRST_STAGES - 1)
             held = _Held(arrival, self._view(model, place, arrival))

@@ -42,13 +42,13 @@ class Weights(ABC):
         """Make `model` usable, giving up `evict`, which nobody uses now.
 
         Returns when its first layers are in; a use waits for each later one. Raises CheckpointError
-        and BudgetTooSmall, and then `model` is not here.
+        and BudgetTooSmall, and then `model` is not here; LoadStalled, when it may be later.
         """
 
     @abstractmethod
     def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
         """Return when `model` is wholly in, or once `may_begin` says that nothing else would
-        compute meanwhile. What fails here fails again, and is told, at the first use."""
+        compute meanwhile. Raises CheckpointError; later failures are told at the next use."""
 
     @abstractmethod
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:

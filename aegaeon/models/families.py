@@ -12,6 +12,8 @@ from aegaeon.errors import UnsupportedModel
 
 MAX_COUNT = 1 << 31
 Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+# Far beyond any model; what counts layers elsewhere counts on it.
+Layers = Annotated[int, Meta(ge=1, le=4096)]
 Positive = Annotated[float, Meta(gt=0, le=1e12)]
 # Of RoPE; beyond these its formulas leave what floats can hold.
 Scale = Annotated[float, Meta(ge=1e-6, le=1e12)]
@@ -44,7 +46,7 @@ class HfConfig(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     max_position_embeddings: Count
     num_key_value_heads: Count | None = None

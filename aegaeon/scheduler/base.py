@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 import msgspec
 
-from aegaeon.types import Action, Load, ModelId, Outcome, Request, RequestId
+from aegaeon.types import Action, Failure, Load, ModelId, Outcome, Request, RequestId
 
 
 class SchedulerSnapshot(msgspec.Struct, frozen=True):
@@ -67,6 +67,11 @@ class Scheduler(ABC):
     @abstractmethod
     def expired(self, now: float) -> tuple[RequestId, ...]:
         """Return requests whose deadline has passed; the caller fails and cancels them."""
+
+    @abstractmethod
+    def given_up(self) -> tuple[Failure, ...]:
+        """Return, once, requests for which there is no hope any more; the caller fails and cancels
+        them before it asks for an action."""
 
     @abstractmethod
     def snapshot(self) -> SchedulerSnapshot:

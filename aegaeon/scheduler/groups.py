@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from aegaeon.scheduler.retries import Retry
 from aegaeon.types import ModelId, RequestId
 
 
@@ -23,17 +24,26 @@ class Group:
     # prefilled ones on their way to another instance; they hold KV until they are gone
     leaving: set[RequestId] = field(default_factory=set)
     has_prefilled: bool = False  # the last step of this group was a prefill
-    retry_at_s: float = 0.0  # no load before this
-    load_failures: int = 0
+    load_retry: Retry = field(default_factory=lambda: Retry(1.0, 30.0))  # after a failed load
+    loss_retry: Retry = field(default_factory=lambda: Retry(0.1, 4.0, free=1))  # lost, no token yet
+    load_s: float = 0.0  # what the last load took
+    has_gained: bool = False  # a token since then
     unpaid_load_s: float = 0.0  # of what the next turn displaced; it is to be worth it
-    # Set while waiting requests lack KV: no prefill until `kv_retry`.
+    # Set while waiting requests lack KV: no prefill until `kv_freed` or, where nobody here holds
+    # any, `kv_retry`.
     kv_ticket: int | None = None
-    kv_retry: bool = False
+    kv_freed: bool = False
+    kv_retry: Retry = field(default_factory=lambda: Retry(0.05, 1.0))
 
     @property
     def has_requests(self) -> bool:
         """Whether anything waits or runs here."""
         return bool(self.waiting or self.running)
+
+    @property
+    def load_at_s(self) -> float:
+        """No load before this."""
+        return max(self.load_retry.at_s, self.loss_retry.at_s)
 
     def pick_prefill(self, max_requests: int, max_tokens: int) -> tuple[RequestId, ...]:
         """The first waiting requests within both bounds, at least one."""
@@ -87,6 +97,11 @@ class Group:
         self.leaving.discard(request)
         self.running.pop(request, None)
         return held_kv
+
+    def leave_kv_line(self) -> None:
+        """Nothing here lacks KV."""
+        self.kv_ticket = None
+        self.kv_retry.reset()
 
     def clear(self) -> tuple[RequestId, ...]:
         """Forget and return all requests but those leaving."""

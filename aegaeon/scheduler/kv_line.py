@@ -1,6 +1,7 @@
 """The line for KV: who may prefill when there is not enough of it for everyone.
 
-The group that ran out of it first is the only one to prefill until it has its share.
+The group that ran out of it first is the only one to prefill until it has its share. Where nobody
+here could give up any, others hold it all, or the system has no memory left: then time must tell.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,7 @@ from aegaeon.types import ModelId
 
 
 class KvLine:
-    """Looks at the groups of a scheduler, and keeps their `kv_ticket` and `kv_retry`."""
+    """Looks at the groups of a scheduler, and keeps what they note of KV."""
 
     def __init__(self, groups: Mapping[ModelId, Group]) -> None:
         self._groups = groups
@@ -18,35 +19,48 @@ class KvLine:
     def freed(self) -> None:
         """A sequence has given up KV: it is worth trying again."""
         for group in self._groups.values():
-            group.kv_retry = True
+            group.kv_freed = True
+            group.kv_retry.reset()
 
     def is_held(self) -> bool:
         """Whether any sequence has KV that it may give up later."""
         return any(group.running or group.leaving for group in self._groups.values())
 
-    def join(self, groups: Iterable[Group], next_ticket: Callable[[], int]) -> None:
+    def join(self, groups: Iterable[Group], next_ticket: Callable[[], int], now: float) -> None:
         """Put `groups` in line, those behind that are not in it yet."""
+        is_held = self.is_held()
         for group in groups:
             if group.kv_ticket is None:
                 group.kv_ticket = next_ticket()
-            group.kv_retry = False
+            group.kv_freed = False
+            if not is_held:
+                group.kv_retry.fail(now)
 
     def first(self) -> Group | None:
         """The group whose turn it is to try for KV, or None when nobody lacks it."""
         stalled = [g for g in self._groups.values() if g.kv_ticket is not None]
         return min(stalled, key=lambda group: group.kv_ticket or 0, default=None)
 
-    def may_prefill(self, group: Group, first: Group | None) -> bool:
+    def may_prefill(self, group: Group, first: Group | None, now: float) -> bool:
         """Whether a prefill of `group` may find KV, `first` being first in line."""
         if first is None:
             return True
-        return group is first and (group.kv_retry or not self.is_held())
+        if group is not first:
+            return False
+        return group.kv_freed or (group.kv_retry.at_s <= now and not self.is_held())
 
-    def runnable(self) -> dict[ModelId, Group]:
+    def next_retry_s(self, now: float) -> float | None:
+        """When to try again though nobody here gives up KV."""
+        first = self.first()
+        if first is None or first.kv_retry.at_s <= now or self.is_held():
+            return None
+        return first.kv_retry.at_s
+
+    def runnable(self, now: float) -> dict[ModelId, Group]:
         """Groups that could make progress, were their model on the device."""
         first = self.first()
         return {
             model: group
             for model, group in self._groups.items()
-            if group.running or (group.waiting and self.may_prefill(group, first))
+            if group.running or (group.waiting and self.may_prefill(group, first, now))
         }

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
+from aegaeon.errors import BudgetTooSmall
 from aegaeon.scheduler.groups import Group
 from aegaeon.scheduler.residency import Residency
-from aegaeon.types import Loaded, ModelId
+from aegaeon.types import Failure, Loaded, ModelId
 
-RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between attempts at a model that does not load
+MAX_LOSSES = 12  # of a model's weights in a row without a token: about half a minute
 
 
 class Loads:
@@ -32,7 +33,7 @@ class Loads:
         absent = (
             group
             for model, group in runnable.items()
-            if not self._residency.is_resident(model) and group.retry_at_s <= now
+            if not self._residency.is_resident(model) and group.load_at_s <= now
         )
         return min(absent, key=lambda group: group.ticket, default=None)
 
@@ -76,8 +77,10 @@ class Loads:
         """The load has ended well; a turn that displaced others is to be worth it."""
         group = self._groups[outcome.model]
         self._residency.end_load(outcome.weight_bytes)
-        group.load_failures = 0
-        if self._displaces:
+        group.load_retry.reset()
+        group.load_s = outcome.took_s
+        group.has_gained = False
+        if self._displaces or group.loss_retry.failures:
             group.unpaid_load_s = outcome.took_s
         self._drop_preload(outcome.model)
 
@@ -85,13 +88,29 @@ class Loads:
         """The load has failed, sooner or later; the next try waits, longer each time."""
         if self._residency.loading == group.model:
             self._residency.end_load(None)
-        group.retry_at_s = now + RETRY_S[min(group.load_failures, len(RETRY_S) - 1)]
-        group.load_failures += 1
+        group.load_retry.fail(now)
         self._drop_preload(group.model)
 
+    def lost(self, group: Group, now: float, worth_s: float) -> list[Failure]:
+        """Others took the room of the weights; return whom to give up because that goes on so.
+
+        Whoever gained something from its load yields for `worth_s`: if both asked for the room
+        again at once, neither would compute.
+        """
+        group.loss_retry.fail(now, worth_s if group.has_gained else 0.0)
+        if group.loss_retry.failures < MAX_LOSSES:
+            return []
+        group.loss_retry.reset()
+        self.failed(group, now)
+        message = (
+            f"other instances took the room of {group.model} again and again before it computed; "
+            "raise --model-cache-budget-gb"
+        )
+        return [(r, BudgetTooSmall.code, message) for r in (*group.waiting, *group.running)]
+
     def next_retry_s(self, now: float) -> float | None:
-        """When a model with requests may be tried again after a failure."""
-        retries = (g.retry_at_s for g in self._groups.values() if g.waiting or g.running)
+        """When a model with requests may be tried again after a failure or a loss."""
+        retries = (g.load_at_s for g in self._groups.values() if g.waiting or g.running)
         return min((at for at in retries if at > now), default=None)
 
     def _drop_preload(self, model: ModelId) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.errors import InvalidRequest, ModelNotFound, OutOfBlocks, Overloaded
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
 from aegaeon.scheduler.groups import Group
@@ -20,6 +20,7 @@ from aegaeon.types import (
     Action,
     ComputeAction,
     Decode,
+    Failure,
     Handoff,
     Idle,
     Load,
@@ -36,6 +37,8 @@ from aegaeon.types import (
     Switched,
     WeightsLost,
 )
+
+MAX_KV_RETRIES = 14  # while nobody here holds KV: about 10 s
 
 
 class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +82,7 @@ class TurnScheduler(Scheduler):
         self._model_of: dict[RequestId, ModelId] = {}
         self._deadlines = Deadlines()
         self._handoffs: deque[RequestId] = deque()  # with left-overs of ended ones
+        self._hopeless: list[Failure] = []
         self._current: ModelId | None = None
         self._turn_ends_s = 0.0
         self._in_flight: ComputeAction | None = None
@@ -122,6 +126,11 @@ class TurnScheduler(Scheduler):
         """Return, once, the requests whose deadline is not after `now`."""
         return self._deadlines.expired(now, self._model_of)
 
+    def given_up(self) -> tuple[Failure, ...]:
+        """Return, once, the requests that waited in vain."""
+        hopeless, self._hopeless = self._hopeless, []
+        return tuple(failure for failure in hopeless if failure[0] in self._model_of)
+
     def snapshot(self) -> SchedulerSnapshot:
         """Counts per model, those without requests left out."""
         groups = self._groups.values()
@@ -145,14 +154,15 @@ class TurnScheduler(Scheduler):
             model = self._model_of.get(request)
             if model is not None and request in self._groups[model].leaving:
                 return Handoff(request)
-        runnable = self._kv.runnable()
+        runnable = self._kv.runnable(now)
         group = self._choose(runnable, now)
         if group is None:
-            return Idle(self._loads.next_retry_s(now))
+            retries = (self._loads.next_retry_s(now), self._kv.next_retry_s(now))
+            return Idle(min((at for at in retries if at is not None), default=None))
         if group.model != self._current:
             self._in_flight = Switch(group.model)
         else:
-            self._in_flight = self._step(group)
+            self._in_flight = self._step(group, now)
         return self._in_flight
 
     def next_load(self, now: float) -> Load | None:
@@ -164,7 +174,7 @@ class TurnScheduler(Scheduler):
             return None
         if self._in_flight is not None and not self._residency.is_resident(self._in_flight.model):
             return None  # evicted meanwhile: the outcome will say what became of the action
-        runnable = self._kv.runnable()
+        runnable = self._kv.runnable(now)
         head = self._loads.head(runnable, now)
         if head is None:
             model = self._loads.next_preload()
@@ -181,10 +191,9 @@ class TurnScheduler(Scheduler):
             case Switched():
                 self._on_switched(outcome.model, now)
             case Stepped():
-                self._on_stepped(outcome)
+                self._on_stepped(outcome, now)
             case WeightsLost():
-                self._in_flight = None
-                self._drop(outcome.model)
+                self._on_weights_lost(self._groups[outcome.model], now)
             case Loaded():
                 for model in outcome.evicted:
                     self._drop(model)
@@ -236,6 +245,15 @@ class TurnScheduler(Scheduler):
         self._leave_current((model,))
         self._residency.drop(model)
 
+    def _on_weights_lost(self, group: Group, now: float) -> None:
+        """From either lane, as `_on_load_failed`; a load that is put off costs no request."""
+        if self._residency.loading == group.model:
+            self._loads.failed(group, now)
+        else:
+            self._in_flight = None
+            self._drop(group.model)
+            self._hopeless += self._loads.lost(group, now, self._worth_s(group.load_s))
+
     def _leave_current(self, gone: tuple[ModelId, ...]) -> None:
         """The device is nobody's when the weights of the current model are among those `gone`."""
         if self._current in gone:
@@ -253,8 +271,11 @@ class TurnScheduler(Scheduler):
 
     def _turn_s(self, group: Group) -> float:
         load_s, group.unpaid_load_s = group.unpaid_load_s, 0.0
-        worth_s = min(self._limits.amortise * load_s, self._limits.longest_turn_s)
-        return max(self._limits.quota_s, worth_s)
+        return max(self._limits.quota_s, self._worth_s(load_s))
+
+    def _worth_s(self, load_s: float) -> float:
+        """How long to compute for a load to be worth it."""
+        return min(self._limits.amortise * load_s, self._limits.longest_turn_s)
 
     def _end_turn(self) -> None:
         if self._current is not None:
@@ -268,9 +289,9 @@ class TurnScheduler(Scheduler):
         )
         return min(ready, key=lambda group: group.ticket, default=None)
 
-    def _step(self, group: Group) -> Prefill | Decode:
+    def _step(self, group: Group, now: float) -> Prefill | Decode:
         limits = self._limits
-        wants = self._kv.may_prefill(group, self._kv.first()) and bool(group.waiting)
+        wants = self._kv.may_prefill(group, self._kv.first(), now) and bool(group.waiting)
         has_room = len(group.running) < limits.max_running
         if group.running and (group.has_prefilled or not wants or not has_room):
             group.has_prefilled = False
@@ -296,7 +317,7 @@ class TurnScheduler(Scheduler):
         self._model_of[request.id] = request.model
         self._deadlines.add(request.id, request.deadline_s)
 
-    def _on_stepped(self, outcome: Stepped) -> None:
+    def _on_stepped(self, outcome: Stepped, now: float) -> None:
         action, self._in_flight = self._in_flight, None
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
@@ -305,10 +326,14 @@ class TurnScheduler(Scheduler):
             if token.request_id in self._model_of:
                 group.add_token(token.request_id)
         group.rotate(action.requests)
+        if outcome.tokens:
+            group.has_gained = True
+            group.loss_retry.reset()
+            group.kv_retry.reset()
         if outcome.preempted:
-            self._on_preempted(outcome.preempted)
+            self._on_preempted(outcome, now)
         elif isinstance(action, Prefill):
-            group.kv_ticket = None
+            group.leave_kv_line()
         for token in outcome.tokens:
             if token.finish_reason is not None:
                 self._forget(token.request_id)
@@ -319,9 +344,9 @@ class TurnScheduler(Scheduler):
                 group.leave(request)
                 self._handoffs.append(request)
 
-    def _on_preempted(self, preempted: tuple[RequestId, ...]) -> None:
+    def _on_preempted(self, outcome: Stepped, now: float) -> None:
         """They wait in front of their own groups, which stand in line for KV from here on."""
-        known = [request for request in preempted if request in self._model_of]
+        known = [request for request in outcome.preempted if request in self._model_of]
         losers = {
             self._model_of[request]: self._groups[self._model_of[request]] for request in known
         }
@@ -331,7 +356,12 @@ class TurnScheduler(Scheduler):
         ]
         if any(held_kv):
             self._kv.freed()
-        self._kv.join(losers.values(), self._next_ticket)
+        self._kv.join(losers.values(), self._next_ticket, now)
+        for request in known:
+            retry = losers[self._model_of[request]].kv_retry
+            if retry.failures >= MAX_KV_RETRIES:
+                self._hopeless.append((request, OutOfBlocks.code, outcome.shortage))
+                retry.at_s = now  # the next in line may need less
 
     def _forget(self, request: RequestId) -> None:
         model = self._model_of.pop(request, None)
@@ -341,7 +371,7 @@ class TurnScheduler(Scheduler):
         if group.remove(request):
             self._kv.freed()
         if not group.waiting:
-            group.kv_ticket = None
+            group.leave_kv_line()
 
     def _on_load_failed(self, group: Group, now: float) -> None:
         """From either lane: a model that is not being loaded counted as resident, and computed."""
@@ -351,7 +381,7 @@ class TurnScheduler(Scheduler):
         self._loads.failed(group, now)
         for request in group.clear():
             del self._model_of[request]
-        group.kv_ticket = None
+        group.leave_kv_line()
         self._kv.freed()
 
     def _next_ticket(self) -> int:

@@ -2,8 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
-#include <cstdint>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/operands.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/ops.h"
 
@@ -19,22 +21,21 @@ namespace py = pybind11;
 namespace aegaeon {
 namespace {
 
-using Address = std::uintptr_t;
-using Strided = std::pair<Address, std::size_t>;
 using Sequence = std::tuple<std::size_t, std::size_t, std::size_t, std::vector<std::size_t>>;
-
-ops::Rows rows_of(const Strided& rows) {
-  return {reinterpret_cast<const float*>(rows.first), rows.second};
-}
 
 // What the operators trust is checked here, once per pass.
 struct PagedRows {
   ops::PagedKv kv;
-  std::size_t layers;
+  std::size_t layers = 0;
+  std::size_t rows = 0;  // that a pass has at least
 
-  void check_layer(std::size_t layer) const {
+  void check(std::size_t layer, std::size_t given_rows) const {
     if (layer >= layers) {
       throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(layers));
+    }
+    if (given_rows < rows) {
+      throw std::invalid_argument(std::to_string(given_rows) +
+                                  " rows are given, the sequences have " + std::to_string(rows));
     }
   }
 };
@@ -42,13 +43,21 @@ struct PagedRows {
 std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
                                      std::array<std::size_t, 3> shape,
                                      std::vector<Sequence> sequences) {
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
+    throw std::invalid_argument("layers, KV heads and head_dim must be at least 1");
+  }
+  constexpr std::size_t kMost = std::numeric_limits<std::uint32_t>::max();
   auto made = std::make_unique<PagedRows>();
   made->layers = shape[0];
-  made->kv.pages = reinterpret_cast<float*>(pages.first);
+  made->kv.pages = pointer<float>(pages.first);
   made->kv.kv_heads = shape[1];
   made->kv.head_dim = shape[2];
   const std::size_t block_pages = shape[0] * 2 * shape[1];
   for (auto& [first_row, rows, start, blocks] : sequences) {
+    if (std::max({first_row, rows, start}) > kMost) {
+      throw std::invalid_argument("rows and positions must be less than 2^32");
+    }
+    made->rows = std::max(made->rows, first_row + rows);
     if (blocks.size() * ops::kBlockTokens < start + rows) {
       throw std::invalid_argument(std::to_string(blocks.size()) + " blocks do not hold " +
                                   std::to_string(start + rows) + " tokens; allocate more");
@@ -63,23 +72,24 @@ std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
   return made;
 }
 
-void append_kv(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer, Strided keys,
-               Strided values) {
-  rows.check_layer(layer);
+void append_kv(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer, std::size_t count,
+               Strided keys, Strided values) {
+  rows.check(layer, count);
   const py::gil_scoped_release released;
   ops::append_kv(pool, {rows.kv, layer, rows_of(keys), rows_of(values)});
 }
 
 void attend(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer,
-            std::pair<Address, std::size_t> queries, float scale, Address out) {
-  rows.check_layer(layer);
-  if (queries.second == 0 || queries.second % rows.kv.kv_heads != 0) {
-    throw std::invalid_argument(std::to_string(queries.second) + " heads share " +
+            std::tuple<Address, std::size_t, std::size_t> queries, float scale, Address out) {
+  const auto [first, count, heads] = queries;
+  rows.check(layer, count);
+  if (heads == 0 || heads % rows.kv.kv_heads != 0) {
+    throw std::invalid_argument(std::to_string(heads) + " heads share " +
                                 std::to_string(rows.kv.kv_heads) + " KV heads unevenly");
   }
   const py::gil_scoped_release released;
-  ops::attend(pool, {rows.kv, layer, queries.second, reinterpret_cast<const float*>(queries.first),
-                     scale, reinterpret_cast<float*>(out)});
+  ops::attend(pool,
+              {rows.kv, layer, heads, pointer<const float>(first), scale, pointer<float>(out)});
 }
 
 }  // namespace
@@ -88,7 +98,7 @@ void bind_attention(py::module_& module) {
   py::class_<PagedRows>(module, "PagedRows")
       .def(py::init(&make_rows), py::arg("pages"), py::arg("shape"), py::arg("sequences"));
   module.def("append_kv", &append_kv, py::arg("pool"), py::arg("rows"), py::arg("layer"),
-             py::arg("keys"), py::arg("values"));
+             py::arg("count"), py::arg("keys"), py::arg("values"));
   module.def("attend", &attend, py::arg("pool"), py::arg("rows"), py::arg("layer"),
              py::arg("queries"), py::arg("scale"), py::arg("out"));
 }

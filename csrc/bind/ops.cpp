@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bind/attention.h"
+#include "bind/operands.h"
 #include "bind/ops.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/thread_pool.h"
@@ -20,13 +21,7 @@ namespace py = pybind11;
 namespace aegaeon {
 namespace {
 
-using Address = std::uintptr_t;
 using Shape = std::pair<std::size_t, std::size_t>;
-
-template <typename T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 ops::Matrix matrix_of(const py::handle& part) {
   const auto fields = py::reinterpret_borrow<py::tuple>(part);
@@ -43,6 +38,7 @@ ops::Matrix matrix_of(const py::handle& part) {
 }
 
 void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out) {
+  if (shape.second == 0) throw std::invalid_argument("a product needs at least 1 column");
   std::vector<ops::BiasedMatrix> matrices;
   matrices.reserve(parts.size());
   for (const py::handle part : parts) {
@@ -61,10 +57,6 @@ void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tupl
   ops::embed(pool, {pointer<const std::int64_t>(token_ids), shape.first, shape.second, matrix,
                     pointer<float>(out)});
 }
-
-using Strided = std::pair<Address, std::size_t>;
-
-ops::Rows rows_of(const Strided& rows) { return {pointer<const float>(rows.first), rows.second}; }
 
 void rms_norm(ops::ThreadPool& pool, Address x, Shape shape, Address weight, float eps,
               Address out) {

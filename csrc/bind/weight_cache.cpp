@@ -136,16 +136,16 @@ void load(CachedModel& model, const py::iterable& jobs, int threads) {
   model.finish_load();
 }
 
-void set_demand(WeightCache& cache, const py::bytes& key, bool is_wanted) {
-  const auto wanted = key_of(key);
+void set_demand(WeightCache& cache, const py::bytes& bytes, bool is_wanted) {
+  const memory::ModelKey key = key_of(bytes);
   const py::gil_scoped_release released;
-  cache.set_demand(wanted, is_wanted);
+  cache.set_demand(key, is_wanted);
 }
 
-bool evict(WeightCache& cache, const py::bytes& key) {
-  const auto unwanted = key_of(key);
+bool evict(WeightCache& cache, const py::bytes& bytes) {
+  const memory::ModelKey key = key_of(bytes);
   const py::gil_scoped_release released;
-  return cache.evict(unwanted);
+  return cache.evict(key);
 }
 
 py::buffer_info buffer_of(CachedModel& model) {

@@ -55,14 +55,12 @@ void CachedModel::map(bool is_new) {
   const int create = is_loader() ? O_CREAT : 0;
   File file(::open(data.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | create, 0600));
   struct stat info{};
-  if (!file.is_open() || fstat(file.get(), &info) != 0 ||
-      (is_loader() && static_cast<std::uint64_t>(info.st_size) != size_bytes_ &&
-       ftruncate(file.get(), static_cast<off_t>(size_bytes_)) != 0)) {
+  if (!file.is_open() || fstat(file.get(), &info) != 0) {
     throw shm::RegionError("cannot open " + data + ": " + reason(errno) +
                            "; restart the servers that use it");
   }
-  if (!is_loader() && static_cast<std::uint64_t>(info.st_size) != size_bytes_) {
-    throw shm::RegionMismatch(data + " is not as long as the model; restart the servers");
+  if (static_cast<std::uint64_t>(info.st_size) != size_bytes_) {
+    start_file(data, file.get());
   }
   if (address_ == nullptr) {
     void* base = mmap(nullptr, size_bytes_, PROT_READ, MAP_SHARED, file.get(), 0);
@@ -75,6 +73,17 @@ void CachedModel::map(bool is_new) {
     madvise(base, size_bytes_ / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
   }
   if (is_loader()) file_ = std::move(file);
+}
+
+// A load begins in an empty file, also one that goes on where somebody has removed the file.
+void CachedModel::start_file(const std::string& data, int file) {
+  if (!is_loader() || address_ != nullptr) {
+    throw shm::RegionError(data + " has been removed or cut; restart the servers that use it");
+  }
+  entry().stages_done.store(0);
+  if (ftruncate(file, static_cast<off_t>(size_bytes_)) != 0) {
+    throw shm::RegionError("cannot make " + data + ": " + reason(errno) + "; free memory there");
+  }
 }
 
 void CachedModel::populate() const {
@@ -203,7 +212,12 @@ bool CachedModel::take_over() {
   }
   entry().owner.store(cache_->owner_);
   is_loader_.store(true);
-  map(false);
+  try {
+    map(false);
+  } catch (...) {
+    abandon();
+    throw;
+  }
   return true;
 }
 
@@ -242,13 +256,15 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
   first_stage_ = stages_done();
   load_began_ns_ = shm::now_ns();
   const std::string data = cache_->directory_.data_path(slot_, generation_);
+  const auto publish = [this](std::uint32_t done) {
+    entry().stages_done.store(done);
+    cache_->directory_.signal_entry(slot_);
+  };
+  const auto is_unwanted = [this] { return is_cancelled_.load() || cache_->is_closed(); };
   try {
     reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
                                        Target{file_.get(), address_, data}, first_stage_, threads,
-                                       [this](std::uint32_t done) {
-                                         entry().stages_done.store(done);
-                                         cache_->directory_.signal_entry(slot_);
-                                       });
+                                       Progress{publish, is_unwanted});
   } catch (const std::invalid_argument& error) {
     // Whoever took the load over would find the same, without end.
     throw CheckpointError(model_ + " cannot be loaded: " + error.what() +
@@ -260,12 +276,7 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
   }
 }
 
-bool CachedModel::wait_for_load(std::int64_t timeout_ns) {
-  if (is_cancelled_.load() || cache_->is_closed()) {
-    reader_->cancel();
-  }
-  return reader_->wait(timeout_ns);
-}
+bool CachedModel::wait_for_load(std::int64_t timeout_ns) { return reader_->wait(timeout_ns); }
 
 void CachedModel::finish_load() {
   end_load_on_failure([this] {

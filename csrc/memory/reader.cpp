@@ -64,10 +64,10 @@ struct Reader::Buffers {
 };
 
 Reader::Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int threads,
-               std::function<void(std::uint32_t)> publish)
+               Progress progress)
     : plan_(std::move(plan)),
       target_(std::move(target)),
-      publish_(std::move(publish)),
+      progress_(std::move(progress)),
       chunk_end_(plan_.chunks.size()),
       chunks_left_(plan_.stages, 0),
       stages_done_(first_stage) {
@@ -84,7 +84,7 @@ Reader::Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int thre
   {
     const std::lock_guard<std::mutex> held(mutex_);
     while (stages_done_ < plan_.stages && chunks_left_[stages_done_] == 0) ++stages_done_;
-    publish_(stages_done_);
+    progress_.publish(stages_done_);
   }
   start(static_cast<int>(std::min<std::size_t>(static_cast<std::size_t>(std::max(threads, 1)),
                                                std::max<std::size_t>(chunk_end_ - first, 1))));
@@ -122,7 +122,7 @@ void Reader::work() {
   std::exception_ptr failure;
   try {
     Buffers buffers(plan_);
-    while (!is_stopped_.load(std::memory_order_relaxed)) {
+    while (!is_stopped_.load(std::memory_order_relaxed) && !progress_.is_unwanted()) {
       const std::size_t at = next_chunk_.fetch_add(1, std::memory_order_relaxed);
       if (at >= chunk_end_) break;
       load(plan_.chunks[at], buffers);
@@ -210,7 +210,7 @@ void Reader::finish(std::uint32_t stage) {
   const std::uint32_t before = stages_done_;
   while (stages_done_ < plan_.stages && chunks_left_[stages_done_] == 0) ++stages_done_;
   if (stages_done_ > before) {
-    publish_(stages_done_);
+    progress_.publish(stages_done_);
   }
 }
 

@@ -25,13 +25,17 @@ struct Target {
   std::string path;          // for errors
 };
 
+// What a load and its owner tell each other, from any of the threads.
+struct Progress {
+  std::function<void(std::uint32_t)> publish;  // this many stages are whole; one call at a time
+  std::function<bool()> is_unwanted;           // asked before each chunk: stop here
+};
+
 class Reader {
  public:
-  // Opens the files and starts `threads` threads on the stages from `first_stage` on. `publish` is
-  // called with the number of stages that are whole, growing, one call at a time, from any of the
-  // threads; with `first_stage` first. Throws CheckpointError.
-  Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int threads,
-         std::function<void(std::uint32_t)> publish);
+  // Opens the files and starts `threads` threads on the stages from `first_stage` on. Throws
+  // CheckpointError.
+  Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int threads, Progress progress);
   ~Reader();
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
@@ -39,10 +43,10 @@ class Reader {
   // True once all threads have ended; waits for it up to `timeout_ns`.
   bool wait(std::int64_t timeout_ns);
   void join();
-  // Makes the threads end after the chunk they are at. From any thread.
+  // Makes the threads end after the chunk they are at.
   void cancel() { is_stopped_.store(true); }
   // After join(): throws what a thread has failed with (CheckpointError), LoadCancelled when it was
-  // cancelled before its end; else everything is in.
+  // stopped before its end; else everything is in.
   void check();
   std::uint64_t bytes_read() const { return bytes_read_.load(); }
 
@@ -59,7 +63,7 @@ class Reader {
 
   LoadPlan plan_;
   Target target_;
-  std::function<void(std::uint32_t)> publish_;
+  Progress progress_;
   std::deque<SourceFile> files_;
   std::size_t chunk_end_;
   std::atomic<std::size_t> next_chunk_;

@@ -18,8 +18,8 @@
 
 namespace aegaeon::memory {
 
-// What a thread reads at a time: with the pages before and after, a huge one (see Reader).
-constexpr std::size_t kChunkBytes = (std::size_t{2} << 20) - 2 * kDirectAlignment;
+// What a thread reads at a time: with the pages before and after, two huge ones (see Reader).
+constexpr std::size_t kChunkBytes = (std::size_t{4} << 20) - 2 * kDirectAlignment;
 
 struct Wanted {
   ModelKey key;

@@ -196,10 +196,32 @@ void press_pool() {
   for (int i = 0; i < 50; ++i) ThreadPool{3};  // stopped while they start
 }
 
+// What is thrown in one call, the caller's or a worker's, comes out of the pool, which serves on.
+void throw_in_pool() {
+  ThreadPool pool{3};
+  for (std::size_t bad = 0; bad < 300; ++bad) {
+    std::atomic<std::size_t> done{0};
+    bool is_caught = false;
+    try {
+      pool.for_ranges(300, 1, [&](std::size_t first, std::size_t) {
+        if (first == bad) throw std::bad_alloc();
+        ++done;
+      });
+    } catch (const std::bad_alloc&) {
+      is_caught = true;
+    }
+    require(is_caught, "what work has thrown is lost");
+    done = 0;
+    pool.for_ranges(300, 7, [&](std::size_t first, std::size_t last) { done += last - first; });
+    require(done == 300, "a pool does not serve on after work has thrown");
+  }
+}
+
 }  // namespace
 
 int main() {
   press_pool();
+  throw_in_pool();
   check_products();
   check_attention();
   std::printf("ops_stress: ok\n");

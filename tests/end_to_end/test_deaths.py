@@ -7,7 +7,14 @@ import httpx
 import pytest
 
 from tests.support.polling import eventually
-from tests.support.server import Server, Streamed, is_running, left_in_shared_memory
+from tests.support.server import (
+    SHARED_MEMORY,
+    Server,
+    Streamed,
+    is_running,
+    left_in_shared_memory,
+    run_cli,
+)
 from tests.support.smollm2 import smollm2_directory
 
 TOKENS = 600
@@ -72,9 +79,12 @@ def test_a_killed_server_blocks_no_next_start(checkpoints, tmp_path, same_domain
     models = {"ada": checkpoints["ada"]}
     killed = Server(tmp_path, models).start()
     port, pids = killed.port, killed.instance_pids()
+    assert Streamed(killed.url, "ada", "the device", 5).whole()
     killed.kill()
     eventually(lambda: not any(is_running(pid) for pid in pids.values()), within_s=20)
-    assert left_in_shared_memory(killed.domain) != []
+    left = left_in_shared_memory(killed.domain)
+    for kind in ("weights", "weights+0-0", "kv", "kv+arena"):
+        assert f"aegaeon-{killed.domain}.{kind}" in left
 
     after = killed if same_domain else Server(tmp_path, models)
     try:
@@ -83,3 +93,27 @@ def test_a_killed_server_blocks_no_next_start(checkpoints, tmp_path, same_domain
     finally:
         after.stop()
     assert left_in_shared_memory(killed.domain) == left_in_shared_memory(after.domain) == []
+
+
+def test_a_second_server_of_one_domain_is_refused_and_harms_nothing(checkpoints, tmp_path):
+    models = {"ada": checkpoints["ada"], "bob": checkpoints["bob"]}
+    with Server(tmp_path, models) as server:
+        undisturbed = Streamed(server.url, "bob", "the device", TOKENS).whole()
+
+        def regions():
+            names = left_in_shared_memory(server.domain)
+            return {name: (SHARED_MEMORY / name).stat().st_ino for name in names}
+
+        before = regions()
+        stream = Streamed(server.url, "bob", "the device", TOKENS)
+        eventually(lambda: len(stream.pieces) >= 10, within_s=30)
+        flags = ("--models", str(checkpoints["ada"]), "--port", "0", "--kv-budget-gb", "0.01")
+        done = run_cli("serve", "--domain", server.domain, *flags)
+        errors = [line for line in done.stderr.splitlines() if "aegaeon: error: " in line]
+        assert done.returncode != 0 and len(errors) == 1 and "Traceback" not in done.stderr
+        assert server.domain in errors[0] and f"pid {server.pid}" in errors[0]
+        assert "--domain" in errors[0]
+
+        assert regions() == before
+        assert stream.whole() == undisturbed
+        assert Streamed(server.url, "ada", "the device", 5).whole()

@@ -56,8 +56,6 @@ def test_too_little_shared_memory_is_refused_at_start(checkpoints, tmp_path, siz
 def test_memory_that_fills_up_under_a_server_fails_what_needs_more_and_nothing_else(
     checkpoints, tmp_path
 ):
-    with Server(tmp_path, {"ada": checkpoints["ada"]}) as server:
-        whole = Streamed(server.url, "ada", "the device", 300).whole()
     with Server(tmp_path, checkpoints, *SIZES, *PATIENCE, wrapper=wrapper("160m")) as server:
         expected = {name: server.ask(name, 40).json()["choices"] for name in ("ada", "bob")}
         pids = server.instance_pids()
@@ -78,7 +76,7 @@ def test_memory_that_fills_up_under_a_server_fails_what_needs_more_and_nothing_e
         stream = Streamed(server.url, "ada", "the device", 300)
         eventually(lambda: len(stream.pieces) >= 40)
         filler.unlink()
-        assert stream.whole() == whole
+        assert stream.whole() == Streamed(server.url, "ada", "the device", 300).whole()
         assert server.ask("cleo").status_code == 200
         assert server.instance_pids() == pids
 

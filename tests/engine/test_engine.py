@@ -226,7 +226,9 @@ def test_the_oldest_request_keeps_its_kv_and_the_youngest_yields(device):
     # It is only told of where its KV is nowhere.
     assert outcome.preempted == (("young",) if device == "cpu" else ())
     assert [token.request_id for token in outcome.tokens] == ["old"]
-    assert runner.act(Prefill("b", ("young",))).preempted == ("young",)
+    outcome = runner.act(Prefill("b", ("young",)))
+    assert outcome.preempted == ("young",)
+    assert "KV blocks" in outcome.shortage and "raise --kv-budget-gb" in outcome.shortage
 
 
 def test_a_model_that_fails_to_load_harms_no_other(device):

@@ -7,8 +7,8 @@ import pytest
 
 from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.errors import ContextLengthExceeded, KvGone, OutOfBlocks
-from aegaeon.types import Decode, Prefill, SamplingParams
-from tests.support.decoder import DEVICES, SHAPES, all_kv_bytes, make_engine, make_request
+from aegaeon.types import Decode, Prefill, SamplingParams, Switch
+from tests.support.decoder import DEVICES, all_kv_bytes, make_engine, make_request
 from tests.support.runner import Runner
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=7)
@@ -83,12 +83,14 @@ def test_adopted_kv_is_not_computed_again(engines):
 
 def test_a_sequence_that_is_handed_over_yields_its_blocks_to_nobody(engines):
     first, second = engines
+    older = "stuv"  # more than there is room for
+    for name in older:
+        first.submit(make_request(name, [1] * 590, max_tokens=5))
     told, kv = prefilled(first, make_request("r", PROMPT))
-    most = (1 << 20) // SHAPES["a"].block_bytes * 16
-    first.submit(make_request("s", [1] * min(most, 590), max_tokens=5))
-    first.submit(make_request("t", [1] * 590, max_tokens=5))
-    for name in "st":
-        first.execute(Prefill("a", (name,)))
+    for model in "ba":  # also at its model's next turn
+        first.execute(Switch(model))
+    yielded = [first.execute(Prefill("a", (name,))).preempted for name in older]
+    assert "r" not in itertools.chain(*yielded)
     second.adopt(told, kv)
     assert all_kv_bytes(second) == kv.kv_bytes
 

@@ -229,6 +229,17 @@ def test_a_next_attempt_replaces_the_one_in_the_running_action():
     assert [(r.attempt, r.position) for r in bench.replies()] == [(1, 0), (1, 1), (1, 2)]
 
 
+def test_a_late_older_attempt_does_not_replace_one_that_waits_for_the_running_action():
+    bench = Bench()
+    bench.submit("r", max_tokens=3)
+    bench.until(Prefill)
+    bench.submit("r", max_tokens=3, attempt=2)
+    bench.turn()
+    bench.submit("r", max_tokens=3, attempt=1)
+    bench.work()
+    assert [(r.attempt, r.position) for r in bench.replies()] == [(2, 0), (2, 1), (2, 2)]
+
+
 def test_a_load_that_fails_answers_the_models_requests():
     bench = Bench()
     good_load = bench.copy.run

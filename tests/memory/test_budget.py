@@ -109,15 +109,72 @@ def test_a_budget_that_cannot_hold_a_model_is_refused_with_the_numbers(changes, 
 def test_a_layout_that_is_more_than_there_is_is_refused_with_the_numbers(changes, machine, message):
     node = lay_out(Settings(**changes), SPECS, machine)
     with pytest.raises(BudgetTooSmall, match=message) as raised:
-        check_room(node, machine)
+        check_room(node, SPECS, machine)
     assert "\n" not in str(raised.value)
+
+
+GB = 1_000_000_000
+LARGE = (make_spec("a", weight_bytes=6 * GB), make_spec("b", weight_bytes=6 * GB))
+
+
+def test_what_a_least_size_takes_above_its_share_is_taken_from_the_other_shares():
+    machine = Machine(24 * GB, 24 * GB)
+    settings = Settings(device="staged", colocated_count=2)
+    node = lay_out(settings, LARGE, machine)
+    check_room(node, LARGE, machine)
+    assert node.instance.device_weight_bytes >= 6 * GB <= node.weight_bytes
+    # The room is used: the shares are not scaled down further than they must be.
+    assert 0.94 * machine.memory_bytes < node.total_bytes < 0.96 * machine.memory_bytes
+    assert node.instance.kv_bytes > 0.1 * GB
+
+
+def test_the_default_of_kv_leaves_a_small_device_room_for_the_largest_model():
+    specs = (make_spec("a", weight_bytes=2_400_000_000),)
+    settings = Settings(device="staged", device_memory_gb=2.5)
+    budgets = choose_budgets(settings, specs, MACHINE)
+    assert budgets.device_weight_bytes >= 2_400_000_000
+    assert budgets.device_kv_bytes == pytest.approx(100_000_000, abs=2 * 4096)
+
+
+def test_a_device_with_room_for_little_more_than_a_sequence_is_served():
+    spec = make_wide_spec(weight_bytes=2_350_000_000, kv_token_bytes=400_000)
+    settings = Settings(device="staged", device_memory_gb=2.5)
+    budgets = choose_budgets(settings, (spec,), MACHINE)
+    assert budgets.device_kv_bytes >= 256 * spec.kv_token_bytes
+    assert budgets.device_weight_bytes >= spec.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "gigabytes", "named", "not_named"),
+    [
+        ({}, (7, 6), "serve smaller models, or give /dev/shm", "--"),
+        ({"model_cache_budget_gb": 7.0}, (9, 6), "lower --model-cache-budget-gb, or", "--kv"),
+        ({"kv_budget_gb": 1.0}, (9, 6), "lower --kv-budget-gb, or", "--model-cache"),
+        ({"colocated_count": 4}, (6, 60), "lower the count of instances", "--model-cache"),
+        ({"device": "staged"}, (7, 60), "serve smaller models, or add memory", "--"),
+        ({"device": "staged", "device_memory_gb": 8.0}, (9, 60), "lower --device-m", "--model-c"),
+    ],
+)
+def test_a_refusal_names_only_what_can_help(changes, gigabytes, named, not_named):
+    machine = Machine(*(count * GB for count in gigabytes))
+    node = lay_out(Settings(**{"kv_budget_gb": 0.0, **changes}), LARGE, machine)
+    with pytest.raises(BudgetTooSmall, match=named) as raised:
+        check_room(node, LARGE, machine)
+    assert not_named not in str(raised.value).replace("--shm-size", "")
+
+
+def test_memory_that_others_use_is_warned_of(caplog):
+    settle(Settings(), SPECS, msgspec.structs.replace(MACHINE, unused_bytes=9 * GB))
+    assert caplog.messages == []
+    settle(Settings(), SPECS, msgspec.structs.replace(MACHINE, unused_bytes=2 * GB))
+    assert "only 2.000 GB are unused now" in caplog.text
 
 
 def test_shares_shrink_to_what_shared_memory_has_free():
     machine = Machine(10_000_000_000, 5_000_000_000)
     node = lay_out(Settings(), SPECS, machine)
     assert node.shared_bytes == pytest.approx(5_000_000_000, abs=3 * 4096)
-    check_room(node, machine)
+    check_room(node, SPECS, machine)
 
 
 set_gb = st.one_of(st.just(0.0), st.floats(0.1, 4.0))

@@ -1,14 +1,16 @@
 """Weights used where the node's cache has them: what each of several instances finds there."""
 
+import mmap
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from aegaeon._native import WeightCache
-from aegaeon.errors import BudgetTooSmall, CheckpointError, WeightsEvicted
+from aegaeon.errors import BudgetTooSmall, CheckpointError, LoadStalled, WeightsEvicted
 from aegaeon.memory.in_place import InPlaceWeights
-from aegaeon.memory.source import WeightSource
+from aegaeon.memory.source import HostModel, WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.references import resolve
 from tests.support.checkpoints import make_checkpoint
@@ -138,3 +140,64 @@ def test_a_file_that_is_cut_off_fails_its_own_model_only(open_weights, specs):
         file.write_bytes(whole)
     weights.bring_in("b", ())
     content(weights, "b")
+
+
+def test_a_load_that_stalls_is_put_off_and_found_again(open_weights, monkeypatch):
+    monkeypatch.setattr("aegaeon.memory.source.STALL_S", 0.0)
+    gate = threading.Event()
+    arrive = HostModel._arrive
+
+    def arrive_later(host, is_loader):
+        gate.wait(30)
+        arrive(host, is_loader)
+
+    monkeypatch.setattr(HostModel, "_arrive", arrive_later)
+    weights = open_weights()
+    for _ in range(2):
+        with pytest.raises(LoadStalled):
+            weights.bring_in("a", ())
+    assert weights.used_bytes > 0
+    gate.set()
+    eventually(lambda: brings_in(weights, "a"))
+    assert content(weights, "a")
+
+
+def brings_in(weights, model):
+    try:
+        weights.bring_in(model, ())
+    except LoadStalled:
+        return False
+    return True
+
+
+def test_a_stopped_holder_of_the_lock_keeps_nobody_from_looking(regions, open_weights):
+    weights = open_weights()
+    weights.bring_in("a", ())
+    used = weights.used_bytes
+    with Path(regions.weights).open("r+b") as region, mmap.mmap(region.fileno(), 0) as memory:
+        # The lock is the first word of the body; its holder lives, and does not let go.
+        words = [memory[at : at + 8] for at in range(4104, 8192, 8)]
+        own = [word for word in words if int.from_bytes(word, "little") >> 42 == os.getpid()]
+        memory[4096:4104] = own[0]
+        assert weights.used_bytes == used
+        memory[4096:4104] = bytes(8)
+
+
+def test_a_model_asked_for_again_is_wanted_again(open_weights):
+    weights = open_weights()
+    weights.set_demand("a", True)
+    weights.bring_in("a", ())
+    weights.bring_in("b", ("a",))
+    weights.bring_in("a", ())
+    entries = {entry.model: entry for entry in weights._source._cache.status()}
+    assert entries["a"].demand_pids == [os.getpid()]
+    assert entries["b"].demand_pids == []
+
+
+def test_using_a_model_makes_it_no_longer_idle(open_weights):
+    weights = open_weights()
+    weights.bring_in("a", ())
+    weights.bring_in("b", ())
+    content(weights, "a")
+    idle_s = {entry.model: entry.idle_s for entry in weights._source._cache.status()}
+    assert idle_s["a"] < idle_s["b"]

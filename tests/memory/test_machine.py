@@ -1,6 +1,7 @@
 """What the machine has, from files made for it, and rates that are at least plausible."""
 
 import os
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ from aegaeon.memory.machine import (
     measure_copy,
     measure_disk,
     read_machine,
+    unused_memory_bytes,
 )
 
 
@@ -46,6 +48,14 @@ def test_a_tmpfs_without_a_limit_has_all_memory_free(monkeypatch):
 def test_no_shared_memory_is_told_with_the_remedy(tmp_path):
     with pytest.raises(ConfigError, match="mount a tmpfs"):
         read_machine(directory=tmp_path / "none")
+
+
+def test_unused_memory_is_what_the_kernel_estimates(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    assert unused_memory_bytes(meminfo) == sys.maxsize
+    meminfo.write_text("MemTotal:  30 kB\nMemAvailable:      20 kB\nMemFree: 9 kB\n")
+    assert unused_memory_bytes(meminfo) == 20 * 1024
+    assert read_machine().unused_bytes < sys.maxsize
 
 
 @pytest.mark.parametrize("size", [1, 4096, (5 << 20) + 7])

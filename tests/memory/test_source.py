@@ -1,70 +1,63 @@
-"""A model that comes into the cache: what those who wait for it are told when it does not."""
-
-import threading
+"""Models of the node's cache in one process: what stays mapped between two uses, and what goes."""
 
 import pytest
 
-from aegaeon.errors import CheckpointError, LoadCancelled, RegionError
-from aegaeon.memory import source
-from aegaeon.memory.source import HostModel
+from aegaeon._native import WeightCache
+from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
-from aegaeon.models.checkpoint import plan_load
-from aegaeon.models.packing import plan_pack
+from aegaeon.models.references import resolve
 from tests.support.checkpoints import make_checkpoint
+from tests.support.polling import eventually
+from tests.support.regions import own_regions
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    return plan_pack(plan_load(make_checkpoint(tmp_path_factory.mktemp("m"), "llama")))
+@pytest.fixture
+def source(tmp_path):
+    spec = resolve(str(make_checkpoint(tmp_path / "a", "llama")), str(tmp_path))
+    with own_regions() as regions:
+        cache = WeightCache.open_or_create(regions.weights, 2 * spec.weight_bytes)
+        source = WeightSource(cache, (spec,), 2, Traffic())
+        yield source
+        source.close()
 
 
-class AbandonedModel:
-    """Nothing of it is in, and its load is always there to be taken over."""
-
-    is_loader = True
-    stages_done = 0
-
-    def __init__(self, failure):
-        self.failure = failure
-        self.loads = 0
-        self.may_load = threading.Event()
-
-    def wait_stage(self, count, timeout_s):
-        self.may_load.set()
-        return False
-
-    def take_over(self):
-        return True
-
-    def load(self, jobs, threads):
-        self.may_load.wait()
-        self.loads += 1
-        raise self.failure
-
-    def pin(self):
-        return True
-
-    def unpin(self):
-        pass
+def opened_whole(source):
+    host = source.open("a")
+    host.await_stage(host.plan.stages - 1)
+    return host
 
 
-@pytest.mark.parametrize(
-    ("failure", "told"),
-    [(MemoryError("no room"), CheckpointError), (ValueError("odd"), CheckpointError),
-     (CheckpointError("gone"), CheckpointError), (RegionError("closed"), RegionError)],
-)  # fmt: skip
-def test_a_load_that_fails_is_told_and_not_tried_again(plan, failure, told):
-    model = AbandonedModel(failure)
-    host = HostModel("m", plan, model, 1, Traffic())
-    for _ in range(2):
-        with pytest.raises(told, match=str(failure)):
-            host.await_stage(0)
-    assert model.loads == 1
-    assert not host.is_present
+def test_a_model_that_was_taken_back_is_opened_without_mapping_it_again(source):
+    host = opened_whole(source)
+    source.take_back(host)
+    assert source.open("a") is host
 
 
-def test_a_load_that_is_always_cancelled_is_given_up(plan, monkeypatch):
-    monkeypatch.setattr(source, "STAGE_S", 0.05)
-    host = HostModel("m", plan, AbandonedModel(LoadCancelled("again")), 1, Traffic())
-    with pytest.raises(CheckpointError, match="has not come"):
-        host.await_stage(0)
+def test_a_model_that_was_taken_back_can_be_evicted_and_is_then_read_again(source):
+    host = opened_whole(source)
+    source.take_back(host)
+    # The last stage is in a little before the load has ended.
+    eventually(lambda: source._cache.evict(source._plans["a"].key))
+    read = source._cache.bytes_read
+    again = opened_whole(source)
+    assert again is not host
+    eventually(lambda: source._cache.bytes_read == 2 * read)
+    again.close()
+
+
+def test_a_model_that_is_not_whole_is_not_kept(source):
+    host = source.open("a")
+    host.interrupt()
+    host._is_whole = False
+    source.take_back(host)
+    assert source._mapped == {}
+
+
+def test_of_two_taken_back_one_is_kept(source):
+    one, other = opened_whole(source), opened_whole(source)
+    source.take_back(one)
+    source.take_back(other)
+    assert source.open("a") is other
+    with pytest.raises(Exception, match="closed"):
+        one.memory.pin()
+    other.close()

@@ -17,6 +17,7 @@ PROGRAMS = {
     "copy_schedule": ("copy", "shm"),
     "copy_stress": ("copy", "shm"),
     "kv_stress": ("memory", "shm"),
+    "cache_stress": ("memory", "shm"),
 }
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from aegaeon.errors import BudgetTooSmall, ModelNotFound, Overloaded
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
-from aegaeon.types import Decode, Idle, Load, LoadFailed, Prefill, Switch
-from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S, ScriptedDevice
+from aegaeon.types import Decode, Idle, Load, Loaded, LoadFailed, Prefill, Switch, WeightsLost
+from tests.support.scripted import LOAD_S, SHORTAGE, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
 MODELS = ("a", "b", "c", "d")
@@ -270,6 +270,44 @@ def test_scarce_kv_serves_models_in_the_order_they_ran_out():
     assert len(device.ends) == 7
 
 
+def test_kv_that_nobody_here_holds_is_asked_for_ever_less_often_and_then_given_up():
+    device = make_device({"a": 1}, 1, device={"kv_slots": 0})
+    for name in "rs":
+        device.submit(make_request(name, "a"))
+    device.advance(60.0)
+    assert device.ends == {"r": "given up", "s": "given up"}
+    assert device.reasons["r"] == ("out_of_blocks", SHORTAGE)
+    assert len(device.steps) < 20
+    device.kv_slots = 1
+    device.submit(make_request("t", "a"))
+    device.advance(62.0)
+    assert device.ends["t"] == "finished"
+
+
+def test_kv_that_others_free_is_found_within_a_second():
+    device = make_device({"a": 1}, 1, device={"kv_slots": 0})
+    for name in "rs":
+        device.submit(make_request(name, "a"))
+    device.advance(6.0)
+    device.kv_slots = 1
+    device.advance(6.0 + 1.5)
+    assert device.ends == {"r": "finished", "s": "finished"}
+
+
+def test_another_model_is_served_while_one_waits_for_kv_in_vain():
+    device = make_device({"a": 1, "b": 1}, 2, device={"kv_slots": 1})
+    device.submit(make_request("r", "a", max_tokens=10**9))
+    device.advance(1.0)
+    device.kv_slots = 0
+    device.drop_kv("r")  # taken back by the system, say
+    device.advance(20.0)
+    assert device.ends == {"r": "given up"}
+    device.kv_slots = 1
+    device.submit(make_request("s", "b"))
+    device.advance(22.0)
+    assert device.ends["s"] == "finished"
+
+
 def test_a_preempted_request_of_another_model_waits_in_its_own_group():
     device = make_device({"a": 1, "b": 1}, 2, device={"kv_slots": 1}, quota_s=0.1)
     device.submit(make_request("young", "b", max_tokens=200))
@@ -293,3 +331,17 @@ def test_load_failure_frees_requests_of_its_own_model_only():
     assert scheduler.next_load(0.0) == Load("a")
     scheduler.complete(LoadFailed("a", "x", "y"), 0.1)
     assert scheduler.snapshot().waiting == {"b": 1}
+
+
+def test_a_load_that_is_put_off_keeps_its_requests_and_lets_others_load():
+    scheduler = TurnScheduler(Residency({"a": 1, "b": 1}, 1), ("a", "b"), TurnLimits())
+    scheduler.submit(make_request("r", "a"), 0.0)
+    scheduler.submit(make_request("s", "b"), 0.0)
+    assert scheduler.next_load(0.0) == Load("a")
+    scheduler.complete(WeightsLost("a"), 3.0)
+    assert scheduler.snapshot().waiting == {"a": 1, "b": 1}
+    assert scheduler.next_load(3.0) == Load("b")
+    scheduler.complete(Loaded("b", 1, 0.1), 3.1)
+    scheduler.cancel("s", 3.1)
+    assert scheduler.next_load(3.1) is None
+    assert scheduler.next_load(4.1) == Load("a", ("b",))

@@ -13,6 +13,7 @@ import pytest
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
+from aegaeon.store import domains
 from aegaeon.store.domains import (
     claim_domain,
     domain_is_live,
@@ -224,6 +225,20 @@ def test_the_backend_setting_chooses_the_store(redis_server, domain_name: str) -
     domain.close()
 
 
+def test_a_claim_over_redis_removes_what_lies_on_this_node(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere:
+        def unlink(self) -> None: ...
+        def close(self) -> None: ...
+
+    monkeypatch.setitem(domains._DOMAINS, "redis", lambda settings: Elsewhere())
+    with claim_domain(Settings(domain="d", metadata_backend="redis"), directory):
+        for name in ("d.weights", "d.weights+3-1", "d.kv", "other.weights"):
+            (directory / f"aegaeon-{name}").write_bytes(b"on this node")
+    assert files(directory) == ["aegaeon-other.weights"]
+
+
 def test_a_claim_over_redis_begins_empty_and_leaves_nothing(
     redis_server, domain_name: str, directory: Path
 ) -> None:
@@ -235,6 +250,8 @@ def test_a_claim_over_redis_begins_empty_and_leaves_nothing(
         with pytest.raises(ConfigError, match="running server"):
             claim_domain(over_redis, directory)
         left_over.metadata().record_assignment("r", "i", 60)
+        for name in ("weights", "weights+3-1", "kv"):
+            (directory / f"aegaeon-{domain_name}.{name}").write_bytes(b"on this node")
     assert not left_over._link.client.keys(f"*{domain_name}*")
     assert files(directory) == []
     left_over.close()

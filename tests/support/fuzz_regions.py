@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aegaeon import _native
 from aegaeon.errors import AegaeonError
+from tests.support.weight_files import planned
 
 HEADER_BYTES = 4096
 CONTROL_BYTES = 2048
@@ -61,6 +62,48 @@ def use_pool(pool: _native.KvPool) -> None:
     attempt(pool.close)
 
 
+def open_weights(path: str) -> _native.WeightCache:
+    return _native.WeightCache.open_or_create(path, 1 << 20)
+
+
+def make_weights() -> _native.WeightCache:
+    """Two models, of which the second is still to be loaded, and an eviction."""
+    for file in Path(PATH).parent.glob(f"{Path(PATH).name}+*"):
+        file.unlink()
+    source = Path(f"{PATH}-source")
+    source.write_bytes(bytes(8192))
+    job = (planned(source), 0, 8192, 1, 8192, 1, 0, 0, 0, 0)
+    weights = open_weights(PATH)
+    for number in range(3):
+        model = weights.acquire(bytes([number] * 32), "model", 8192, 1, 0.0)
+        if number < 2:
+            model.load([job], 1)
+    weights.evict(bytes(32))
+    return weights
+
+
+def use_weights(weights: _native.WeightCache) -> None:
+    for number in range(4):
+        model_key = bytes([number] * 32)
+        attempt(lambda model_key=model_key: weights.set_demand(model_key, True))
+        attempt(lambda model_key=model_key: use_model(weights, model_key))
+        attempt(lambda model_key=model_key: weights.evict(model_key))
+    attempt(lambda: weights.acquire(b"n" * 32, "large", 1 << 20, 1, 0.001))
+    attempt(weights.status)
+    attempt(weights.evictions)
+    attempt(lambda: weights.used_bytes)
+
+
+def use_model(weights: _native.WeightCache, model_key: bytes) -> None:
+    model = weights.acquire(model_key, "model", 8192, 1, 0.001)
+    attempt(model.pin)
+    attempt(model.note_use)
+    attempt(lambda: model.wait_stage(1, 0.001))
+    attempt(model.take_over)
+    attempt(model.unpin)
+    attempt(model.close)
+
+
 def use_ring(ring: _native.Ring) -> None:
     attempt(lambda: ring.send(b"s" * 100))
     attempt(lambda: ring.send(b"s" * 3000, 0.001))
@@ -89,6 +132,8 @@ def attempt(use: object) -> None:
         use()
     except (AegaeonError, ValueError):  # ValueError: ids that are none of the shape
         Tally.errors += 1
+    except RuntimeError as error:  # an unpin without a pin
+        assert "not pinned" in str(error)
 
 
 def damage(rng: random.Random, content: bytearray | mmap.mmap, first: int) -> None:
@@ -132,6 +177,7 @@ def main() -> int:
     kinds = (
         (HEADER_BYTES, make_ring, _native.Ring.attach, use_ring),
         (HEADER_BYTES, make_table, _native.Table.attach, use_table),
+        (HEADER_BYTES, make_weights, open_weights, use_weights),
         (HEADER_BYTES + KV_WORDS, make_pool, open_pool, use_pool),
     )
     for first, make, open_it, use in kinds:
@@ -144,7 +190,8 @@ def main() -> int:
                 fuzz_attach(rng, valid, first, open_it, use)
             else:
                 fuzz_live(rng, first, make, use)
-    Path(f"{PATH}+arena").unlink(missing_ok=True)
+    for file in Path(PATH).parent.glob(f"{Path(PATH).name}*"):
+        file.unlink()
     sys.stdout.write(f"{Tally.errors} errors\n")
     return 0
 

@@ -23,6 +23,7 @@ from aegaeon.types import (
 SWITCH_S = 0.05
 STEP_S = 0.02
 LOAD_S = 0.3
+SHORTAGE = "0 of 1 slots are free"
 
 
 @dataclass
@@ -48,6 +49,7 @@ class ScriptedDevice:
     leaving: list[str] = field(default_factory=list)
     troubles: dict[str, object] = field(default_factory=dict)  # of a model's next action
     holders: list[str] = field(default_factory=list)  # sequences with KV
+    reasons: dict[str, tuple[str, str]] = field(default_factory=dict)  # of those given up
     _idle_until_s: float | None = None
     _compute: tuple[float, object] | None = None
     _copy: tuple[float, Load] | None = None
@@ -88,6 +90,10 @@ class ScriptedDevice:
 
     def ask(self) -> None:
         """Let the scheduler fill the free lanes, as the runtime does."""
+        for request_id, code, message in self.scheduler.given_up():
+            self.scheduler.cancel(request_id, self.now)
+            self.end(request_id, "given up")
+            self.reasons[request_id] = (code, message)
         if self._compute is None:
             while isinstance(action := self.scheduler.next_action(self.now), Handoff):
                 self.leaving.append(action.request)
@@ -198,4 +204,6 @@ class ScriptedDevice:
             self.first_token_s.setdefault(request_id, self.now)
             is_last = self.made[request_id] >= request.max_tokens
             tokens.append(NewToken(request_id, 7, "length" if is_last else None))
-        return Stepped(action.model, tuple(tokens), STEP_S, preempted=tuple(preempted))
+        return Stepped(
+            action.model, tuple(tokens), STEP_S, preempted=tuple(preempted), shortage=SHORTAGE
+        )

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from aegaeon.config import Settings, describe
+from aegaeon.config import Settings, default_text, describe
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 MARKS = re.compile(r"(<!-- settings:[^\n]*-->\n).*?(<!-- end of settings -->)", re.DOTALL)
@@ -25,15 +25,8 @@ def settings_table() -> str:
 
 
 def _shown(default: Any) -> str:
-    match default:
-        case True | False:
-            return "yes" if default else "no"
-        case "" | ():
-            return ""
-        case float():
-            return f"`{default:g}`"
-        case _:
-            return f"`{default}`"
+    text = default_text(default)
+    return f"`{text}`" if text and not isinstance(default, bool) else text
 
 
 def with_table(text: str) -> str:

@@ -39,12 +39,19 @@ bool is_new(std::uint32_t state, std::uint32_t served) {
 
 ThreadPool::ThreadPool(unsigned threads) {
   const unsigned count = threads < kMaxThreads ? threads : kMaxThreads;
-  for (unsigned worker = 1; worker < count; ++worker) {
-    workers_.emplace_back([this] { serve(); });
+  try {
+    for (unsigned worker = 1; worker < count; ++worker) {
+      workers_.emplace_back([this] { serve(); });
+    }
+  } catch (...) {  // the system gives no more threads; those that run must not be left behind
+    stop();
+    throw;
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   state_.fetch_add(kJob);  // a new value, so that nobody falls asleep over the old one
   shm::futex_wake(state_, INT_MAX);

@@ -1,8 +1,11 @@
 // A fork-join pool: the caller and its workers do one piece of work together, then wait for more.
+// Threads do not survive fork(): a child makes a pool of its own and leaves its parent's alone.
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -11,7 +14,8 @@ namespace aegaeon::ops {
 
 class ThreadPool {
  public:
-  // The caller of `run` counts as one of `threads`, at least 1.
+  // The caller of `run` counts as one of `threads`, at least 1. Throws std::system_error when the
+  // system does not give as many.
   explicit ThreadPool(unsigned threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -21,7 +25,8 @@ class ThreadPool {
 
   // Calls `work()` here and on every worker that comes in time; returns when all calls have. So
   // `work` claims its share itself and leaves none behind: a worker that the system keeps from
-  // running is not waited for. `work` must not throw. Callers take turns.
+  // running is not waited for. Throws what a call of `work` threw first, when all have ended; the
+  // others are not told to stop. Callers take turns.
   template <typename Work>
   void run(const Work& work) {
     if (workers_.empty()) {
@@ -29,11 +34,13 @@ class ThreadPool {
       return;
     }
     const std::lock_guard<std::mutex> turn(turn_);
-    call_ = [](const void* context) { (*static_cast<const Work*>(context))(); };
-    context_ = &work;
+    Job<Work> job{work};
+    call_ = [](void* context) { (*static_cast<Job<Work>*>(context))(); };
+    context_ = &job;
     open();
-    work();
+    job();
     close();
+    if (job.failure) std::rethrow_exception(job.failure);
   }
 
   // Calls `work(first, last)` for ranges that together are 0 .. count, of at most `grain` items.
@@ -52,6 +59,23 @@ class ThreadPool {
   }
 
  private:
+  // Work that throws nothing: workers have nobody to throw to, and the caller must close first.
+  template <typename Work>
+  struct Job {
+    const Work& work;
+    std::exception_ptr failure = nullptr;
+    std::atomic<bool> has_failed{false};
+
+    void operator()() noexcept {
+      try {
+        work();
+      } catch (...) {
+        if (!has_failed.exchange(true)) failure = std::current_exception();
+      }
+    }
+  };
+
+  void stop();
   void open();
   void close();
   void serve();
@@ -60,8 +84,8 @@ class ThreadPool {
   void wait_for_work(std::uint32_t served);
 
   std::mutex turn_;
-  void (*call_)(const void*) = nullptr;
-  const void* context_ = nullptr;
+  void (*call_)(void*) = nullptr;
+  void* context_ = nullptr;
   // Jobs so far (upper bits), whether one may be entered, and how many workers are in it.
   alignas(64) std::atomic<std::uint32_t> state_{0};
   alignas(64) std::atomic<std::uint32_t> sleepers_{0};
