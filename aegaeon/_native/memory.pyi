@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import final
 
-LoadJob = tuple[str, int, int, int, int, int, int, int, int, int]
+# (path, bytes, mtime_ns, inode)
+PlannedFile = tuple[str, int, int, int]
+LoadJob = tuple[PlannedFile, int, int, int, int, int, int, int, int, int]
 
 class WeightCache:
     """The weights of a node's models in shared memory: each once, loaded once, evicted by worth.
@@ -37,7 +39,8 @@ class WeightCache:
     def set_demand(self, key: bytes, is_wanted: bool) -> None:
         """Say whether this process has requests for a model, which makes it dearer to evict.
 
-        It holds for as long as the client lives, also before the model is in the cache.
+        It holds for as long as the client lives, also before the model is in the cache. Waits for
+        no other process, as does `used_bytes`.
         """
 
     def evict(self, key: bytes) -> bool:
@@ -47,7 +50,7 @@ class WeightCache:
         """Return what is in the cache, in no order."""
 
     def evictions(self) -> list[Eviction]:
-        """Return the last 128 evictions of all processes, oldest first."""
+        """Return the last 127 evictions of all processes, oldest first."""
 
     def close(self) -> None:
         """Stop this client's loads within 100 ms and drop its demand. Idempotent.
@@ -124,22 +127,22 @@ class CachedModel:
     def load(self, jobs: Iterable[LoadJob], threads: int) -> None:
         """Load the missing stages with `threads` threads, each holding 4 MiB and a little.
 
-        A job is a tensor: `rows` rows of `row_bytes` at `file_offset` of `path`. Layout 0 copies
+        A job is a tensor: `rows` rows of `row_bytes` at `file_offset` of a file. Layout 0 copies
         them; 1 makes tiles, [ceil(rows/32)][columns][32] elements, missing rows zero, of elements
         of 2 or 4 bytes. `convert`: 0 none, 1 bf16 to f32, 2 f16 to f32. Destinations are multiples
         of 64, apart from each other, and in the order of stages.
 
-        Raises ValueError for jobs that make no sense, RuntimeError when we are not its loader,
-        LoadCancelled after `cancel` or a close: others may take the load over. CheckpointError
-        (file missing, too short, changed, unreadable; no room in shared memory) frees the model,
-        and is what all others who wait for it get.
+        Raises RuntimeError when we are not its loader, LoadCancelled after `cancel` or a close:
+        others may take the load over. CheckpointError (file missing, changed since it was planned,
+        unreadable; jobs that make no sense; no room in shared memory) frees the model, and is what
+        all others who wait for it get.
         """
 
-    def fail(self, message: str) -> None:
-        """Free the model that is ours to load; those who wait get CheckpointError(`message`)."""
-
     def cancel(self) -> None:
-        """Make a running `load` end with LoadCancelled within 100 ms. From any thread."""
+        """Make a running `load` end with LoadCancelled within 100 ms, and any later one at once.
+
+        From any thread.
+        """
 
     def close(self) -> None:
         """Let go of pins and of an unfinished load; buffers stay mapped. Idempotent."""
@@ -210,7 +213,7 @@ class KvPool:
     ) -> None:
         """Free those that are ours (and still under `offer`); `is_poisoned` zeroes them first.
 
-        Waits, 2 s at most, where another client is in the middle of taking one.
+        Waits, 2 s at most for all of them, where another client is in the middle of taking one.
         """
 
     def offer(self, shape: int, blocks: Sequence[int]) -> int | None:
@@ -234,6 +237,10 @@ class KvPool:
     @property
     def used_bytes(self) -> int:
         """Bytes of the blocks that we hold: looks at every block."""
+
+    @property
+    def charged_bytes(self) -> int:
+        """What counts against the quota: what others have taken too, until its offer is freed."""
 
     @property
     def quota_bytes(self) -> int:

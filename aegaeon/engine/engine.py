@@ -168,7 +168,7 @@ class ModelEngine(Engine):
         return EngineUsage(
             weight_bytes=self._weights.used_bytes,
             weight_budget_bytes=self._weights.budget_bytes,
-            kv_bytes=self._kv.pool.used_bytes,
+            kv_bytes=self._kv.pool.charged_bytes,
             kv_budget_bytes=self._kv.pool.budget_bytes,
             moved=self._traffic.totals(),
         )

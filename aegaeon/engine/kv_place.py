@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import KvGone, OutOfBlocks
-from aegaeon.memory.kv import KvPool, KvShape, blocks_for
+from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for
 from aegaeon.types import KvHandle
 
 
@@ -124,7 +124,16 @@ def take_blocks(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:
     """Make the blocks of `kv` ours: no bytes move. Raises KvGone, OutOfBlocks."""
     if not kv.pool or kv.pool != pool.name or kv.shape != layout_of(shape):
         raise KvGone("the KV lies in another pool or in another layout; prefill again")
-    if not pool.take(shape, kv.blocks, kv.owner):
+    if not 0 < kv.cached_tokens <= len(kv.blocks) * BLOCK_TOKENS:
+        raise KvGone(
+            f"{len(kv.blocks)} KV blocks do not hold {kv.cached_tokens} tokens; prefill again"
+        )
+    try:
+        is_ours = pool.take(shape, kv.blocks, kv.owner)
+    except (ValueError, TypeError) as error:
+        # It came by mail, so its numbers may be anything.
+        raise KvGone(f"the KV is not in this pool ({error}); prefill again") from None
+    if not is_ours:
         raise KvGone(f"{len(kv.blocks)} KV blocks are not the sender's any more; prefill again")
 
 

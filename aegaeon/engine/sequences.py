@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sequence import Sequence
-from aegaeon.errors import OutOfBlocks
+from aegaeon.errors import KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvShape, blocks_for
 from aegaeon.types import KvHandle, ModelId, Request, RequestId
 
@@ -65,6 +65,11 @@ class SequenceTable:
         """
         sequence = self.add(request, shape, context_tokens)
         try:
+            if kv.cached_tokens >= sequence.tokens:  # there is always one to go on with
+                raise KvGone(
+                    f"KV of {kv.cached_tokens} tokens does not belong to a request of "
+                    f"{sequence.tokens}; prefill again"
+                )
             self._place.take(sequence, kv)
         except BaseException:
             self.remove(request.id)

@@ -118,11 +118,6 @@ class Layout:
         self._places.remove(place)
         self._version += 1
 
-    def reset(self) -> None:
-        """Give up all bytes: both pointers go back to their ends."""
-        self._places.clear()
-        self._version += 1
-
     def plan_compaction(
         self, size_bytes: int, fixed: Collection[ModelId] = ()
     ) -> Compaction | None:

@@ -138,18 +138,19 @@ class KvPool:
         self._arena = torch.frombuffer(self._native, dtype=torch.uint8)
 
     @property
-    def identity(self) -> int:
-        """Who we are to other clients: what the blocks that we hold may be taken by."""
-        return self._native.identity
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that this client holds: looks at every block there is."""
+        return self._native.used_bytes
 
     @property
-    def used_bytes(self) -> int:
-        """Bytes of the blocks that this client holds."""
-        return self._native.used_bytes
+    def charged_bytes(self) -> int:
+        """Bytes that count against our quota: what we hold, and what others have taken from us
+        under an offer that we have not let go."""
+        return self._native.charged_bytes
 
     def slab_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` in a slab."""
-        return self.slab_bytes // shape.block_bytes
+        return _blocks_in(self.slab_bytes, shape)
 
     def capacity_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` that this client may hold when nothing else is in the arena."""
@@ -188,19 +189,12 @@ class KvPool:
         return self._native.offer(self._numbers[shape], blocks)
 
     def take(self, shape: KvShape, blocks: Sequence[int], sender: int) -> bool:
-        """Make `blocks` ours, if all of them are `sender`'s: an offer's identity, or a client's.
+        """Make `blocks` ours, if all of them are `sender`'s: an offer's identity.
 
         False: at least one is not, and none has changed hands. Raises OutOfBlocks when we may not
         hold so much.
         """
         return self._native.take(self._numbers[shape], blocks, sender)
-
-    def reclaim(self) -> int:
-        """Free what dead clients hold; return how many blocks. Runs by itself when room is short.
-
-        Raises RegionError when another process has been at it for seconds.
-        """
-        return self._native.reclaim()
 
     def close(self) -> None:
         """Free all that we hold and leave the pool; idempotent. Views stay readable."""
@@ -208,7 +202,8 @@ class KvPool:
 
     def pages(self, shape: KvShape) -> Tensor:
         """Return the arena as pages of `shape`: [pages, block_tokens, head_dim]."""
-        return self._arena.view(shape.dtype).view(-1, BLOCK_TOKENS, shape.head_dim)
+        whole = len(self._arena) // shape.page_bytes * shape.page_bytes
+        return self._arena[:whole].view(shape.dtype).view(-1, BLOCK_TOKENS, shape.head_dim)
 
     def view(self, shape: KvShape, sequences: Sequence[KvRows]) -> KvView:
         """Return what a device needs to run `sequences`."""
@@ -220,8 +215,15 @@ def _shape_record(shape: KvShape) -> tuple[int, int, int]:
     return shape.block_bytes, shape.page_bytes, zlib.crc32(str(shape.dtype).encode())
 
 
+def _blocks_in(slab_bytes: int, shape: KvShape) -> int:
+    # Where slabs are not whole pages, up to a page is lost before a slab's first one.
+    lost = shape.page_bytes if slab_bytes % shape.page_bytes else 0
+    return (slab_bytes - lost) // shape.block_bytes
+
+
 def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
-    """Return a slab size that holds whole pages of every shape and wastes the least.
+    """Return a slab size that wastes the least: of whole pages of every shape, where that is not
+    huge for the sake of one odd head_dim.
 
     Slabs hold at least one block of every shape; they are about 4 MiB, less in a small budget so
     that several models find one.
@@ -229,6 +231,9 @@ def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
     unit = math.lcm(ALIGNMENT_BYTES, *(shape.page_bytes for shape in shapes))
     largest = max(shape.block_bytes for shape in shapes)
     target = min(SLAB_TARGET_BYTES, budget_bytes // (4 * len(shapes)))
+    if unit > max(target, largest):
+        unit = ALIGNMENT_BYTES
+        largest = max(shape.block_bytes + shape.page_bytes for shape in shapes)
     smallest_units = -(-largest // unit)
     largest_units = max(smallest_units, 2 * target // unit)
     step = max(1, (largest_units - smallest_units) // MAX_SLAB_CANDIDATES)
@@ -236,7 +241,7 @@ def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
 
     def waste(units: int) -> float:
         slab = units * unit
-        return max(slab % shape.block_bytes / slab for shape in shapes)
+        return max(1 - _blocks_in(slab, shape) * shape.block_bytes / slab for shape in shapes)
 
     # The first of the least wasteful, in steps of 1/64, so that a slab is not huge for nothing.
     return unit * min(candidates, key=lambda units: (round(64 * waste(units)), units))

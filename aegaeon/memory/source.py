@@ -37,6 +37,8 @@ LOOK_S = 0.5
 STALL_S = 3.0
 # No stage that is still coming takes so long; a disk that hangs must not hang a step for ever.
 STAGE_S = 60.0
+# Between a load's end and its thread's.
+ENDING_S = 0.001
 # For a load that is given up to notice; one whose disk hangs ends by itself, when the disk answers.
 END_S = 2.0
 
@@ -77,7 +79,8 @@ class HostModel:
         self._is_whole = False
         self._give_up_s = time.monotonic() + STAGE_S  # on the first stages
         self._is_interrupted = False
-        self._failure: CheckpointError | None = None
+        self._failure: Exception | None = None  # of a load of our own
+        self._is_loading = False
         self._arrival: threading.Thread | None = None
         self._start_arrival(is_loader=cached.is_loader)
 
@@ -117,14 +120,14 @@ class HostModel:
             return True
         if self._is_interrupted:
             raise LoadCancelled(f"{self.model} is not wanted here any more; load it again")
-        if self.memory.take_over():
-            log.warning("load taken over from a dead process model=%s", self.model)
-            self._start_arrival(is_loader=True)
-        elif time.monotonic() >= give_up_s:
+        if self._failure is not None:
+            raise self._told(self._failure)
+        if time.monotonic() >= give_up_s:
             raise CheckpointError(
                 f"stage {stage} of {self.model} has not come within {STAGE_S:.0f} s; "
                 "look whether the disk answers"
             )
+        self._take_over()
         return False
 
     @contextmanager
@@ -133,7 +136,7 @@ class HostModel:
         CheckpointError when they could not be read."""
         if not self.memory.pin():
             if self._failure is not None:
-                raise self._failure
+                raise self._told(self._failure)
             raise WeightsEvicted(f"the weights of {self.model} were evicted; load them again")
         try:
             yield
@@ -142,8 +145,8 @@ class HostModel:
 
     @property
     def is_present(self) -> bool:
-        """Whether it has not been evicted."""
-        if not self.memory.pin():
+        """Whether it has not been evicted, nor our load of it failed."""
+        if self._failure is not None or not self.memory.pin():
             return False
         self.memory.unpin()
         return True
@@ -165,9 +168,26 @@ class HostModel:
                 log.warning("a read does not end, its disk hangs model=%s", self.model)
         self.memory.close()
 
+    def _told(self, failure: Exception) -> AegaeonError:
+        """Return what those who wait are told of a load that has failed."""
+        if isinstance(failure, AegaeonError):
+            return failure
+        return CheckpointError(f"{self.model} cannot be loaded: {failure!r}; see the log")
+
+    def _take_over(self) -> None:
+        """Load what another process has left unfinished, if one has."""
+        if self._is_loading:
+            # It is our own load; nobody loads it any more only when that is about to be over.
+            assert self._arrival is not None
+            self._arrival.join(ENDING_S)
+        elif self.memory.take_over():
+            log.warning("load taken over from a dead process model=%s", self.model)
+            self._start_arrival(is_loader=True)
+
     def _start_arrival(self, is_loader: bool) -> None:
         if self._arrival is not None:
             self._arrival.join()
+        self._is_loading = is_loader
         self._arrival = threading.Thread(
             target=self._arrive, args=(is_loader,), name=f"load {self.model}", daemon=True
         )
@@ -183,11 +203,20 @@ class HostModel:
                 self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
             if self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
-        except CheckpointError as error:
-            self._failure = error
-        except AegaeonError as error:
-            # Whoever awaits a stage takes the load over.
+        except LoadCancelled as error:
+            # Whoever else awaits a stage takes the load over.
             log.debug("not loaded model=%s error=%s", self.model, error)
+        except Exception as error:
+            # Kept for whoever awaits a stage here; to try again is for a new load.
+            is_told = isinstance(error, AegaeonError)
+            log.log(
+                logging.DEBUG if is_told else logging.ERROR,
+                "not loaded model=%s error=%s", self.model, error,
+                exc_info=None if is_told else error,
+            )  # fmt: skip
+            self._failure = error
+        finally:
+            self._is_loading = False
 
 
 class WeightSource:
@@ -340,7 +369,7 @@ class _Planned:
         """Return the plan and its key, both of the files as they are now. Raises CheckpointError,
         UnsupportedModel."""
         before = self.before
-        if before is not None and before[0].digest() == before[1]:
+        if before is not None and before[0].is_current():
             return before
         plan = plan_pack(plan_load(self._path))
         self._plan, self.key = plan, plan.digest()

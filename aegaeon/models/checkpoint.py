@@ -7,7 +7,7 @@ import msgspec
 
 from aegaeon.errors import CheckpointError, UnsupportedModel
 from aegaeon.models.config import ModelConfig, read_config
-from aegaeon.models.safetensors import StoredTensor, read_header
+from aegaeon.models.safetensors import FileVersion, StoredTensor, read_header, version_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,10 +20,14 @@ HEAD = "lm_head.weight"
 
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """The checked configuration and tensors of a model; nothing in it needs checking again."""
+    """The checked configuration and tensors of a model; nothing in it needs checking again.
+
+    `files` are the versions, by path, that this is true of: the tensors are read from no other.
+    """
 
     config: ModelConfig
     tensors: dict[str, StoredTensor]
+    files: dict[str, FileVersion]
 
     @property
     def parameters(self) -> int:
@@ -47,7 +51,7 @@ def plan_load(directory: str | Path) -> LoadPlan:
     """
     directory = Path(directory)
     config = read_config(directory)
-    stored = _stored_tensors(directory)
+    stored, versions = _stored_tensors(directory)
     needed = {}
     for name, shape in tensor_shapes(config):
         if name not in stored:
@@ -56,7 +60,8 @@ def plan_load(directory: str | Path) -> LoadPlan:
             )
         _check_tensor(stored[name], shape)
         needed[name] = stored[name]
-    return LoadPlan(config, needed)
+    used = {tensor.path for tensor in needed.values()}
+    return LoadPlan(config, needed, {path: versions[path] for path in sorted(used)})
 
 
 def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -118,13 +123,17 @@ def _check_tensor(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+def _stored_tensors(
+    directory: Path,
+) -> tuple[dict[str, StoredTensor], dict[str, FileVersion]]:
     if (directory / SINGLE).is_file():
-        return read_header(directory / SINGLE)
+        # Looked at before it is read: what is read then is this version, or will be refused.
+        versions = {str(directory / SINGLE): version_of(directory / SINGLE)}
+        return read_header(directory / SINGLE), versions
     if not (directory / INDEX).is_file():
         raise _no_weights(directory)
     weight_map = _read_index(directory / INDEX)
-    headers = {}
+    headers, versions = {}, {}
     for file in sorted(set(weight_map.values())):
         if not _is_shard_name(file):
             raise CheckpointError(
@@ -133,6 +142,7 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
             )
         if not (directory / file).is_file():
             raise CheckpointError(f"{directory / file} is missing; download the model again")
+        versions[str(directory / file)] = version_of(directory / file)
         headers[file] = read_header(directory / file)
     stored = {}
     for name, file in weight_map.items():
@@ -142,7 +152,7 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
                 "download the model again"
             )
         stored[name] = headers[file][name]
-    return stored
+    return stored, versions
 
 
 def _read_index(path: Path) -> dict[str, str]:

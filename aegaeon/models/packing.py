@@ -10,10 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from aegaeon.errors import CheckpointError
 from aegaeon.models import checkpoint
 from aegaeon.models.checkpoint import LoadPlan, tensor_shapes
-from aegaeon.models.safetensors import ELEMENT_BYTES, StoredTensor
+from aegaeon.models.safetensors import ELEMENT_BYTES, StoredTensor, version_of
 
 # Part of the digest: another layout must not be taken for this one.
 LAYOUT_VERSION = 1
@@ -25,9 +24,11 @@ LAYOUT_CODES: dict[Layout, int] = {"rows": 0, "tiles": 1}
 # What becomes of an element on its way, by (type in the file, type in memory).
 CONVERSIONS = {("BF16", "F32"): 1, ("F16", "F32"): 2}
 
-# (path, file_offset, data_bytes, rows, row_bytes, element_bytes, layout, dest_offset, stage,
+# (path, bytes, mtime_ns, inode)
+PlannedFile = tuple[str, int, int, int]
+# (file, file_offset, data_bytes, rows, row_bytes, element_bytes, layout, dest_offset, stage,
 # convert): data_bytes, row_bytes and element_bytes are those of the file.
-ReadJob = tuple[str, int, int, int, int, int, int, int, int, int]
+ReadJob = tuple[PlannedFile, int, int, int, int, int, int, int, int, int]
 
 
 class PackedTensor(msgspec.Struct, frozen=True):
@@ -46,12 +47,12 @@ class PackedTensor(msgspec.Struct, frozen=True):
     stage: int
     source: StoredTensor
 
-    def job(self) -> ReadJob:
-        """Return what a reader needs to bring the tensor in."""
+    def job(self, file: PlannedFile) -> ReadJob:
+        """Return what a reader needs to bring the tensor in from `file`, its source as planned."""
         rows = self.shape[0] if self.layout == "tiles" else 1
         source = self.source
         return (
-            source.path,
+            file,
             source.offset,
             source.data_bytes,
             rows,
@@ -83,17 +84,21 @@ class PackPlan(msgspec.Struct, frozen=True):
 
     def jobs(self) -> list[ReadJob]:
         """Return what brings all tensors in, in the order of stages and offsets."""
-        return [tensor.job() for tensor in self.tensors.values()]
+        files = {path: (path, *version) for path, version in self.load_plan.files.items()}
+        return [tensor.job(files[tensor.source.path]) for tensor in self.tensors.values()]
 
     def digest(self) -> bytes:
-        """Return 32 bytes that name this content: the layout, the files as they are now, tensors.
-
-        Raises CheckpointError when a file is gone.
-        """
-        paths = sorted({tensor.source.path for tensor in self.tensors.values()})
-        files = [_identity(path) for path in paths]
+        """Return 32 bytes that name this content: the layout, the files as planned, tensors."""
+        files = [
+            (os.path.abspath(path), *version)  # noqa: PTH100
+            for path, version in sorted(self.load_plan.files.items())
+        ]
         known = msgspec.msgpack.encode((LAYOUT_VERSION, files, list(self.tensors.values())))
         return hashlib.blake2b(known, digest_size=32).digest()
+
+    def is_current(self) -> bool:
+        """Whether the files are still as planned. Raises CheckpointError when one is gone."""
+        return all(version_of(path) == version for path, version in self.load_plan.files.items())
 
 
 def plan_pack(load_plan: LoadPlan) -> PackPlan:
@@ -135,13 +140,3 @@ def _place(source: StoredTensor, offset: int, stage: int) -> PackedTensor:
         stage=stage,
         source=source,
     )
-
-
-def _identity(path: str) -> tuple[str, int, int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116  # the fields, nothing of a path
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read {path} ({error.strerror}); download or import the model again"
-        ) from None
-    return os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino  # noqa: PTH100

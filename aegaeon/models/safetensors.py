@@ -44,6 +44,21 @@ class StoredTensor(msgspec.Struct, frozen=True):
     data_bytes: int
 
 
+# (bytes, mtime_ns, inode) of a file: another one in its place, or a changed one, differs.
+FileVersion = tuple[int, int, int]
+
+
+def version_of(path: str | Path) -> FileVersion:
+    """Return the version of the file at `path`. Raises CheckpointError when there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  # the fields, nothing of a path
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path} ({error.strerror}); download or import the model again"
+        ) from None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of the file at `path` by name. Raises CheckpointError."""
     try:

@@ -74,13 +74,15 @@ class PyKvPool {
 
   void free(std::size_t shape, const Ids& ids, bool is_poisoned, std::uint64_t offer) {
     const unsigned number = check(shape);
-    run(is_poisoned || ids.size() > kManyBlocks,
+    // Of an offer somebody may be taking blocks at this moment, which is waited for.
+    run(is_poisoned || offer != 0 || ids.size() > kManyBlocks,
         [&] { pool_->free(number, ids, is_poisoned, offer); });
   }
 
   std::optional<std::uint64_t> offer(std::size_t shape, const Ids& ids) {
     const unsigned number = check(shape);
-    return run(ids.size() > kManyBlocks, [&] { return pool_->offer(number, ids); });
+    const py::gil_scoped_release released;  // an earlier offer of them may be being taken
+    return pool_->offer(number, ids);
   }
 
   bool take(std::size_t shape, const Ids& ids, std::uint64_t sender) {
@@ -105,6 +107,7 @@ class PyKvPool {
 
   std::size_t free_blocks(std::size_t shape) const { return pool_->free_blocks(check(shape)); }
   std::uint64_t used_bytes() const { return pool_->used_bytes(); }
+  std::uint64_t charged_bytes() const { return pool_->charged_bytes(); }
   std::uint64_t quota_bytes() const { return pool_->quota_bytes(); }
   std::uint64_t identity() const { return pool_->identity(); }
   std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(pool_->arena().base()); }
@@ -202,6 +205,7 @@ void bind_kv_pool(py::module_& module) {
       .def("time_allocations", &PyKvPool::time_allocations, py::arg("shape"), py::arg("held"),
            py::arg("rounds"))
       .def_property_readonly("used_bytes", &PyKvPool::used_bytes)
+      .def_property_readonly("charged_bytes", &PyKvPool::charged_bytes)
       .def_property_readonly("quota_bytes", &PyKvPool::quota_bytes)
       .def_property_readonly("identity", &PyKvPool::identity)
       .def_property_readonly("address", &PyKvPool::address)

@@ -31,13 +31,22 @@ memory::ModelKey key_of(const py::bytes& bytes) {
   return key;
 }
 
+memory::PlannedFile file_of(const py::handle& item) {
+  const auto file = py::cast<py::tuple>(item);
+  if (file.size() != 4) {
+    throw py::value_error("the file of a job is a tuple of four, see CachedModel.load");
+  }
+  return {file[0].cast<std::string>(), file[1].cast<std::uint64_t>(), file[2].cast<std::int64_t>(),
+          file[3].cast<std::uint64_t>()};
+}
+
 memory::Job job_of(const py::handle& item) {
   const auto job = py::cast<py::tuple>(item);
   if (job.size() != 10) {
     throw py::value_error("a job is a tuple of ten, see CachedModel.load");
   }
   const auto number = [&job](std::size_t at) { return job[at].cast<std::uint64_t>(); };
-  return {job[0].cast<std::string>(),
+  return {file_of(job[0]),
           number(1),
           number(2),
           number(3),
@@ -69,31 +78,37 @@ std::shared_ptr<CachedModel> acquire(WeightCache& cache, const memory::Wanted& w
   }
 }
 
-void set_demand(WeightCache& cache, const py::bytes& bytes, bool is_wanted) {
-  const memory::ModelKey key = key_of(bytes);
+bool pin(CachedModel& model) {
+  if (const auto is_pinned = model.try_pin()) {
+    return *is_pinned;
+  }
   const py::gil_scoped_release released;
-  cache.set_demand(key, is_wanted);
+  return model.pin_slowly();
 }
 
-bool evict(WeightCache& cache, const py::bytes& bytes) {
-  const memory::ModelKey key = key_of(bytes);
-  const py::gil_scoped_release released;
-  return cache.evict(key);
+void unpin(CachedModel& model) {
+  if (model.unpin()) {
+    const py::gil_scoped_release released;
+    model.free_failed();
+  }
 }
 
 bool wait_stage(CachedModel& model, std::uint32_t count, double timeout_s) {
-  const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
-  while (true) {
-    const std::uint32_t seen = model.change();
-    if (model.has_stages(count)) {
-      return true;
-    }
-    const std::int64_t left = deadline - shm::now_ns();
-    if (left <= 0 || model.is_abandoned()) {
-      return false;
-    }
-    wait_chunk(left, [&](std::int64_t chunk) { model.wait_for_change(seen, chunk); });
+  if (model.look_for_stages(count).value_or(false)) {
+    return true;
   }
+  const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
+  bool has_stages = false;
+  bool may_come = true;
+  while (!has_stages && may_come) {
+    wait_chunk(deadline - shm::now_ns(), [&](std::int64_t chunk) {
+      const std::uint32_t seen = model.change();
+      has_stages = model.has_stages(count);
+      may_come = chunk > 0 && !has_stages && !model.is_abandoned();
+      if (may_come) model.wait_for_change(seen, chunk);
+    });
+  }
+  return has_stages;
 }
 
 void load(CachedModel& model, const py::iterable& jobs, int threads) {
@@ -119,6 +134,18 @@ void load(CachedModel& model, const py::iterable& jobs, int threads) {
   }
   const py::gil_scoped_release released;
   model.finish_load();
+}
+
+void set_demand(WeightCache& cache, const py::bytes& bytes, bool is_wanted) {
+  const memory::ModelKey key = key_of(bytes);
+  const py::gil_scoped_release released;
+  cache.set_demand(key, is_wanted);
+}
+
+bool evict(WeightCache& cache, const py::bytes& bytes) {
+  const memory::ModelKey key = key_of(bytes);
+  const py::gil_scoped_release released;
+  return cache.evict(key);
 }
 
 py::buffer_info buffer_of(CachedModel& model) {
@@ -159,14 +186,13 @@ void bind_model(py::module_& module) {
       .def_property_readonly("stages", &CachedModel::stages)
       .def_property_readonly("stages_done", &CachedModel::stages_done)
       .def_property_readonly("is_loader", &CachedModel::is_loader)
-      .def("pin", &CachedModel::pin)
-      .def("unpin", &CachedModel::unpin)
+      .def("pin", &pin)
+      .def("unpin", &unpin)
       .def("note_use", &CachedModel::note_use)
       .def("wait_stage", &wait_stage, py::arg("count"), py::arg("timeout_s"))
       .def("take_over", &CachedModel::take_over, released())
       .def("populate", &CachedModel::populate, released())
       .def("load", &load, py::arg("jobs"), py::arg("threads"))
-      .def("fail", &CachedModel::fail, py::arg("message"), released())
       .def("cancel", &CachedModel::cancel)
       .def("close", &CachedModel::close, released());
 }
@@ -183,7 +209,7 @@ void bind_weight_cache(py::module_& module) {
           [](const std::string& path, std::uint64_t budget_bytes) {
             return std::make_shared<WeightCache>(path, budget_bytes);
           },
-          py::arg("path"), py::arg("budget_bytes"))
+          py::arg("path"), py::arg("budget_bytes"), released())
       .def(
           "acquire",
           [](WeightCache& cache, const py::bytes& key, const std::string& model,

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -96,13 +97,16 @@ bool CachedModel::is_current(std::uint64_t status) const {
 
 std::uint32_t CachedModel::stages_done() const {
   const std::uint32_t done = entry().stages_done.load();
+  if (generation_of(cache_->directory_.status(slot_)) != generation_) {
+    return 0;  // it may count the stages of another model by now
+  }
   if (done > stages_) {
     cache_->directory_.damaged("more stages are in than the model has");
   }
-  return generation_of(cache_->directory_.status(slot_)) == generation_ ? done : 0;
+  return done;
 }
 
-bool CachedModel::pin() {
+std::optional<bool> CachedModel::try_pin() {
   const Directory& directory = cache_->directory_;
   if (is_closed_.load() || directory.control().clients[cache_->client_].load() != cache_->owner_ ||
       shm::self_owner() != cache_->owner_) {
@@ -116,10 +120,12 @@ bool CachedModel::pin() {
     return true;
   }
   pins.fetch_sub(1);
-  return status == status_of(generation_, EntryState::evicting) && pin_slowly();
+  if (status == status_of(generation_, EntryState::evicting)) {
+    return std::nullopt;  // somebody looks whether it may be evicted, and may find that it may not
+  }
+  return false;
 }
 
-// Somebody looks whether it may be evicted, and may find that it may not.
 bool CachedModel::pin_slowly() {
   const Directory::Locked held(cache_->directory_);
   if (!is_current(cache_->directory_.status(slot_))) {
@@ -130,26 +136,26 @@ bool CachedModel::pin_slowly() {
   return true;
 }
 
-void CachedModel::unpin() {
+bool CachedModel::unpin() {
   std::uint32_t held = pins_.load();
   do {
     if (held == 0) {
       throw std::logic_error(model_ + " is not pinned; every unpin needs a pin before it");
     }
   } while (!pins_.compare_exchange_weak(held, held - 1));
-  drop_pins(1);
+  return drop_pins(1);
 }
 
-void CachedModel::drop_pins(std::uint32_t count) {
+bool CachedModel::drop_pins(std::uint32_t count) {
   Directory& directory = cache_->directory_;
   if (entry().pins[cache_->client_].fetch_sub(count) != count) {
-    return;  // others of this process have it pinned
+    return false;  // others of this process have it pinned
   }
   directory.signal_room();
-  if (directory.status(slot_) == status_of(generation_, EntryState::failed)) {
-    cache_->free_unpinned_failures();
-  }
+  return directory.status(slot_) == status_of(generation_, EntryState::failed);
 }
+
+void CachedModel::free_failed() { cache_->free_unpinned_failures(); }
 
 void CachedModel::note_use() {
   if (!is_current(cache_->directory_.status(slot_))) {
@@ -161,7 +167,7 @@ void CachedModel::note_use() {
   entry().uses.store(decayed_uses(entry().uses.load(), age_s) + 1);
 }
 
-bool CachedModel::has_stages(std::uint32_t count) const {
+std::optional<bool> CachedModel::look_for_stages(std::uint32_t count) const {
   if (count > stages_) {
     throw std::invalid_argument(model_ + " has " + std::to_string(stages_) + " stages");
   }
@@ -170,6 +176,13 @@ bool CachedModel::has_stages(std::uint32_t count) const {
   if (generation_of(status) == generation_ && state_of(status) != EntryState::failed &&
       state_of(status) != EntryState::freeing) {
     return done >= count;
+  }
+  return std::nullopt;
+}
+
+bool CachedModel::has_stages(std::uint32_t count) const {
+  if (const auto seen = look_for_stages(count)) {
+    return *seen;
   }
   const Directory::Locked held(cache_->directory_);
   if (entry().failed_generation == generation_ + 1) {
@@ -193,6 +206,7 @@ void CachedModel::wait_for_change(std::uint32_t seen, std::int64_t timeout_ns) c
 bool CachedModel::take_over() {
   cache_->check_usable();
   const Directory::Locked held(cache_->directory_);
+  const std::lock_guard<std::mutex> open(mutex_);  // so that a close finds what we take over
   if (is_closed_.load() || !is_abandoned()) {
     return false;
   }
@@ -231,12 +245,14 @@ void CachedModel::start_load(std::vector<Job> jobs, int threads) {
       throw std::logic_error(model_ + " is not ours to load; wait for its stages");
     }
     is_loading_ = true;
-    is_cancelled_.store(false);
   }
   end_load_on_failure([&] { begin_load(std::move(jobs), threads); });
 }
 
 void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
+  if (is_cancelled_.load()) {
+    throw LoadCancelled("the load of " + model_ + " was cancelled; acquire the model again");
+  }
   first_stage_ = stages_done();
   load_began_ns_ = shm::now_ns();
   const std::string data = cache_->directory_.data_path(slot_, generation_);
@@ -245,9 +261,19 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
     cache_->directory_.signal_entry(slot_);
   };
   const auto is_unwanted = [this] { return is_cancelled_.load() || cache_->is_closed(); };
-  reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
-                                     Target{file_.get(), address_, data}, first_stage_, threads,
-                                     Progress{publish, is_unwanted});
+  try {
+    reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
+                                       Target{file_.get(), address_, data}, first_stage_, threads,
+                                       Progress{publish, is_unwanted});
+  } catch (const std::invalid_argument& error) {
+    // Whoever took the load over would find the same, without end.
+    throw CheckpointError(model_ + " cannot be loaded: " + error.what() +
+                          "; leave the model out, or import it again");
+  } catch (const std::bad_alloc&) {
+    throw CheckpointError(model_ +
+                          " cannot be loaded: there is no memory to read it with; "
+                          "free some, or give the machine more");
+  }
 }
 
 bool CachedModel::wait_for_load(std::int64_t timeout_ns) { return reader_->wait(timeout_ns); }
@@ -334,8 +360,8 @@ void CachedModel::close() {
 void CachedModel::release() {
   abandon();
   const std::uint32_t pins = pins_.exchange(0);
-  if (pins > 0 && shm::self_owner() == cache_->owner_) {
-    drop_pins(pins);
+  if (pins > 0 && shm::self_owner() == cache_->owner_ && drop_pins(pins)) {
+    free_failed();
   }
 }
 

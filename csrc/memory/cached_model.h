@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,15 +31,21 @@ class CachedModel {
   bool is_loader() const { return is_loader_.load(); }
 
   // Keeps it from being evicted, until as many unpins. False: it has been evicted, or its load has
-  // failed; acquire it again. A few dozen nanoseconds.
-  bool pin();
+  // failed; acquire it again. nullopt: pin_slowly() can tell, which takes the directory's lock. A
+  // few dozen nanoseconds.
+  std::optional<bool> try_pin();
+  bool pin_slowly();
+  // True when it was the last pin of a failed load: free_failed() then, which gives back gigabytes.
   // Throws std::logic_error without a pin.
-  void unpin();
+  bool unpin();
+  void free_failed();
   // Tells the cache that the model is used, for what it is worth to keep.
   void note_use();
 
-  // True when the stages [0, count) are in. Throws CheckpointError with the loader's message when
-  // the load has failed, WeightsEvicted when the entry is gone.
+  // Whether the stages [0, count) are in; nullopt when the load has failed or the entry is gone.
+  std::optional<bool> look_for_stages(std::uint32_t count) const;
+  // As above, but takes the lock to throw CheckpointError with the loader's message when the load
+  // has failed, WeightsEvicted when the entry is gone.
   bool has_stages(std::uint32_t count) const;
   // True when nobody loads it any more though it is not all in: take_over() then.
   bool is_abandoned() const;
@@ -56,9 +63,7 @@ class CachedModel {
   void start_load(std::vector<Job> jobs, int threads);
   bool wait_for_load(std::int64_t timeout_ns);
   void finish_load();
-  // Ends a load that has not started with an error for all who wait for it.
-  void fail(const std::string& message);
-  // Stops a running load after the chunks it is at. From any thread.
+  // Stops a running load after the chunks it is at, and any later one. From any thread.
   void cancel() { is_cancelled_.store(true); }
 
   // Lets go of pins and of an unfinished load, which others may take over; a running one first
@@ -70,14 +75,14 @@ class CachedModel {
 
   Entry& entry() const { return cache_->directory_.entry(slot_); }
   bool is_current(std::uint64_t status) const;
-  bool pin_slowly();
-  void drop_pins(std::uint32_t count);
+  bool drop_pins(std::uint32_t count);
   void map(bool is_new);
   void start_file(const std::string& data, int file);
   void begin_load(std::vector<Job> jobs, int threads);
   template <typename Step>
   void end_load_on_failure(const Step& step);
   void end_load();
+  void fail(const std::string& message);
   void complete(double seconds);
   void abandon();
   void release();

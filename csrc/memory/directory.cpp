@@ -4,6 +4,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <new>
 
@@ -41,6 +42,11 @@ double epoch_s() {
 }
 
 }  // namespace
+
+const char* name_of(EntryState state) {
+  constexpr const char* kNames[] = {"empty", "loading", "ready", "evicting", "freeing", "failed"};
+  return kNames[static_cast<std::size_t>(state)];
+}
 
 Directory::Directory(const std::string& path, std::uint64_t budget_bytes)
     : region_(open_or_create(path, budget_bytes)),
@@ -86,13 +92,17 @@ std::uint64_t Directory::used_bytes() const {
   std::uint64_t used = 0;
   for (std::size_t slot = 0; slot < kEntries; ++slot) {
     if (state(slot) == EntryState::empty) continue;
-    const std::uint64_t bytes = entry(slot).size_bytes;
+    const std::uint64_t bytes = entry(slot).size_bytes.load();
     if (bytes == 0 || bytes > budget_bytes()) {
       damaged("an entry is larger than the cache");
     }
     used += page_bytes(bytes);
   }
   return used;
+}
+
+bool Directory::has_key(std::size_t slot, const ModelKey& key) const {
+  return std::equal(key.begin(), key.end(), entry(slot).key.begin());
 }
 
 std::string Directory::data_path(std::size_t slot, std::uint64_t generation) const {
@@ -170,7 +180,7 @@ void Directory::bury_dead_clients() {
 std::optional<std::size_t> Directory::find(const ModelKey& key) const {
   for (std::size_t slot = 0; slot < kEntries; ++slot) {
     const EntryState found = state(slot);
-    if ((found == EntryState::loading || found == EntryState::ready) && entry(slot).key == key) {
+    if ((found == EntryState::loading || found == EntryState::ready) && has_key(slot, key)) {
       return slot;
     }
   }
@@ -227,7 +237,7 @@ void Directory::record_eviction(std::size_t slot, const std::string& why) {
   record.number = number;
   record.slot = slot;
   record.generation = generation_of(status(slot));
-  record.size_bytes = entry(slot).size_bytes;
+  record.size_bytes = entry(slot).size_bytes.load();
   record.time_s = epoch_s();
   record.pid = shm::owner_pid(shm::self_owner());
   record.model = entry(slot).model;

@@ -18,6 +18,9 @@
 //   again.
 // - No total is stored: what is used is summed up over the entries.
 //
+// - What is reported, and who has demand, is read and said without the lock: a stopped holder of it
+//   must not stop others' loops. A reader may see an entry of before or after a change.
+//
 // All that is read from shared memory is checked on each use: damage raises RegionMismatch.
 #pragma once
 
@@ -45,8 +48,12 @@ constexpr std::uint32_t kMaxStages = 1 << 16;
 constexpr std::int64_t kLongestProtection = 4'000'000'000;
 
 using ModelKey = std::array<std::uint64_t, 4>;
+// In shared memory, where it may be looked at while it is written.
+using SharedKey = std::array<std::atomic<std::uint64_t>, 4>;
 
 enum class EntryState : std::uint32_t { empty, loading, ready, evicting, freeing, failed };
+
+const char* name_of(EntryState state);
 
 // Text in shared memory, cut to what fits.
 template <std::size_t kBytes>
@@ -71,9 +78,9 @@ struct Entry {
   std::atomic<std::int64_t> used_at_ns;
   std::atomic<double> uses;  // decaying, as of used_at_ns
   std::array<std::atomic<std::uint32_t>, kClients> pins;
-  std::atomic<std::uint64_t> size_bytes;  // written under the lock, before the entry exists
+  SharedKey key;                          // written under the lock, as is the size
+  std::atomic<std::uint64_t> size_bytes;  // of the model; written while the entry is empty
   // From here on under the lock.
-  ModelKey key;
   std::uint32_t stages;
   double reload_s;  // estimated, then measured
   std::int64_t protected_until_ns;
@@ -141,13 +148,17 @@ class Directory {
   EntryState state(std::size_t slot) const;
   const std::string& path() const { return region_.path(); }
   std::uint64_t budget_bytes() const { return region_.parameters()[0]; }
+  // Without the lock it is a report: the sum of what was seen one after another.
   std::uint64_t used_bytes() const;
+  bool has_key(std::size_t slot, const ModelKey& key) const;
   std::string data_path(std::size_t slot, std::uint64_t generation) const;
+
+  // The pins and demand of a client, which is ours or dead, are void, and its place is free.
+  void clear_client(std::size_t client);
 
   // With the lock held.
   void set_state(std::size_t slot, EntryState state);
   std::size_t register_client();
-  void clear_client(std::size_t client);
   void bury_dead_clients();
   // A loading or ready entry of `key`.
   std::optional<std::size_t> find(const ModelKey& key) const;

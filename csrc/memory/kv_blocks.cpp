@@ -24,6 +24,19 @@ struct Refund {
 
 }  // namespace
 
+// How long a verb waits for receivers, all its blocks together; it begins with the first wait.
+class KvPool::Patience {
+ public:
+  bool is_over() {
+    const std::int64_t now = shm::now_ns();
+    deadline_ = deadline_ == 0 ? now + kTakePatience : deadline_;
+    return now > deadline_;
+  }
+
+ private:
+  std::int64_t deadline_ = 0;
+};
+
 Given KvPool::allocate(unsigned shape, std::size_t count, std::uint64_t* ids, Effort effort) {
   const Verb verb(*this);
   const std::uint64_t block_bytes = geometry_.shapes[shape].block_bytes;
@@ -119,7 +132,17 @@ void KvPool::unclaim(unsigned shape, const std::uint64_t* ids, std::size_t count
 void KvPool::free(unsigned shape, const std::vector<std::uint64_t>& ids, bool is_poisoned,
                   KvIdentity offer) {
   const Verb verb(*this);
+  if (free_blocks_of(shape, ids, is_poisoned, offer) < ids.size() && offer != 0) {
+    recount();  // others have taken them
+  }
+}
+
+// Returns how many were ours.
+std::size_t KvPool::free_blocks_of(unsigned shape, const std::vector<std::uint64_t>& ids,
+                                   bool is_poisoned, KvIdentity offer) {
   Refund refund{charged_bytes_};
+  Patience patience;
+  std::size_t count = 0;
   std::size_t last_slab = geometry_.slab_count;
   for (const std::uint64_t id : ids) {
     const BlockPlace place = geometry_.find(shape, id);
@@ -127,21 +150,23 @@ void KvPool::free(unsigned shape, const std::vector<std::uint64_t>& ids, bool is
       after_freeing(last_slab);
     }
     last_slab = place.slab;
-    if (free_block(place, shape, is_poisoned, offer)) {
+    if (free_block(place, shape, is_poisoned, offer, patience)) {
       refund.bytes += geometry_.shapes[shape].block_bytes;
+      ++count;
     }
   }
   if (last_slab != geometry_.slab_count) {
     after_freeing(last_slab);
   }
+  return count;
 }
 
 // False when it is not ours, or not under the offer.
-bool KvPool::free_block(const BlockPlace& place, unsigned shape, bool is_poisoned,
-                        KvIdentity offer) {
+bool KvPool::free_block(const BlockPlace& place, unsigned shape, bool is_poisoned, KvIdentity offer,
+                        Patience& patience) {
   std::atomic<KvIdentity>& word = control_.owners(place.slab)[place.index];
   while (true) {
-    KvIdentity owner = settled_owner(place);
+    KvIdentity owner = settled_owner(place, patience);
     if (!is_ours(owner) || is_reserved(owner) || (offer != 0 && owner != offer) ||
         !control_.state(place.slab).has_blocks_of(shape)) {
       return false;
@@ -160,17 +185,14 @@ bool KvPool::free_block(const BlockPlace& place, unsigned shape, bool is_poisone
 }
 
 // Who holds a block, once a receiver that has begun to take it has decided or died.
-KvIdentity KvPool::settled_owner(const BlockPlace& place) const {
+KvIdentity KvPool::settled_owner(const BlockPlace& place, Patience& patience) const {
   const std::atomic<KvIdentity>& word = control_.owners(place.slab)[place.index];
   KvIdentity owner = word.load();
-  std::int64_t deadline = 0;
   for (int spin = 1; offer_of(owner) == kPendingOffer && !is_ours(owner); ++spin) {
     shm::relax();
     if (spin % kSpins == 0) {
-      const std::int64_t now = shm::now_ns();
-      deadline = deadline == 0 ? now + kTakePatience : deadline;
       const KvClient& taker = control_.head().clients[slot_of(owner)];
-      if (now > deadline || !shm::owner_is_alive(taker.owner.load())) break;
+      if (patience.is_over() || !shm::owner_is_alive(taker.owner.load())) break;
       sched_yield();
     }
     owner = word.load();
@@ -182,10 +204,11 @@ std::optional<KvIdentity> KvPool::offer(unsigned shape, const std::vector<std::u
   const Verb verb(*this);
   const std::uint64_t number = 1 + next_offer_.fetch_add(1) % (kHeldOffer - 1);
   const KvIdentity offered = with_offer(identity_, number);
+  Patience patience;
   for (const std::uint64_t id : ids) {
     const BlockPlace place = geometry_.find(shape, id);
     std::atomic<KvIdentity>& word = control_.owners(place.slab)[place.index];
-    KvIdentity owner = settled_owner(place);
+    KvIdentity owner = settled_owner(place, patience);
     do {
       if (!is_ours(owner) || is_reserved(owner) ||
           !control_.state(place.slab).has_blocks_of(shape)) {

@@ -22,9 +22,10 @@ void KvGeometry::check() const {
     throw std::invalid_argument("a KV arena of " + std::to_string(slab_count) + " slabs of " +
                                 std::to_string(slab_bytes) + " bytes cannot be");
   }
-  for (const KvShapeRecord& shape : shapes) {
-    if (shape.page_bytes == 0 || shape.block_bytes == 0 || shape.block_bytes > slab_bytes ||
-        shape.block_bytes % shape.page_bytes != 0 || slab_bytes % shape.page_bytes != 0) {
+  for (std::size_t number = 0; number < shapes.size(); ++number) {
+    const KvShapeRecord& shape = shapes[number];
+    if (shape.page_bytes == 0 || shape.block_bytes == 0 ||
+        shape.block_bytes % shape.page_bytes != 0 || blocks_of(number) == 0) {
       throw std::invalid_argument("blocks of " + std::to_string(shape.block_bytes) +
                                   " bytes in pages of " + std::to_string(shape.page_bytes) +
                                   " do not fit slabs of " + std::to_string(slab_bytes));
@@ -45,8 +46,9 @@ BlockPlace KvGeometry::find(unsigned shape, std::uint64_t id) const {
   if (id < arena_bytes() / record.page_bytes) {
     const std::size_t offset = id * record.page_bytes;
     const std::size_t slab = offset / slab_bytes;
-    const std::size_t index = offset % slab_bytes / record.block_bytes;
-    if (offset % slab_bytes % record.block_bytes == 0 && index < blocks_of(shape)) {
+    const std::size_t inside = offset - first_page_of(slab, shape);
+    const std::size_t index = inside / record.block_bytes;
+    if (inside % record.block_bytes == 0 && index < blocks_of(shape)) {
       return {slab, index, offset};
     }
   }

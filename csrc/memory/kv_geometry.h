@@ -36,15 +36,25 @@ struct KvGeometry {
   void check() const;
 
   std::size_t arena_bytes() const { return slab_bytes * slab_count; }
-  std::size_t blocks_of(std::size_t shape) const { return slab_bytes / shapes[shape].block_bytes; }
+  std::size_t blocks_of(std::size_t shape) const {
+    const KvShapeRecord& record = shapes[shape];
+    // Where slabs are not whole pages, up to a page is lost before a slab's first one.
+    const std::uint64_t lost = slab_bytes % record.page_bytes == 0 ? 0 : record.page_bytes;
+    return lost < slab_bytes ? (slab_bytes - lost) / record.block_bytes : 0;
+  }
   // Blocks of the smallest shape in a slab.
   std::size_t most_blocks() const;
 
   BlockPlace place_of(std::size_t slab, std::size_t index, unsigned shape) const {
-    return {slab, index, slab * slab_bytes + index * shapes[shape].block_bytes};
+    return {slab, index, first_page_of(slab, shape) + index * shapes[shape].block_bytes};
   }
   std::uint64_t id_of(const BlockPlace& place, unsigned shape) const {
     return place.offset / shapes[shape].page_bytes;
+  }
+  // Where the first page that begins in the slab lies, in bytes from the arena's beginning.
+  std::size_t first_page_of(std::size_t slab, unsigned shape) const {
+    const std::uint64_t page_bytes = shapes[shape].page_bytes;
+    return (slab * slab_bytes + page_bytes - 1) / page_bytes * page_bytes;
   }
   // Raises std::invalid_argument for what cannot be a block of `shape`.
   BlockPlace find(unsigned shape, std::uint64_t id) const;

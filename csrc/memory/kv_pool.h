@@ -96,6 +96,9 @@ class KvPool {
   // words, microseconds per GB.
   std::size_t free_blocks(unsigned shape) const;
   std::uint64_t used_bytes() const;
+  // Bytes that count against our quota: those that we hold, and for a while those that others have
+  // taken, until we let go of their offer.
+  std::uint64_t charged_bytes() const { return charged_bytes_.load(); }
 
   KvIdentity identity() const { return identity_; }
   std::uint64_t quota_bytes() const { return quota_bytes_; }
@@ -112,6 +115,7 @@ class KvPool {
   // Which clients live, as seen under the lock: identities, 0 where nobody does.
   using Living = std::array<KvIdentity, kKvClients>;
   enum class Orphan { freed, changed_hands, stays };
+  class Patience;
   class Verb;
 
   KvPool(Body body, KvArena arena, const KvGeometry& geometry, std::uint64_t quota_bytes);
@@ -141,8 +145,11 @@ class KvPool {
                          bool& is_memory_short);
   std::size_t claim_in(std::size_t slab, unsigned shape, std::size_t want, std::uint64_t* ids);
   void unclaim(unsigned shape, const std::uint64_t* ids, std::size_t count);
-  bool free_block(const BlockPlace& place, unsigned shape, bool is_poisoned, KvIdentity offer);
-  KvIdentity settled_owner(const BlockPlace& place) const;
+  std::size_t free_blocks_of(unsigned shape, const std::vector<std::uint64_t>& ids,
+                             bool is_poisoned, KvIdentity offer);
+  bool free_block(const BlockPlace& place, unsigned shape, bool is_poisoned, KvIdentity offer,
+                  Patience& patience);
+  KvIdentity settled_owner(const BlockPlace& place, Patience& patience) const;
   bool take_block(const BlockPlace& place, unsigned shape, KvIdentity sender);
 
   // kv_reclaim.cpp: the dead, under the lock

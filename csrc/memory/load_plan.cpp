@@ -11,8 +11,8 @@ constexpr std::uint64_t kPageBytes = 4096;
 constexpr std::uint64_t kLargest = std::uint64_t{1} << 46;  // so that no sum of sizes overflows
 
 [[noreturn]] void refuse(const Job& job, const char* what) {
-  throw std::invalid_argument("the load of " + job.path + " at " + std::to_string(job.file_offset) +
-                              " " + what);
+  throw std::invalid_argument("the load of " + job.file.path + " at " +
+                              std::to_string(job.file_offset) + " " + what);
 }
 
 void check_job(const Job& job, std::uint64_t size_bytes, std::uint32_t stages) {
@@ -99,7 +99,7 @@ void LoadPlan::check(std::uint64_t size_bytes) const {
 }
 
 void LoadPlan::cut(std::size_t at, std::uint64_t chunk_bytes) {
-  const std::size_t file = file_of(jobs[at].path);
+  const std::size_t file = file_of(jobs[at].file);
   const Job& job = jobs[at];
   // Rows of a "rows" job mean nothing to us: it is cut anywhere between elements.
   const bool is_tiled = job.layout == Layout::tiles;
@@ -127,13 +127,13 @@ void LoadPlan::fill_gap(std::uint64_t begin, std::uint64_t end, std::uint32_t st
   }
 }
 
-std::size_t LoadPlan::file_of(const std::string& path) {
-  const auto found = std::find(paths.begin(), paths.end(), path);
-  if (found == paths.end()) {
-    paths.push_back(path);
-    return paths.size() - 1;
+std::size_t LoadPlan::file_of(const PlannedFile& file) {
+  const auto found = std::find(files.begin(), files.end(), file);
+  if (found == files.end()) {
+    files.push_back(file);
+    return files.size() - 1;
   }
-  return static_cast<std::size_t>(found - paths.begin());
+  return static_cast<std::size_t>(found - files.begin());
 }
 
 }  // namespace aegaeon::memory

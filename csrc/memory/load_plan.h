@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "memory/pack.h"
+#include "memory/source_file.h"
 
 namespace aegaeon::memory {
 
@@ -20,7 +21,7 @@ constexpr std::uint64_t kSliceBytes = std::uint64_t{128} << 10;
 
 // One tensor: `rows` rows of `row_bytes`, which lie one behind the other in the file.
 struct Job {
-  std::string path;
+  PlannedFile file;
   std::uint64_t file_offset;
   std::uint64_t data_bytes;
   std::uint64_t rows;
@@ -58,7 +59,7 @@ struct Chunk {
 
 struct LoadPlan {
   std::vector<Job> jobs;           // in the order of their destinations
-  std::vector<std::string> paths;  // of the files, each once
+  std::vector<PlannedFile> files;  // each once
   std::vector<Chunk> chunks;       // in the order of stages
   std::uint32_t stages;
   std::uint64_t longest_source_bytes = 0;
@@ -77,7 +78,7 @@ struct LoadPlan {
   void cut(std::size_t job, std::uint64_t chunk_bytes);
   void fill_gap(std::uint64_t begin, std::uint64_t end, std::uint32_t stage,
                 std::uint64_t chunk_bytes);
-  std::size_t file_of(const std::string& path);
+  std::size_t file_of(const PlannedFile& file);
 };
 
 }  // namespace aegaeon::memory

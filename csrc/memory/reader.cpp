@@ -71,7 +71,7 @@ Reader::Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int thre
       chunk_end_(plan_.chunks.size()),
       chunks_left_(plan_.stages, 0),
       stages_done_(first_stage) {
-  for (const std::string& path : plan_.paths) files_.emplace_back(path);
+  for (const PlannedFile& file : plan_.files) files_.emplace_back(file);
   std::size_t first = 0;
   for (const Chunk& chunk : plan_.chunks) {
     if (chunk.file != Chunk::kZeros) {

@@ -25,30 +25,41 @@ struct Cachestat {
   std::uint64_t recently_evicted_pages;
 };
 
-bool is_same(const timespec& a, const timespec& b) {
-  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
-}
+constexpr std::int64_t kNanoseconds = 1'000'000'000;
+constexpr char kAskAgain[] = "leave it as it is, and ask for the model again";
 
 }  // namespace
 
 // O_NONBLOCK: a FIFO in the place of a file must not hang us; it means nothing for files.
-SourceFile::SourceFile(const std::string& path)
-    : path_(path), plain_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+SourceFile::SourceFile(const PlannedFile& planned)
+    : planned_(planned), plain_(open(planned.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
   if (!plain_.is_open()) {
     fail("cannot be opened: " + reason(errno));
   }
-  if (fstat(plain_.get(), &opened_) != 0) {
+  struct stat info{};
+  if (fstat(plain_.get(), &info) != 0) {
     fail("cannot be examined: " + reason(errno));
   }
-  if (!S_ISREG(opened_.st_mode)) {
+  if (!S_ISREG(info.st_mode)) {
     fail("is not a file");
   }
-  direct_ = File(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT));
-  is_direct_.store(direct_.is_open());
+  if (!is_planned(info)) {
+    fail("was changed since it was planned", kAskAgain);
+  }
+  direct_ = File(open(planned.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT));
+  // Opened by its name anew: another file may have come there.
+  is_direct_.store(direct_.is_open() && fstat(direct_.get(), &info) == 0 && is_planned(info));
+}
+
+bool SourceFile::is_planned(const struct stat& info) const {
+  return static_cast<std::uint64_t>(info.st_size) == planned_.size_bytes &&
+         std::int64_t{info.st_mtim.tv_sec} * kNanoseconds + info.st_mtim.tv_nsec ==
+             planned_.mtime_ns &&
+         info.st_ino == planned_.inode;
 }
 
 void SourceFile::check_range(std::uint64_t offset, std::uint64_t bytes) const {
-  const auto size = static_cast<std::uint64_t>(opened_.st_size);
+  const std::uint64_t size = planned_.size_bytes;
   if (offset > size || bytes > size - offset) {
     fail("ends at " + std::to_string(size) + " bytes, a tensor at " +
          std::to_string(offset + bytes));
@@ -107,14 +118,13 @@ bool SourceFile::is_cached(std::uint64_t offset, std::size_t bytes) const {
 
 void SourceFile::check_unchanged() const {
   struct stat now{};
-  if (fstat(plain_.get(), &now) != 0 || now.st_size != opened_.st_size ||
-      !is_same(now.st_mtim, opened_.st_mtim)) {
-    fail("was changed while it was read");
+  if (fstat(plain_.get(), &now) != 0 || !is_planned(now)) {
+    fail("was changed while it was read", kAskAgain);
   }
 }
 
-void SourceFile::fail(const std::string& what) const {
-  throw CheckpointError(path_ + " " + what + "; download or import the model again");
+void SourceFile::fail(const std::string& what, const char* remedy) const {
+  throw CheckpointError(planned_.path + " " + what + "; " + remedy);
 }
 
 }  // namespace aegaeon::memory

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
@@ -22,9 +23,10 @@ double seconds(std::int64_t nanoseconds) { return static_cast<double>(nanosecond
 // A number from shared memory that the order of evictions, and nothing else, depends on.
 double sane(double value) { return std::isfinite(value) && value > 0 ? std::min(value, 1e9) : 0; }
 
-const char* name_of(EntryState state) {
-  constexpr const char* kNames[] = {"empty", "loading", "ready", "evicting", "freeing", "failed"};
-  return kNames[static_cast<std::size_t>(state)];
+ModelKey key_of(const Entry& entry) {
+  ModelKey key{};
+  std::copy(entry.key.begin(), entry.key.end(), key.begin());
+  return key;
 }
 
 std::string fixed(double value) {
@@ -44,11 +46,10 @@ WeightCache::WeightCache(const std::string& path, std::uint64_t budget_bytes)
 WeightCache::~WeightCache() {
   try {
     if (shm::self_owner() != owner_) return;  // a fork's copy of its parent's
-    const Directory::Locked held(directory_);
     directory_.clear_client(client_);
     directory_.signal_room();
   } catch (const shm::Error&) {
-    // A damaged region, or one whose lock a stopped process keeps: the slot is free once we end.
+    // Without /proc nobody knows who we are: the place is free once we end.
   }
 }
 
@@ -117,20 +118,24 @@ std::shared_ptr<CachedModel> WeightCache::find_or_create(const Wanted& wanted, s
 }
 
 bool WeightCache::is_lost(std::size_t slot) const {
+  if (directory_.state(slot) != EntryState::ready) {
+    return false;
+  }
   struct stat info{};
   const std::string data = directory_.data_path(slot, generation_of(directory_.status(slot)));
-  return directory_.state(slot) == EntryState::ready &&
-         (::stat(data.c_str(), &info) != 0 ||
-          static_cast<std::uint64_t>(info.st_size) != directory_.entry(slot).size_bytes);
+  if (::stat(data.c_str(), &info) != 0) {
+    return errno == ENOENT;  // what else keeps us from it is no reason to take it from others
+  }
+  return static_cast<std::uint64_t>(info.st_size) != directory_.entry(slot).size_bytes.load();
 }
 
 // All is written while the entry is empty; the last store is what makes it exist.
 void WeightCache::create(std::size_t slot, const Wanted& wanted) {
   Entry& entry = directory_.entry(slot);
   const double rate = sane(directory_.control().load_bytes_per_s.load());
-  entry.key = wanted.key;
+  std::copy(wanted.key.begin(), wanted.key.end(), entry.key.begin());
   entry.model.set(wanted.model);
-  entry.size_bytes = wanted.size_bytes;
+  entry.size_bytes.store(wanted.size_bytes);
   entry.stages = wanted.stages;
   entry.stages_done.store(0);
   entry.reload_s =
@@ -150,7 +155,7 @@ std::shared_ptr<CachedModel> WeightCache::open(std::size_t slot, bool is_new) {
   if (is_loader) entry.owner.store(owner_);
   {
     const std::lock_guard<std::mutex> held(mutex_);
-    if (demand_.count(entry.key) > 0) entry.demand.fetch_or(std::uint64_t{1} << client_);
+    if (demand_.count(key_of(entry)) > 0) entry.demand.fetch_or(std::uint64_t{1} << client_);
   }
   auto model = std::make_shared<CachedModel>(shared_from_this(), slot, is_loader);
   model->map(is_new);
@@ -283,23 +288,31 @@ std::uint32_t WeightCache::room_change() {
   return control.room_signal.load();
 }
 
+// Said again, since a signal of before room_change() may have taken it back after: no later one
+// would come.
 void WeightCache::wait_for_room(std::uint32_t seen, std::int64_t timeout_ns) const {
+  directory_.control().room_wanted.store(1);
   shm::futex_wait(directory_.control().room_signal, seen, timeout_ns);
 }
 
+// Without the directory's lock, which a stopped process may hold. Our mutex keeps open() from
+// setting our bit of an entry meanwhile: so where one turns out to stand for another model by now,
+// the bit may be taken back.
 void WeightCache::set_demand(const ModelKey& key, bool is_wanted) {
   check_usable();
-  {
-    const std::lock_guard<std::mutex> held(mutex_);
-    is_wanted ? static_cast<void>(demand_.insert(key)) : static_cast<void>(demand_.erase(key));
-  }
-  const Directory::Locked held(directory_);
-  if (const auto slot = directory_.find(key)) {
-    const std::uint64_t bit = std::uint64_t{1} << client_;
-    std::atomic<std::uint64_t>& demand = directory_.entry(*slot).demand;
+  const std::lock_guard<std::mutex> held(mutex_);
+  is_wanted ? static_cast<void>(demand_.insert(key)) : static_cast<void>(demand_.erase(key));
+  const std::uint64_t bit = std::uint64_t{1} << client_;
+  for (std::size_t slot = 0; slot < kEntries; ++slot) {
+    const std::uint64_t status = directory_.status(slot);
+    if (directory_.state(slot) == EntryState::empty || !directory_.has_key(slot, key)) continue;
+    std::atomic<std::uint64_t>& demand = directory_.entry(slot).demand;
     is_wanted ? demand.fetch_or(bit) : demand.fetch_and(~bit);
-    if (!is_wanted) directory_.signal_room();
+    if (generation_of(directory_.status(slot)) != generation_of(status)) {
+      demand.fetch_and(~bit);
+    }
   }
+  if (!is_wanted) directory_.signal_room();
 }
 
 bool WeightCache::evict(const ModelKey& key) {
@@ -326,58 +339,12 @@ bool WeightCache::evict(const ModelKey& key) {
 
 void WeightCache::close() {
   if (is_closed_.exchange(true) || shm::self_owner() != owner_) return;
-  const Directory::Locked held(directory_);
+  const std::lock_guard<std::mutex> held(mutex_);
+  demand_.clear();
   for (Entry& entry : directory_.control().entries) {
     entry.demand.fetch_and(~(std::uint64_t{1} << client_));
   }
   directory_.signal_room();
-}
-
-// Without the lock, for everybody looks at this all the time: a process that was stopped while it
-// held the lock must not stop them as well.
-std::uint64_t WeightCache::used_bytes() const { return directory_.used_bytes(); }
-
-std::vector<EntryStatus> WeightCache::status() {
-  const Directory::Locked held(directory_);
-  directory_.bury_dead_clients();
-  std::vector<EntryStatus> found;
-  for (std::size_t slot = 0; slot < kEntries; ++slot) {
-    const EntryState state = directory_.state(slot);
-    if (state == EntryState::empty) continue;
-    const Entry& entry = directory_.entry(slot);
-    EntryStatus status{entry.model.get(),
-                       name_of(state),
-                       entry.size_bytes,
-                       entry.stages,
-                       entry.stages_done.load(),
-                       directory_.pin_pids(slot),
-                       {},
-                       seconds(shm::now_ns() - entry.used_at_ns.load())};
-    for (std::size_t client = 0; client < kClients; ++client) {
-      const shm::Owner owner = directory_.control().clients[client].load();
-      if (owner != shm::kNobody && (entry.demand.load() >> client & 1) != 0) {
-        status.demand_pids.push_back(shm::owner_pid(owner));
-      }
-    }
-    found.push_back(std::move(status));
-  }
-  return found;
-}
-
-std::vector<Eviction> WeightCache::evictions() {
-  const Directory::Locked held(directory_);
-  const std::uint64_t end = directory_.control().evictions.load();
-  std::vector<Eviction> found;
-  for (std::uint64_t number = end - std::min<std::uint64_t>(end, kEvictionRecords); number < end;
-       ++number) {
-    const EvictionRecord& record = directory_.control().records[number % kEvictionRecords];
-    if (record.number != number || !record.model.is_valid() || !record.reason.is_valid()) {
-      directory_.damaged("a record of an eviction makes no sense");
-    }
-    found.push_back({number, record.model.get(), record.size_bytes, record.reason.get(),
-                     record.time_s, record.pid});
-  }
-  return found;
 }
 
 }  // namespace aegaeon::memory

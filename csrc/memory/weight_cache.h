@@ -66,7 +66,8 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
   std::uint32_t room_change();
   void wait_for_room(std::uint32_t seen, std::int64_t timeout_ns) const;
 
-  // Says whether this client has requests for the model, now in the cache or not.
+  // Says whether this client has requests for the model, now in the cache or not. Never waits for
+  // another process.
   void set_demand(const ModelKey& key, bool is_wanted);
   // False when it is not here, or pinned, or being loaded.
   bool evict(const ModelKey& key);
@@ -77,7 +78,7 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
 
   std::vector<EntryStatus> status();
   std::vector<Eviction> evictions();
-  // Of all entries, those on their way in or out too.
+  // A report, as of no one moment; it never waits.
   std::uint64_t used_bytes() const;
   std::uint64_t budget_bytes() const { return directory_.budget_bytes(); }
   std::uint64_t bytes_read() const { return directory_.control().bytes_read.load(); }

@@ -3,6 +3,7 @@
 // cache that holds a third of the models.
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -55,10 +56,14 @@ std::string write_file(const std::string& directory, std::uint32_t model) {
 }
 
 std::vector<Job> jobs_of(const std::string& path) {
+  struct stat info{};
+  require(stat(path.c_str(), &info) == 0, "a file is gone");
+  const PlannedFile file{path, static_cast<std::uint64_t>(info.st_size),
+                         info.st_mtim.tv_sec * kSecond + info.st_mtim.tv_nsec, info.st_ino};
   std::vector<Job> jobs;
   for (std::uint32_t stage = 0; stage < kStages; ++stage) {
     const Layout layout = stage % 2 == 0 ? Layout::rows : Layout::tiles;
-    jobs.push_back({path, stage * kStageBytes, kStageBytes, 64, kStageBytes / 64, 2, layout,
+    jobs.push_back({file, stage * kStageBytes, kStageBytes, 64, kStageBytes / 64, 2, layout,
                     stage * kStageBytes, stage, Convert::none});
   }
   return jobs;
@@ -88,7 +93,8 @@ void use(WeightCache& cache, const std::string& path, std::uint32_t number, std:
       cache.wait_for_room(seen, 10 * kMillisecond);
       continue;
     }
-    if (!model->pin()) continue;
+    const auto is_pinned = model->try_pin();
+    if (!(is_pinned ? *is_pinned : model->pin_slowly())) continue;
     try {
       while (true) {
         const std::uint32_t change = model->change();
@@ -106,7 +112,7 @@ void use(WeightCache& cache, const std::string& path, std::uint32_t number, std:
       require(model->address()[at] == static_cast<std::byte>('a' + number), "a model is torn");
     }
     model->note_use();
-    model->unpin();
+    if (model->unpin()) model->free_failed();
     return;
   }
 }

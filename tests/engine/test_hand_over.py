@@ -127,6 +127,20 @@ def test_a_private_pool_and_another_layout_are_refused(engines):
         second.adopt(msgspec.structs.replace(told, model="b"), kv)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"blocks": (1 << 40,)}, {"blocks": (-1,)}, {"blocks": (1,)}, {"owner": -1},
+     {"cached_tokens": 0}, {"cached_tokens": 10_000}, {"cached_tokens": len(PROMPT) + 1}],
+)  # fmt: skip
+def test_a_handle_that_makes_no_sense_is_kv_that_is_gone(engines, change):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    wrong = msgspec.structs.replace(kv, **change)
+    with pytest.raises(KvGone, match="prefill again"):
+        second.adopt(told, wrong)
+    second.adopt(told, kv)
+
+
 def test_kv_without_room_for_it_stays_where_it_is(engines):
     first, _ = engines
     told, kv = prefilled(first, make_request("r", PROMPT))

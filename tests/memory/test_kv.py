@@ -136,3 +136,24 @@ def test_slabs_hold_a_block_of_every_shape_and_waste_little_of_a_large_budget():
 
 def test_blocks_for_rounds_up():
     assert [blocks_for(n) for n in (0, 1, BLOCK_TOKENS, BLOCK_TOKENS + 1)] == [0, 1, 1, 2]
+
+
+def test_odd_heads_make_no_slab_huge_and_their_blocks_overlap_no_others():
+    shapes = (KvShape(2, 2, 67), KvShape(1, 3, 61), KvShape(3, 1, 71, torch.bfloat16))
+    pool = KvPool(4 << 20, shapes)
+    assert pool.slab_bytes <= 1 << 20
+    held = [(shape, block) for shape in shapes for block in pool.allocate(shape, 40)]
+    spans = sorted(span(shape, block) for shape, block in held)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    assert spans[-1][1] <= pool.slab_bytes * pool.slab_count
+    for number, (shape, block) in enumerate(held):
+        fill(pool, shape, [block], number)
+    for number, (shape, block) in enumerate(held):
+        assert pool.pages(shape)[block : block + shape.block_pages].eq(number).all()
+    for shape, block in held:
+        pool.free(shape, [block])
+    for shape in shapes:
+        everything = pool.allocate(shape, pool.capacity_blocks(shape))
+        assert len(everything) > pool.slab_count
+        pool.free(shape, everything)
+    assert pool.used_bytes == 0

@@ -13,6 +13,7 @@ from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.layers import Decoder
 from aegaeon.models.packing import PackPlan, plan_pack
 from aegaeon.models.references import resolve
+from aegaeon.models.safetensors import version_of
 from aegaeon.models.weights import PackedWeights, read_weights
 from tests.support.checkpoints import make_checkpoint
 from tests.support.dense_device import DenseDevice, dense_batch
@@ -54,11 +55,13 @@ def test_jobs_describe_matrices_as_tiles_and_vectors_as_float32(model: Path) -> 
     jobs = dict(zip(plan.tensors, plan.jobs(), strict=True))
     table, norm = plan.tensors["model.embed_tokens.weight"], plan.tensors["model.norm.weight"]
     source = table.source
-    expected = (source.path, source.offset, 390 * 64 * 2, 390, 64 * 2, 2, 1, table.offset, 0, 0)
+    file = (source.path, *version_of(source.path))
+    expected = (file, source.offset, 390 * 64 * 2, 390, 64 * 2, 2, 1, table.offset, 0, 0)
     assert jobs[table.name] == expected
     assert table.data_bytes == 416 * 64 * 2
     source = norm.source
-    assert jobs[norm.name] == (source.path, source.offset, 128, 1, 128, 2, 0, norm.offset, 3, 1)
+    file = (source.path, *version_of(source.path))
+    assert jobs[norm.name] == (file, source.offset, 128, 1, 128, 2, 0, norm.offset, 3, 1)
     assert (norm.dtype, norm.data_bytes) == ("F32", 4 * 64)
 
 
@@ -66,20 +69,24 @@ def test_a_spec_costs_the_packed_bytes(model: Path) -> None:
     assert resolve(str(model), "/nowhere").weight_bytes == plan_of(model).total_bytes
 
 
-def test_a_digest_names_the_files_as_they_are(model: Path) -> None:
+def test_a_digest_names_the_files_as_they_were_planned(model: Path) -> None:
     plan = plan_of(model)
     digest = plan.digest()
     assert len(digest) == 32 and plan_of(model).digest() == digest
+    assert plan.is_current()
     shard = model / "model-00001-of-00002.safetensors"
     os.utime(shard, ns=(1, 1))
-    touched = plan.digest()
-    assert touched != digest
-    shard.write_bytes(shard.read_bytes() + b"x")
-    os.utime(shard, ns=(1, 1))
-    assert plan.digest() not in {digest, touched}
+    touched = plan_of(model)
+    assert touched.digest() != digest == plan.digest()
+    assert touched.is_current() and not plan.is_current()
+    (model / "copy").write_bytes(shard.read_bytes())
+    os.utime(model / "copy", ns=(1, 1))
+    (model / "copy").replace(shard)
+    assert plan_of(model).digest() not in {digest, touched.digest()}
+    assert not touched.is_current()
     shard.unlink()
     with pytest.raises(CheckpointError, match="download or import"):
-        plan.digest()
+        plan.is_current()
 
 
 def test_two_models_have_two_digests(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from aegaeon import _native
+from tests.support.weight_files import planned
 
 ROWS, TILES = 0, 1
 AS_IS, FROM_BF16 = 0, 1
@@ -38,7 +39,7 @@ def test_every_slice_lands_in_its_place(tmp_path, region_path, shape, layout, co
     expected = widened(halves) if convert else halves
     expected = tiled(expected) if layout == TILES else expected
     rows = shape[0]
-    job = (str(file), 100, halves.nbytes, rows, halves.nbytes // rows, 2, layout, 0, 0, convert)
+    job = (planned(file), 100, halves.nbytes, rows, halves.nbytes // rows, 2, layout, 0, 0, convert)
     cache = _native.WeightCache.open_or_create(region_path, 1 << 28)
     model = cache.acquire(b"k" * 32, "m", expected.nbytes, 1, 1.0)
     model.load([job], 2)

@@ -12,6 +12,7 @@ import pytest
 from aegaeon import _native
 from aegaeon.errors import (
     BudgetTooSmall,
+    CheckpointError,
     LoadCancelled,
     RegionError,
     RegionMismatch,
@@ -223,12 +224,12 @@ def test_every_eviction_is_recorded_with_its_reason(cache, plan, caplog):
     assert evictions[0].reason in caplog.records[0].message
 
 
-def test_only_the_last_128_evictions_are_kept(cache, tmp_path):
+def test_only_the_last_127_evictions_are_kept(cache, tmp_path):
     plan = plain(tmp_path / "file", stages=1, stage_bytes=64)
     for number in range(150):
         load(cache, plan, number % 2)
         assert cache.evict(key(number % 2))
-    assert [one.number for one in cache.evictions()] == list(range(22, 150))
+    assert [one.number for one in cache.evictions()] == list(range(23, 150))
 
 
 def test_more_models_than_entries_evict_each_other(cache, tmp_path):
@@ -259,7 +260,9 @@ def test_a_failed_model_stays_for_those_who_read_it_still(cache, plan, region_pa
     assert reader.pin()
     other, waiter = plan.acquire(cache, 1), plan.acquire(cache, 1)
     assert waiter.pin()
-    other.fail("the disk is gone; buy another")
+    plan.path.unlink()
+    with pytest.raises(CheckpointError):
+        other.load(plan.jobs, 1)
     assert cache.used_bytes == 2 * MODEL
     assert plan.acquire(cache, 1).is_loader
     waiter.unpin()

@@ -23,12 +23,12 @@ READER = """
     from pathlib import Path
     from aegaeon import _native
     from tests.support.bring_in import CacheRequest, bring_in
-    from tests.support.weight_files import key, plain
+    from tests.support.weight_files import key, plain, planned
     path, file = sys.argv[1], Path(sys.argv[2])
     plan = plain(Path(sys.argv[3]), stages=16, stage_bytes=1 << 20)
     cache = _native.WeightCache.open_or_create(path, 256 << 20)
     request = CacheRequest(key(0), "model 0", plan.size_bytes, plan.stages)
-    jobs = [(str(file), *job[1:]) for job in plan.jobs]
+    jobs = [(planned(file), *job[1:]) for job in plan.jobs]
     print("ready", flush=True)
     sys.stdin.readline()
     model = bring_in(cache, request, lambda: jobs, 1, 60.0)

@@ -102,13 +102,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN.keys())
-def test_jobs_that_make_no_sense_are_refused_and_leave_the_load_to_others(cache, tmp_path, changes):
+def test_jobs_that_make_no_sense_are_refused_and_it_may_be_loaded_anew(cache, tmp_path, changes):
     plan = plain(tmp_path / "file")
     job = list(plan.jobs[1])
     for at, value in changes.items():
         job[at] = value
     model = plan.acquire(cache)
-    with pytest.raises(ValueError, match="the load of"):
+    with pytest.raises(CheckpointError, match="the load of"):
         model.load([plan.jobs[0], tuple(job)], 1)
     other = plan.acquire(cache)
     assert other.is_loader
@@ -121,7 +121,7 @@ def test_overlapping_destinations_and_disordered_stages_are_refused(cache, tmp_p
     for place, error in ((7, "overlaps"), (8, "behind that of a later stage")):
         job = list(plan.jobs[2])
         job[place] = plan.jobs[1][place] if place == 7 else 0
-        with pytest.raises(ValueError, match=error):
+        with pytest.raises(CheckpointError, match=error):
             plan.acquire(cache).load([*plan.jobs[:2], tuple(job)], 1)
 
 

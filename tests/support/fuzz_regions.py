@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aegaeon import _native
 from aegaeon.errors import AegaeonError
+from tests.support.weight_files import planned
 
 HEADER_BYTES = 4096
 CONTROL_BYTES = 2048
@@ -71,7 +72,7 @@ def make_weights() -> _native.WeightCache:
         file.unlink()
     source = Path(f"{PATH}-source")
     source.write_bytes(bytes(8192))
-    job = (str(source), 0, 8192, 1, 8192, 1, 0, 0, 0, 0)
+    job = (planned(source), 0, 8192, 1, 8192, 1, 0, 0, 0, 0)
     weights = open_weights(PATH)
     for number in range(3):
         model = weights.acquire(bytes([number] * 32), "model", 8192, 1, 0.0)

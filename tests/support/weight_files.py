@@ -26,12 +26,20 @@ def tiles(matrix: np.ndarray) -> np.ndarray:
     return padded.reshape(count, TILE_ROWS, columns).transpose(0, 2, 1)
 
 
+def planned(path: Path) -> tuple[str, int, int, int]:
+    """Name the file as it is now, or none."""
+    if not path.exists():
+        return str(path), 0, 0, 0
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
+
+
 class Plan:
     """Tensors laid into one file and one model, each a stage of its own unless told otherwise."""
 
     def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
-        self.jobs: list[_native.LoadJob] = []
+        self._jobs: list[tuple[int, ...]] = []
         self.wanted: list[tuple[int, np.ndarray]] = []
         self.size_bytes = 0
         self.stages = 0
@@ -44,9 +52,9 @@ class Plan:
         wanted = converted(matrix, convert)
         wanted = tiles(wanted) if layout == TILES else wanted
         offset = sum(map(len, self._content))
-        self.jobs.append(
+        self._jobs.append(
             (
-                str(self.path), offset, matrix.nbytes, rows, columns * matrix.itemsize,
+                offset, matrix.nbytes, rows, columns * matrix.itemsize,
                 matrix.itemsize, layout, self.size_bytes, stage, convert,
             )
         )  # fmt: skip
@@ -54,6 +62,11 @@ class Plan:
         self._content.append(matrix.tobytes())
         self.size_bytes += -(-wanted.nbytes // 64) * 64
         self.stages = stage + 1
+
+    @property
+    def jobs(self) -> "list[_native.LoadJob]":
+        """The loads of all tensors from the file as it is now."""
+        return [(planned(self.path), *job) for job in self._jobs]
 
     def write(self) -> "Plan":
         """Make the file."""
