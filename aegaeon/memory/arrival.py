@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from aegaeon._native import CopyEngine, CopyTicket
 from aegaeon.errors import AegaeonError, CheckpointError, CopyError, WeightsEvicted
-from aegaeon.memory.source import STAGE_S, HostModel
+from aegaeon.memory.host_model import STAGE_S, HostModel
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.packing import PackPlan
 

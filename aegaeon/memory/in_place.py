@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from aegaeon.errors import WeightsEvicted
-from aegaeon.memory.source import HostModel, WeightSource, await_stages
+from aegaeon.memory.host_model import HostModel, await_stages
+from aegaeon.memory.source import WeightSource
 from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId

@@ -14,7 +14,8 @@ from aegaeon._native import CopyEngine
 from aegaeon.errors import BudgetTooSmall, WeightsEvicted
 from aegaeon.memory.arena import Arena, Compaction, Place
 from aegaeon.memory.arrival import Arrival
-from aegaeon.memory.source import FIRST_STAGES, WeightSource, await_stages
+from aegaeon.memory.host_model import FIRST_STAGES, await_stages
+from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import BroughtIn, Build, ResidentModel, Weights
 from aegaeon.models.weights import PackedWeights

@@ -9,8 +9,9 @@ import pytest
 
 from aegaeon._native import WeightCache
 from aegaeon.errors import BudgetTooSmall, CheckpointError, LoadStalled, WeightsEvicted
+from aegaeon.memory.host_model import HostModel
 from aegaeon.memory.in_place import InPlaceWeights
-from aegaeon.memory.source import HostModel, WeightSource
+from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.references import resolve
 from tests.support.checkpoints import make_checkpoint
@@ -143,7 +144,7 @@ def test_a_file_that_is_cut_off_fails_its_own_model_only(open_weights, specs):
 
 
 def test_a_load_that_stalls_is_put_off_and_found_again(open_weights, monkeypatch):
-    monkeypatch.setattr("aegaeon.memory.source.STALL_S", 0.0)
+    monkeypatch.setattr("aegaeon.memory.host_model.STALL_S", 0.0)
     gate = threading.Event()
     arrive = HostModel._arrive
 

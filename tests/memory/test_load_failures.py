@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from aegaeon.errors import CheckpointError, LoadCancelled, RegionError
-from aegaeon.memory import source
-from aegaeon.memory.source import HostModel
+from aegaeon.memory import host_model
+from aegaeon.memory.host_model import HostModel
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import plan_pack
@@ -64,7 +64,7 @@ def test_a_load_that_fails_is_told_and_not_tried_again(plan, failure, told):
 
 
 def test_a_load_that_is_always_cancelled_is_given_up(plan, monkeypatch):
-    monkeypatch.setattr(source, "STAGE_S", 0.05)
+    monkeypatch.setattr(host_model, "STAGE_S", 0.05)
     host = HostModel("m", plan, AbandonedModel(LoadCancelled("again")), 1, Traffic())
     with pytest.raises(CheckpointError, match="has not come"):
         host.await_stage(0)
