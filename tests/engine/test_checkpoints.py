@@ -28,7 +28,7 @@ STAGED = {"device": "staged", "device_memory_gb": 0.06, "link_gb_per_s": 0.2}
 DEVICES = {"cpu": {}, "staged": STAGED}
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=3)
 # Holds any one of the requests, not all.
-SHORT_KV_GB = 0.00014
+SHORT_KV_GB = 0.00015
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -28,7 +28,7 @@ GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
 LENGTHS = (3, 47, 110)
 # Less than half of what the requests of one engine take; of device and of host each.
-KV_GB = 0.00014
+KV_GB = 0.00015
 # Fewer than there are: the engines take room in the cache from each other.
 CACHED_MODELS = 3.3
 DEVICE_MODELS = 2.3
