@@ -10,6 +10,7 @@ DOWNLOADS ?= $(MODELS)/.downloads
 RESULTS ?= results
 SMOLLM2 := SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 SERVE_ARGS ?= --models $(SMOLLM2)
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
@@ -79,7 +80,7 @@ format: install ## put Python and C++ sources into shape
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 test: install weights ## all tests; PYTEST_ARGS="-x tests/store" to choose
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench: install weights ## benchmarks; JSON results in results/
 	@mkdir -p $(RESULTS)

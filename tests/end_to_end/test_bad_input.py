@@ -85,7 +85,10 @@ def test_a_damaged_checkpoint_is_refused_at_start(tmp_path, damage, hint):
         (("--models", "no-such-model"), "models list"),
         (("--models", "{model}", "--model-cache-budget-gb", "0.00001"), "--model-cache-budget-gb"),
         (("--models", "{model}", "--kv-budget-gb", "0.0000001"), "--kv-budget-gb"),
-        (("--models", "{model}", "--prefill-count", "1"), "--colocated-count"),
+        (
+            ("--models", "{model}", "--prefill-count", "1", "--colocated-count", "0"),
+            "--decode-count",
+        ),
         (("--models", "{model}", "--colocated-count", "0"), "--colocated-count"),
         (("--models", "{model}", "--metadata-backend", "redis", "--redis-url", "{dead}"), "redis"),
         (("--models", "{model}", "--port", "99999"), "port"),
