@@ -78,7 +78,7 @@ def assert_nothing_is_held_by_the_dead(server, killed):
     path = region_path(server.shared_memory, server.domain, KV)
     pool = KvPool(3 * round(KV_GB * 1e9), [SHAPE], str(path))
     try:
-        pool.reclaim()
+        pool._native.reclaim()
         assert pool.free_blocks(SHAPE) == pool.capacity_blocks(SHAPE) > 0
     finally:
         pool.close()
