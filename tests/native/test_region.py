@@ -12,7 +12,7 @@ from aegaeon import _native
 from aegaeon.errors import RegionError, RegionMismatch
 
 RING_HEAD, RING_RECORDS = 4096 + 64, 4096 + 4096  # where csrc/shm/ring.cpp puts them
-FUZZ = Path(__file__).parent.parent / "support" / "fuzz_regions.py"
+ROOT = Path(__file__).parents[2]
 
 
 def patch(path: str, offset: int, data: bytes) -> None:
@@ -106,8 +106,8 @@ def test_no_directory_and_absurd_sizes_are_errors(region_path, tmp_path):
 def test_damaged_regions_never_crash_or_hang():
     """In its own process, so that a crash is a result and not the end of the tests."""
     result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", str(FUZZ), "1500"],
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-X", "faulthandler", "-m", "tests.support.fuzz_regions", "1500"],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "errors" in result.stdout
