@@ -70,7 +70,7 @@ class KvRows:
 
 
 class KvView:
-    """What a device needs of the KV in one forward pass: pages, where rows go, what they read.
+    """What a device needs of the KV in one forward pass: pages, and the rows of each sequence.
 
     A page is one head's keys or values of 16 tokens in one layer. Block id b of shape s owns the
     pages b .. b + s.block_pages - 1 of `pages`.
@@ -80,14 +80,6 @@ class KvView:
         self.shape = shape
         self.pages = pages  # [pages, block_tokens, head_dim]
         self.sequences = tuple(sequences)
-        blocks: list[int] = []
-        offsets: list[int] = []
-        for rows in self.sequences:
-            for position in range(rows.start, rows.tokens):
-                blocks.append(rows.blocks[position // BLOCK_TOKENS])
-                offsets.append(position % BLOCK_TOKENS)
-        self.row_blocks = torch.tensor(blocks, dtype=torch.int64)  # [rows]
-        self.row_offsets = torch.tensor(offsets, dtype=torch.int64)  # [rows]
 
 
 class KvPool:
