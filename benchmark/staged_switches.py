@@ -75,7 +75,7 @@ def measure_swap_in(specs: Specs, link_gb_per_s: float, repeats: int) -> list[Ro
 def _bring_in(driver: Driver, spec: ModelSpec) -> float:
     """Load and wait until all is on the device; return the seconds."""
     start = time.perf_counter()
-    return driver.bring_in(spec).result() - start
+    return driver.bring_in(spec).arrived.result() - start
 
 
 class Overlap(NamedTuple):
@@ -119,14 +119,15 @@ def overlap_once(driver: Driver, incoming: ModelSpec) -> Overlap:
     with first_operator() as operator:
         while time.perf_counter() < start + turn_s:
             took_s = driver.decode("middle", request)
-            if not copy.done() or not beside:
+            if not copy.arrived.done() or not beside:
                 beside.append(took_s)
         switched_s = time.perf_counter()
+        copy.loaded.result()  # an instance orders no switch before
         driver.switch(incoming.id)
         new = driver.submit(incoming.id, 1, 8)
         driver.prefill(incoming.id, new)
         began_s = operator.began_s
-    arrived_s = copy.result()
+    arrived_s = copy.arrived.result()
     exposed_s = max(began_s, arrived_s) - switched_s
     driver.release(request)
     driver.release(new)

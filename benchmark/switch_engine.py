@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -41,6 +42,13 @@ def region_of(kind: str) -> str:
     return str(SHARED_MEMORY / f"aegaeon-benchmark-{os.getpid()}.{kind}")
 
 
+class Incoming(NamedTuple):
+    """A model that is being loaded."""
+
+    loaded: Future[None]  # the first layers are in: the device may switch to it
+    arrived: Future[float]  # all is in, since then by perf_counter
+
+
 class Driver:
     """Runs one engine as an instance would. Each verb raises SystemExit when the engine fails."""
 
@@ -64,9 +72,11 @@ class Driver:
         """Load weights, until the first layers are in."""
         self._copy_lane.submit(self._load, model, *evict).result()
 
-    def bring_in(self, spec: ModelSpec) -> "Future[float]":
-        """Load beside whatever else is done; results in when all is in, by perf_counter."""
-        return self._copy_lane.submit(self._bring_in, spec)
+    def bring_in(self, spec: ModelSpec) -> Incoming:
+        """Load beside whatever else is done."""
+        stop = self.moved_bytes("weights") + spec.weight_bytes
+        loaded = self._copy_lane.submit(self._load, spec.id)
+        return Incoming(loaded, self._copy_lane.submit(self.await_moved, "weights", stop))
 
     def submit(self, model: ModelId, prompt_tokens: int, max_tokens: int) -> str:
         """Make a request known and return its id."""
@@ -127,11 +137,6 @@ class Driver:
         outcome = self._engine.load(Load(model, evict))
         if not isinstance(outcome, Loaded):
             raise SystemExit(f"{model} could not be loaded: {outcome}")
-
-    def _bring_in(self, spec: ModelSpec) -> float:
-        before = self.moved_bytes("weights")
-        self._load(spec.id)
-        return self.await_moved("weights", before + spec.weight_bytes)
 
 
 class FirstOperator:

@@ -2,7 +2,6 @@
 
 import mmap
 import signal
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,23 +25,22 @@ def stopped_owner() -> Iterator[int]:
 
 
 class Words:
-    """The words of a file, as 64 bits each."""
+    """The words of a file, 64 bits each; each is written whole, for others look at any moment."""
 
     def __init__(self, path: str) -> None:
         with open(path, "r+b") as file:  # noqa: PTH123
             self.bytes = mmap.mmap(file.fileno(), 0)
+        self._words = memoryview(self.bytes).cast("Q")
 
     def __getitem__(self, offset: int) -> int:
-        return struct.unpack_from("<Q", self.bytes, offset)[0]
+        return self._words[offset // 8]
 
     def __setitem__(self, offset: int, value: int) -> None:
-        struct.pack_into("<Q", self.bytes, offset, value)
+        self._words[offset // 8] = value
 
     def find(self, value: int) -> list[int]:
         """Return the offsets of the words that are `value`."""
-        count = len(self.bytes) // 8
-        words = struct.unpack_from(f"<{count}Q", self.bytes)
-        return [8 * at for at in range(count) if words[at] == value]
+        return [8 * at for at, word in enumerate(self._words) if word == value]
 
 
 @contextmanager
