@@ -222,6 +222,9 @@ class KvPool:
     def take(self, shape: int, blocks: Sequence[int], sender: int) -> bool:
         """Make all of them ours if all are the sender's. Raises OutOfBlocks over the quota."""
 
+    def back(self, slab: int) -> bool:
+        """Get memory for a slab, whoever may use it; False when there is none."""
+
     def reclaim(self) -> int:
         """Free what the dead hold; return how many blocks. Raises RegionError (lock is held)."""
 

@@ -3,7 +3,9 @@
 Who holds which block is native and in shared memory (csrc/memory); here are shapes and tensors.
 """
 
+import logging
 import math
+import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
 ALIGNMENT_BYTES = 64
 MAX_SLAB_CANDIDATES = 512
+# Between two slabs that are backed ahead, about twice what one takes.
+BACKING_PAUSE_S = 0.003
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,8 @@ class KvPool:
         else:
             self._native = _native.KvPool.open_shared(path, slabs, records, self.budget_bytes)
         self._arena = torch.frombuffer(self._native, dtype=torch.uint8)
+        self._backing: threading.Thread | None = None
+        self._is_closing = threading.Event()
 
     @property
     def used_bytes(self) -> int:
@@ -188,8 +196,17 @@ class KvPool:
         """
         return self._native.take(self._numbers[shape], blocks, sender)
 
+    def back_ahead(self) -> None:
+        """Get memory for the whole arena beside what else is done, so that a copy into blocks that
+        nobody has used yet is as fast as any other (measured: 0.3 s/GB for the first touch)."""
+        self._backing = threading.Thread(target=self._back, name="kv backing", daemon=True)
+        self._backing.start()
+
     def close(self) -> None:
         """Free all that we hold and leave the pool; idempotent. Views stay readable."""
+        self._is_closing.set()
+        if self._backing is not None:
+            self._backing.join()
         self._native.close()
 
     def pages(self, shape: KvShape) -> Tensor:
@@ -200,6 +217,15 @@ class KvPool:
     def view(self, shape: KvShape, sequences: Sequence[KvRows]) -> KvView:
         """Return what a device needs to run `sequences`."""
         return KvView(shape, self.pages(shape), sequences)
+
+    def _back(self) -> None:
+        for slab in range(self.slab_count):
+            if self._is_closing.wait(BACKING_PAUSE_S):
+                return
+            if not self._native.back(slab):
+                # Whoever needs a slab that has none is told the remedy.
+                log.warning("no memory for keys and values slab=%d of=%d", slab, self.slab_count)
+                return
 
 
 def _shape_record(shape: KvShape) -> tuple[int, int, int]:

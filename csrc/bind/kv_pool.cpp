@@ -95,6 +95,11 @@ class PyKvPool {
     return taken == Taken::all;
   }
 
+  bool back(std::size_t slab) {
+    const py::gil_scoped_release released;
+    return pool_->back(slab);
+  }
+
   std::size_t reclaim() {
     const py::gil_scoped_release released;
     return pool_->reclaim();
@@ -199,6 +204,7 @@ void bind_kv_pool(py::module_& module) {
            py::arg("is_poisoned") = false, py::arg("offer") = 0)
       .def("offer", &PyKvPool::offer, py::arg("shape"), py::arg("blocks"))
       .def("take", &PyKvPool::take, py::arg("shape"), py::arg("blocks"), py::arg("sender"))
+      .def("back", &PyKvPool::back, py::arg("slab"))
       .def("reclaim", &PyKvPool::reclaim)
       .def("close", &PyKvPool::close)
       .def("free_blocks", &PyKvPool::free_blocks, py::arg("shape"))

@@ -5,14 +5,22 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "shm/errors.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14
+#endif
+
 namespace aegaeon::memory {
 namespace {
+
+constexpr std::size_t kPageBytes = 4096;
+constexpr std::size_t kPopulateBytes = 256 << 10;
 
 [[noreturn]] void fail(const std::string& what, const std::string& path, int error) {
   throw shm::RegionError("cannot " + what + " " + path + ": " + std::strerror(error));
@@ -98,6 +106,14 @@ bool KvArena::reserve(std::size_t offset, std::size_t bytes) {
     error = posix_fallocate(file_, static_cast<off_t>(offset), static_cast<off_t>(bytes));
   }
   return error == 0;
+}
+
+// In pieces: whoever maps or unmaps something in this process waits while one is under way.
+void KvArena::populate(std::size_t offset, std::size_t bytes) {
+  const std::size_t end = std::min(bytes_, offset + bytes);
+  for (std::size_t at = offset / kPageBytes * kPageBytes; at < end; at += kPopulateBytes) {
+    madvise(base_ + at, std::min(kPopulateBytes, end - at), MADV_POPULATE_WRITE);
+  }
 }
 
 void KvArena::zero(std::size_t offset, std::size_t bytes) { std::memset(base_ + offset, 0, bytes); }

@@ -25,6 +25,9 @@ class KvArena {
   // Gets memory for a range before it is first written, so that a full file system is told here
   // and not by SIGBUS. False: there is no room.
   bool reserve(std::size_t offset, std::size_t bytes);
+  // Maps every page of a range that has memory, so that no write to it has to. A kernel that does
+  // not know this does it then.
+  void populate(std::size_t offset, std::size_t bytes);
   void zero(std::size_t offset, std::size_t bytes);
 
   std::byte* base() const { return base_; }

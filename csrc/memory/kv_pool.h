@@ -87,6 +87,9 @@ class KvPool {
   std::optional<KvIdentity> offer(unsigned shape, const std::vector<std::uint64_t>& ids);
   // Makes all of these ours if all are `sender`'s, else none.
   Taken take(unsigned shape, const std::vector<std::uint64_t>& ids, KvIdentity sender);
+  // Gets memory for a slab, whoever may use it, before anybody has to wait for that. False: there
+  // is none.
+  bool back(std::size_t slab);
   // Frees what the dead hold; returns how many blocks that were.
   std::size_t reclaim();
   // Frees all we hold and leaves; idempotent. The memory stays mapped while this object lives.

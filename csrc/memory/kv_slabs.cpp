@@ -1,5 +1,7 @@
 // Slabs change their use: bound for a shape, drained when all blocks are free; and are counted.
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "memory/kv_pool.h"
 
@@ -69,6 +71,24 @@ bool KvPool::prepare(std::size_t slab, const SlabState& before, unsigned shape) 
              geometry_.shapes[before.shape].encoding != geometry_.shapes[shape].encoding) {
     arena_.zero(slab * bytes, bytes);
   }
+  return true;
+}
+
+// Nobody else need know of it: a range may be reserved twice, and has nothing in it before it is.
+bool KvPool::back(std::size_t slab) {
+  check_usable();
+  if (slab >= geometry_.slab_count) {
+    throw std::invalid_argument("slab " + std::to_string(slab) + " of " +
+                                std::to_string(geometry_.slab_count));
+  }
+  const std::size_t bytes = geometry_.slab_bytes;
+  if (control_.is_backed(slab).load() == 0) {
+    if (!arena_.reserve(slab * bytes, bytes)) {
+      return false;
+    }
+    control_.is_backed(slab).store(1);
+  }
+  arena_.populate(slab * bytes, bytes);
   return true;
 }
 

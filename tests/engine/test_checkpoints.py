@@ -1,7 +1,6 @@
 """The engine as a server opens it: checkpoints of every family, two models at once, threads."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from aegaeon.config import Settings
 from aegaeon.engine.open import open_engine
@@ -29,7 +26,6 @@ DEVICES = {"cpu": {}, "staged": STAGED}
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=3)
 # Holds any one of the requests, not all.
 SHORT_KV_GB = 0.00015
-POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -113,16 +109,16 @@ def resume_among_mates(specs, known, seed, threads=1, **changes):
     return whole, runner.preempted
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 1 << 32))
-def test_tokens_are_the_same_resumed_evicted_and_short_of_blocks(device, specs, alone, seed):
-    changes = DEVICES[device]
-    assert resume_among_mates(specs, alone, seed, **changes) == (alone, 0)
-    changes = changes | {"kv_budget_gb": SHORT_KV_GB}
-    tokens, preempted = resume_among_mates(specs, alone, seed, **changes)
-    assert tokens == alone
+def test_tokens_are_the_same_resumed_evicted_and_short_of_blocks(device, specs, alone):
+    changes, lost = DEVICES[device], 0
+    for seed in range(4):
+        assert resume_among_mates(specs, alone, seed, **changes) == (alone, 0)
+        short = changes | {"kv_budget_gb": SHORT_KV_GB}
+        tokens, preempted = resume_among_mates(specs, alone, seed, **short)
+        assert tokens == alone
+        lost += preempted
     # A staged device may have room on the host for all that its own memory has not.
-    assert preempted > 0 or device == "staged"
+    assert lost > 0 or device == "staged"
 
 
 RESUME = """
@@ -142,7 +138,6 @@ def test_another_process_with_other_threads_continues_with_the_same_tokens(specs
     done = subprocess.run(
         [sys.executable, "-c", RESUME, str(threads)],
         input=msgspec.json.encode((specs, alone)),
-        env=os.environ | dict.fromkeys(POOLS, str(threads)),
         capture_output=True,
         timeout=100,
         check=False,
@@ -193,7 +188,6 @@ def work():
     for name in ids:
         engine.submit(make_request(name, [1 + k % 90 for k in range(100)], max_tokens=150))
     engine.execute(Prefill("a", ids))
-    assert torch.get_num_threads() == threads
     started, cpu = time.perf_counter(), time.process_time()
     for k in range(20):
         engine.execute(Decode("a", ids))
@@ -201,7 +195,7 @@ def work():
             tasks = len(os.listdir("/proc/self/task"))
             for model in "bb":
                 load_in_thread(engine, model)
-    assert len(os.listdir("/proc/self/task")) == tasks, "a second OpenMP team"
+    assert len(os.listdir("/proc/self/task")) == tasks, "a second team of threads"
     ratio = (time.process_time() - cpu) / (time.perf_counter() - started)
     assert ratio < threads + 0.2, ratio
 
@@ -214,11 +208,8 @@ print("ended well")
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_engine_uses_the_threads_it_was_given(threads):
-    environ = os.environ | dict.fromkeys(POOLS, str(threads))
     command = [sys.executable, "-c", BUSY, str(threads)]
-    done = subprocess.run(
-        command, env=environ, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert "Exception" not in done.stderr, done.stderr
     assert done.stdout == "ended well\n", done.stdout
