@@ -197,7 +197,7 @@ class HostModel:
                 self.memory.load(self.plan.jobs(), self._readers)
                 took_s = time.monotonic() - began_s
                 self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
-            if self.memory.stages_done >= self.plan.stages:
+            elif self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
         except LoadCancelled as error:
             # Whoever else awaits a stage takes the load over.

@@ -25,6 +25,9 @@ void pack_block(const std::byte* source, std::byte* out, std::size_t rows, std::
 
 #if defined(__SSE2__)
 
+// Rows lie too far apart for the processor to fetch all of them ahead by itself.
+constexpr std::size_t kPrefetchBytes = 256;
+
 __m128i load(const std::byte* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
@@ -32,6 +35,8 @@ __m128i load(const std::byte* from) {
 void store(std::byte* to, __m128i value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), value);
 }
+
+void prefetch(const std::byte* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
 
 // Eight rows of eight 16-bit elements become eight columns, `kTileRows` elements apart.
 void transpose_8x8(const std::byte* source, std::size_t row_bytes, std::byte* out) {
@@ -77,6 +82,9 @@ std::size_t pack_lines(const std::byte* source, std::byte* out, std::size_t colu
   const std::size_t row_bytes = columns * kElement;
   const std::size_t whole = columns / kLineColumns * kLineColumns;
   for (std::size_t column = 0; column < whole; column += kLineColumns) {
+    for (std::size_t row = 0; row < kTileRows; ++row) {
+      prefetch(source + row * row_bytes + column * kElement + kPrefetchBytes);
+    }
     for (std::size_t row = 0; row < kTileRows; row += kSide) {
       for (std::size_t at = column; at < column + kLineColumns; at += kSide) {
         transpose(source + row * row_bytes + at * kElement, row_bytes,
