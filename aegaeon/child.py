@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aegaeon.config import child_environment
-from aegaeon.device.processors import thread_environment
+from aegaeon.device.processors import THREAD_ENVIRONMENT
 from aegaeon.types import InstanceId
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Child:
     quick_deaths: int = 0
     _status_fd: int | None = None
 
-    def start(self, module: str, threads: int, launch_of: Callable[[int], bytes]) -> None:
+    def start(self, module: str, launch_of: Callable[[int], bytes]) -> None:
         """Run `module`, told by `launch_of` the descriptor that takes its last words.
 
         Raises OSError when the system does not give us a process; nothing is left open then.
@@ -44,7 +44,7 @@ class Child:
                 [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 pass_fds=(writing,),
-                env=child_environment(thread_environment(threads)),
+                env=child_environment(THREAD_ENVIRONMENT),
                 start_new_session=True,  # Ctrl-C is for us; we drain in order
             )
         except BaseException:

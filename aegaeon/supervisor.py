@@ -191,9 +191,8 @@ class Supervisor:
         child.incarnation = max(child.incarnation + 1, time.time_ns() // 1_000_000)
         is_proxy = child.index is None
         module = "aegaeon.proxy.worker" if is_proxy else "aegaeon.instance.worker"
-        threads = 1 if is_proxy else self._settings.threads_per_instance
         try:
-            child.start(module, threads, lambda status_fd: self._launch_of(child, status_fd))
+            child.start(module, lambda status_fd: self._launch_of(child, status_fd))
         except OSError as error:
             # The system is short of processes, memory or descriptors; it may not stay so.
             wait_s = child.back_off()

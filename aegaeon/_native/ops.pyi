@@ -30,10 +30,11 @@ def linear(
     shape: tuple[int, int],
     parts: tuple[tuple[int, int, int, int], ...],
     out: int,
+    residual: int = 0,
 ) -> None:
     """Multiply x of `shape` (rows, in_features) with `parts`: weights and an address of biases
-    (or 0) each. `out` is [rows, sum of out_features]. Raises ValueError for malformed parts
-    and no in_features."""
+    (or 0) each. `out` is [rows, sum of out_features], and so is `residual` (or 0), which is added
+    last. Raises ValueError for malformed parts and no in_features."""
 
 def embed(
     pool: ThreadPool,

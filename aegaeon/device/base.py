@@ -55,8 +55,8 @@ class Device(ABC):
         """Return rows of `table` [vocab, features], float32."""
 
     @abstractmethod
-    def linear(self, x: Tensor, projection: Projection) -> Tensor:
-        """Return [rows, outputs of all parts]: x @ weight.T + bias for each part."""
+    def linear(self, x: Tensor, projection: Projection, residual: Tensor | None = None) -> Tensor:
+        """Return [rows, outputs of all parts]: x @ weight.T + bias for each part, + residual."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -13,11 +13,7 @@ from aegaeon.device.packed import Matrix
 
 
 class CpuDevice(Device):
-    """Computes on `threads` threads, the caller's among them; one forward pass at a time.
-
-    torch's own operators (sums of residuals) use the calling thread's torch threads, never at the
-    same time.
-    """
+    """Computes on `threads` threads, the caller's among them; one forward pass at a time."""
 
     name = "cpu"
     dtype = torch.float32
@@ -33,11 +29,15 @@ class CpuDevice(Device):
         _native.embed(self._pool, token_ids.data_ptr(), shape, table.operand, out.data_ptr())
         return out
 
-    def linear(self, x: Tensor, projection: Projection) -> Tensor:
+    def linear(self, x: Tensor, projection: Projection, residual: Tensor | None = None) -> Tensor:
         x = x.contiguous()
         out = torch.empty((len(x), projection.out_features))
         shape = (len(x), projection.in_features)
-        _native.linear(self._pool, x.data_ptr(), shape, projection.operands, out.data_ptr())
+        added = 0
+        if residual is not None:
+            residual = residual.contiguous()
+            added = residual.data_ptr()
+        _native.linear(self._pool, x.data_ptr(), shape, projection.operands, out.data_ptr(), added)
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""How many processors this process may use, and what tells a child's libraries to use fewer."""
+"""How many processors this process may use, and what keeps a child's libraries from more."""
 
 import math
 import os
@@ -8,6 +8,7 @@ from aegaeon.config import Settings
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+# What keeps the libraries of a child from threads of their own: those that compute are ours.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -15,10 +16,7 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
-# How long OpenMP threads look for work before they sleep. The library's own choice is some
-# milliseconds: alone on two processors a decode step takes 45 ms with either, but beside one busy
-# process 133 ms with this and over 350 ms with that (SmolLM2-135M, two threads).
-OPENMP_SPINS = "5000"
+THREAD_ENVIRONMENT = dict.fromkeys(THREAD_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def compute_threads(settings: Settings) -> int:
@@ -46,9 +44,3 @@ def quota_processors(unified: Path, legacy: Path) -> float | None:
         return float(quota) / float(period) if float(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):  # "max", or no such control group
         return None
-
-
-def thread_environment(threads: int) -> dict[str, str]:
-    """Variables for a child's environment that hold its libraries to `threads`."""
-    limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return {**limits, "GOMP_SPINCOUNT": OPENMP_SPINS, "TOKENIZERS_PARALLELISM": "false"}

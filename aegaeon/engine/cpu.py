@@ -21,6 +21,6 @@ def open_cpu_engine(
         weights = InPlaceWeights(parts.source, decoders_on(parts.device))
         costs = SwapCosts(parts.traffic)
         memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs)
-        engine = ModelEngine(specs, parts.shapes, memory, parts.budgets.threads)
+        engine = ModelEngine(specs, parts.shapes, memory)
         owned.pop_all()
         return engine

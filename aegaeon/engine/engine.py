@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +15,6 @@ from aegaeon.engine.batch import Part, build_batch, plan_passes
 from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sampling import Logits, pick_token
 from aegaeon.engine.sequences import SequenceTable
-from aegaeon.engine.threads import ComputeThreads
 from aegaeon.errors import (
     AegaeonError,
     CheckpointError,
@@ -68,14 +67,11 @@ class EngineMemory:
 
 
 class ModelEngine(Engine):
-    """Runs `specs` in `memory`, with at most `threads` compute threads.
+    """Runs `specs` in `memory`.
 
     Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
     sequence that lost its KV needs no special care. Who loses it: see SequenceTable.make_room;
     sequences of another model may be among the `preempted`.
-
-    For the thread bound to hold for the libraries' own pools too, the process is started with
-    OMP_NUM_THREADS, MKL_NUM_THREADS and OPENBLAS_NUM_THREADS equal to `threads`.
     """
 
     def __init__(
@@ -83,12 +79,10 @@ class ModelEngine(Engine):
         specs: tuple[ModelSpec, ...],
         shapes: Mapping[ModelId, KvShape],
         memory: EngineMemory,
-        threads: int,
     ) -> None:
         """Take over `memory`."""
         self._specs = {spec.id: spec for spec in specs}
         self._shapes = dict(shapes)
-        self._threads = ComputeThreads(threads)
         self._weights = memory.weights
         self._kv = memory.kv
         self._traffic = memory.traffic
@@ -129,7 +123,8 @@ class ModelEngine(Engine):
                             self._sequences.begin_turn(name)
                         return Switched(name, time.perf_counter() - started)
                     case Prefill() | Decode():
-                        return self._compute(lambda: self._step(action, model, started))
+                        with torch.inference_mode():
+                            return self._step(action, model, started)
         except (WeightsEvicted, LoadCancelled) as error:
             log.info("weights lost model=%s error=%s", action.model, error)
             return WeightsLost(action.model)
@@ -144,7 +139,6 @@ class ModelEngine(Engine):
     def load(self, action: Load) -> Outcome:
         started = time.perf_counter()
         assert self._computing not in action.evict, "a computing model stays"
-        self._threads.enter_loading()
         try:
             brought = self._weights.bring_in(action.model, action.evict)
             self._weights.await_rest(action.model, self._is_at_rest)
@@ -202,10 +196,6 @@ class ModelEngine(Engine):
         self._wanted[model] += change
         if bool(self._wanted[model]) != was_wanted:
             self._weights.set_demand(model, not was_wanted)
-
-    def _compute(self, work: Callable[[], Result]) -> Result:
-        with self._threads.computing(), torch.inference_mode():
-            return work()
 
     def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
         with self._lock:

@@ -58,7 +58,12 @@ def open_parts(
 
 def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
     """Return what computes. Raises ConfigError for instructions that this processor lacks, and for
-    more threads than the system gives."""
+    more threads than the system gives.
+
+    The device's threads are all that compute: torch, which only allocates and shapes, has none of
+    its own from here on. Its workers would look for work for milliseconds after each operator.
+    """
+    torch.set_num_threads(1)
     try:
         _native.force_isa(settings.instruction_set)
     except ValueError as error:

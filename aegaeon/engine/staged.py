@@ -39,6 +39,6 @@ def open_staged_engine(
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
         memory = EngineMemory(weights, kv, traffic, costs)
-        engine = ModelEngine(specs, parts.shapes, memory, budgets.threads)
+        engine = ModelEngine(specs, parts.shapes, memory)
         owned.pop_all()
         return engine

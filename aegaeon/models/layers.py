@@ -58,10 +58,9 @@ class Decoder:
         for index in range(self.config.layers):
             await_stage(index + 1)
             layer = self._layer(index)
-            normed = device.rms_norm(x, layer.input_norm, self.config.rms_norm_eps)
-            x = x + self._attention(index, layer, normed, angles, batch)
-            normed = device.rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
-            x = x + self._mlp(layer, normed)
+            mixed = self._attention(index, layer, x, angles, batch)
+            x = device.linear(mixed, layer.output, residual=x)
+            x = device.linear(self._gated(layer, x), layer.down, residual=x)
         if len(batch.logit_rows) == 0:
             return x.new_empty((0, self.config.vocab_tokens))
         await_stage(self.config.layers + 1)
@@ -82,8 +81,10 @@ class Decoder:
         angles: tuple[Tensor, Tensor],
         batch: StepBatch,
     ) -> Tensor:
+        """Return what the heads see, [rows, heads * head_dim]."""
         device, config = self._device, self.config
-        qkv = device.linear(x, layer.qkv)
+        normed = device.rms_norm(x, layer.input_norm, config.rms_norm_eps)
+        qkv = device.linear(normed, layer.qkv)
         qkv = qkv.view(len(x), config.heads + 2 * config.kv_heads, config.head_dim)
         keys_end = config.heads + config.kv_heads
         queries, keys, values = (
@@ -97,13 +98,14 @@ class Decoder:
         cos, sin = angles
         device.append_kv(index, device.rotate(keys, cos, sin), values, batch)
         queries = device.rotate(queries, cos, sin)
-        mixed = device.attend(index, queries, batch, config.head_dim**-0.5)
-        return device.linear(mixed, layer.output)
+        return device.attend(index, queries, batch, config.head_dim**-0.5)
 
-    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+    def _gated(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        """Return the inner activations of the MLP, [rows, intermediate]."""
         device = self._device
-        gate, up = device.linear(x, layer.gate_up).chunk(2, dim=-1)
-        return device.linear(device.silu_mul(gate, up), layer.down)
+        normed = device.rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
+        gate, up = device.linear(normed, layer.gate_up).chunk(2, dim=-1)
+        return device.silu_mul(gate, up)
 
 
 def view_layer(weights: PackedWeights, prefix: str) -> LayerWeights:

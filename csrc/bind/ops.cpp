@@ -37,7 +37,8 @@ ops::Matrix matrix_of(const py::handle& part) {
           static_cast<ops::WeightType>(type)};
 }
 
-void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out) {
+void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out,
+            Address residual) {
   if (shape.second == 0) throw std::invalid_argument("a product needs at least 1 column");
   std::vector<ops::BiasedMatrix> matrices;
   matrices.reserve(parts.size());
@@ -47,7 +48,7 @@ void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& part
   }
   const py::gil_scoped_release released;
   ops::linear(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
-                     matrices.size(), pointer<float>(out)});
+                     matrices.size(), pointer<const float>(residual), pointer<float>(out)});
 }
 
 void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tuple& table,
@@ -100,7 +101,7 @@ void bind_ops(py::module_& module) {
            py::arg("threads"))
       .def_property_readonly("threads", &ops::ThreadPool::threads);
   module.def("linear", &linear, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("parts"),
-             py::arg("out"));
+             py::arg("out"), py::arg("residual") = 0);
   module.def("embed", &embed, py::arg("pool"), py::arg("token_ids"), py::arg("shape"),
              py::arg("table"), py::arg("out"));
   bind_elementwise(module);

@@ -34,14 +34,15 @@ struct BiasedMatrix {
 // out[r][c] = sum over k of x[r][k] * w[c][k], + bias[c], where w and bias are those of `parts`,
 // one below the other.
 // Each sum is one chain of fused multiply-adds over k = 0, 1, ... from zero; products and sums are
-// rounded apart where the processor cannot fuse. The bias is added last.
+// rounded apart where the processor cannot fuse. Then the bias is added, then residual[r][c].
 struct LinearParams {
   const float* x;  // [rows, in_features]
   std::size_t rows;
   std::size_t in_features;
   const BiasedMatrix* parts;
   std::size_t part_count;
-  float* out;  // [rows, sum of out_features]
+  const float* residual;  // as `out`, or null
+  float* out;             // [rows, sum of out_features]
 };
 
 // out[r][k] = table[token_ids[r]][k]. Throws std::out_of_range for an id outside the table.

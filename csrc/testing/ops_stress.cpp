@@ -105,7 +105,7 @@ std::vector<float> multiply(ThreadPool& pool, const Tiles& tiles, const std::vec
   const std::size_t rows = x.size() / tiles.columns;
   std::vector<float> out(rows * tiles.matrix.out_features);
   const BiasedMatrix part{tiles.matrix, nullptr};
-  linear(pool, {x.data(), rows, tiles.columns, &part, 1, out.data()});
+  linear(pool, {x.data(), rows, tiles.columns, &part, 1, nullptr, out.data()});
   return out;
 }
 

@@ -79,9 +79,15 @@ def test_parts_of_several_types_and_their_biases_lie_side_by_side(isa):
         [x.double() @ w.double().T + b.double() for w, b in zip(weights, biases, strict=True)],
         dim=1,
     )
+    added = randn(*expected.shape, seed=2)
     for threads in (1, 3):
-        y = CpuDevice(threads).linear(x, projection)
+        device = CpuDevice(threads)
+        y = device.linear(x, projection)
         assert torch.allclose(y.double(), expected, atol=1e-4)
+        # Added last, to what is rounded already.
+        assert torch.equal(device.linear(x, projection, residual=added), y + added)
+        apart = randn(added.shape[1], added.shape[0], seed=2).T
+        assert torch.equal(device.linear(x, projection, residual=apart), y + apart)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -74,9 +74,9 @@ class TinyDecoder:
             q, k, v = mixed.split((HEADS, self.kv_heads, self.kv_heads), dim=1)
             device.append_kv(i, device.rotate(k, cos, sin), v, batch)
             seen = device.attend(i, device.rotate(q, cos, sin), batch, HEAD_DIM**-0.5)
-            x = x + device.linear(seen, out)
+            x = device.linear(seen, out, residual=x)
             gate, up = device.linear(device.rms_norm(x, self.norm, 1e-6), gate_up).chunk(2, dim=1)
-            x = x + device.linear(device.silu_mul(gate, up), down)
+            x = device.linear(device.silu_mul(gate, up), down, residual=x)
         rows = device.rms_norm(x[batch.logit_rows], self.norm, 1e-6)
         return device.linear(rows, Projection((self.embedding,)))
 
@@ -136,7 +136,7 @@ def make_engine(
         copier = CopyEngine(1, CHUNK_BYTES, link_bytes_per_s)
         kv = SwappedKv(KvPool(kv_bytes, SHAPES.values()), shared, copier, traffic, costs)
     memory = EngineMemory(weights, kv, traffic, costs)
-    engine = ModelEngine(specs, SHAPES, memory, threads)
+    engine = ModelEngine(specs, SHAPES, memory)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine

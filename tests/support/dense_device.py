@@ -23,10 +23,11 @@ class DenseDevice(Device):
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
         return unpack(table).float()[token_ids]
 
-    def linear(self, x: Tensor, projection: Projection) -> Tensor:
+    def linear(self, x: Tensor, projection: Projection, residual: Tensor | None = None) -> Tensor:
         weight = torch.cat([unpack(part).float() for part in projection.parts])
         bias = torch.cat(projection.biases) if projection.biases else None
-        return functional.linear(x, weight, bias)
+        sums = functional.linear(x, weight, bias)
+        return sums if residual is None else sums + residual
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight

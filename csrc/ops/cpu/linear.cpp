@@ -18,6 +18,9 @@ namespace {
 constexpr std::size_t kBlockRows = 264;
 // Bytes of a tile that all panels of a block pass over before the next are taken.
 constexpr std::size_t kBlockBytes = 16 << 10;
+// How far a single panel, which passes over weights as fast as memory gives them, fetches ahead of
+// itself: over the ends of pages, where the processor's own prefetching stops.
+constexpr std::size_t kAheadBytes = 1024;
 // What one claim of a thread reads at least when there is a single panel: each claim is a new
 // stream that memory has to get going.
 constexpr std::size_t kStreamBytes = 128 << 10;
@@ -86,13 +89,17 @@ struct Part {
 void Part::write(std::size_t tile, std::size_t first_row, std::size_t last_row, float* sums) const {
   const std::size_t begin = tile * kTileOutputs;
   const std::size_t count = std::min(kTileOutputs, matrix.out_features - begin);
-  const float* const added = bias == nullptr ? nullptr : bias + begin;
   for (std::size_t row = first_row; row < last_row; ++row, sums += kTileOutputs) {
-    float* const to = params.out + row * out_stride + first_output + begin;
+    const std::size_t at = row * out_stride + first_output + begin;
     kernel.finish(sums, sums);
-    for (std::size_t output = 0; output < count; ++output) {
-      to[output] = added == nullptr ? sums[output] : sums[output] + added[output];
+    if (bias != nullptr) {
+      for (std::size_t output = 0; output < count; ++output) sums[output] += bias[begin + output];
     }
+    if (params.residual != nullptr) {
+      const float* const added = params.residual + at;
+      for (std::size_t output = 0; output < count; ++output) sums[output] += added[output];
+    }
+    std::copy_n(sums, count, params.out + at);
   }
 }
 
@@ -102,23 +109,27 @@ void Part::tile(std::size_t tile, std::size_t first_panel, std::size_t last_pane
   const std::size_t line_bytes = kTileOutputs * element_bytes(matrix.type);
   const char* const weights = static_cast<const char*>(matrix.tiles) + tile * columns * line_bytes;
   const std::size_t begin_row = panels.first_row(first_panel);
-  const bool is_single = last_panel - first_panel == 1 && panels.rows(first_panel) <= 2;
-  const std::size_t block = is_single ? columns : kBlockBytes / line_bytes;
+  const bool is_single = last_panel - first_panel == 1;
+  const bool is_streamed = is_single && panels.rows(first_panel) <= 2;
+  const std::size_t block = is_streamed ? columns : kBlockBytes / line_bytes;
+  // While panels pass over a block, the next one comes in; the last one's next is the next tile.
+  const std::size_t ahead = is_single ? kAheadBytes : kBlockBytes;
   for (std::size_t k = 0; k < columns; k += block) {
     for (std::size_t panel = first_panel; panel < last_panel; ++panel) {
       const std::size_t rows = panels.rows(panel), row = panels.first_row(panel);
       kernel.accumulate({packed + row * columns + k * rows, rows, weights + k * line_bytes,
                          std::min(block, columns - k),
-                         sums.data() + (row - begin_row) * kTileOutputs, k == 0});
+                         sums.data() + (row - begin_row) * kTileOutputs, k == 0, ahead});
     }
   }
   const std::size_t end_row = panels.first_row(last_panel - 1) + panels.rows(last_panel - 1);
   write(tile, begin_row, end_row, sums.data());
 }
 
-std::size_t tiles_per_claim(std::size_t tiles, std::size_t tile_bytes, unsigned threads) {
-  const std::size_t fair = tiles / (threads * kClaimsPerThread) + 1;
-  const std::size_t least = std::max<std::size_t>(1, kStreamBytes / tile_bytes);
+std::size_t tiles_per_claim(std::size_t tiles, std::size_t tile_bytes, unsigned threads,
+                            bool is_single) {
+  const std::size_t fair = tiles / (threads * kClaimsPerThread * (is_single ? 1 : 4)) + 1;
+  const std::size_t least = is_single ? std::max<std::size_t>(1, kStreamBytes / tile_bytes) : 1;
   return std::min(std::max(fair, least), (tiles + threads - 1) / threads);
 }
 
@@ -143,8 +154,7 @@ void linear(ThreadPool& pool, const LinearParams& params) {
     for (std::size_t first = 0; first < panels.count(); first += block) {
       const std::size_t last = std::min(first + block, panels.count());
       const std::size_t bytes = params.in_features * kTileOutputs * element_bytes(matrix.type);
-      const std::size_t grain =
-          last - first > 1 ? 1 : tiles_per_claim(tiles, bytes, pool.threads());
+      const std::size_t grain = tiles_per_claim(tiles, bytes, pool.threads(), last - first == 1);
       pool.for_ranges(tiles, grain, [&](std::size_t begin, std::size_t end) {
         for (std::size_t tile = begin; tile < end; ++tile) part.tile(tile, first, last);
       });

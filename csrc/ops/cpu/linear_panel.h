@@ -14,8 +14,9 @@ struct Panel {
   std::size_t rows;
   const void* weights;  // [columns][32]
   std::size_t columns;
-  float* sums;    // [rows][32]
-  bool is_first;  // the sums start at zero
+  float* sums;        // [rows][32]
+  bool is_first;      // the sums start at zero
+  std::size_t ahead;  // bytes; weights that are fetched into the second cache meanwhile
 };
 
 struct PanelKernel {
@@ -23,11 +24,6 @@ struct PanelKernel {
   void (*accumulate)(const Panel& panel);
   void (*finish)(const float* sums, float* outputs);  // 32 each; may be the same
 };
-
-// Few rows pass over weights as fast as memory gives them. What is fetched ahead crosses pages, at
-// whose ends the processor's own prefetching stops.
-constexpr std::size_t kStreamedRows = 2;
-constexpr std::size_t kPrefetchBytes = 1024;
 
 // Kernels by instruction set; those that the compiler's target lacks are not there.
 PanelKernel baseline_kernel(WeightType type);
@@ -53,9 +49,7 @@ void accumulate_pairs(const Panel& panel, std::size_t first_pair) {
   const char* const end = line + panel.columns * line_bytes;
   const float* x = panel.x;
   for (; line != end; line += line_bytes, x += rows) {
-    if constexpr (rows <= kStreamedRows) {
-      __builtin_prefetch(line + kPrefetchBytes);
-    }
+    __builtin_prefetch(line + panel.ahead, 0, 2);
     unroll<pairs>([&](auto p) {
       Vector low, high;
       V::template widen_pair<type>(line, first_pair + p.at, low, high);
