@@ -222,8 +222,13 @@ class KvPool:
     def take(self, shape: int, blocks: Sequence[int], sender: int) -> bool:
         """Make all of them ours if all are the sender's. Raises OutOfBlocks over the quota."""
 
-    def back(self, slab: int) -> bool:
-        """Get memory for a slab, whoever may use it; False when there is none."""
+    def back_next(self, ahead_bytes: int) -> bool:
+        """Get memory for one more free slab, unless free slabs of `ahead_bytes` have some; say
+        whether that was done. Raises OutOfBlocks when shared memory is full."""
+
+    @property
+    def slab_searches(self) -> int:
+        """How often `allocate` wanted a slab that was not in use."""
 
     def reclaim(self) -> int:
         """Free what the dead hold; return how many blocks. Raises RegionError (lock is held)."""

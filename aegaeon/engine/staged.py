@@ -33,7 +33,6 @@ def open_staged_engine(
         costs = SwapCosts(traffic)
         pool = KvPool(budgets.device_kv_bytes, parts.shapes.values())
         check_capacity(pool, specs, parts.shapes)
-        parts.pool.back_ahead()
         kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
         arena = Arena(budgets.device_weight_bytes)
         build = decoders_on(parts.device)

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -64,6 +65,7 @@ class PyKvPool {
                       [&] { return pool_->allocate(number, count, ids.data(), Effort::quick); });
     if (given == Given::needs_slab) {
       const py::gil_scoped_release released;
+      ++slab_searches_;
       given = pool_->allocate(number, count, ids.data(), Effort::full);
     }
     if (given != Given::all) {
@@ -95,9 +97,9 @@ class PyKvPool {
     return taken == Taken::all;
   }
 
-  bool back(std::size_t slab) {
+  bool back_next(std::uint64_t ahead_bytes) {
     const py::gil_scoped_release released;
-    return pool_->back(slab);
+    return pool_->back_next(ahead_bytes);
   }
 
   std::size_t reclaim() {
@@ -113,6 +115,7 @@ class PyKvPool {
   std::size_t free_blocks(std::size_t shape) const { return pool_->free_blocks(check(shape)); }
   std::uint64_t used_bytes() const { return pool_->used_bytes(); }
   std::uint64_t charged_bytes() const { return pool_->charged_bytes(); }
+  std::uint64_t slab_searches() const { return slab_searches_.load(); }
   std::uint64_t quota_bytes() const { return pool_->quota_bytes(); }
   std::uint64_t identity() const { return pool_->identity(); }
   std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(pool_->arena().base()); }
@@ -173,13 +176,24 @@ class PyKvPool {
   }
 
   std::unique_ptr<KvPool> pool_;
+  std::atomic<std::uint64_t> slab_searches_{0};
 };
+
+void bind_facts(py::class_<PyKvPool>& pool) {
+  pool.def_property_readonly("used_bytes", &PyKvPool::used_bytes)
+      .def_property_readonly("charged_bytes", &PyKvPool::charged_bytes)
+      .def_property_readonly("slab_searches", &PyKvPool::slab_searches)
+      .def_property_readonly("quota_bytes", &PyKvPool::quota_bytes)
+      .def_property_readonly("identity", &PyKvPool::identity)
+      .def_property_readonly("address", &PyKvPool::address);
+}
 
 }  // namespace
 
 void bind_kv_pool(py::module_& module) {
-  py::class_<PyKvPool>(module, "KvPool", py::buffer_protocol())
-      .def_static(
+  py::class_<PyKvPool> pool(module, "KvPool", py::buffer_protocol());
+  bind_facts(pool);
+  pool.def_static(
           "open_private",
           [](const std::tuple<std::uint64_t, std::uint64_t>& slabs, const Shapes& shapes,
              std::uint64_t quota_bytes, std::uintptr_t address) {
@@ -204,17 +218,12 @@ void bind_kv_pool(py::module_& module) {
            py::arg("is_poisoned") = false, py::arg("offer") = 0)
       .def("offer", &PyKvPool::offer, py::arg("shape"), py::arg("blocks"))
       .def("take", &PyKvPool::take, py::arg("shape"), py::arg("blocks"), py::arg("sender"))
-      .def("back", &PyKvPool::back, py::arg("slab"))
+      .def("back_next", &PyKvPool::back_next, py::arg("ahead_bytes"))
       .def("reclaim", &PyKvPool::reclaim)
       .def("close", &PyKvPool::close)
       .def("free_blocks", &PyKvPool::free_blocks, py::arg("shape"))
       .def("time_allocations", &PyKvPool::time_allocations, py::arg("shape"), py::arg("held"),
            py::arg("rounds"))
-      .def_property_readonly("used_bytes", &PyKvPool::used_bytes)
-      .def_property_readonly("charged_bytes", &PyKvPool::charged_bytes)
-      .def_property_readonly("quota_bytes", &PyKvPool::quota_bytes)
-      .def_property_readonly("identity", &PyKvPool::identity)
-      .def_property_readonly("address", &PyKvPool::address)
       .def_buffer(&PyKvPool::buffer);
 }
 

@@ -87,9 +87,10 @@ class KvPool {
   std::optional<KvIdentity> offer(unsigned shape, const std::vector<std::uint64_t>& ids);
   // Makes all of these ours if all are `sender`'s, else none.
   Taken take(unsigned shape, const std::vector<std::uint64_t>& ids, KvIdentity sender);
-  // Gets memory for a slab, whoever may use it, before anybody has to wait for that. False: there
-  // is none.
-  bool back(std::size_t slab);
+  // Gets memory for one more free slab, whoever may use it, unless free slabs of `ahead_bytes` have
+  // some: so that nobody has to wait for it. False: they have, or no slab is free. Throws
+  // OutOfBlocks when the memory is not there.
+  bool back_next(std::uint64_t ahead_bytes);
   // Frees what the dead hold; returns how many blocks that were.
   std::size_t reclaim();
   // Frees all we hold and leaves; idempotent. The memory stays mapped while this object lives.

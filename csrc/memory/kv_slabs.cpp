@@ -1,9 +1,9 @@
 // Slabs change their use: bound for a shape, drained when all blocks are free; and are counted.
 #include <algorithm>
-#include <stdexcept>
 #include <string>
 
 #include "memory/kv_pool.h"
+#include "shm/errors.h"
 
 namespace aegaeon::memory {
 
@@ -74,21 +74,29 @@ bool KvPool::prepare(std::size_t slab, const SlabState& before, unsigned shape) 
   return true;
 }
 
-// Nobody else need know of it: a range may be reserved twice, and has nothing in it before it is.
-bool KvPool::back(std::size_t slab) {
+// Others need not know of it: a range may be reserved twice, and has nothing in it before it is.
+bool KvPool::back_next(std::uint64_t ahead_bytes) {
   check_usable();
-  if (slab >= geometry_.slab_count) {
-    throw std::invalid_argument("slab " + std::to_string(slab) + " of " +
-                                std::to_string(geometry_.slab_count));
+  const std::size_t none = geometry_.slab_count, bytes = geometry_.slab_bytes;
+  std::uint64_t ahead = 0;
+  std::size_t next = none;
+  const SlabSet free_slabs = control_.free_slabs();
+  for (std::size_t slab = free_slabs.next(0); slab < none; slab = free_slabs.next(slab + 1)) {
+    const bool is_backed = control_.is_backed(slab).load() != 0;
+    ahead += is_backed ? bytes : 0;
+    next = is_backed ? next : std::min(next, slab);
   }
-  const std::size_t bytes = geometry_.slab_bytes;
-  if (control_.is_backed(slab).load() == 0) {
-    if (!arena_.reserve(slab * bytes, bytes)) {
-      return false;
-    }
-    control_.is_backed(slab).store(1);
+  if (ahead >= ahead_bytes || next == none) {
+    return false;
   }
-  arena_.populate(slab * bytes, bytes);
+  if (!arena_.reserve(next * bytes, bytes)) {
+    throw shm::OutOfBlocks("shared memory is full, and keys and values may want another " +
+                           std::to_string(bytes) +
+                           " bytes; free memory in /dev/shm or make it "
+                           "larger (docker: --shm-size)");
+  }
+  arena_.populate(next * bytes, bytes);
+  control_.is_backed(next).store(1);
   return true;
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from aegaeon.errors import RegionError
+from aegaeon.memory import kv
 from aegaeon.memory.kv import KvPool, KvShape
 from tests.support.regions import own_regions
 
@@ -24,6 +25,13 @@ def reserved_bytes(path: str) -> int:
     return Path(f"{path}+arena").stat().st_blocks * 512
 
 
+def await_bytes(path: str, least: int) -> None:
+    give_up_s = time.monotonic() + 30
+    while reserved_bytes(path) < least:
+        assert time.monotonic() < give_up_s
+        time.sleep(0.001)
+
+
 def test_memory_comes_ahead_of_use_while_blocks_change_hands(path):
     pool, other = KvPool(BUDGET, SHAPES, path), KvPool(BUDGET, SHAPES, path)
     pool.back_ahead()
@@ -36,9 +44,20 @@ def test_memory_comes_ahead_of_use_while_blocks_change_hands(path):
             pages[:] = 3.0
             assert pages.eq(3.0).all()
         other.free(SHAPE, blocks, is_poisoned=True)
-    everything = pool.allocate(SHAPE, pool.capacity_blocks(SHAPE))
-    for block in everything:
+    for block in pool.allocate(SHAPE, pool.capacity_blocks(SHAPE)):
         assert not pool.pages(SHAPE)[block : block + SHAPE.block_pages].any()
+
+
+def test_memory_keeps_so_far_ahead_of_use_and_no_farther(path, monkeypatch):
+    monkeypatch.setattr(kv, "AHEAD_BYTES", 1 << 20)
+    pool = KvPool(BUDGET, SHAPES, path)
+    pool.back_ahead()
+    await_bytes(path, 1 << 20)
+    slab_blocks = pool.slab_blocks(SHAPE)
+    for slabs in range(1, 4):
+        pool.allocate(SHAPE, slab_blocks)
+        await_bytes(path, (1 << 20) + slabs * pool.slab_bytes)
+    assert reserved_bytes(path) <= (1 << 20) + 5 * pool.slab_bytes
 
 
 def test_a_pool_that_closes_stops_backing(path):
@@ -48,10 +67,4 @@ def test_a_pool_that_closes_stops_backing(path):
     pool.close()
     assert reserved_bytes(path) < 8 * BUDGET
     with pytest.raises(RegionError, match="closed"):
-        pool._native.back(0)
-
-
-def test_there_is_no_slab_beyond_the_last(path):
-    pool = KvPool(BUDGET, SHAPES, path)
-    with pytest.raises(ValueError, match=f"slab {pool.slab_count} of {pool.slab_count}"):
-        pool._native.back(pool.slab_count)
+        pool._native.back_next(1)
