@@ -11,6 +11,9 @@ from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.in_place import InPlaceWeights
 from aegaeon.types import ModelSpec
 
+# Keys and values that steps may come to need while the system gives more.
+AHEAD_BYTES = 64 << 20
+
 
 def open_cpu_engine(
     settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
@@ -20,6 +23,7 @@ def open_cpu_engine(
         parts = open_parts(settings, specs, regions, owned)
         weights = InPlaceWeights(parts.source, decoders_on(parts.device))
         costs = SwapCosts(parts.traffic)
+        parts.pool.back_ahead(AHEAD_BYTES)
         memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs)
         engine = ModelEngine(specs, parts.shapes, memory)
         owned.pop_all()

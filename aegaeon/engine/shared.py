@@ -53,7 +53,6 @@ def open_parts(
     pool = open_kv_pool(settings, budgets, shapes, regions)
     owned.callback(pool.close)
     check_capacity(pool, specs, shapes)
-    pool.back_ahead()
     return Parts(budgets, device, shapes, traffic, source, pool)
 
 

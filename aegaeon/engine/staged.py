@@ -19,6 +19,9 @@ from aegaeon.memory.kv import KvPool
 from aegaeon.memory.staged import StagedWeights
 from aegaeon.types import ModelSpec
 
+# What a turn's end may have go out while the system gives more.
+AHEAD_BYTES = 256 << 20
+
 
 def open_staged_engine(
     settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
@@ -33,6 +36,7 @@ def open_staged_engine(
         costs = SwapCosts(traffic)
         pool = KvPool(budgets.device_kv_bytes, parts.shapes.values())
         check_capacity(pool, specs, parts.shapes)
+        parts.pool.back_ahead(AHEAD_BYTES)
         kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
         arena = Arena(budgets.device_weight_bytes)
         build = decoders_on(parts.device)

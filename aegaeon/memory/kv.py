@@ -21,9 +21,7 @@ BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
 ALIGNMENT_BYTES = 64
 MAX_SLAB_CANDIDATES = 512
-# What is backed ahead of its first use, and how long the thread that does so rests between two
-# slabs: about twice what one takes.
-AHEAD_BYTES = 256 << 20
+# Between two slabs that are backed ahead of their first use, about twice what one takes.
 BACKING_PAUSE_S = 0.003
 
 log = logging.getLogger(__name__)
@@ -140,6 +138,7 @@ class KvPool:
         self._backing: threading.Thread | None = None
         self._is_wanted = threading.Event()
         self._slab_searches = 0
+        self._ahead_bytes = 0
         self._is_closing = False
 
     @property
@@ -205,9 +204,10 @@ class KvPool:
         """
         return self._native.take(self._numbers[shape], blocks, sender)
 
-    def back_ahead(self) -> None:
-        """From now on keep memory ready in slabs that nobody has used yet: whoever is the first to
-        write there would wait for the system (measured: 0.3 s/GB)."""
+    def back_ahead(self, ahead_bytes: int) -> None:
+        """From now on keep so much memory ready in slabs that nobody has used yet: whoever is the
+        first to write there would wait for the system (measured: 0.3 s/GB)."""
+        self._ahead_bytes = ahead_bytes
         self._is_wanted.set()
         self._backing = threading.Thread(target=self._back, name="kv backing", daemon=True)
         self._backing.start()
@@ -234,7 +234,7 @@ class KvPool:
             self._is_wanted.wait()
             self._is_wanted.clear()
             try:
-                while not self._is_closing and self._native.back_next(AHEAD_BYTES):
+                while not self._is_closing and self._native.back_next(self._ahead_bytes):
                     time.sleep(BACKING_PAUSE_S)
             except OutOfBlocks as error:
                 # Tried again with the next slab; who needs it before is told the same.

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from aegaeon.errors import RegionError
-from aegaeon.memory import kv
 from aegaeon.memory.kv import KvPool, KvShape
 from tests.support.regions import own_regions
 
@@ -34,7 +33,7 @@ def await_bytes(path: str, least: int) -> None:
 
 def test_memory_comes_ahead_of_use_while_blocks_change_hands(path):
     pool, other = KvPool(BUDGET, SHAPES, path), KvPool(BUDGET, SHAPES, path)
-    pool.back_ahead()
+    pool.back_ahead(BUDGET)
     give_up_s = time.monotonic() + 30
     while reserved_bytes(path) < pool.slab_count * pool.slab_bytes:
         assert time.monotonic() < give_up_s
@@ -48,10 +47,9 @@ def test_memory_comes_ahead_of_use_while_blocks_change_hands(path):
         assert not pool.pages(SHAPE)[block : block + SHAPE.block_pages].any()
 
 
-def test_memory_keeps_so_far_ahead_of_use_and_no_farther(path, monkeypatch):
-    monkeypatch.setattr(kv, "AHEAD_BYTES", 1 << 20)
+def test_memory_keeps_so_far_ahead_of_use_and_no_farther(path):
     pool = KvPool(BUDGET, SHAPES, path)
-    pool.back_ahead()
+    pool.back_ahead(1 << 20)
     await_bytes(path, 1 << 20)
     slab_blocks = pool.slab_blocks(SHAPE)
     for slabs in range(1, 4):
@@ -62,7 +60,7 @@ def test_memory_keeps_so_far_ahead_of_use_and_no_farther(path, monkeypatch):
 
 def test_a_pool_that_closes_stops_backing(path):
     pool = KvPool(16 * BUDGET, SHAPES, path)
-    pool.back_ahead()
+    pool.back_ahead(16 * BUDGET)
     pool.close()
     pool.close()
     assert reserved_bytes(path) < 8 * BUDGET

@@ -214,7 +214,7 @@ try:
     raise SystemExit("no error")
 except OutOfBlocks as error:
     assert "/dev/shm" in str(error), error
-pool.back_ahead()
+pool.back_ahead(64 << 20)
 pool.close()
 pool = KvPool(64 << 20, (shape,), "MOUNT/aegaeon-full.kv")
 first = pool.allocate(shape, 3)
