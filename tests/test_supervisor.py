@@ -203,7 +203,7 @@ def test_why_a_worker_cannot_start_again_is_logged(caplog):
     (child,) = supervisor._instances
     script = "import os; os.write(int(input()), b'no room for the KV')"
     caplog.set_level(logging.WARNING)
-    child.start("code", 1, lambda fd: f"{script.replace('input()', repr(str(fd)))}\n".encode())
+    child.start("code", lambda fd: f"{script.replace('input()', repr(str(fd)))}\n".encode())
     child.process.wait(30)
     supervisor._on_death(child)
     assert "reason=no room for the KV" in caplog.text

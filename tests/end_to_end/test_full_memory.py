@@ -1,4 +1,4 @@
-"""A /dev/shm that is full, in a mount namespace of the test's own: refused, or waited out."""
+"""A /dev/shm that is full, in a mount namespace of the test's own: refused, or lived with."""
 
 import contextlib
 import os
@@ -11,7 +11,6 @@ from tests.support.polling import eventually
 from tests.support.server import Server, Streamed
 
 SIZES = ("--model-cache-budget-gb", "0.002", "--kv-budget-gb", "0.004")
-PATIENCE = ("--request-timeout-s", "5")
 SCRIPT = 'mount -t tmpfs -o size={size} tmpfs /dev/shm && {fill} && exec "$@"'
 FILL = "{ head -c 2000000 /dev/zero >/dev/shm/filler 2>/dev/null || true; }"
 
@@ -56,7 +55,7 @@ def test_too_little_shared_memory_is_refused_at_start(checkpoints, tmp_path, siz
 def test_memory_that_fills_up_under_a_server_fails_what_needs_more_and_nothing_else(
     checkpoints, tmp_path
 ):
-    with Server(tmp_path, checkpoints, *SIZES, *PATIENCE, wrapper=wrapper("160m")) as server:
+    with Server(tmp_path, checkpoints, *SIZES, wrapper=wrapper("160m")) as server:
         expected = {name: server.ask(name, 40).json()["choices"] for name in ("ada", "bob")}
         pids = server.instance_pids()
         filler = fill(server)
@@ -70,13 +69,10 @@ def test_memory_that_fills_up_under_a_server_fails_what_needs_more_and_nothing_e
         for name, choices in expected.items():
             assert server.ask(name, 40).json()["choices"] == choices
 
-        # KV that has no memory waits for it: nobody dies, and no token changes.
-        late = server.ask("ada", 300)
-        assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
-        stream = Streamed(server.url, "ada", "the device", 300)
-        eventually(lambda: len(stream.pieces) >= 40)
+        # So small a pool had its memory before anybody used it: long answers come as well.
+        stream = Streamed(server.url, "ada", "the device", 300).whole()
         filler.unlink()
-        assert stream.whole() == Streamed(server.url, "ada", "the device", 300).whole()
+        assert stream == Streamed(server.url, "ada", "the device", 300).whole()
         assert server.ask("cleo").status_code == 200
         assert server.instance_pids() == pids
 

@@ -162,16 +162,19 @@ def test_the_model_that_is_used_least_goes_first(cache, plan):
 
 
 def test_demand_of_a_live_client_makes_a_model_dearer(caches, plan):
-    first, second = caches(), caches()
+    # So many that they outweigh what the measured times of three small loads differ by.
+    first, others = caches(), [caches() for _ in range(30)]
     for number in range(3):
         load(first, plan, number)
-    second.set_demand(key(0), True)
-    second.set_demand(key(3), True)
+    for other in others:
+        other.set_demand(key(0), True)
+    others[0].set_demand(key(3), True)
     load(first, plan, 3)
     assert "model 0" in names(first)
     demand = {entry.model: entry.demand_pids for entry in first.status()}
-    assert demand["model 0"] == [os.getpid()]
-    second.close()
+    assert set(demand["model 0"]) == {os.getpid()}
+    for other in others:
+        other.close()
     assert all(entry.demand_pids == [] for entry in first.status())
 
 
