@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from aegaeon.errors import InvalidRequest, ModelNotFound, OutOfBlocks, Overloaded
+from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
 from aegaeon.scheduler.groups import Group
@@ -360,7 +360,8 @@ class TurnScheduler(Scheduler):
         for request in known:
             retry = losers[self._model_of[request]].kv_retry
             if retry.failures >= MAX_KV_RETRIES:
-                self._hopeless.append((request, OutOfBlocks.code, outcome.shortage))
+                # It would fit: the engine refuses at once what does not. So a client may try again.
+                self._hopeless.append((request, Overloaded.code, outcome.shortage))
                 retry.at_s = now  # the next in line may need less
 
     def _forget(self, request: RequestId) -> None:

@@ -276,7 +276,7 @@ def test_kv_that_nobody_here_holds_is_asked_for_ever_less_often_and_then_given_u
         device.submit(make_request(name, "a"))
     device.advance(60.0)
     assert device.ends == {"r": "given up", "s": "given up"}
-    assert device.reasons["r"] == ("out_of_blocks", SHORTAGE)
+    assert device.reasons["r"] == ("overloaded", SHORTAGE)
     assert len(device.steps) < 20
     device.kv_slots = 1
     device.submit(make_request("t", "a"))
