@@ -129,9 +129,8 @@ def tokens_in_time(one: Served, target: Target) -> int:
     """Return how many tokens of a request were made by their due time."""
     if not one.is_complete:
         return 0
-    first_due_s = one.arrival_s + target.ttft_s
     times = enumerate(one.token_times_s)
-    return sum(at_s <= first_due_s + token * target.tbt_s for token, at_s in times)
+    return sum(at_s <= target.due_s(one.arrival_s, token) for token, at_s in times)
 
 
 def time_share(one: Served, target: Target) -> float:

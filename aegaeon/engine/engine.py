@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -52,8 +51,6 @@ log = logging.getLogger(__name__)
 
 # Between two steps of a turn passes less.
 AT_REST_S = 0.02
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
