@@ -5,9 +5,11 @@ For the server, the simulator and the benchmarks.
 Pure: times come in as numbers; nothing here measures.
 """
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 import msgspec
 
@@ -67,6 +69,61 @@ class Target(msgspec.Struct, frozen=True):
     def due_s(self, arrival_s: float, token: int) -> float:
         """Return when token number `token` is due."""
         return arrival_s + self.ttft_s + token * self.tbt_s
+
+
+class TokenRuns(Sequence[float]):
+    """Times of tokens that came in runs of evenly lengthening steps, without a number for each.
+
+    Token k of a run, from 1, came at start + k * step + growth * k * (k - 1) / 2; growth is at
+    least 0.
+    """
+
+    __slots__ = ("_count", "_ends", "_runs")
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[float, float, float, int]] = []
+        self._ends: list[int] = []  # tokens up to the end of each run
+        self._count = 0
+
+    def add(self, start_s: float, step_s: float, growth_s: float, tokens: int) -> None:
+        """Add a run of `tokens` that began at `start_s`, behind the others."""
+        self._runs.append((start_s, step_s, growth_s, tokens))
+        self._count += tokens
+        self._ends.append(self._count)
+
+    def edges(self) -> Iterator[tuple[int, int]]:
+        """Yield the first and the last token of each run. Between them they are never later than
+        evenly spaced ones would be."""
+        first = 0
+        for end in self._ends:
+            yield first, end - 1
+            first = end
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[float]: ...
+    def __getitem__(self, index: int | slice) -> float | Sequence[float]:
+        """Return the time of a token."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(self._count))]
+        place = index + self._count if index < 0 else index
+        if not 0 <= place < self._count:
+            raise IndexError(index)
+        run = bisect.bisect_right(self._ends, place)
+        start_s, step_s, growth_s, tokens = self._runs[run]
+        k = place - (self._ends[run] - tokens) + 1
+        return start_s + k * step_s + growth_s * (k * (k - 1) // 2)
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield the times in order."""
+        for start_s, step_s, growth_s, tokens in self._runs:
+            for k in range(1, tokens + 1):
+                yield start_s + k * step_s + growth_s * (k * (k - 1) // 2)
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -129,8 +186,22 @@ def tokens_in_time(one: Served, target: Target) -> int:
     """Return how many tokens of a request were made by their due time."""
     if not one.is_complete:
         return 0
-    times = enumerate(one.token_times_s)
-    return sum(at_s <= target.due_s(one.arrival_s, token) for token, at_s in times)
+    times = one.token_times_s
+    if isinstance(times, TokenRuns) and _is_in_time(times, one.arrival_s, target):
+        return len(times)
+    return sum(
+        at_s <= target.due_s(one.arrival_s, token) for token, at_s in enumerate(times)
+    )
+
+
+def _is_in_time(times: TokenRuns, arrival_s: float, target: Target) -> bool:
+    """Whether all tokens are: those at both ends of each run are the latest of it, as steps get
+    longer and targets do not."""
+    return all(
+        times[token] <= target.due_s(arrival_s, token)
+        for edge in times.edges()
+        for token in edge
+    )
 
 
 def time_share(one: Served, target: Target) -> float:
@@ -144,6 +215,8 @@ def time_share(one: Served, target: Target) -> float:
     total_s = one.token_times_s[-1] - one.arrival_s
     if total_s <= 0:
         return 1.0
+    if tokens_in_time(one, target) == len(one.token_times_s):
+        return 1.0  # nothing was late, so nothing ended what was earned
     start_s = earned_s = kept_s = 0.0
     due_s = target.ttft_s
     for at_s in one.token_times_s:

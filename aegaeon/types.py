@@ -3,6 +3,7 @@
 Only data lives here. All of it is frozen; alternatives are tagged unions taken apart with `match`.
 """
 
+import math
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -172,18 +173,61 @@ class Prefill(msgspec.Struct, frozen=True, tag=True):
     requests: tuple[RequestId, ...]
 
 
+class Stretch(msgspec.Struct, frozen=True):
+    """How long a scheduler would say the same decode again if nothing but its steps happened.
+
+    It wants to be asked again after `steps` steps; after the first that ends at or after
+    `until_s`; and after the first that ends with the most urgent request `lead_s` ahead. That one
+    had `made` tokens, the first at `first_s`; n steps on, the next is due at `first_s` +
+    (`made` + n) * `tbt_s`.
+    """
+
+    steps: int = 1
+    until_s: float = math.inf
+    lead_s: float = math.inf
+    first_s: float = 0.0
+    made: int = 0
+    tbt_s: float = 0.0
+
+    def is_over(self, steps: int, now: float) -> bool:
+        """Whether the scheduler wants to be asked, `steps` steps on."""
+        if steps >= self.steps or now >= self.until_s:
+            return True
+        return self.first_s + (self.made + steps) * self.tbt_s - now >= self.lead_s
+
+    def after(self, steps: int) -> "Stretch":
+        """What is left of it, `steps` steps on."""
+        return Stretch(
+            self.steps - steps, self.until_s, self.lead_s, self.first_s, self.made + steps, self.tbt_s
+        )
+
+
+ONE_STEP = Stretch()
+
+
 class Decode(msgspec.Struct, frozen=True, tag=True):
-    """Compute lane: make the next token of each of `requests`, in one step."""
+    """Compute lane: make the next token of each of `requests`, in one step.
+
+    Who knows how long each step takes may do as many as `stretch` allows before it asks again.
+    """
 
     model: ModelId
     requests: tuple[RequestId, ...]
+    stretch: Stretch = ONE_STEP
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Copy lane: drop the weights of `evict`, then bring in those of `model`."""
+    """Copy lane: drop the weights of `evict`, move the KV of the requests `offload` to the host,
+    then bring in the weights of `model`, unless they are there, and the KV of `bring`.
+
+    Without weights or KV to bring in it only makes room. Engines that move KV by themselves are
+    never told to.
+    """
 
     model: ModelId
     evict: tuple[ModelId, ...] = ()
+    offload: tuple[RequestId, ...] = ()
+    bring: tuple[RequestId, ...] = ()
 
 
 class Idle(msgspec.Struct, frozen=True, tag=True):
@@ -235,6 +279,16 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     shortage: str = ""
 
 
+class Ran(msgspec.Struct, frozen=True, tag=True):
+    """`steps` steps of one decode ended: each of its requests has that many more tokens, and
+    those in `ended` have all they wanted."""
+
+    model: ModelId
+    steps: int
+    ended: tuple[RequestId, ...]
+    took_s: float
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """`model` is resident and computes from here on; `evicted` made room and no longer are."""
 
@@ -263,7 +317,7 @@ class WeightsLost(msgspec.Struct, frozen=True, tag=True):
     model: ModelId
 
 
-Outcome = Switched | Stepped | Loaded | LoadFailed | WeightsLost
+Outcome = Switched | Stepped | Ran | Loaded | LoadFailed | WeightsLost
 
 
 # From files to the node's cache; then what a switch of a device moves.

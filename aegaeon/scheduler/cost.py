@@ -19,8 +19,9 @@ class ModelCost(msgspec.Struct, frozen=True):
     """Sizes and times of one model on one device. Gigabytes are 1e9 bytes, times seconds.
 
     `prefill` (a, b, c): a * tokens + b * sum of squared lengths + c. `decode` (a, b, c): a *
-    context tokens of the batch + b * requests + c. A fit may have a negative slope, so neither is
-    ever less than its constant. `max_len` bounds prompt and answer together.
+    context tokens of the batch + b * requests + c. A fit may have a negative slope: a prefill never
+    takes less than its constant, and decoding no less for more context. `max_len` bounds prompt
+    and answer together.
     """
 
     weight_gb: Positive
@@ -39,7 +40,7 @@ class ModelCost(msgspec.Struct, frozen=True):
     def decode_s(self, context_tokens: int, requests: int) -> float:
         """Return the time of a step that makes a token for each of `requests`."""
         per_token, per_request, fixed = self.decode
-        return max(per_token * context_tokens + per_request * requests + fixed, fixed)
+        return max(per_token, 0.0) * context_tokens + max(per_request, 0.0) * requests + fixed
 
     def kv_gb(self, tokens: int) -> float:
         """Return the size of the keys and values of `tokens`."""
@@ -56,6 +57,7 @@ class Costs(msgspec.Struct, frozen=True):
     device_memory_gb: Positive
     models: Annotated[dict[str, ModelCost], msgspec.Meta(min_length=1)]
     model_mix: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    switch_s: NonNegative = 0.005
 
     def kind(self, index: int) -> ModelCost:
         """Return what the model costs that is number `index`, from 0, to appear."""

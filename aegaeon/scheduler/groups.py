@@ -1,4 +1,4 @@
-"""A model's requests as the scheduler sees them: who waits, runs or leaves, its place in line.
+"""A model's requests as the scheduler sees them: who waits, runs or leaves, and its KV.
 
 No decisions are made here.
 """
@@ -12,23 +12,34 @@ from aegaeon.types import ModelId, RequestId
 
 
 @dataclass(slots=True)
+class Entry:
+    """A request at one device. Times are seconds of the clock that the scheduler is told."""
+
+    id: RequestId
+    arrival_s: float
+    tokens: int  # that a prefill must run, while it waits; else those that its KV holds
+    made: int = 0  # tokens since it came
+    first_s: float = 0.0  # when the first of them was there
+    is_here: bool = True  # its KV is on the device, or it has none
+
+
+@dataclass(slots=True)
 class Group:
-    """The requests of one model. Groups with work stand in line by `ticket`, lowest first."""
+    """The requests of one model."""
 
     model: ModelId
-    ticket: int = 0
-    # request -> tokens a prefill must run; first come, first served, pre-empted ones in front
-    waiting: OrderedDict[RequestId, int] = field(default_factory=OrderedDict)
-    # request -> tokens it holds; the front has decoded least recently
-    running: OrderedDict[RequestId, int] = field(default_factory=OrderedDict)
+    # first come, first served, pre-empted ones in front
+    waiting: OrderedDict[RequestId, Entry] = field(default_factory=OrderedDict)
+    # the front has decoded least recently
+    running: dict[RequestId, Entry] = field(default_factory=dict)
     # prefilled ones on their way to another instance; they hold KV until they are gone
-    leaving: set[RequestId] = field(default_factory=set)
-    has_prefilled: bool = False  # the last step of this group was a prefill
+    leaving: dict[RequestId, Entry] = field(default_factory=dict)
+    here_tokens: int = 0  # whose KV is on the device
+    away: int = 0  # running ones whose KV is not
     load_retry: Retry = field(default_factory=lambda: Retry(1.0, 30.0))  # after a failed load
     loss_retry: Retry = field(default_factory=lambda: Retry(0.1, 4.0, free=1))  # lost, no token yet
     load_s: float = 0.0  # what the last load took
     has_gained: bool = False  # a token since then
-    unpaid_load_s: float = 0.0  # of what the next turn displaced; it is to be worth it
     # Set while waiting requests lack KV: no prefill until `kv_freed` or, where nobody here holds
     # any, `kv_retry`.
     kv_ticket: int | None = None
@@ -49,63 +60,62 @@ class Group:
         """The first waiting requests within both bounds, at least one."""
         picked: list[RequestId] = []
         tokens = 0
-        for request, cost in self.waiting.items():
-            tokens += cost
+        for request, entry in self.waiting.items():
+            tokens += entry.tokens
             if picked and (len(picked) >= max_requests or tokens > max_tokens):
                 break
             picked.append(request)
         return tuple(picked)
 
     def pick_decode(self, max_batch: int) -> tuple[RequestId, ...]:
-        """The running requests that have waited longest for their next token."""
-        return tuple(request for request, _ in zip(self.running, range(max_batch), strict=False))
+        """The running requests that have waited longest for their next token; those whose KV is
+        away do not count."""
+        if not self.away:
+            if len(self.running) <= max_batch:
+                return tuple(self.running)
+            return tuple(request for request, _ in zip(self.running, range(max_batch), strict=False))
+        here = [request for request, entry in self.running.items() if entry.is_here]
+        return tuple(here[:max_batch])
 
     def rotate(self, requests: Iterable[RequestId]) -> None:
         """Put the running ones of `requests` behind those that did not decode."""
         for request in requests:
-            if request in self.running:
-                self.running.move_to_end(request)
+            entry = self.running.pop(request, None)
+            if entry is not None:
+                self.running[request] = entry
 
-    def add_token(self, request: RequestId) -> None:
-        """Count a new token of a waiting or running request; it runs from now on."""
-        held = self.waiting.pop(request, None)
-        if held is None:
-            held = self.running[request]
-        self.running[request] = held + 1
+    def begin_running(self, request: RequestId, now: float) -> Entry:
+        """A waiting request has been prefilled and has a token more."""
+        entry = self.waiting.pop(request)
+        self.running[request] = entry
+        entry.is_here = True
+        entry.tokens += 1
+        if not entry.made:
+            entry.first_s = now
+        entry.made += 1
+        return entry
 
-    def put_back(self, requests: Iterable[RequestId]) -> bool:
-        """Return `requests` to the front of those waiting; say whether one of them held KV."""
-        held_kv = False
+    def put_back(self, requests: Iterable[RequestId]) -> tuple[Entry, ...]:
+        """Return `requests` to the front of those waiting; say which of them were running."""
+        ran: list[Entry] = []
         for request in reversed(tuple(requests)):
-            tokens = self.running.pop(request, None)
-            if tokens is not None:
-                held_kv = True
-                self.waiting[request] = tokens
+            entry = self.running.pop(request, None)
+            if entry is not None:
+                ran.append(entry)
+                self.away -= not entry.is_here
+                self.waiting[request] = entry
             if request in self.waiting:
                 self.waiting.move_to_end(request, last=False)
-        return held_kv
+        return tuple(ran)
 
     def leave(self, request: RequestId) -> None:
         """Let a running request go to another instance."""
-        del self.running[request]
-        self.leaving.add(request)
+        self.leaving[request] = self.running.pop(request)
 
-    def remove(self, request: RequestId) -> bool:
-        """Forget `request`; say whether it was running or leaving and so held KV."""
+    def remove(self, request: RequestId) -> Entry | None:
+        """Forget `request`; return it if it was running or leaving."""
         self.waiting.pop(request, None)
-        held_kv = request in self.leaving or request in self.running
-        self.leaving.discard(request)
-        self.running.pop(request, None)
-        return held_kv
-
-    def leave_kv_line(self) -> None:
-        """Nothing here lacks KV."""
-        self.kv_ticket = None
-        self.kv_retry.reset()
-
-    def clear(self) -> tuple[RequestId, ...]:
-        """Forget and return all requests but those leaving."""
-        everyone = (*self.waiting, *self.running)
-        self.waiting.clear()
-        self.running.clear()
-        return everyone
+        entry = self.leaving.pop(request, None) or self.running.pop(request, None)
+        if entry is not None:
+            self.away -= not entry.is_here
+        return entry

@@ -4,10 +4,13 @@ The group that ran out of it first is the only one to prefill until it has its s
 here could give up any, others hold it all, or the system has no memory left: then time must tell.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from aegaeon.scheduler.groups import Group
 from aegaeon.types import ModelId
+
+GroupT = TypeVar("GroupT", bound=Group)
 
 
 class KvLine:
@@ -15,10 +18,12 @@ class KvLine:
 
     def __init__(self, groups: Mapping[ModelId, Group]) -> None:
         self._groups = groups
+        self._stalled: dict[ModelId, Group] = {}
+        self._tickets = 0
 
     def freed(self) -> None:
         """A sequence has given up KV: it is worth trying again."""
-        for group in self._groups.values():
+        for group in self._stalled.values():
             group.kv_freed = True
             group.kv_retry.reset()
 
@@ -26,23 +31,33 @@ class KvLine:
         """Whether any sequence has KV that it may give up later."""
         return any(group.running or group.leaving for group in self._groups.values())
 
-    def join(self, groups: Iterable[Group], next_ticket: Callable[[], int], now: float) -> None:
+    def join(self, groups: Iterable[Group], now: float) -> None:
         """Put `groups` in line, those behind that are not in it yet."""
         is_held = self.is_held()
         for group in groups:
             if group.kv_ticket is None:
-                group.kv_ticket = next_ticket()
+                self._tickets += 1
+                group.kv_ticket = self._tickets
+                self._stalled[group.model] = group
             group.kv_freed = False
             if not is_held:
                 group.kv_retry.fail(now)
 
+    def leave(self, group: Group) -> None:
+        """Nothing of `group` lacks KV."""
+        group.kv_ticket = None
+        group.kv_retry.reset()
+        self._stalled.pop(group.model, None)
+
     def first(self) -> Group | None:
         """The group whose turn it is to try for KV, or None when nobody lacks it."""
-        stalled = [g for g in self._groups.values() if g.kv_ticket is not None]
-        return min(stalled, key=lambda group: group.kv_ticket or 0, default=None)
+        if not self._stalled:
+            return None
+        return min(self._stalled.values(), key=lambda group: group.kv_ticket or 0)
 
-    def may_prefill(self, group: Group, first: Group | None, now: float) -> bool:
-        """Whether a prefill of `group` may find KV, `first` being first in line."""
+    def may_prefill(self, group: Group, now: float) -> bool:
+        """Whether a prefill of `group` may find KV."""
+        first = self.first()
         if first is None:
             return True
         if group is not first:
@@ -56,11 +71,12 @@ class KvLine:
             return None
         return first.kv_retry.at_s
 
-    def runnable(self, now: float) -> dict[ModelId, Group]:
-        """Groups that could make progress, were their model on the device."""
-        first = self.first()
+    def runnable(self, active: Mapping[ModelId, GroupT], now: float) -> Mapping[ModelId, GroupT]:
+        """Those of `active` that could make progress, were their model on the device."""
+        if not self._stalled:
+            return active
         return {
             model: group
-            for model, group in self._groups.items()
-            if group.running or (group.waiting and self.may_prefill(group, first, now))
+            for model, group in active.items()
+            if group.running or self.may_prefill(group, now)
         }

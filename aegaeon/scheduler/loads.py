@@ -1,23 +1,28 @@
-"""Which model is loaded next and whom it may displace; whose turn it is stands elsewhere."""
+"""What has become of loads: preloads, and the waits after failures and losses.
+
+What is loaded next and whom it displaces is a policy's choice.
+"""
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.scheduler.groups import Group
 from aegaeon.scheduler.residency import Residency
-from aegaeon.types import Failure, Loaded, ModelId
+from aegaeon.types import Failure, Load, Loaded, ModelId
+
+GroupT = TypeVar("GroupT", bound=Group)
 
 MAX_LOSSES = 12  # of a model's weights in a row without a token: about half a minute
 
 
 class Loads:
-    """Chooses loads for a scheduler's groups; keeps the preloads and the waits after failures."""
+    """Keeps the preloads and the waits of a scheduler's groups."""
 
-    def __init__(self, residency: Residency, groups: Mapping[ModelId, Group]) -> None:
+    def __init__(self, residency: Residency) -> None:
         self._residency = residency
-        self._groups = groups
-        self._displaces = False  # the load under way evicted others
         self._preload: list[ModelId] = []
+        self.has_displaced = False  # the load under way, or the last one, evicted others
 
     @property
     def preloading(self) -> tuple[ModelId, ...]:
@@ -27,36 +32,6 @@ class Loads:
     def preload(self, models: Iterable[ModelId]) -> None:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
         self._preload.extend(models)
-
-    def head(self, runnable: Mapping[ModelId, Group], now: float) -> Group | None:
-        """The first group in line whose model is neither resident nor waits after a failure."""
-        absent = (
-            group
-            for model, group in runnable.items()
-            if not self._residency.is_resident(model) and group.load_at_s <= now
-        )
-        return min(absent, key=lambda group: group.ticket, default=None)
-
-    def victims(
-        self, head: Group, runnable: Mapping[ModelId, Group], kept: set[ModelId]
-    ) -> tuple[ModelId, ...] | None:
-        """Whom to evict so that `head` fits, none of `kept`; None when there is no way.
-
-        The idle go first, least recently used first; then those behind `head` in line, the last
-        first. Those before it stay until they had their turn.
-        """
-        idle: list[ModelId] = []
-        later: list[Group] = []
-        for model in self._residency.resident:
-            group = self._groups[model]
-            if model in kept:
-                continue
-            if model not in runnable:
-                idle.append(model)
-            elif group.ticket > head.ticket:
-                later.append(group)
-        later.sort(key=lambda group: -group.ticket)
-        return self._residency.plan(head.model, idle + [group.model for group in later])
 
     def next_preload(self) -> ModelId | None:
         """The next model to preload that fits without evicting anyone."""
@@ -68,21 +43,20 @@ class Loads:
             self._preload.pop(0)
         return None
 
-    def begin(self, model: ModelId, victims: tuple[ModelId, ...]) -> None:
-        """The load of `model` begins, with `victims` evicted."""
-        self._residency.begin_load(model, victims)
-        self._displaces = bool(victims)
+    def begin(self, load: Load) -> None:
+        """`load` begins."""
+        self._residency.begin_load(load.model, load.evict)
+        self.has_displaced = bool(load.evict)
 
-    def loaded(self, outcome: Loaded) -> None:
-        """The load has ended well; a turn that displaced others is to be worth it."""
-        group = self._groups[outcome.model]
-        self._residency.end_load(outcome.weight_bytes)
-        group.load_retry.reset()
-        group.load_s = outcome.took_s
-        group.has_gained = False
-        if self._displaces or group.loss_retry.failures:
-            group.unpaid_load_s = outcome.took_s
-        self._drop_preload(outcome.model)
+    def loaded(self, group: Group, outcome: Loaded) -> bool:
+        """The load has ended well; return whether weights came that were not there."""
+        has_come = self._residency.end_load(outcome.weight_bytes)
+        if has_come:
+            group.load_retry.reset()
+            group.load_s = outcome.took_s
+            group.has_gained = False
+            self._drop_preload(outcome.model)
+        return has_come
 
     def failed(self, group: Group, now: float) -> None:
         """The load has failed, sooner or later; the next try waits, longer each time."""
@@ -108,9 +82,9 @@ class Loads:
         )
         return [(r, BudgetTooSmall.code, message) for r in (*group.waiting, *group.running)]
 
-    def next_retry_s(self, now: float) -> float | None:
-        """When a model with requests may be tried again after a failure or a loss."""
-        retries = (g.load_at_s for g in self._groups.values() if g.waiting or g.running)
+    def next_retry_s(self, active: Mapping[ModelId, GroupT], now: float) -> float | None:
+        """When one of `active` may be loaded again after a failure or a loss."""
+        retries = (group.load_at_s for group in active.values())
         return min((at for at in retries if at > now), default=None)
 
     def _drop_preload(self, model: ModelId) -> None:

@@ -1,4 +1,4 @@
-"""Which models' weights are on the device, in bytes: what fits, and what to drop to make room.
+"""What is on the device, in bytes: models' weights and, where it shares their memory, KV.
 
 Whose turn it is and who may not be evicted is the scheduler's decision, passed in.
 """
@@ -12,15 +12,23 @@ from aegaeon.types import ModelId
 class Residency:
     """The resident models and the one being loaded, never over the budget.
 
-    Raises BudgetTooSmall when a model would not fit even alone.
+    `kv_token_bytes` of a model count against the same budget; 0, or none given, where KV has
+    memory of its own. Raises BudgetTooSmall when a model would not fit even alone.
     """
 
-    def __init__(self, weight_bytes: Mapping[ModelId, int], budget_bytes: int) -> None:
+    def __init__(
+        self,
+        weight_bytes: Mapping[ModelId, int],
+        budget_bytes: int,
+        kv_token_bytes: Mapping[ModelId, int] | None = None,
+    ) -> None:
         self._bytes = dict(weight_bytes)
+        self._kv_token_bytes = kv_token_bytes or {}
         self._budget_bytes = budget_bytes
-        self._used: dict[ModelId, int] = {}  # resident model -> when last used, a counter
+        self._used: dict[ModelId, None] = {}  # the least recently used first
         self._loading: ModelId | None = None
-        self._uses = 0
+        self._weight_bytes = 0  # of the resident models and of the one being loaded
+        self._kv_bytes = 0
         for model, size in self._bytes.items():
             self._check_fits(model, size)
 
@@ -39,13 +47,39 @@ class Residency:
     @property
     def resident(self) -> tuple[ModelId, ...]:
         """The resident models, the least recently used first."""
-        return tuple(sorted(self._used, key=self._used.__getitem__))
+        return tuple(self._used)
+
+    @property
+    def budget_bytes(self) -> int:
+        """What everything here may take together."""
+        return self._budget_bytes
 
     @property
     def held_bytes(self) -> int:
-        """Weights on the device, with those being loaded."""
-        held = sum(self._bytes[model] for model in self._used)
-        return held + (self._bytes[self._loading] if self._loading is not None else 0)
+        """Weights on the device, with those being loaded, and KV."""
+        return self._weight_bytes + self._kv_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the budget."""
+        return self._budget_bytes - self._weight_bytes - self._kv_bytes
+
+    @property
+    def kv_margin_bytes(self) -> int:
+        """What is best left free for KV to grow; 0 where it has memory of its own."""
+        return self._budget_bytes // 32 if self._kv_token_bytes else 0
+
+    def serves(self, model: ModelId) -> bool:
+        """Whether `model` is one of those that may come here."""
+        return model in self._bytes
+
+    def bytes_of(self, model: ModelId) -> int:
+        """The size of the weights of `model`."""
+        return self._bytes[model]
+
+    def kv_bytes(self, model: ModelId, tokens: int) -> int:
+        """What KV of `tokens` counts here."""
+        return self._kv_token_bytes.get(model, 0) * tokens
 
     def is_resident(self, model: ModelId) -> bool:
         """Whether `model` may compute."""
@@ -56,13 +90,20 @@ class Residency:
         if model in self._used:
             self._enter(model)
 
+    def hold_kv(self, model: ModelId, tokens: int) -> None:
+        """KV of so many more tokens of `model` is here from now on; less than 0: no longer."""
+        if self._kv_token_bytes:
+            self._kv_bytes += self._kv_token_bytes[model] * tokens
+
     def drop(self, model: ModelId) -> None:
         """Note that the weights of `model` are not here any more, if they were."""
-        self._used.pop(model, None)
+        if model in self._used:
+            del self._used[model]
+            self._weight_bytes -= self._bytes[model]
 
     def plan(self, model: ModelId, evictable: Iterable[ModelId]) -> tuple[ModelId, ...] | None:
         """The models of `evictable` (best victim first) to drop so that `model` fits, or None."""
-        missing = self.held_bytes + self._bytes[model] - self._budget_bytes
+        missing = self._bytes[model] - self.free_bytes
         victims: list[ModelId] = []
         for victim in evictable:
             if missing <= 0:
@@ -78,21 +119,30 @@ class Residency:
         return tuple(victims)
 
     def begin_load(self, model: ModelId, evict: Iterable[ModelId]) -> None:
-        """The copy lane drops `evict` and brings in `model` from here on."""
-        assert self._loading is None and model not in self._used
+        """The copy lane drops `evict` and brings in `model`, unless it is there, from here on."""
+        assert self._loading is None
         for victim in evict:
-            del self._used[victim]
+            self.drop(victim)
         self._loading = model
-        assert self.held_bytes <= self._budget_bytes
+        if model not in self._used:
+            self._weight_bytes += self._bytes[model]
+        assert self._weight_bytes <= self._budget_bytes
 
-    def end_load(self, weight_bytes: int | None) -> None:
-        """The load has ended: with that many bytes on the device, or (None) in failure."""
+    def end_load(self, weight_bytes: int | None) -> bool:
+        """The load has ended: with that many bytes on the device, or (None) in failure. Return
+        whether weights have come that were not there."""
         assert self._loading is not None
         model, self._loading = self._loading, None
-        if weight_bytes is not None:
-            self._bytes[model] = weight_bytes
-            self._enter(model)
+        if model in self._used:
+            return False
+        self._weight_bytes -= self._bytes[model]
+        if weight_bytes is None:
+            return False
+        self._bytes[model] = weight_bytes
+        self._weight_bytes += weight_bytes
+        self._enter(model)
+        return True
 
     def _enter(self, model: ModelId) -> None:
-        self._uses += 1
-        self._used[model] = self._uses
+        self._used.pop(model, None)
+        self._used[model] = None

@@ -1,0 +1,556 @@
+"""What all policies share: the requests of one device, its weights, and what outcomes change.
+
+A policy says whose step is next, what it is, and what is loaded; it stands in a file of its own.
+"""
+
+import math
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
+from aegaeon.scheduler.deadlines import Deadlines
+from aegaeon.scheduler.decisions import Decisions
+from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.scheduler.kv_line import KvLine
+from aegaeon.scheduler.loads import Loads
+from aegaeon.scheduler.residency import Residency
+from aegaeon.types import (
+    Action,
+    ComputeAction,
+    Decode,
+    Failure,
+    Handoff,
+    Idle,
+    Load,
+    Loaded,
+    LoadFailed,
+    ModelId,
+    Outcome,
+    Prefill,
+    Ran,
+    Request,
+    RequestId,
+    Role,
+    Stepped,
+    Switch,
+    Switched,
+    WeightsLost,
+)
+
+MAX_KV_RETRIES = 14  # while nobody here holds KV: about 10 s
+
+GroupT = TypeVar("GroupT", bound=Group)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one device. A prefill takes at least one request, whatever its size."""
+
+    max_batch: int = 16
+    max_waiting: int = 1024
+    max_running: int = 32  # per model; beyond max_batch they decode in rotation
+    prefill_requests: int = 4
+    prefill_tokens: int = 2048
+
+
+class DeviceScheduler(Scheduler, Generic[GroupT]):
+    """A scheduler but for its policy. With the role `prefill` requests leave as Handoff once they
+    have a token; `adopt` is how they come to the other roles."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        models: Sequence[ModelId],
+        limits: Limits,
+        role: Role = "colocated",
+    ) -> None:
+        """`models` are those served. Nothing is resident yet."""
+        self._residency = residency
+        self._models = frozenset(models)
+        self._limits = limits
+        self._role = role
+        self._groups: dict[ModelId, GroupT] = {}
+        self._active: dict[ModelId, GroupT] = {}  # where anything waits or runs
+        self._kv = KvLine(self._groups)
+        self._loads = Loads(residency)
+        self._model_of: dict[RequestId, ModelId] = {}
+        self._deadlines = Deadlines()
+        self._handoffs: deque[RequestId] = deque()  # with left-overs of ended ones
+        self._hopeless: list[Failure] = []
+        self._current: ModelId | None = None
+        self._in_flight: ComputeAction | None = None
+        self._reserved_tokens = 0  # of KV, for the prefill in flight
+        self._arriving: tuple[RequestId, ...] = ()  # whose KV the load under way brings
+        self._arriving_tokens = 0
+        self._waiting_count = 0
+        self._switches = 0
+        # Nothing is decided anew while nothing happens but steps of a decode within its stretch.
+        self._is_stale = True  # something else has
+        self._is_load_stale = True
+        self._load_retry_s = math.inf  # asked again then, though nothing has happened
+        self._decoding: Decode | None = None  # what goes on
+        self._steps_done = 0  # of it
+        self._reason = ""  # of the decision that is being made
+        self.decisions = Decisions()
+
+    # What a policy says
+
+    @abstractmethod
+    def _new_group(self, model: ModelId) -> GroupT:
+        """Return an empty group."""
+
+    @abstractmethod
+    def _choose(self, now: float) -> GroupT | None:
+        """Return whose step is next, resident, or None while there is nothing to compute."""
+
+    @abstractmethod
+    def _step(self, group: GroupT, now: float) -> Prefill | Decode | None:
+        """Return the next step of `group`, whose turn it is, or None to wait."""
+
+    @abstractmethod
+    def _pick_load(self, now: float) -> Load | None:
+        """Return what to bring in; the copy lane is free."""
+
+    def _entered(self, group: GroupT, entry: Entry, now: float) -> None:
+        """A request came."""
+
+    def _turn_began(self, group: GroupT, now: float) -> None:
+        """`group` has the device from here on."""
+
+    def _turn_ended(self, group: GroupT) -> None:
+        """`group` no longer has the device."""
+
+    def _stepped(self, group: GroupT, action: Prefill | Decode, now: float) -> None:
+        """A step of `group` ended; its requests are up to date."""
+
+    def _changed(self, group: GroupT) -> None:
+        """A request of `group` ended, or was put back."""
+
+    def _quieted(self, group: GroupT) -> None:
+        """The last request of `group` ended."""
+
+    def _has_loaded(self, group: GroupT, took_s: float, is_displacing: bool) -> None:
+        """The weights of `group` are here; others made way for them if `is_displacing`."""
+
+    def _worth_s(self, load_s: float) -> float:
+        """Return how long to compute for a load to be worth it."""
+        return load_s
+
+    # What a dispatcher sees
+
+    @property
+    def role(self) -> Role:
+        """What this device does."""
+        return self._role
+
+    @property
+    def load(self) -> float:
+        """How busy it is, in the policy's measure: here requests."""
+        return len(self._model_of)
+
+    def requests_of(self, model: ModelId) -> int:
+        """Return how many requests of `model` wait or run here."""
+        group = self._groups.get(model)
+        return len(group.waiting) + len(group.running) if group is not None else 0
+
+    def is_resident(self, model: ModelId) -> bool:
+        """Whether the weights of `model` are here, or on their way."""
+        return self._residency.is_resident(model) or self._residency.loading == model
+
+    def joins(self, model: ModelId) -> bool:
+        """Whether one more request of `model` would not make it switch once more."""
+        return model in self._active
+
+    # Requests
+
+    def preload(self, models: Iterable[ModelId]) -> None:
+        """Load `models` when the copy lane has nothing else to do and there is free room."""
+        self._loads.preload(models)
+
+    def submit(self, request: Request, now: float) -> None:
+        """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
+        group = self._group_of(request)
+        if self._waiting_count >= self._limits.max_waiting:
+            raise Overloaded(
+                f"{self._limits.max_waiting} requests are waiting; try again later, or raise "
+                "--max-waiting"
+            )
+        entry = Entry(request.id, request.arrival_s, _tokens(request))
+        group.waiting[request.id] = entry
+        self._waiting_count += 1
+        self._enter(request, group, entry, now)
+
+    def adopt(self, request: Request, now: float) -> None:
+        """Run `request` beside its model's others. Raises Overloaded, also when others here lack
+        KV, ModelNotFound, and InvalidRequest with the role `prefill`."""
+        if self._role == "prefill":
+            raise InvalidRequest("this instance does not decode; hand it to one that does")
+        group = self._group_of(request)
+        if self._kv.first() is not None:
+            raise Overloaded("sequences here wait for KV; try again later")
+        if len(self._model_of) >= self._limits.max_waiting:
+            raise Overloaded(f"{len(self._model_of)} requests are here; try again later")
+        entry = Entry(request.id, request.arrival_s, _tokens(request), made=1, first_s=now)
+        group.running[request.id] = entry
+        if self._residency.kv_bytes(request.model, 1):
+            entry.is_here = False  # its KV is on the host
+            group.away += 1
+        self._enter(request, group, entry, now)
+
+    def cancel(self, request: RequestId, now: float) -> None:  # noqa: ARG002  part of the seam
+        """Forget `request`; if an action with it is under way, its part of the outcome is too."""
+        self._forget(request)
+
+    def expired(self, now: float) -> tuple[RequestId, ...]:
+        """Return, once, the requests whose deadline is not after `now`."""
+        return self._deadlines.expired(now, self._model_of)
+
+    def given_up(self) -> tuple[Failure, ...]:
+        """Return, once, the requests that waited in vain."""
+        if not self._hopeless:
+            return ()
+        hopeless, self._hopeless = self._hopeless, []
+        return tuple(failure for failure in hopeless if failure[0] in self._model_of)
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """Counts per model, those without requests left out."""
+        groups = self._groups.values()
+        running = {g.model: len(g.running) + len(g.leaving) for g in groups}
+        return SchedulerSnapshot(
+            current=self._current,
+            resident=self._residency.resident,
+            loading=self._residency.loading,
+            waiting={g.model: len(g.waiting) for g in groups if g.waiting},
+            running={model: count for model, count in running.items() if count},
+            switches=self._switches,
+            preloading=self._loads.preloading,
+        )
+
+    def _group_of(self, request: Request) -> GroupT:
+        if request.model not in self._models:
+            raise ModelNotFound(f"model {request.model} is not served here; see GET /v1/models")
+        group = self._groups.get(request.model)
+        if group is None:
+            group = self._groups[request.model] = self._new_group(request.model)
+        return group
+
+    def _enter(self, request: Request, group: GroupT, entry: Entry, now: float) -> None:
+        self._something_happened()
+        self._model_of[request.id] = request.model
+        self._deadlines.add(request.id, request.deadline_s)
+        self._entered(group, entry, now)
+        self._active[request.model] = group
+
+    def _hold_kv(self, group: GroupT, tokens: int) -> None:
+        group.here_tokens += tokens
+        self._residency.hold_kv(group.model, tokens)
+
+    def _forget(self, request: RequestId) -> None:
+        model = self._model_of.pop(request, None)
+        if model is None:
+            return
+        self._something_happened()
+        group = self._groups[model]
+        self._waiting_count -= request in group.waiting
+        entry = group.remove(request)
+        if entry is not None:
+            if entry.is_here:
+                self._hold_kv(group, -entry.tokens)
+            self._kv.freed()
+        if not group.waiting:
+            self._kv.leave(group)
+        self._quiet(group)
+        self._changed(group)
+
+    def _quiet(self, group: GroupT) -> None:
+        if not group.waiting and not group.running:
+            if self._active.pop(group.model, None) is not None:
+                self._quieted(group)
+
+    # Actions
+
+    def next_action(self, now: float) -> Action:
+        """Let go what is prefilled; then what the policy says."""
+        assert self._in_flight is None, "the compute lane is busy"
+        action = self._next_action(now)
+        self.decisions.note(now, action, self._reason)
+        return action
+
+    def _next_action(self, now: float) -> Action:
+        while self._handoffs:
+            request = self._handoffs.popleft()
+            model = self._model_of.get(request)
+            if model is not None and request in self._groups[model].leaving:
+                self._reason = "prefilled"
+                return Handoff(request)
+        if self._goes_on(now):
+            assert self._decoding is not None
+            decode = self._decoding
+            left = decode.stretch.after(self._steps_done)
+            self._in_flight = Decode(decode.model, decode.requests, left)
+            return self._in_flight
+        self._reason = ""
+        self._is_load_stale = True
+        group = self._choose(now)
+        step: ComputeAction | None = None
+        if group is not None:
+            is_turn = group.model == self._current
+            step = self._step(group, now) if is_turn else Switch(group.model)
+        if step is None:
+            self._reason = self._reason or ("no_requests" if not self._active else "not_loaded")
+            retries = (self._loads.next_retry_s(self._active, now), self._kv.next_retry_s(now))
+            return Idle(min((at for at in retries if at is not None), default=None))
+        self._in_flight = step
+        self._is_stale = False
+        self._steps_done = 0
+        self._decoding = step if isinstance(step, Decode) else None
+        if isinstance(step, Prefill) and group is not None:
+            tokens = sum(group.waiting[request].tokens + 1 for request in step.requests)
+            self._reserved_tokens = tokens
+            self._hold_kv(group, tokens)
+        return step
+
+    def _goes_on(self, now: float) -> bool:
+        """Whether the decode goes on that was decided last."""
+        decode = self._decoding
+        if decode is None or self._is_stale:
+            return False
+        return not decode.stretch.is_over(self._steps_done, now)
+
+    def _something_happened(self) -> None:
+        self._is_stale = self._is_load_stale = True
+
+    def next_load(self, now: float) -> Load | None:
+        """What the policy says; else a preload that needs no room made."""
+        if self._residency.loading is not None:
+            return None
+        if not self._is_load_stale and now < self._load_retry_s:
+            return None
+        if self._in_flight is not None and not self._residency.is_resident(self._in_flight.model):
+            return None  # evicted meanwhile: the outcome will say what became of the action
+        self._is_load_stale = False
+        self._reason = ""
+        load = self._pick_load(now)
+        if load is None:
+            model = self._loads.next_preload()
+            if model is None:
+                retry_s = self._loads.next_retry_s(self._active, now)
+                self._load_retry_s = math.inf if retry_s is None else retry_s
+                return None
+            self._reason = "preload"
+            load = Load(model)
+        self._begin_load(load)
+        self.decisions.note(now, load, self._reason)
+        return load
+
+    def _begin_load(self, load: Load) -> None:
+        self._something_happened()
+        for model in load.evict:
+            self._leave_current(model)
+        for request in load.offload:
+            self._move_kv(request, False)
+        self._loads.begin(load)
+        group = self._groups.get(load.model)
+        if group is not None:
+            self._arriving = load.bring
+            self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
+            self._hold_kv(group, self._arriving_tokens)
+
+    def _move_kv(self, request: RequestId, is_here: bool) -> None:
+        group = self._groups[self._model_of[request]]
+        entry = group.running[request]
+        assert entry.is_here != is_here
+        entry.is_here = is_here
+        group.away += -1 if is_here else 1
+        self._hold_kv(group, entry.tokens if is_here else -entry.tokens)
+
+    def _leave_current(self, model: ModelId) -> None:
+        """The device is nobody's when the weights of the current model go."""
+        if self._current == model:
+            self._turn_ended(self._groups[model])
+            self._current = None
+
+    def _drop(self, model: ModelId) -> None:
+        """The weights of `model` are not here any more."""
+        self._leave_current(model)
+        self._residency.drop(model)
+
+    # Outcomes
+
+    def complete(self, outcome: Outcome, now: float) -> None:
+        """Update turns, residency and requests; outcomes of forgotten requests are ignored."""
+        match outcome:
+            case Ran():
+                self._on_ran(outcome, now)
+                return
+            case Stepped():
+                self._on_stepped(outcome, now)
+                if self._decoding is not None and not outcome.preempted:
+                    return
+            case Switched():
+                self._on_switched(outcome.model, now)
+            case WeightsLost():
+                self._on_weights_lost(self._group(outcome.model), now)
+            case Loaded():
+                self._on_loaded(outcome)
+            case LoadFailed():
+                self._on_load_failed(self._group(outcome.model), now)
+        self._something_happened()
+
+    def _group(self, model: ModelId) -> GroupT:
+        """The group of `model`, which may have been loaded without ever having a request."""
+        if model not in self._groups:
+            self._groups[model] = self._new_group(model)
+        return self._groups[model]
+
+    def _on_switched(self, model: ModelId, now: float) -> None:
+        self._in_flight = None
+        if self._current is not None:
+            self._turn_ended(self._groups[self._current])
+        self._switches += 1
+        self._residency.touch(model)
+        # Evicted during the switch, if not resident.
+        self._current = model if self._residency.is_resident(model) else None
+        self._turn_began(self._groups[model], now)
+
+    def _on_ran(self, outcome: Ran, now: float) -> None:
+        action, self._in_flight = self._in_flight, None
+        assert isinstance(action, Decode)
+        group = self._groups[outcome.model]
+        self._steps_done += outcome.steps
+        self._residency.touch(outcome.model)
+        count = 0
+        for request in action.requests:
+            entry = group.running.get(request)
+            if entry is not None:
+                entry.tokens += outcome.steps
+                entry.made += outcome.steps
+                count += 1
+        self._hold_kv(group, outcome.steps * count)
+        if len(group.running) > len(action.requests):
+            group.rotate(action.requests)
+        self._gained(group)
+        for request in outcome.ended:
+            self._forget(request)
+        self._stepped(group, action, now)
+
+    def _on_stepped(self, outcome: Stepped, now: float) -> None:
+        action, self._in_flight = self._in_flight, None
+        assert isinstance(action, Prefill | Decode)
+        group = self._groups[outcome.model]
+        self._steps_done += 1
+        self._residency.touch(outcome.model)
+        if self._reserved_tokens:
+            self._hold_kv(group, -self._reserved_tokens)
+            self._reserved_tokens = 0
+        for token in outcome.tokens:
+            if token.request_id in self._model_of:
+                self._add_token(group, token.request_id, now)
+        if len(group.running) > len(action.requests):
+            group.rotate(action.requests)
+        if outcome.tokens:
+            self._gained(group)
+            group.kv_retry.reset()
+        if outcome.preempted:
+            self._on_preempted(outcome, now)
+        elif isinstance(action, Prefill):
+            self._kv.leave(group)
+        for token in outcome.tokens:
+            if token.finish_reason is not None:
+                self._forget(token.request_id)
+        for request, _, _ in outcome.failed:
+            self._forget(request)
+        if self._role == "prefill":
+            self._let_go(group)
+        self._stepped(group, action, now)
+
+    def _add_token(self, group: GroupT, request: RequestId, now: float) -> None:
+        if request in group.waiting:
+            entry = group.begin_running(request, now)
+            self._waiting_count -= 1
+            self._hold_kv(group, entry.tokens)
+        else:
+            entry = group.running[request]
+            entry.tokens += 1
+            entry.made += 1
+            self._hold_kv(group, 1)
+
+    def _gained(self, group: GroupT) -> None:
+        group.has_gained = True
+        group.loss_retry.reset()
+
+    def _let_go(self, group: GroupT) -> None:
+        for request in tuple(group.running):
+            group.leave(request)
+            self._handoffs.append(request)
+        self._quiet(group)
+
+    def _on_preempted(self, outcome: Stepped, now: float) -> None:
+        """They wait in front of their own groups, which stand in line for KV from here on."""
+        known = [request for request in outcome.preempted if request in self._model_of]
+        losers = {
+            self._model_of[request]: self._groups[self._model_of[request]] for request in known
+        }
+        has_held = False
+        for model, group in losers.items():
+            ran = group.put_back([r for r in known if self._model_of[r] == model])
+            self._waiting_count += len(ran)
+            self._hold_kv(group, -sum(entry.tokens for entry in ran if entry.is_here))
+            has_held = has_held or bool(ran)
+            self._changed(group)
+        if has_held:
+            self._kv.freed()
+        self._kv.join(losers.values(), now)
+        for request in known:
+            retry = losers[self._model_of[request]].kv_retry
+            if retry.failures >= MAX_KV_RETRIES:
+                # It would fit: the engine refuses at once what does not. So a client may try again.
+                self._hopeless.append((request, Overloaded.code, outcome.shortage))
+                retry.at_s = now  # the next in line may need less
+
+    def _on_loaded(self, outcome: Loaded) -> None:
+        for model in outcome.evicted:
+            self._drop(model)
+        group = self._group(outcome.model)
+        self._kv_arrived(group)
+        if self._loads.loaded(group, outcome):
+            self._has_loaded(group, outcome.took_s, self._loads.has_displaced)
+
+    def _kv_arrived(self, group: GroupT) -> None:
+        arriving, self._arriving = self._arriving, ()
+        self._hold_kv(group, -self._arriving_tokens)
+        self._arriving_tokens = 0
+        for request in arriving:
+            if request in group.running:
+                self._move_kv(request, True)
+
+    def _on_weights_lost(self, group: GroupT, now: float) -> None:
+        """From either lane, as `_on_load_failed`; a load that is put off costs no request."""
+        if self._residency.loading == group.model:
+            self._loads.failed(group, now)
+        else:
+            self._in_flight = None
+            self._drop(group.model)
+            self._hopeless += self._loads.lost(group, now, self._worth_s(group.load_s))
+
+    def _on_load_failed(self, group: GroupT, now: float) -> None:
+        """From either lane: a model that is not being loaded counted as resident, and computed."""
+        if self._residency.loading != group.model:
+            self._in_flight = None
+            self._drop(group.model)
+        self._loads.failed(group, now)
+        for request in (*group.waiting, *group.running):
+            self._forget(request)
+        self._kv.leave(group)
+
+    def _runnable(self, now: float) -> Mapping[ModelId, GroupT]:
+        """The groups that could make progress, were their model on the device."""
+        return self._kv.runnable(self._active, now)
+
+
+def _tokens(request: Request) -> int:
+    return len(request.prompt_token_ids) + len(request.generated_token_ids)

@@ -1,0 +1,70 @@
+"""The policies by name: how each schedules a device, and where it sends requests."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from aegaeon.metrics import Target
+from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.device import DeviceScheduler, Limits
+from aegaeon.scheduler.groups import Group
+from aegaeon.scheduler.places import Dispatcher, HomeDispatcher
+from aegaeon.scheduler.residency import Residency
+from aegaeon.scheduler.slack import SlackScheduler
+from aegaeon.types import ModelId, Role
+
+AnyScheduler = DeviceScheduler[Group]
+USABLE_MEMORY = 0.9  # of a device, for weights and KV; the rest is for activations
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """How many devices of each role, and what is promised to clients."""
+
+    colocated: int = 0
+    prefill: int = 0
+    decode: int = 0
+    target: Target = Target()
+    limits: Limits = Limits()
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The role of each device."""
+        kinds: tuple[tuple[Role, int], ...] = (
+            ("colocated", self.colocated),
+            ("prefill", self.prefill),
+            ("decode", self.decode),
+        )
+        return tuple(role for role, count in kinds for _ in range(count))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named policy."""
+
+    name: str
+    scheduler: Callable[[Residency, Mapping[ModelId, ModelCost], Fleet, Role], AnyScheduler]
+    dispatcher: Callable[[], Dispatcher]
+
+    def schedulers(
+        self, fleet: Fleet, costs: Costs, models: Mapping[ModelId, ModelCost]
+    ) -> list[AnyScheduler]:
+        """Return one for each device of `fleet`, whose weights and KV share its memory."""
+        weights = {model: round(cost.weight_gb * 1e9) for model, cost in models.items()}
+        kv = {model: round(cost.kv_gb_per_token * 1e9) for model, cost in models.items()}
+        budget = round(costs.device_memory_gb * USABLE_MEMORY * 1e9)
+        return [
+            self.scheduler(Residency(weights, budget, kv), models, fleet, role)
+            for role in fleet.roles
+        ]
+
+
+def _slack(
+    residency: Residency, costs: Mapping[ModelId, ModelCost], fleet: Fleet, role: Role
+) -> AnyScheduler:
+    return SlackScheduler(residency, costs, fleet.limits, role, fleet.target)  # type: ignore[return-value]
+
+
+POLICIES = {
+    policy.name: policy for policy in (Policy("slack", _slack, HomeDispatcher),)
+}

@@ -1,0 +1,317 @@
+"""One simulated device: a scheduler, and two lanes that take the time that the costs say.
+
+It does what the live loop does, in the same order: messages, then what the lanes have ended, then
+new actions.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from aegaeon.metrics import TokenRuns
+from aegaeon.scheduler.base import Scheduler
+from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.sim.pace import Pace, StepCosts, exact
+from aegaeon.sim.timeline import Timeline
+from aegaeon.types import (
+    Action,
+    ComputeAction,
+    Decode,
+    Handoff,
+    Idle,
+    Load,
+    Loaded,
+    ModelId,
+    NewToken,
+    Prefill,
+    Ran,
+    Request,
+    RequestId,
+    Stepped,
+    Switch,
+    Switched,
+)
+
+
+@dataclass(slots=True)
+class Job:
+    """A request on its way: what it wants, what it has got, where its KV is."""
+
+    request: Request
+    times_s: TokenRuns = field(default_factory=TokenRuns)
+    context_tokens: int = 0  # that its KV holds
+    saved_tokens: int = 0  # of them on the host, too
+
+    @property
+    def made(self) -> int:
+        """Tokens so far."""
+        return len(self.times_s)
+
+    @property
+    def missing(self) -> int:
+        """Tokens still to make."""
+        return self.request.max_tokens - len(self.times_s)
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a device spent its time on, in seconds, and how often."""
+
+    compute_s: float = 0.0
+    switch_s: float = 0.0
+    stall_s: float = 0.0  # nothing computed, though there were requests
+    link_s: float = 0.0
+    switches: int = 0
+    loads: int = 0
+    kv_moved_gb: float = 0.0
+
+
+class Prices:
+    """What actions take on one kind of device, in exact multiples of the quantum."""
+
+    def __init__(self, costs: Costs, models: Mapping[ModelId, ModelCost]) -> None:
+        self.models = models
+        self.switch_s = exact(costs.switch_s)
+        self._link_gb_per_s = costs.link_gb_per_s
+        self._steps = {cost: StepCosts(cost) for cost in set(models.values())}
+        self._steps_of = {model: self._steps[cost] for model, cost in models.items()}
+
+    def steps(self, model: ModelId) -> StepCosts:
+        """Return what decoding takes."""
+        return self._steps_of[model]
+
+    def prefill_s(self, model: ModelId, lengths: list[int]) -> float:
+        """Return the time of a prefill of prompts of `lengths`."""
+        squares = sum(length * length for length in lengths)
+        return exact(self.models[model].prefill_s(sum(lengths), squares))
+
+    def link_s(self, gigabytes: float) -> float:
+        """Return the time in which so much goes over the link."""
+        return exact(gigabytes / self._link_gb_per_s)
+
+
+class Device:
+    """Runs one scheduler. `due_s` is when something ends there; call `tick` then, or earlier with
+    what has arrived."""
+
+    def __init__(
+        self,
+        index: int,
+        scheduler: Scheduler,
+        prices: Prices,
+        timeline: Timeline,
+        on_end: Callable[[Job, bool], None],
+        on_handoff: Callable[[int, Job, float], None],
+    ) -> None:
+        """`on_end` hears of requests that ended and whether they failed, `on_handoff` of those
+        that go on elsewhere."""
+        self.index = index
+        self.scheduler = scheduler
+        self.usage = Usage()
+        self.due_s = math.inf
+        self.jobs: dict[RequestId, Job] = {}
+        self._prices = prices
+        self._timeline = timeline
+        self._on_end = on_end
+        self._on_handoff = on_handoff
+        self._resident: set[ModelId] = set()
+        self._action: ComputeAction | None = None
+        self._action_began_s = 0.0
+        self._action_ends_s = math.inf
+        self._pace: Pace | None = None  # of a decode
+        self._steps = 0  # of it
+        self._load: Load | None = None
+        self._load_began_s = 0.0
+        self._load_ends_s = math.inf
+        self._idle_until_s = math.inf
+        self._idle_since_s = math.inf
+
+    def tick(
+        self, now: float, arrived: tuple[Job, ...] = (), adopted: tuple[Job, ...] = ()
+    ) -> None:
+        """Bring the device to `now`: take what arrived, end what has ended, begin what is next."""
+        if self._pace is not None and now < self._action_ends_s:
+            self._end_steps_before(now)
+        for job in arrived:
+            self.jobs[job.request.id] = job
+            self.scheduler.submit(job.request, now)
+        for job in adopted:
+            self.jobs[job.request.id] = job
+            self.scheduler.adopt(job.request, now)
+        if self._action_ends_s <= now:
+            self._end_action(now)
+        if self._load_ends_s <= now:
+            self._end_load(now)
+        self._end_hopeless(now)
+        self._begin(now)
+        self.due_s = min(self._action_ends_s, self._load_ends_s, self._idle_until_s)
+
+    # Ends
+
+    def _end_steps_before(self, now: float) -> None:
+        """Something happens in the middle of a run of decode steps: those that are over count, and
+        the scheduler is heard after the one under way."""
+        assert self._pace is not None
+        steps = self._pace.steps_before(now, self._steps - 1)
+        if steps:
+            at_s = self._pace.end_s(steps)
+            self._end_run(steps, at_s)
+            self._begin(at_s)
+        if self._pace is not None:
+            self._steps = 1
+            self._action_ends_s = self._pace.end_s(1)
+
+    def _end_action(self, now: float) -> None:
+        action = self._action
+        took_s = now - self._action_began_s
+        match action:
+            case Decode():
+                self._end_run(self._steps, now)
+            case Prefill():
+                self._action, self._action_ends_s = None, math.inf
+                self.usage.compute_s += took_s
+                self._timeline.add(self.index, "prefill", action.model, self._action_began_s, now)
+                self._end_prefill(action, took_s, now)
+            case Switch():
+                self._action, self._action_ends_s = None, math.inf
+                self.usage.switch_s += took_s
+                self.usage.switches += 1
+                self._timeline.add(self.index, "switch", action.model, self._action_began_s, now)
+                self.scheduler.complete(Switched(action.model, took_s), now)
+
+    def _end_prefill(self, action: Prefill, took_s: float, now: float) -> None:
+        tokens = []
+        ended = []
+        for request in action.requests:
+            job = self.jobs.get(request)
+            if job is None:
+                continue
+            job.times_s.add(now, 0.0, 0.0, 1)
+            job.context_tokens = len(job.request.prompt_token_ids) + job.made
+            job.saved_tokens = 0
+            is_last = job.missing <= 0
+            tokens.append(NewToken(request, 0, "length" if is_last else None))
+            if is_last:
+                ended.append(job)
+        self.scheduler.complete(Stepped(action.model, tuple(tokens), took_s), now)
+        for job in ended:
+            self._end_job(job, is_failed=False)
+
+    def _end_run(self, steps: int, now: float) -> None:
+        action, pace = self._action, self._pace
+        assert isinstance(action, Decode) and pace is not None
+        self._action, self._pace, self._action_ends_s = None, None, math.inf
+        ended = []
+        for request in action.requests:
+            job = self.jobs.get(request)
+            if job is None:
+                continue
+            job.times_s.add(pace.start_s, pace.step_s, pace.growth_s, steps)
+            job.context_tokens += steps
+            if job.missing <= 0:
+                ended.append(job)
+        took_s = now - pace.start_s
+        self.usage.compute_s += took_s
+        self._timeline.add(self.index, "decode", action.model, pace.start_s, now)
+        names = tuple(job.request.id for job in ended)
+        self.scheduler.complete(Ran(action.model, steps, names, took_s), now)
+        for job in ended:
+            self._end_job(job, is_failed=False)
+
+    def _end_load(self, now: float) -> None:
+        load, self._load, self._load_ends_s = self._load, None, math.inf
+        assert load is not None
+        took_s = now - self._load_began_s
+        self.usage.link_s += took_s
+        weight_bytes = round(self._prices.models[load.model].weight_gb * 1e9)
+        if took_s:
+            self._timeline.add(self.index, "load", load.model, self._load_began_s, now)
+        self._resident.add(load.model)
+        self.scheduler.complete(Loaded(load.model, weight_bytes, took_s), now)
+
+    def _end_hopeless(self, now: float) -> None:
+        for request, _, _ in self.scheduler.given_up():
+            self._fail(request, now)
+        for request in self.scheduler.expired(now):
+            self._fail(request, now)
+
+    def _fail(self, request: RequestId, now: float) -> None:
+        self.scheduler.cancel(request, now)
+        self._end_job(self.jobs[request], is_failed=True)
+
+    def _end_job(self, job: Job, *, is_failed: bool) -> None:
+        del self.jobs[job.request.id]
+        self._on_end(job, is_failed)
+
+    # Begins
+
+    def _begin(self, now: float) -> None:
+        if self._action is None:
+            action: Action = self.scheduler.next_action(now)
+            while isinstance(action, Handoff):
+                self._hand_off(action.request, now)
+                action = self.scheduler.next_action(now)
+            self._begin_action(action, now)
+        if self._load is None:
+            load = self.scheduler.next_load(now)
+            if load is not None:
+                self._begin_load(load, now)
+
+    def _hand_off(self, request: RequestId, now: float) -> None:
+        job = self.jobs.pop(request)
+        job.saved_tokens = job.context_tokens
+        self._on_handoff(self.index, job, now)
+        self.scheduler.cancel(request, now)
+
+    def _begin_action(self, action: Action, now: float) -> None:
+        if isinstance(action, Idle):
+            self._idle_until_s = math.inf if action.until_s is None else action.until_s
+            if self.jobs and self._idle_since_s == math.inf:
+                self._idle_since_s = now
+            return
+        self._idle_until_s = math.inf
+        if self._idle_since_s < math.inf:
+            self.usage.stall_s += now - self._idle_since_s
+            self._idle_since_s = math.inf
+        self._action = action  # type: ignore[assignment]  # a Handoff never comes here
+        self._action_began_s = now
+        match action:
+            case Decode():
+                self._begin_decode(action, now)
+            case Prefill():
+                lengths = [self._prefill_tokens(self.jobs[r]) for r in action.requests]
+                self._action_ends_s = now + self._prices.prefill_s(action.model, lengths)
+            case Switch():
+                assert action.model in self._resident, f"{action.model} is not resident"
+                self._action_ends_s = now + self._prices.switch_s
+
+    def _begin_decode(self, action: Decode, now: float) -> None:
+        jobs = [self.jobs[request] for request in action.requests]
+        context = sum(job.context_tokens for job in jobs)
+        pace = self._prices.steps(action.model).pace(now, context, len(jobs))
+        self._pace = pace
+        self._steps = pace.steps_of(action.stretch, min(job.missing for job in jobs))
+        self._action_ends_s = pace.end_s(self._steps)
+
+    @staticmethod
+    def _prefill_tokens(job: Job) -> int:
+        return len(job.request.prompt_token_ids) + job.made
+
+    def _begin_load(self, load: Load, now: float) -> None:
+        busy = None if self._action is None else self._action.model
+        assert busy is None or busy not in load.evict, f"{busy} computes"
+        self._resident.difference_update(load.evict)
+        cost = self._prices.models[load.model]
+        moved = 0.0
+        for request in load.offload:
+            job = self.jobs[request]
+            unsaved = job.context_tokens - job.saved_tokens
+            moved += self._prices.models[job.request.model].kv_gb(unsaved)
+            job.saved_tokens = job.context_tokens
+        moved += sum(cost.kv_gb(self.jobs[request].context_tokens) for request in load.bring)
+        self.usage.kv_moved_gb += moved
+        if load.model not in self._resident:
+            moved += cost.weight_gb
+            self.usage.loads += 1
+        self._load, self._load_began_s = load, now
+        self._load_ends_s = now + self._prices.link_s(moved)

@@ -1,0 +1,100 @@
+"""When the steps of a run end: in closed form, and to the last bit what single steps would give.
+
+All durations are multiples of a power of two of a second, so sums of them are exact for hours.
+"""
+
+import math
+
+from aegaeon.scheduler.cost import ModelCost
+from aegaeon.types import Stretch
+
+QUANTUM = 2.0**-38  # s; exact in a double up to 2**15 s
+
+
+def exact(seconds: float) -> float:
+    """Return `seconds`, rounded to the quantum."""
+    return round(seconds / QUANTUM) * QUANTUM
+
+
+class StepCosts:
+    """A model's decode steps, exactly."""
+
+    __slots__ = ("_fixed_s", "_per_request_s", "_per_token_s")
+
+    def __init__(self, cost: ModelCost) -> None:
+        per_token, per_request, fixed = cost.decode
+        self._per_token_s = exact(max(per_token, 0.0))
+        self._per_request_s = exact(max(per_request, 0.0))
+        self._fixed_s = exact(fixed)
+
+    def pace(self, start_s: float, context_tokens: int, requests: int) -> "Pace":
+        """Return the run that begins at `start_s` with so much context in the whole batch."""
+        step_s = self._per_token_s * context_tokens + self._per_request_s * requests + self._fixed_s
+        return Pace(start_s, step_s, self._per_token_s * requests)
+
+
+class Pace:
+    """Steps from `start_s` on: the first takes `step_s`, each further one `growth_s` more."""
+
+    __slots__ = ("growth_s", "start_s", "step_s")
+
+    def __init__(self, start_s: float, step_s: float, growth_s: float) -> None:
+        self.start_s = start_s
+        self.step_s = step_s
+        self.growth_s = growth_s
+
+    def end_s(self, steps: int) -> float:
+        """Return when step number `steps` ends."""
+        growth_s = self.growth_s * (steps * (steps - 1) // 2)
+        return self.start_s + (steps * self.step_s + growth_s)
+
+    def steps_before(self, at_s: float, most: int) -> int:
+        """Return how many steps, at most `most`, end before `at_s`."""
+        if most <= 0 or self.end_s(most) < at_s:
+            return max(most, 0)
+        steps = min(int(self._steps_in(at_s - self.start_s)), most)
+        while steps > 0 and self.end_s(steps) >= at_s:
+            steps -= 1
+        while steps < most and self.end_s(steps + 1) < at_s:
+            steps += 1
+        return steps
+
+    def steps_of(self, stretch: Stretch, most: int) -> int:
+        """Return after how many steps, at most `most`, `stretch` is over; at least one."""
+        steps = max(min(most, stretch.steps), 1)
+        if self.end_s(steps) >= stretch.until_s:
+            steps = self.steps_before(stretch.until_s, steps - 1) + 1
+        if stretch.lead_s < math.inf:
+            steps = self._steps_to_lead(stretch, steps)
+        return steps
+
+    def _steps_to_lead(self, stretch: Stretch, most: int) -> int:
+        """The first step that gets far enough ahead: the lead grows, then may shrink again."""
+        gain_s = stretch.tbt_s - self.step_s + self.growth_s / 2
+        missing_s = stretch.lead_s - (stretch.first_s + stretch.made * stretch.tbt_s - self.start_s)
+        if missing_s <= 0:
+            steps = 1
+        elif gain_s <= 0:
+            return most
+        else:
+            root = gain_s * gain_s - 2 * self.growth_s * missing_s
+            if root < 0:
+                return most
+            # The smaller root of growth / 2 * n^2 - gain * n + missing, in its stable form.
+            steps = max(1, int(2 * missing_s / (gain_s + math.sqrt(root))))
+        while steps > 1 and self._leads(stretch, steps - 1):
+            steps -= 1
+        while steps < most and not self._leads(stretch, steps):
+            steps += 1
+        return min(steps, most)
+
+    def _leads(self, stretch: Stretch, steps: int) -> bool:
+        due_s = stretch.first_s + (stretch.made + steps) * stretch.tbt_s
+        return due_s - self.end_s(steps) >= stretch.lead_s
+
+    def _steps_in(self, seconds: float) -> float:
+        if self.growth_s <= 0:
+            return seconds / self.step_s
+        linear = self.step_s - self.growth_s / 2
+        root = math.sqrt(linear * linear + 2 * self.growth_s * max(seconds, 0.0))
+        return 2 * max(seconds, 0.0) / (linear + root)
