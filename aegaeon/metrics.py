@@ -189,18 +189,14 @@ def tokens_in_time(one: Served, target: Target) -> int:
     times = one.token_times_s
     if isinstance(times, TokenRuns) and _is_in_time(times, one.arrival_s, target):
         return len(times)
-    return sum(
-        at_s <= target.due_s(one.arrival_s, token) for token, at_s in enumerate(times)
-    )
+    return sum(at_s <= target.due_s(one.arrival_s, token) for token, at_s in enumerate(times))
 
 
 def _is_in_time(times: TokenRuns, arrival_s: float, target: Target) -> bool:
     """Whether all tokens are: those at both ends of each run are the latest of it, as steps get
     longer and targets do not."""
     return all(
-        times[token] <= target.due_s(arrival_s, token)
-        for edge in times.edges()
-        for token in edge
+        times[token] <= target.due_s(arrival_s, token) for edge in times.edges() for token in edge
     )
 
 

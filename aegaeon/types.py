@@ -198,7 +198,12 @@ class Stretch(msgspec.Struct, frozen=True):
     def after(self, steps: int) -> "Stretch":
         """What is left of it, `steps` steps on."""
         return Stretch(
-            self.steps - steps, self.until_s, self.lead_s, self.first_s, self.made + steps, self.tbt_s
+            self.steps - steps,
+            self.until_s,
+            self.lead_s,
+            self.first_s,
+            self.made + steps,
+            self.tbt_s,
         )
 
 

@@ -73,7 +73,9 @@ class Group:
         if not self.away:
             if len(self.running) <= max_batch:
                 return tuple(self.running)
-            return tuple(request for request, _ in zip(self.running, range(max_batch), strict=False))
+            return tuple(
+                request for request, _ in zip(self.running, range(max_batch), strict=False)
+            )
         here = [request for request, entry in self.running.items() if entry.is_here]
         return tuple(here[:max_batch])
 

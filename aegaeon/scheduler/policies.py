@@ -65,6 +65,4 @@ def _slack(
     return SlackScheduler(residency, costs, fleet.limits, role, fleet.target)  # type: ignore[return-value]
 
 
-POLICIES = {
-    policy.name: policy for policy in (Policy("slack", _slack, HomeDispatcher),)
-}
+POLICIES = {policy.name: policy for policy in (Policy("slack", _slack, HomeDispatcher),)}

@@ -296,7 +296,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         elif lead_s < settings.ahead_s and len(self._active) > 1:
             ahead_s = settings.ahead_s
         if group.waiting:
-            until_s = min(until_s, self._waiting_due_s(group, now) - settings.join_slack_s)
+            joins_s = self._waiting_due_s(group, now) - settings.join_slack_s
+            until_s = min(until_s, joins_s if joins_s > now else now + settings.look_s)
         if self._residency.loading is None and self._wants_load():
             until_s = min(until_s, now + settings.look_s)
         cost = self._costs[group.model]
@@ -313,9 +314,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             (
                 self._slack_s(group, now)
                 for group in self._active.values()
-                if group is not but
-                and not group.away
-                and self._residency.is_resident(group.model)
+                if group is not but and not group.away and self._residency.is_resident(group.model)
             ),
             default=math.inf,
         )

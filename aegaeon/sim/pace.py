@@ -50,8 +50,10 @@ class Pace:
 
     def steps_before(self, at_s: float, most: int) -> int:
         """Return how many steps, at most `most`, end before `at_s`."""
-        if most <= 0 or self.end_s(most) < at_s:
-            return max(most, 0)
+        if most <= 0 or at_s <= self.start_s:
+            return 0
+        if self.end_s(most) < at_s:
+            return most
         steps = min(int(self._steps_in(at_s - self.start_s)), most)
         while steps > 0 and self.end_s(steps) >= at_s:
             steps -= 1
@@ -96,5 +98,4 @@ class Pace:
         if self.growth_s <= 0:
             return seconds / self.step_s
         linear = self.step_s - self.growth_s / 2
-        root = math.sqrt(linear * linear + 2 * self.growth_s * max(seconds, 0.0))
-        return 2 * max(seconds, 0.0) / (linear + root)
+        return 2 * seconds / (linear + math.sqrt(linear * linear + 2 * self.growth_s * seconds))
