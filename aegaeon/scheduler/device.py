@@ -6,24 +6,16 @@ A policy says whose step is next, what it is, and what is loaded; it stands in a
 import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Sequence
 
-import msgspec
-
-from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
-from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
-from aegaeon.scheduler.deadlines import Deadlines
+from aegaeon.errors import Overloaded
 from aegaeon.scheduler.decisions import Decisions
-from aegaeon.scheduler.groups import Entry, Group
-from aegaeon.scheduler.kv_line import KvLine
-from aegaeon.scheduler.loads import Loads
+from aegaeon.scheduler.ledger import GroupT, Ledger, Limits
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import (
     Action,
     ComputeAction,
     Decode,
-    Failure,
     Handoff,
     Idle,
     Load,
@@ -33,7 +25,6 @@ from aegaeon.types import (
     Outcome,
     Prefill,
     Ran,
-    Request,
     RequestId,
     Role,
     Stepped,
@@ -44,20 +35,8 @@ from aegaeon.types import (
 
 MAX_KV_RETRIES = 14  # while nobody here holds KV: about 10 s
 
-GroupT = TypeVar("GroupT", bound=Group)
 
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of one device. A prefill takes at least one request, whatever its size."""
-
-    max_batch: int = 16
-    max_waiting: int = 1024
-    max_running: int = 32  # per model; beyond max_batch they decode in rotation
-    prefill_requests: int = 4
-    prefill_tokens: int = 2048
-
-
-class DeviceScheduler(Scheduler, Generic[GroupT]):
+class DeviceScheduler(Ledger[GroupT]):
     """A scheduler but for its policy. With the role `prefill` requests leave as Handoff once they
     have a token; `adopt` is how they come to the other roles."""
 
@@ -69,28 +48,12 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
         role: Role = "colocated",
     ) -> None:
         """`models` are those served. Nothing is resident yet."""
-        self._residency = residency
-        self._models = frozenset(models)
-        self._limits = limits
-        self._role = role
-        self._groups: dict[ModelId, GroupT] = {}
-        self._active: dict[ModelId, GroupT] = {}  # where anything waits or runs
-        self._kv = KvLine(self._groups)
-        self._loads = Loads(residency)
-        self._model_of: dict[RequestId, ModelId] = {}
-        self._deadlines = Deadlines()
+        super().__init__(residency, models, limits, role)
         self._handoffs: deque[RequestId] = deque()  # with left-overs of ended ones
-        self._hopeless: list[Failure] = []
-        self._current: ModelId | None = None
         self._in_flight: ComputeAction | None = None
         self._reserved_tokens = 0  # of KV, for the prefill in flight
         self._arriving: tuple[RequestId, ...] = ()  # whose KV the load under way brings
         self._arriving_tokens = 0
-        self._waiting_count = 0
-        self._switches = 0
-        # Nothing is decided anew while nothing happens but steps of a decode within its stretch.
-        self._is_stale = True  # something else has
-        self._is_load_stale = True
         self._load_retry_s = math.inf  # asked again then, though nothing has happened
         self._decoding: Decode | None = None  # what goes on
         self._steps_done = 0  # of it
@@ -98,10 +61,6 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
         self.decisions = Decisions()
 
     # What a policy says
-
-    @abstractmethod
-    def _new_group(self, model: ModelId) -> GroupT:
-        """Return an empty group."""
 
     @abstractmethod
     def _choose(self, now: float) -> GroupT | None:
@@ -115,9 +74,6 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
     def _pick_load(self, now: float) -> Load | None:
         """Return what to bring in; the copy lane is free."""
 
-    def _entered(self, group: GroupT, entry: Entry, now: float) -> None:
-        """A request came."""
-
     def _turn_began(self, group: GroupT, now: float) -> None:
         """`group` has the device from here on."""
 
@@ -127,12 +83,6 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
     def _stepped(self, group: GroupT, action: Prefill | Decode, now: float) -> None:
         """A step of `group` ended; its requests are up to date."""
 
-    def _changed(self, group: GroupT) -> None:
-        """A request of `group` ended, or was put back."""
-
-    def _quieted(self, group: GroupT) -> None:
-        """The last request of `group` ended."""
-
     def _has_loaded(self, group: GroupT, took_s: float, is_displacing: bool) -> None:
         """The weights of `group` are here; others made way for them if `is_displacing`."""
 
@@ -140,138 +90,11 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
         """Return how long to compute for a load to be worth it."""
         return load_s
 
-    # What a dispatcher sees
-
-    @property
-    def role(self) -> Role:
-        """What this device does."""
-        return self._role
-
-    @property
-    def load(self) -> float:
-        """How busy it is, in the policy's measure: here requests."""
-        return len(self._model_of)
-
-    def requests_of(self, model: ModelId) -> int:
-        """Return how many requests of `model` wait or run here."""
-        group = self._groups.get(model)
-        return len(group.waiting) + len(group.running) if group is not None else 0
-
-    def is_resident(self, model: ModelId) -> bool:
-        """Whether the weights of `model` are here, or on their way."""
-        return self._residency.is_resident(model) or self._residency.loading == model
-
-    def joins(self, model: ModelId) -> bool:
-        """Whether one more request of `model` would not make it switch once more."""
-        return model in self._active
-
-    # Requests
+    # Actions
 
     def preload(self, models: Iterable[ModelId]) -> None:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
         self._loads.preload(models)
-
-    def submit(self, request: Request, now: float) -> None:
-        """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
-        group = self._group_of(request)
-        if self._waiting_count >= self._limits.max_waiting:
-            raise Overloaded(
-                f"{self._limits.max_waiting} requests are waiting; try again later, or raise "
-                "--max-waiting"
-            )
-        entry = Entry(request.id, request.arrival_s, _tokens(request))
-        group.waiting[request.id] = entry
-        self._waiting_count += 1
-        self._enter(request, group, entry, now)
-
-    def adopt(self, request: Request, now: float) -> None:
-        """Run `request` beside its model's others. Raises Overloaded, also when others here lack
-        KV, ModelNotFound, and InvalidRequest with the role `prefill`."""
-        if self._role == "prefill":
-            raise InvalidRequest("this instance does not decode; hand it to one that does")
-        group = self._group_of(request)
-        if self._kv.first() is not None:
-            raise Overloaded("sequences here wait for KV; try again later")
-        if len(self._model_of) >= self._limits.max_waiting:
-            raise Overloaded(f"{len(self._model_of)} requests are here; try again later")
-        entry = Entry(request.id, request.arrival_s, _tokens(request), made=1, first_s=now)
-        group.running[request.id] = entry
-        if self._residency.kv_bytes(request.model, 1):
-            entry.is_here = False  # its KV is on the host
-            group.away += 1
-        self._enter(request, group, entry, now)
-
-    def cancel(self, request: RequestId, now: float) -> None:  # noqa: ARG002  part of the seam
-        """Forget `request`; if an action with it is under way, its part of the outcome is too."""
-        self._forget(request)
-
-    def expired(self, now: float) -> tuple[RequestId, ...]:
-        """Return, once, the requests whose deadline is not after `now`."""
-        return self._deadlines.expired(now, self._model_of)
-
-    def given_up(self) -> tuple[Failure, ...]:
-        """Return, once, the requests that waited in vain."""
-        if not self._hopeless:
-            return ()
-        hopeless, self._hopeless = self._hopeless, []
-        return tuple(failure for failure in hopeless if failure[0] in self._model_of)
-
-    def snapshot(self) -> SchedulerSnapshot:
-        """Counts per model, those without requests left out."""
-        groups = self._groups.values()
-        running = {g.model: len(g.running) + len(g.leaving) for g in groups}
-        return SchedulerSnapshot(
-            current=self._current,
-            resident=self._residency.resident,
-            loading=self._residency.loading,
-            waiting={g.model: len(g.waiting) for g in groups if g.waiting},
-            running={model: count for model, count in running.items() if count},
-            switches=self._switches,
-            preloading=self._loads.preloading,
-        )
-
-    def _group_of(self, request: Request) -> GroupT:
-        if request.model not in self._models:
-            raise ModelNotFound(f"model {request.model} is not served here; see GET /v1/models")
-        group = self._groups.get(request.model)
-        if group is None:
-            group = self._groups[request.model] = self._new_group(request.model)
-        return group
-
-    def _enter(self, request: Request, group: GroupT, entry: Entry, now: float) -> None:
-        self._something_happened()
-        self._model_of[request.id] = request.model
-        self._deadlines.add(request.id, request.deadline_s)
-        self._entered(group, entry, now)
-        self._active[request.model] = group
-
-    def _hold_kv(self, group: GroupT, tokens: int) -> None:
-        group.here_tokens += tokens
-        self._residency.hold_kv(group.model, tokens)
-
-    def _forget(self, request: RequestId) -> None:
-        model = self._model_of.pop(request, None)
-        if model is None:
-            return
-        self._something_happened()
-        group = self._groups[model]
-        self._waiting_count -= request in group.waiting
-        entry = group.remove(request)
-        if entry is not None:
-            if entry.is_here:
-                self._hold_kv(group, -entry.tokens)
-            self._kv.freed()
-        if not group.waiting:
-            self._kv.leave(group)
-        self._quiet(group)
-        self._changed(group)
-
-    def _quiet(self, group: GroupT) -> None:
-        if not group.waiting and not group.running:
-            if self._active.pop(group.model, None) is not None:
-                self._quieted(group)
-
-    # Actions
 
     def next_action(self, now: float) -> Action:
         """Let go what is prefilled; then what the policy says."""
@@ -321,9 +144,6 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
             return False
         return not decode.stretch.is_over(self._steps_done, now)
 
-    def _something_happened(self) -> None:
-        self._is_stale = self._is_load_stale = True
-
     def next_load(self, now: float) -> Load | None:
         """What the policy says; else a preload that needs no room made."""
         if self._residency.loading is not None:
@@ -360,14 +180,6 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
             self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
             self._hold_kv(group, self._arriving_tokens)
 
-    def _move_kv(self, request: RequestId, is_here: bool) -> None:
-        group = self._groups[self._model_of[request]]
-        entry = group.running[request]
-        assert entry.is_here != is_here
-        entry.is_here = is_here
-        group.away += -1 if is_here else 1
-        self._hold_kv(group, entry.tokens if is_here else -entry.tokens)
-
     def _leave_current(self, model: ModelId) -> None:
         """The device is nobody's when the weights of the current model go."""
         if self._current == model:
@@ -400,12 +212,6 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
             case LoadFailed():
                 self._on_load_failed(self._group(outcome.model), now)
         self._something_happened()
-
-    def _group(self, model: ModelId) -> GroupT:
-        """The group of `model`, which may have been loaded without ever having a request."""
-        if model not in self._groups:
-            self._groups[model] = self._new_group(model)
-        return self._groups[model]
 
     def _on_switched(self, model: ModelId, now: float) -> None:
         self._in_flight = None
@@ -546,11 +352,3 @@ class DeviceScheduler(Scheduler, Generic[GroupT]):
         for request in (*group.waiting, *group.running):
             self._forget(request)
         self._kv.leave(group)
-
-    def _runnable(self, now: float) -> Mapping[ModelId, GroupT]:
-        """The groups that could make progress, were their model on the device."""
-        return self._kv.runnable(self._active, now)
-
-
-def _tokens(request: Request) -> int:
-    return len(request.prompt_token_ids) + len(request.generated_token_ids)

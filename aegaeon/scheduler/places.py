@@ -43,29 +43,28 @@ class Dispatcher(ABC):
 class HomeDispatcher(Dispatcher):
     """A model has one home while it has requests there; then the least busy place is its next.
 
-    Having to bring the weights in counts as `away` of load.
+    Its last home counts as less busy by `stay`, and twice that while the weights are there.
     """
 
-    def __init__(self, away: float = 0.06, move: float = 0.03) -> None:
-        self._away = away
-        self._move = move
+    def __init__(self, stay: float = 0.045) -> None:
+        self._stay = stay
         self._homes: dict[ModelId, int] = {}
 
     def dispatch(self, places: Sequence[Place], model: ModelId) -> int:
         """Return the home of `model`, or its new one."""
         home = self._homes.get(model, -1)
-        if 0 <= home < len(places) and places[home].requests_of(model):
-            return home
-        best, best_load = home, float("inf")
+        stay = 0.0
+        if 0 <= home < len(places):
+            if places[home].requests_of(model):
+                return home
+            stay = self._stay * (2 if places[home].is_resident(model) else 1)
+        best, best_load = -1, float("inf")
         for index, place in enumerate(places):
             load = place.load
-            if index != home:
-                load += self._move
+            if index == home:
+                load -= stay
             if load < best_load:
-                if not (index == home and place.is_resident(model)):
-                    load += self._away
-                if load < best_load:
-                    best, best_load = index, load
+                best, best_load = index, load
         self._homes[model] = best
         return best
 

@@ -7,8 +7,9 @@ import msgspec
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import Costs, ModelCost
-from aegaeon.scheduler.device import DeviceScheduler, Limits
+from aegaeon.scheduler.device import DeviceScheduler
 from aegaeon.scheduler.groups import Group
+from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.places import Dispatcher, HomeDispatcher
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.slack import SlackScheduler

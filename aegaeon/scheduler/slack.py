@@ -14,15 +14,15 @@ import msgspec
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
-from aegaeon.scheduler.device import DeviceScheduler, Limits
+from aegaeon.scheduler.device import DeviceScheduler
 from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.room import Holder, Room, find_room
 from aegaeon.scheduler.shedding import Demand, shed
 from aegaeon.types import Decode, Load, ModelId, Prefill, RequestId, Role, Stretch
 
-
-USUAL_BATCH = 3
+RECENT_S = 20.0
 MEMORY_WEIGHT = 0.2  # of a device full of weights, against one whose time is all taken
 
 
@@ -73,7 +73,11 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._costs = costs
         self._target = target
         self._set = scaled(settings, target.ttft_s)
-        self._load = 0.0
+        self._decode_load = 0.0  # the share of the device's time that keeping up takes
+        self._prefill_load = 0.0  # and prefilling what came lately
+        self._memory_load = 0.0
+        self._prefill_load_s = 0.0  # when it was that
+        self._has_shed = False
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
 
     def _new_group(self, model: ModelId) -> SlackGroup:
@@ -82,7 +86,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     @property
     def load(self) -> float:
         """The share of its time that keeping up with its models takes, more or less."""
-        return self._load
+        return self._decode_load + self._prefill_load + self._memory_load
 
     # Slack
 
@@ -125,10 +129,15 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     # What happens
 
-    def _entered(self, group: SlackGroup, entry: Entry, now: float) -> None:  # noqa: ARG002
+    def _entered(self, group: SlackGroup, entry: Entry, now: float) -> None:
         group.came += 1
+        cost = self._costs[group.model]
         if group.model not in self._active:
-            self._load += self._share(group.model)
+            self._decode_load += cost.decode_s(entry.tokens, 1) / self._target.tbt_s
+            self._memory_load += self._memory_share(group.model)
+        decay = math.exp((self._prefill_load_s - now) / RECENT_S)
+        self._prefill_load = self._prefill_load * decay + cost.prefill_s(entry.tokens) / RECENT_S
+        self._prefill_load_s = now
         self._changed(group)
 
     def _changed(self, group: SlackGroup) -> None:
@@ -137,13 +146,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
-        self._load = self._load - self._share(group.model) if self._active else 0.0
+        self._memory_load -= self._memory_share(group.model)
 
-    def _share(self, model: ModelId) -> float:
-        """What a model with a few requests takes of the device's time, and some of its memory."""
-        weight_share = self._residency.bytes_of(model) / self._residency.budget_bytes
-        step_s = self._costs[model].decode_s(0, USUAL_BATCH)
-        return step_s / self._target.tbt_s + MEMORY_WEIGHT * weight_share
+    def _memory_share(self, model: ModelId) -> float:
+        return MEMORY_WEIGHT * self._residency.bytes_of(model) / self._residency.budget_bytes
 
     def _turn_began(self, group: SlackGroup, now: float) -> None:  # noqa: ARG002
         group.joining = len(group.waiting)
@@ -158,23 +164,24 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         elif len(group.running) > len(action.requests):
             group.urgent = None
 
-    def _shed(self, now: float) -> None:
-        """Let the models wait that would cost the others more than they gain."""
-        if len(self._active) < 2:
-            return
+    def _review(self, now: float) -> None:
+        """See what keeping up takes, and let the models wait that would cost the others more than
+        they gain."""
         demands = []
-        for group in self._active.values():
+        total = 0.0
+        for model, group in self._active.items():
             requests = len(group.running) + len(group.waiting)
-            share = self._costs[group.model].decode_s(group.here_tokens, requests)
+            step_s = self._costs[model].decode_s(group.here_tokens, requests)
+            share = step_s / self._target.tbt_s
+            total += share
             demands.append(
-                Demand(
-                    group.model,
-                    share / self._target.tbt_s,
-                    requests + 3 * group.came,
-                    group.shed_until_s > 0.0,
-                )
+                Demand(model, share, requests + 3 * group.came, group.shed_until_s > 0.0)
             )
-        gone = shed(demands)
+        self._decode_load = total
+        if total <= 1.0 and not self._has_shed:
+            return
+        gone = shed(demands) if len(demands) > 1 else frozenset()
+        self._has_shed = bool(gone)
         for group in self._active.values():
             if group.model not in gone:
                 group.shed_until_s = 0.0
@@ -185,7 +192,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _choose(self, now: float) -> SlackGroup | None:
         runnable = self._runnable(now)
-        self._shed(now)
+        self._review(now)
         current = None if self._current is None else runnable.get(self._current)
         best, best_s, current_s = None, math.inf, math.inf
         for group in runnable.values():
@@ -197,10 +204,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             if best is None or slack_s < best_s:
                 best, best_s = group, slack_s
         self._reason = "least_slack"
-        if current is not None and current_s < math.inf and best is not current:
-            if best_s >= self._leaves_below_s(current_s):
-                best = current
-                self._reason = "turn_goes_on"
+        if current_s < math.inf and best_s >= self._leaves_below_s(current_s):
+            best = current
+            self._reason = "turn_goes_on"
         if best is not None and self._makes_way(best, now):
             return None
         return best
@@ -329,9 +335,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _pick_load(self, now: float) -> Load | None:
         if self._planned is not None:
-            load, self._planned = self._planned, None
+            planned, self._planned = self._planned, None
             self._reason = "makes_way"
-            return load
+            return planned
         busy = self._in_flight.model if self._in_flight is not None else self._current
         load = self._find_load(now, busy)
         if load is None:

@@ -7,8 +7,9 @@ Models are loaded in the order in which their groups stand in line, beside the c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aegaeon.scheduler.device import DeviceScheduler, Limits
+from aegaeon.scheduler.device import DeviceScheduler
 from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import Decode, Load, ModelId, Prefill, Role
 

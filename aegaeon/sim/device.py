@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from aegaeon.metrics import TokenRuns
-from aegaeon.scheduler.base import Scheduler
 from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.sim.pace import Pace, StepCosts, exact
 from aegaeon.sim.timeline import Timeline
 from aegaeon.types import (
@@ -97,7 +97,7 @@ class Device:
     def __init__(
         self,
         index: int,
-        scheduler: Scheduler,
+        scheduler: AnyScheduler,
         prices: Prices,
         timeline: Timeline,
         on_end: Callable[[Job, bool], None],

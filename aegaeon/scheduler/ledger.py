@@ -1,0 +1,221 @@
+"""The requests at one device, their KV, and what others see of them: half of every scheduler.
+
+What to do with them stands in `device` and in the policies.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
+from aegaeon.scheduler.deadlines import Deadlines
+from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.scheduler.kv_line import KvLine
+from aegaeon.scheduler.loads import Loads
+from aegaeon.scheduler.residency import Residency
+from aegaeon.types import Failure, ModelId, Request, RequestId, Role
+
+GroupT = TypeVar("GroupT", bound=Group)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one device. A prefill takes at least one request, whatever its size."""
+
+    max_batch: int = 16
+    max_waiting: int = 1024
+    max_running: int = 32  # per model; beyond max_batch they decode in rotation
+    prefill_requests: int = 4
+    prefill_tokens: int = 2048
+
+
+class Ledger(Scheduler, Generic[GroupT]):
+    """Knows every request of a device; a request is forgotten once it ended."""
+
+    def __init__(
+        self, residency: Residency, models: Sequence[ModelId], limits: Limits, role: Role
+    ) -> None:
+        """`models` are those served. Nothing is resident yet."""
+        self._residency = residency
+        self._models = frozenset(models)
+        self._limits = limits
+        self._role = role
+        self._groups: dict[ModelId, GroupT] = {}
+        self._active: dict[ModelId, GroupT] = {}  # where anything waits or runs
+        self._kv = KvLine(self._groups)
+        self._loads = Loads(residency)
+        self._model_of: dict[RequestId, ModelId] = {}
+        self._waiting_count = 0
+        self._deadlines = Deadlines()
+        self._hopeless: list[Failure] = []
+        self._current: ModelId | None = None
+        self._switches = 0
+        # Nothing is decided anew while nothing happens but steps of a decode within its stretch.
+        self._is_stale = True  # something else has
+        self._is_load_stale = True
+
+    @abstractmethod
+    def _new_group(self, model: ModelId) -> GroupT:
+        """Return an empty group."""
+
+    def _entered(self, group: GroupT, entry: Entry, now: float) -> None:
+        """A request came."""
+
+    def _changed(self, group: GroupT) -> None:
+        """A request of `group` ended, or was put back."""
+
+    def _quieted(self, group: GroupT) -> None:
+        """The last request of `group` ended."""
+
+    # What a dispatcher sees
+
+    @property
+    def role(self) -> Role:
+        """What this device does."""
+        return self._role
+
+    @property
+    def load(self) -> float:
+        """How busy it is, in the policy's measure: here requests."""
+        return len(self._model_of)
+
+    def requests_of(self, model: ModelId) -> int:
+        """Return how many requests of `model` wait or run here."""
+        group = self._groups.get(model)
+        return len(group.waiting) + len(group.running) if group is not None else 0
+
+    def is_resident(self, model: ModelId) -> bool:
+        """Whether the weights of `model` are here, or on their way."""
+        return self._residency.is_resident(model) or self._residency.loading == model
+
+    def joins(self, model: ModelId) -> bool:
+        """Whether one more request of `model` would not make it switch once more."""
+        return model in self._active
+
+    # Requests
+
+    def submit(self, request: Request, now: float) -> None:
+        """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
+        group = self._group_of(request)
+        if self._waiting_count >= self._limits.max_waiting:
+            raise Overloaded(
+                f"{self._limits.max_waiting} requests are waiting; try again later, or raise "
+                "--max-waiting"
+            )
+        entry = Entry(request.id, request.arrival_s, _tokens(request))
+        group.waiting[request.id] = entry
+        self._waiting_count += 1
+        self._enter(request, group, entry, now)
+
+    def adopt(self, request: Request, now: float) -> None:
+        """Run `request` beside its model's others. Raises Overloaded, also when others here lack
+        KV, ModelNotFound, and InvalidRequest with the role `prefill`."""
+        if self._role == "prefill":
+            raise InvalidRequest("this instance does not decode; hand it to one that does")
+        group = self._group_of(request)
+        if self._kv.first() is not None:
+            raise Overloaded("sequences here wait for KV; try again later")
+        if len(self._model_of) >= self._limits.max_waiting:
+            raise Overloaded(f"{len(self._model_of)} requests are here; try again later")
+        entry = Entry(request.id, request.arrival_s, _tokens(request), made=1, first_s=now)
+        group.running[request.id] = entry
+        if self._residency.kv_bytes(request.model, 1):
+            entry.is_here = False  # its KV is on the host
+            group.away += 1
+        self._enter(request, group, entry, now)
+
+    def cancel(self, request: RequestId, now: float) -> None:  # noqa: ARG002  part of the seam
+        """Forget `request`; if an action with it is under way, its part of the outcome is too."""
+        self._forget(request)
+
+    def expired(self, now: float) -> tuple[RequestId, ...]:
+        """Return, once, the requests whose deadline is not after `now`."""
+        return self._deadlines.expired(now, self._model_of)
+
+    def given_up(self) -> tuple[Failure, ...]:
+        """Return, once, the requests that waited in vain."""
+        if not self._hopeless:
+            return ()
+        hopeless, self._hopeless = self._hopeless, []
+        return tuple(failure for failure in hopeless if failure[0] in self._model_of)
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """Counts per model, those without requests left out."""
+        groups = self._groups.values()
+        running = {g.model: len(g.running) + len(g.leaving) for g in groups}
+        return SchedulerSnapshot(
+            current=self._current,
+            resident=self._residency.resident,
+            loading=self._residency.loading,
+            waiting={g.model: len(g.waiting) for g in groups if g.waiting},
+            running={model: count for model, count in running.items() if count},
+            switches=self._switches,
+            preloading=self._loads.preloading,
+        )
+
+    def _group_of(self, request: Request) -> GroupT:
+        if request.model not in self._models:
+            raise ModelNotFound(f"model {request.model} is not served here; see GET /v1/models")
+        group = self._groups.get(request.model)
+        if group is None:
+            group = self._groups[request.model] = self._new_group(request.model)
+        return group
+
+    def _enter(self, request: Request, group: GroupT, entry: Entry, now: float) -> None:
+        self._something_happened()
+        self._model_of[request.id] = request.model
+        self._deadlines.add(request.id, request.deadline_s)
+        self._entered(group, entry, now)
+        self._active[request.model] = group
+
+    def _hold_kv(self, group: GroupT, tokens: int) -> None:
+        group.here_tokens += tokens
+        self._residency.hold_kv(group.model, tokens)
+
+    def _forget(self, request: RequestId) -> None:
+        model = self._model_of.pop(request, None)
+        if model is None:
+            return
+        self._something_happened()
+        group = self._groups[model]
+        self._waiting_count -= request in group.waiting
+        entry = group.remove(request)
+        if entry is not None:
+            if entry.is_here:
+                self._hold_kv(group, -entry.tokens)
+            self._kv.freed()
+        if not group.waiting:
+            self._kv.leave(group)
+        self._quiet(group)
+        self._changed(group)
+
+    def _quiet(self, group: GroupT) -> None:
+        if not group.has_requests and self._active.pop(group.model, None) is not None:
+            self._quieted(group)
+
+    def _move_kv(self, request: RequestId, is_here: bool) -> None:
+        group = self._groups[self._model_of[request]]
+        entry = group.running[request]
+        assert entry.is_here != is_here
+        entry.is_here = is_here
+        group.away += -1 if is_here else 1
+        self._hold_kv(group, entry.tokens if is_here else -entry.tokens)
+
+    def _something_happened(self) -> None:
+        self._is_stale = self._is_load_stale = True
+
+    def _group(self, model: ModelId) -> GroupT:
+        """The group of `model`, which may have been loaded without ever having a request."""
+        if model not in self._groups:
+            self._groups[model] = self._new_group(model)
+        return self._groups[model]
+
+    def _runnable(self, now: float) -> Mapping[ModelId, GroupT]:
+        """The groups that could make progress, were their model on the device."""
+        return self._kv.runnable(self._active, now)
+
+
+def _tokens(request: Request) -> int:
+    return len(request.prompt_token_ids) + len(request.generated_token_ids)
