@@ -91,13 +91,16 @@ class TokenRuns(Sequence[float]):
         self._count += tokens
         self._ends.append(self._count)
 
-    def edges(self) -> Iterator[tuple[int, int]]:
-        """Yield the first and the last token of each run. Between them they are never later than
-        evenly spaced ones would be."""
+    def edges(self) -> Iterator[tuple[int, float]]:
+        """Yield number and time of the first and the last token of each run. The others are no
+        later, measured against any even pace, than the later one of these."""
         first = 0
-        for end in self._ends:
-            yield first, end - 1
-            first = end
+        for start_s, step_s, growth_s, tokens in self._runs:
+            yield first, start_s + step_s
+            first += tokens
+            if tokens > 1:
+                pairs = tokens * (tokens - 1) // 2
+                yield first - 1, start_s + (tokens * step_s + growth_s * pairs)
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -117,13 +120,13 @@ class TokenRuns(Sequence[float]):
         run = bisect.bisect_right(self._ends, place)
         start_s, step_s, growth_s, tokens = self._runs[run]
         k = place - (self._ends[run] - tokens) + 1
-        return start_s + k * step_s + growth_s * (k * (k - 1) // 2)
+        return start_s + (k * step_s + growth_s * (k * (k - 1) // 2))
 
     def __iter__(self) -> Iterator[float]:
         """Yield the times in order."""
         for start_s, step_s, growth_s, tokens in self._runs:
             for k in range(1, tokens + 1):
-                yield start_s + k * step_s + growth_s * (k * (k - 1) // 2)
+                yield start_s + (k * step_s + growth_s * (k * (k - 1) // 2))
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -195,9 +198,7 @@ def tokens_in_time(one: Served, target: Target) -> int:
 def _is_in_time(times: TokenRuns, arrival_s: float, target: Target) -> bool:
     """Whether all tokens are: those at both ends of each run are the latest of it, as steps get
     longer and targets do not."""
-    return all(
-        times[token] <= target.due_s(arrival_s, token) for edge in times.edges() for token in edge
-    )
+    return all(at_s <= target.due_s(arrival_s, token) for token, at_s in times.edges())
 
 
 def time_share(one: Served, target: Target) -> float:

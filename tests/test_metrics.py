@@ -12,6 +12,7 @@ from aegaeon.metrics import (
     Served,
     Summary,
     Target,
+    TokenRuns,
     attainment,
     fairness,
     goodput,
@@ -22,6 +23,7 @@ from aegaeon.metrics import (
     time_share,
     time_to_first_token_s,
     times_between_tokens_s,
+    tokens_in_time,
 )
 
 SAMPLES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
@@ -138,3 +140,28 @@ def test_fairness_is_jains_index():
 def test_switching_takes_its_share_of_all_devices_time():
     assert switch_time_share(3.0, devices=2, elapsed_s=10.0) == pytest.approx(0.15)
     assert switch_time_share(0.0, devices=0, elapsed_s=0.0) == 0
+
+
+runs_of_tokens = st.lists(
+    st.tuples(st.floats(0, 3), st.floats(0.001, 0.2), st.floats(0, 1e-3), st.integers(1, 40)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(runs_of_tokens, st.floats(0.05, 10), st.floats(0.01, 0.3))
+def test_tokens_in_runs_are_judged_like_tokens_one_by_one(runs, ttft_s, tbt_s):
+    times = TokenRuns()
+    now = 0.0
+    for pause_s, step_s, growth_s, tokens in runs:
+        times.add(now + pause_s, step_s, growth_s, tokens)
+        now = times[-1]
+    plain = tuple(times)
+    assert len(plain) == len(times) and plain == tuple(times[k] for k in range(len(times)))
+    assert times[1:3] == list(plain[1:3])
+    target = Target(ttft_s, tbt_s)
+    one = Served("m", 0.0, times, len(times))
+    other = Served("m", 0.0, plain, len(times))
+    assert tokens_in_time(one, target) == tokens_in_time(other, target)
+    assert time_share(one, target) == pytest.approx(time_share(other, target))
+    assert keeps(one, target) == keeps(other, target)

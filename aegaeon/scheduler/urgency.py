@@ -1,0 +1,101 @@
+"""How long until a model's requests are late: the slack by which the policy `slack` goes."""
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from aegaeon.metrics import Target
+from aegaeon.scheduler.cost import ModelCost
+from aegaeon.scheduler.groups import Entry, Group
+
+
+class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds, for a TTFT target of 10 s; other targets scale them."""
+
+    ahead_s: float = 8.0  # a turn ends when all its requests are so far ahead
+    guard_s: float = 0.3  # and before that for others who have less slack than this
+    join_s: float = 2.0  # newcomers join a turn only until it is so far ahead
+    join_slack_s: float = 1.5  # or when they have no more than this
+    hope_s: float = 3.0  # so late, a request is hopeless
+    starve_s: float = 60.0  # for so long the hopeless yield to others
+    margin_s: float = 1.5  # by which a victim's slack must be above that of who displaces it
+    look_s: float = 0.25  # between looks for room for a load
+
+
+def scaled(settings: SlackSettings, ttft_s: float) -> SlackSettings:
+    """Return `settings` for another TTFT target."""
+    values = msgspec.structs.asdict(settings)
+    return SlackSettings(**{name: value * ttft_s / 10 for name, value in values.items()})
+
+
+@dataclass(slots=True, kw_only=True)
+class SlackGroup(Group):
+    """A model's requests, and the most urgent of them."""
+
+    cost: ModelCost
+    urgent: Entry | None = None  # running; None: to be found
+    waiting_due_s: float | None = None  # earliest; None: to be found
+    joining: int = 0  # that waited when the turn began
+    came: int = 0  # requests so far
+    shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
+
+    @property
+    def step_s(self) -> float:
+        """What a step takes that decodes all its requests."""
+        return self.cost.decode_s(self.here_tokens, len(self.running) + len(self.waiting))
+
+
+class Urgency:
+    """Deadlines of requests: a waiting one is due by its TTFT, the k-th token of a running one k
+    TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`."""
+
+    def __init__(self, target: Target, settings: SlackSettings) -> None:
+        self._ttft_s = target.ttft_s
+        self._tbt_s = target.tbt_s
+        self._hope_s = settings.hope_s
+        self._starve_s = settings.starve_s
+
+    def slack_s(self, group: SlackGroup, now: float) -> float:
+        """Return the time until the most urgent request of `group`, which has some, is late; less
+        than 0 when it is."""
+        due_s = math.inf
+        if group.running:
+            entry = self.urgent(group, now)
+            due_s = entry.first_s + entry.made * self._tbt_s
+        if group.waiting:
+            due_s = min(due_s, self.waiting_due_s(group, now))
+        if group.shed_until_s:
+            due_s = max(due_s, group.shed_until_s)
+        return due_s - now
+
+    def lead_s(self, group: SlackGroup, now: float) -> float:
+        """Return how far ahead the most urgent of those running is."""
+        return self._due_s(self.urgent(group, now)) - now
+
+    def urgent(self, group: SlackGroup, now: float) -> Entry:
+        """Return the most urgent of those running, of whom there are some."""
+        urgent = group.urgent
+        hopeless_s = now - self._hope_s
+        if urgent is None or urgent.first_s + urgent.made * self._tbt_s < hopeless_s:
+            for entry in group.running.values():
+                while self._due_s(entry) < hopeless_s:
+                    entry.first_s += self._starve_s
+            urgent = group.urgent = min(group.running.values(), key=self._due_s)
+        return urgent
+
+    def waiting_due_s(self, group: SlackGroup, now: float) -> float:
+        """Return when the first of those waiting, of whom there are some, must be prefilled."""
+        due_s = group.waiting_due_s
+        if due_s is None or due_s < now:
+            due_s = math.inf
+            for entry in group.waiting.values():
+                least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
+                while entry.arrival_s + least_s < now:
+                    entry.arrival_s += self._starve_s
+                due_s = min(due_s, entry.arrival_s + least_s)
+            group.waiting_due_s = due_s
+        return due_s
+
+    def _due_s(self, entry: Entry) -> float:
+        return entry.first_s + entry.made * self._tbt_s

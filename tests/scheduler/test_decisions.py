@@ -1,0 +1,33 @@
+"""The ring of decisions."""
+
+from aegaeon.scheduler.decisions import Decisions
+from aegaeon.types import Decode, Handoff, Idle, Load, Prefill, Switch
+
+
+def test_the_same_again_and_again_is_one_entry():
+    ring = Decisions()
+    for step in range(5):
+        ring.note(step, Decode("a", ("r", "s")), "turn_goes_on")
+    ring.note(5.0, Decode("a", ("r",)), "turn_goes_on")
+    first, second = ring.recent()
+    assert (first.at_s, first.until_s, first.times, first.action) == (0, 4, 5, "decode")
+    assert second.requests == ("r",) and second.reason == "turn_goes_on"
+
+
+def test_a_request_finds_its_own():
+    ring = Decisions()
+    ring.note(0.0, Load("a", ("b",), offload=("x",)), "least_slack_absent")
+    ring.note(1.0, Switch("a"), "least_slack")
+    ring.note(2.0, Prefill("a", ("r",)), "least_slack")
+    ring.note(3.0, Handoff("r"), "prefilled")
+    ring.note(4.0, Idle(), "no_requests")
+    assert [d.action for d in ring.recent("r")] == ["prefill", "handoff"]
+    assert [d.evicted for d in ring.recent("x")] == [("b",)]
+    assert [d.model for d in ring.recent()] == ["a", "a", "a", None, None]
+
+
+def test_the_oldest_are_forgotten():
+    ring = Decisions(most=3)
+    for number in range(9):
+        ring.note(float(number), Switch(f"m{number}"), "least_slack")
+    assert [d.model for d in ring.recent()] == ["m6", "m7", "m8"]
