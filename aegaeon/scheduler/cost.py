@@ -40,7 +40,9 @@ class ModelCost(msgspec.Struct, frozen=True):
     def decode_s(self, context_tokens: int, requests: int) -> float:
         """Return the time of a step that makes a token for each of `requests`."""
         per_token, per_request, fixed = self.decode
-        return max(per_token, 0.0) * context_tokens + max(per_request, 0.0) * requests + fixed
+        if per_token > 0.0:
+            fixed += per_token * context_tokens
+        return fixed + per_request * requests if per_request > 0.0 else fixed
 
     def kv_gb(self, tokens: int) -> float:
         """Return the size of the keys and values of `tokens`."""

@@ -11,7 +11,7 @@ from aegaeon.scheduler.retries import Retry
 from aegaeon.types import ModelId, RequestId
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """A request at one device. Times are seconds of the clock that the scheduler is told."""
 
@@ -23,7 +23,7 @@ class Entry:
     is_here: bool = True  # its KV is on the device, or it has none
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
     """The requests of one model."""
 

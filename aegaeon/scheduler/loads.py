@@ -22,6 +22,7 @@ class Loads:
     def __init__(self, residency: Residency) -> None:
         self._residency = residency
         self._preload: list[ModelId] = []
+        self._has_retries = False  # ever since something failed
         self.has_displaced = False  # the load under way, or the last one, evicted others
 
     @property
@@ -63,6 +64,7 @@ class Loads:
         if self._residency.loading == group.model:
             self._residency.end_load(None)
         group.load_retry.fail(now)
+        self._has_retries = True
         self._drop_preload(group.model)
 
     def lost(self, group: Group, now: float, worth_s: float) -> list[Failure]:
@@ -71,6 +73,7 @@ class Loads:
         Whoever gained something from its load yields for `worth_s`: if both asked for the room
         again at once, neither would compute.
         """
+        self._has_retries = True
         group.loss_retry.fail(now, worth_s if group.has_gained else 0.0)
         if group.loss_retry.failures < MAX_LOSSES:
             return []
@@ -84,6 +87,8 @@ class Loads:
 
     def next_retry_s(self, active: Mapping[ModelId, GroupT], now: float) -> float | None:
         """When one of `active` may be loaded again after a failure or a loss."""
+        if not self._has_retries:
+            return None
         retries = (group.load_at_s for group in active.values())
         return min((at for at in retries if at > now), default=None)
 

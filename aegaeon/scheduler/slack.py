@@ -28,6 +28,7 @@ class Survey(NamedTuple):
     """Who has how much slack at one moment: those that may compute, and those whose weights or KV
     are not here and might be."""
 
+    at_s: float
     slack_s: dict[ModelId, float]
     ready: list[SlackGroup]
     absent: list[SlackGroup]
@@ -55,9 +56,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._prefill_load = 0.0  # and prefilling what came lately
         self._prefill_load_s = 0.0  # when it was that
         self._memory_load = 0.0
+        self._load = 0.0  # all of it
         self._has_shed = False
         self._survey: Survey | None = None  # while nothing has happened since
-        self._surveyed_s = -math.inf
+        self._other_s = math.inf  # the least slack of those ready that were not chosen
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
 
     def _new_group(self, model: ModelId) -> SlackGroup:
@@ -66,7 +68,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     @property
     def load(self) -> float:
         """The share of its time that keeping up with its models takes, more or less."""
-        return self._decode_load + self._prefill_load + self._memory_load
+        return self._load
 
     # What happens
 
@@ -83,6 +85,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         prefill_s = group.cost.prefill_s(entry.tokens)
         self._prefill_load = self._prefill_load * decay + prefill_s / RECENT_S
         self._prefill_load_s = now
+        self._sum_up()
         self._changed(group)
 
     def _changed(self, group: SlackGroup) -> None:
@@ -92,6 +95,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
         self._memory_load -= self._memory_share(group.model)
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._load = self._decode_load + self._prefill_load + self._memory_load
 
     def _memory_share(self, model: ModelId) -> float:
         return MEMORY_WEIGHT * self._residency.bytes_of(model) / self._residency.budget_bytes
@@ -113,25 +120,27 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _look(self, now: float) -> Survey:
         """Return how things stand."""
-        if self._survey is not None and self._surveyed_s == now:
-            return self._survey
+        survey = self._survey
+        if survey is not None and survey.at_s == now:
+            return survey
         self._review(now)
-        survey = Survey({}, [], [])
+        survey = self._survey = Survey(now, {}, [], [])
+        _, slacks, ready, absent = survey
         slack_s, is_resident = self._urgency.slack_s, self._residency.is_resident
         for model, group in self._runnable(now).items():
-            survey.slack_s[model] = slack_s(group, now)
+            slacks[model] = slack_s(group, now)
             if is_resident(model) and not group.away:
-                survey.ready.append(group)
+                ready.append(group)
             elif group.load_at_s <= now:
-                survey.absent.append(group)
-        self._survey, self._surveyed_s = survey, now
+                absent.append(group)
         return survey
 
     def _review(self, now: float) -> None:
         """See what keeping up takes, and let the models wait that would cost the others more than
         they gain."""
         groups = self._active.values()
-        self._decode_load = sum(group.step_s for group in groups) / self._tbt_s
+        self._decode_load = sum([group.step_s for group in groups]) / self._tbt_s
+        self._sum_up()
         if self._decode_load <= 1.0 and not self._has_shed:
             return
         demands = [
@@ -152,17 +161,27 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
                 group.shed_until_s = now + self._set.starve_s
 
     def _choose(self, now: float) -> SlackGroup | None:
-        survey = self._look(now)
-        if not survey.ready:
+        _, slack_s, ready, absent = self._look(now)
+        best, best_s, other_s = None, math.inf, math.inf
+        for group in ready:
+            group_s = slack_s[group.model]
+            if best is None or group_s < best_s:
+                best, best_s, other_s = group, group_s, best_s
+            elif group_s < other_s:
+                other_s = group_s
+        if best is None:
             return None
-        slack_s = survey.slack_s
-        best = min(survey.ready, key=lambda group: slack_s[group.model])
         self._reason = "least_slack"
         current = None if self._current is None else self._groups.get(self._current)
-        if current is not None and current is not best and current in survey.ready:
-            goes_on = slack_s[best.model] >= self._leaves_below_s(slack_s[current.model])
-            best, self._reason = (current, "turn_goes_on") if goes_on else (best, "least_slack")
-        return None if self._makes_way(best, now) else best
+        if current is not None and current is not best and current in ready:
+            goes_on = best_s >= self._leaves_below_s(slack_s[current.model])
+            if goes_on:
+                best, other_s = current, best_s
+                self._reason = "turn_goes_on"
+        self._other_s = other_s
+        if self._planned is not None or (absent and self._makes_way(best, now)):
+            return None
+        return best
 
     def _leaves_below_s(self, current_s: float) -> float:
         """How little slack others must have for a turn to end."""
@@ -172,12 +191,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _makes_way(self, group: SlackGroup, now: float) -> bool:
         """Whether `group`, which is well ahead, stops so that another one can be loaded in its
         place; then that is planned."""
-        if self._planned is not None:
-            return True
-        survey = self._look(now)
-        if self._residency.loading is not None or not survey.absent:
+        if self._residency.loading is not None:
             return False
-        if survey.slack_s[group.model] < self._set.ahead_s or self._find_load(now, group.model):
+        slack_s = self._look(now).slack_s[group.model]
+        if slack_s < self._set.ahead_s or self._find_load(now, group.model):
             return False
         self._planned = self._find_load(now, None)
         if self._planned is None:
@@ -241,7 +258,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _stretch(self, group: SlackGroup, requests: tuple[RequestId, ...], now: float) -> Stretch:
         """How long nothing changes in what `_choose` and `_step` say if nothing else happens."""
-        settings, survey = self._set, self._look(now)
+        settings, other_s = self._set, self._other_s
         urgent = self._urgency.urgent(group, now)
         lead_s = urgent.first_s + urgent.made * self._tbt_s - now
         steps = self._steps_that_fit(group.model, len(requests))
@@ -250,8 +267,6 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         until_s, ahead_s = math.inf, math.inf
         if lead_s < settings.ahead_s and len(self._active) > 1:
             ahead_s = settings.ahead_s
-        others = (survey.slack_s[other.model] for other in survey.ready if other is not group)
-        other_s = min(others, default=math.inf)
         if other_s > self._leaves_below_s(lead_s):
             until_s = now + other_s - self._leaves_below_s(lead_s)
         else:
@@ -260,7 +275,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             joins_s = self._urgency.waiting_due_s(group, now) - settings.join_slack_s
             until_s = min(until_s, joins_s if joins_s > now else now + settings.look_s)
         is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= self._tbt_s
-        if is_slow or (survey.absent and self._residency.loading is None):
+        if is_slow or (self._look(now).absent and self._residency.loading is None):
             until_s = min(until_s, now + settings.look_s)
         return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, self._tbt_s)
 
@@ -281,9 +296,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _find_load(self, now: float, busy: ModelId | None) -> Load | None:
         """The most urgent model of those whose weights or KV are not here, with who makes room
         for it; `busy` stays."""
-        survey = self._look(now)
-        slack_s = survey.slack_s
-        for group in sorted(survey.absent, key=lambda group: slack_s[group.model])[:2]:
+        _, slack_s, _, absent = self._look(now)
+        for group in sorted(absent, key=lambda group: slack_s[group.model])[:2]:
             room = self._room_for(group, now, busy)
             if room is not None:
                 self._reason = "least_slack_absent"

@@ -23,7 +23,7 @@ class TurnLimits(Limits, frozen=True, kw_only=True):
     longest_turn_s: float = 4.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class TurnGroup(Group):
     """A group in line. Those with work stand there by `ticket`, lowest first."""
 

@@ -29,7 +29,7 @@ def scaled(settings: SlackSettings, ttft_s: float) -> SlackSettings:
     return SlackSettings(**{name: value * ttft_s / 10 for name, value in values.items()})
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True)
 class SlackGroup(Group):
     """A model's requests, and the most urgent of them."""
 
@@ -61,8 +61,10 @@ class Urgency:
         than 0 when it is."""
         due_s = math.inf
         if group.running:
-            entry = self.urgent(group, now)
+            entry = group.urgent or self.urgent(group, now)
             due_s = entry.first_s + entry.made * self._tbt_s
+            if due_s < now - self._hope_s:
+                due_s = self._due_s(self.urgent(group, now))
         if group.waiting:
             due_s = min(due_s, self.waiting_due_s(group, now))
         if group.shed_until_s:
