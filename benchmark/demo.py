@@ -7,18 +7,14 @@ the answers as they come and a table at the end. The server is stopped however t
 
 import argparse
 import asyncio
-import contextlib
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import httpx
 import openai
@@ -30,7 +26,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+# Started by its path, Python looks beside this file and not in the root of the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from aegaeon.metrics import summarize, time_to_first_token_s, times_between_tokens_s
+from benchmark.serving import ServerError, running_server
 
 QUESTIONS = {
     "smollm2-red": "Explain in three sentences why the sky is blue.",
@@ -38,8 +38,6 @@ QUESTIONS = {
     "smollm2-blue": "Name three ways to save energy at home, with one sentence each.",
 }
 ANSWER_TOKENS = 80
-START_S = 120.0
-STOP_S = 30.0
 LINE_CHARS = 72
 
 
@@ -129,55 +127,6 @@ def import_models(gguf: Path, models_dir: Path, console: Console) -> None:
             raise DemoError(f"the import failed: {done.stderr.strip()}")
 
 
-@contextlib.contextmanager
-def running_server(models_dir: Path, log: IO[str]) -> Iterator[str]:
-    """Run a server with two instances; yields its URL. Raises DemoError when it does not start."""
-    command = [sys.executable, "-m", "aegaeon", "serve", "--port", "0", "--colocated-count", "2"]
-    command += ["--models", ",".join(QUESTIONS), "--models-dir", str(models_dir)]
-    command += ["--drain-s", "2"]
-    # A session of its own: Ctrl-C reaches us, and we stop it in order.
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-    )
-    try:
-        yield _ready_url(server)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(STOP_S)
-        assert server.stdout is not None
-        server.stdout.close()
-
-
-def _ready_url(server: "subprocess.Popen[str]") -> str:
-    """Read the server's lines until it says that it is ready."""
-    assert server.stdout is not None
-    stdout = server.stdout
-    lines: queue.Queue[str] = queue.Queue(1000)
-    give_up_s = time.monotonic() + START_S
-    # Ends with the server's stdout; a daemon, since nothing is lost when it is cut off.
-    threading.Thread(target=_pass_lines, args=(stdout, lines), daemon=True).start()
-    while True:
-        try:
-            line = lines.get(timeout=max(0.1, give_up_s - time.monotonic()))
-        except queue.Empty:
-            raise DemoError(f"the server was not ready within {START_S:.0f} s") from None
-        if line == "":
-            raise DemoError("the server ended before it was ready")
-        if line.startswith("ready on "):
-            return line.split()[-1]
-
-
-def _pass_lines(stdout: IO[str], lines: "queue.Queue[str]") -> None:
-    with contextlib.suppress(ValueError, queue.Full):  # closed, or nobody reads any more
-        for line in stdout:
-            lines.put(line, timeout=1.0)
-        lines.put("", timeout=1.0)
-
-
 async def ask(client: openai.AsyncOpenAI, answer: Answer, stage: Stage) -> None:
     """Ask one model and note its answer as it streams."""
     messages: list[ChatCompletionMessageParam] = [
@@ -222,6 +171,12 @@ async def ask_all(url: str, answers: Sequence[Answer], console: Console, limit_s
     return sum(int(instance["switches"]) for instance in health["instances"])
 
 
+def _serve_flags(models_dir: Path) -> list[str]:
+    models = ",".join(QUESTIONS)
+    flags = ["--colocated-count", "2", "--models", models, "--models-dir", str(models_dir)]
+    return [*flags, "--drain-s", "2"]
+
+
 def print_table(console: Console, answers: Sequence[Answer], switches: int) -> None:
     """Say how it went."""
     table = Table("model", "instance", "pieces", "TTFT ms", "TBT p50 ms", "TBT p99 ms", box=None)
@@ -244,10 +199,10 @@ def run(gguf: Path, models_dir: Path, limit_s: float) -> None:
     with tempfile.TemporaryFile("w+", prefix="aegaeon-demo-") as log:
         try:
             console.print("starting a server with two instances")
-            with running_server(models_dir, log) as url:
+            with running_server(_serve_flags(models_dir), log) as url:
                 console.print(f"asking {', '.join(QUESTIONS)} at {url}\n")
                 switches = asyncio.run(ask_all(url, answers, console, limit_s))
-        except DemoError:
+        except (DemoError, ServerError):
             log.seek(0)
             sys.stderr.writelines(log.readlines()[-20:])
             raise
@@ -265,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run(options.gguf, options.models_dir, options.limit_s)
-    except DemoError as error:
+    except (DemoError, ServerError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

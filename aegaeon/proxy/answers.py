@@ -173,6 +173,7 @@ class InstanceHealth(msgspec.Struct, frozen=True):
     waiting: dict[str, int]
     running: dict[str, int]
     switches: int
+    switch_s: float
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

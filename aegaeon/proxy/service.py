@@ -257,4 +257,5 @@ def _instance_health(row: Instance) -> InstanceHealth:
         waiting=status.waiting,
         running=status.running,
         switches=status.switches,
+        switch_s=status.switch_s,
     )

@@ -1,0 +1,25 @@
+"""What the simulator says of the load that a benchmark serves."""
+
+from aegaeon.metrics import Attainment, Target, attainment
+from aegaeon.scheduler.cost import Costs
+from aegaeon.scheduler.ledger import Limits
+from aegaeon.scheduler.policies import POLICIES, Fleet
+from aegaeon.sim.cluster import simulate
+from aegaeon.sim.workloads import Load, models_of
+
+LIVE_LIMITS = Limits(max_batch=16, max_running=32)
+
+
+def predict(load: Load, costs: Costs, policy: str, target: Target) -> Attainment:
+    """Return what two devices of `costs` reach under `policy`."""
+    models = costs.of(tuple(sorted(models_of(load))))
+    split = policy == "paper"
+    fleet = Fleet(
+        colocated=0 if split else 2,
+        prefill=int(split),
+        decode=int(split),
+        target=target,
+        limits=LIVE_LIMITS,
+    )
+    simulated = simulate(load, models, costs, POLICIES[policy], fleet)
+    return attainment(simulated.served, target)
