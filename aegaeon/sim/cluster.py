@@ -2,19 +2,60 @@
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
+from aegaeon.errors import ConfigError
 from aegaeon.metrics import Served
 from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.places import Place
 from aegaeon.scheduler.policies import Fleet, Policy
 from aegaeon.sim.device import Device, Job, Prices, Usage
 from aegaeon.sim.pace import exact
 from aegaeon.sim.timeline import Span, Timeline
 from aegaeon.sim.workloads import Arrival, Load
-from aegaeon.types import ModelId, Request, SamplingParams
+from aegaeon.types import ModelId, Request, Role, SamplingParams
 
 SAMPLING = SamplingParams(temperature=0.0)
+
+
+class Failure(msgspec.Struct, frozen=True, order=True):
+    """A device fails at `at_s` and does not come back; what it computed by then is with clients."""
+
+    at_s: float
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What else happens in a run, and who hears of it: `progress` how many requests have come."""
+
+    with_timeline: bool = False
+    progress: Callable[[int], None] = lambda _: None
+    failures: Sequence[Failure] = ()
+
+
+class Gone:
+    """The place of a device that has failed: nobody is there, and nobody is sent there."""
+
+    load = math.inf
+
+    def __init__(self, role: Role) -> None:
+        self.role: Role = role
+
+    def requests_of(self, model: ModelId) -> int:  # noqa: ARG002  part of the seam
+        """None."""
+        return 0
+
+    def is_resident(self, model: ModelId) -> bool:  # noqa: ARG002
+        """No."""
+        return False
+
+    def joins(self, model: ModelId) -> bool:  # noqa: ARG002
+        """No."""
+        return False
 
 
 @dataclass(slots=True)
@@ -42,31 +83,42 @@ class Cluster:
         self._prices = Prices(costs, models)
         self._dispatcher = policy.dispatcher()
         self._served: list[Served] = []
-        schedulers = policy.schedulers(fleet, costs, models)
+        self._places = policy.schedulers(fleet, costs, models)
         self._devices = [
             Device(index, scheduler, self._prices, timeline, self._on_end, self._on_handoff)
-            for index, scheduler in enumerate(schedulers)
+            for index, scheduler in enumerate(self._places)
         ]
-        self._prefilling = [d for d in self._devices if d.scheduler.role != "decode"]
-        self._decoding = [d for d in self._devices if d.scheduler.role != "prefill"]
-        self._prefill_places = [device.scheduler for device in self._prefilling]
-        self._decode_places = [device.scheduler for device in self._decoding]
+        self._prefilling = [
+            d
+            for d, place in zip(self._devices, self._places, strict=True)
+            if place.role != "decode"
+        ]
+        self._decoding = [
+            d
+            for d, place in zip(self._devices, self._places, strict=True)
+            if place.role != "prefill"
+        ]
+        self._prefill_places: list[Place] = [self._places[d.index] for d in self._prefilling]
+        self._decode_places: list[Place] = [self._places[d.index] for d in self._decoding]
         # (time, serial number, device, version of its due time or None, job handed over)
         self._heap: list[tuple[float, int, Device, Job | None]] = []
         self._serial = 0
         self._now = 0.0
 
-    def run(self, load: Load, progress: Callable[[int], None]) -> list[Served]:
-        """Serve `load` to its end; `progress` hears how many requests have come."""
+    def run(self, load: Load, extras: Extras) -> list[Served]:
+        """Serve `load` to its end. Raises ConfigError when failures would leave nobody to."""
+        failures = sorted(extras.failures, reverse=True)
+        self._check_failures(failures)
         for number, arrival in enumerate(load):
             at_s = exact(arrival.at_s)
+            while failures and failures[-1].at_s <= at_s:
+                self._fail(failures.pop())
             self._run_until(at_s)
             self._now = at_s
-            place = self._dispatcher.dispatch(self._prefill_places, arrival.model)
-            device = self._prefilling[place]
-            device.tick(at_s, arrived=(_job(number, arrival, at_s),))
-            self._push(device)
-            progress(number + 1)
+            self._submit(_job(number, arrival, at_s), at_s)
+            extras.progress(number + 1)
+        while failures:
+            self._fail(failures.pop())
         self._run_until(math.inf)
         return self._served
 
@@ -98,6 +150,44 @@ class Cluster:
             self._serial += 1
             heapq.heappush(self._heap, (device.due_s, self._serial, device, None))
 
+    def _submit(self, job: Job, now: float) -> None:
+        place = self._dispatcher.dispatch(self._prefill_places, job.request.model)
+        device = self._alive(self._prefilling, self._prefill_places, place)
+        device.tick(now, arrived=(job,))
+        self._push(device)
+
+    @staticmethod
+    def _alive(devices: Sequence[Device], places: Sequence[Place], place: int) -> Device:
+        """Whom a policy chose; the least busy one if it did not see that nobody is there."""
+        if isinstance(places[place], Gone):
+            place = min(range(len(places)), key=lambda index: places[index].load)
+        return devices[place]
+
+    def _check_failures(self, failures: Sequence[Failure]) -> None:
+        gone = {failure.device for failure in failures}
+        if not gone <= set(range(len(self._devices))) or any(f.at_s < 0 for f in failures):
+            raise ConfigError(f"devices that fail are 0 to {len(self._devices) - 1}, after 0 s")
+        for devices in (self._prefilling, self._decoding):
+            if gone >= {device.index for device in devices}:
+                raise ConfigError("every device that could serve fails; let one of each role live")
+
+    def _fail(self, failure: Failure) -> None:
+        """Its requests begin anew elsewhere, behind the tokens they have; their KV is lost."""
+        at_s = exact(failure.at_s)
+        self._run_until(at_s)
+        device = self._devices[failure.device]
+        jobs = device.fail(at_s)
+        gone = Gone(self._places[failure.device].role)
+        for devices, places in (
+            (self._prefilling, self._prefill_places),
+            (self._decoding, self._decode_places),
+        ):
+            if device in devices:
+                places[devices.index(device)] = gone
+        for job in jobs:
+            self._now = at_s
+            self._submit(job, at_s)
+
     def _on_end(self, job: Job, is_failed: bool) -> None:
         request = job.request
         self._served.append(
@@ -113,7 +203,7 @@ class Cluster:
 
     def _adopt(self, job: Job, now: float) -> None:
         place = self._dispatcher.dispatch_prefilled(self._decode_places, job.request.model)
-        device = self._decoding[place]
+        device = self._alive(self._decoding, self._decode_places, place)
         device.tick(now, adopted=(job,))
         self._push(device)
 
@@ -124,14 +214,12 @@ def simulate(
     costs: Costs,
     policy: Policy,
     fleet: Fleet,
-    *,
-    with_timeline: bool = False,
-    progress: Callable[[int], None] = lambda _: None,
+    extras: Extras = Extras(),
 ) -> Simulated:
     """Return what becomes of `load`, ordered by time, of `models` on `fleet` under `policy`."""
-    timeline = Timeline(is_wanted=with_timeline)
+    timeline = Timeline(is_wanted=extras.with_timeline)
     cluster = Cluster(policy, fleet, costs, models, timeline)
-    served = cluster.run(load, progress)
+    served = cluster.run(load, extras)
     return Simulated(served, cluster.usage, cluster.now, timeline.spans())
 
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from aegaeon.metrics import TokenRuns
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.policies import AnyScheduler
@@ -145,6 +147,21 @@ class Device:
         self._end_hopeless(now)
         self._begin(now)
         self.due_s = min(self._action_ends_s, self._load_ends_s, self._idle_until_s)
+
+    def fail(self, now: float) -> list[Job]:
+        """End for good; return its requests as they go on elsewhere: with the tokens of steps that
+        are over, without KV."""
+        self.tick(now)
+        self.due_s = math.inf
+        jobs = list(self.jobs.values())
+        self.jobs.clear()
+        for job in jobs:
+            job.context_tokens = job.saved_tokens = 0
+            request = job.request
+            job.request = msgspec.structs.replace(
+                request, generated_token_ids=(0,) * job.made, attempt=request.attempt + 1
+            )
+        return jobs
 
     # Ends
 
