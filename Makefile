@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard $(CONSTRAI
 	  echo "No torch for this Python and platform meets $(CONSTRAINTS). Either use Python 3.11" \
 	    "(make install PYTHON=python3.11), or write a file naming a torch that pip finds and run:" \
 	    "make install CONSTRAINTS=that-file" >&2; exit 1; }
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gguf,test,check,bench]'
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gguf,sim,test,check,bench]'
 	@touch $@
 
 weights: $(MODELS)/$(SMOLLM2)/config.json ## fetch SmolLM2-135M-Instruct and import it into models/

@@ -9,10 +9,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from rich.console import Console
@@ -22,17 +22,20 @@ from tqdm import tqdm
 from aegaeon import __version__, _native
 from aegaeon.config import Settings, default_text, describe, load_settings, parse_text
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
+from aegaeon.flags import Parser, escape
 from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine
 from aegaeon.memory.plan import Probes, make_plan
 from aegaeon.models.hub import pull
 from aegaeon.models.references import ModelEntry, list_models, locate, resolve_all, split_reference
 from aegaeon.plan import layout_lines, plan_tables
+from aegaeon.plan_devices import plan_devices_command
+from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "plan", "models", "instances")
+COMMANDS = ("serve", "plan", "simulate", "models", "instances")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 PIPED_COLUMNS = 120
@@ -55,6 +58,8 @@ Serves many language models on few devices: the device passes from model to mode
 commands:
   aegaeon serve              serve models over an OpenAI-compatible HTTP interface (the default)
   aegaeon plan [CONFIG]      show what fits where and how long switches take, without serving
+  aegaeon plan --costs FILE  find how many devices a load needs
+  aegaeon simulate           serve a load on devices that are not there, under any policy
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
   aegaeon models pull ID     download a model from the hub
@@ -80,8 +85,10 @@ examples:
   aegaeon plan --models SmolLM2-135M
   aegaeon plan server.toml --device staged --device-memory-gb 4
   aegaeon plan server.toml --json | jq '.models[].cold_switch_s'
+  aegaeon plan --costs h100.json --rates 80x0.1 --lengths load.csv   # how many devices?
 
 Takes every setting of `aegaeon serve`; those of listening and scheduling change nothing here.
+With --costs it finds how many devices a load needs: `aegaeon plan --costs FILE --help`.
 exit codes: 0 it fits, 1 it does not fit or a model is missing, 2 wrong usage or settings"""
 
 # Of a command: what it does, and examples.
@@ -93,13 +100,6 @@ WORDS = {
     ),
     "instances": ("Run instances without a proxy, which runs elsewhere.", ""),
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are our one-line errors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,6 +132,10 @@ def _run(given: list[str]) -> int:
     command, rest = split_command(given)
     if command == "models":
         return _models(rest)
+    if command == "simulate":
+        return _show(simulate_command(rest))
+    if command == "plan" and any(word.partition("=")[0] == "--costs" for word in rest):
+        return _show(plan_devices_command(rest))
     options = vars(serve_parser(command).parse_args(rest))
     config_file = options.pop("config", None)
     if command == "plan":
@@ -179,7 +183,7 @@ def _takes_value(flag: str) -> bool:
 def serve_parser(command: str) -> argparse.ArgumentParser:
     """A flag for every setting; only those given appear in the result."""
     description, examples = WORDS[command]
-    parser = _Parser(
+    parser = Parser(
         prog=f"aegaeon {command}",
         description=description,
         epilog=examples,
@@ -209,13 +213,13 @@ def _add_flag(group: "argparse._ArgumentGroup", name: str) -> None:
     shown = default_text(default)
     text = f"{text} (default: {shown})" if shown else text
     if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=_escape(text))
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=escape(text))
         return
     options: dict[str, Any] = {"metavar": _metavar(kind)}
     if get_origin(kind) is Literal:
         options = {"choices": get_args(kind)}
     group.add_argument(
-        flag, type=lambda value: parse_text(kind, value, flag), help=_escape(text), **options
+        flag, type=lambda value: parse_text(kind, value, flag), help=escape(text), **options
     )
 
 
@@ -223,10 +227,6 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "A,B,C"
     return {int: "N", float: "X"}.get(kind, "TEXT")
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", "%%")  # argparse formats help texts
 
 
 def _serve(settings: Settings, with_proxy: bool) -> int:
@@ -303,9 +303,18 @@ def _plan(settings: Settings, as_json: bool) -> None:
     if as_json:
         print(json.dumps(msgspec.to_builtins(plan), indent=2))
         return
+    _show(plan_tables(plan))
+
+
+def _show(parts: Iterable[Table | str]) -> int:
+    """Print what is for people, or JSON as it is."""
     console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS)
-    for part in plan_tables(plan):
-        console.print(part, highlight=False)
+    for part in parts:
+        if isinstance(part, str) and part.startswith("{"):
+            print(part)
+        else:
+            console.print(part, highlight=False)
+    return 0
 
 
 def _check_models(settings: Settings) -> None:
@@ -316,9 +325,9 @@ def _check_models(settings: Settings) -> None:
 
 
 def _models(given: Sequence[str]) -> int:
-    parser = _Parser(prog="aegaeon models", description="Look after the models directory.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    shared = _Parser(add_help=False)
+    parser = Parser(prog="aegaeon models", description="Look after the models directory.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    shared = Parser(add_help=False)
     for one in (shared, parser):
         one.add_argument(
             "--models-dir", metavar="DIR", help="where models live", default=argparse.SUPPRESS

@@ -166,7 +166,7 @@ class Cluster:
     def _check_failures(self, failures: Sequence[Failure]) -> None:
         gone = {failure.device for failure in failures}
         if not gone <= set(range(len(self._devices))) or any(f.at_s < 0 for f in failures):
-            raise ConfigError(f"devices that fail are 0 to {len(self._devices) - 1}, after 0 s")
+            raise ConfigError(f"devices fail after 0 s, and are 0 to {len(self._devices) - 1}")
         for devices in (self._prefilling, self._decoding):
             if gone >= {device.index for device in devices}:
                 raise ConfigError("every device that could serve fails; let one of each role live")

@@ -4,7 +4,7 @@ import csv
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
@@ -131,16 +131,37 @@ def poisson(
     rate of a model is `rate_per_model` requests per second. Raises ConfigError."""
     if models < 1 or not rate_per_model > 0 or not 0 < horizon_s < math.inf or not lengths:
         raise ConfigError("a load needs models, a rate and a horizon above 0, and some lengths")
+    weights = [1 / rank**zipf for rank in range(1, models + 1)]
+    scale = models * rate_per_model / math.fsum(weights)
+    rates = {f"model-{n:04d}": scale * weight for n, weight in enumerate(weights)}
+    return poisson_of(rates, horizon_s, lengths, seed)
+
+
+def poisson_of(
+    rates: Mapping[ModelId, float],
+    horizon_s: float,
+    lengths: Sequence[tuple[int, int]],
+    seed: int = 0,
+) -> Load:
+    """As `poisson`, with the rate of each model, in requests per second. Raises ConfigError."""
+    rate = math.fsum(rates.values())
+    if not 0 < rate < math.inf or min(rates.values()) < 0 or not lengths:
+        raise ConfigError("a load needs rates of 0 or more, one of them above 0, and some lengths")
     draw = random.Random(seed)
-    weights = list(itertools.accumulate(1 / rank**zipf for rank in range(1, models + 1)))
-    names = tuple(f"model-{number:04d}" for number in range(models))
+    weights = list(itertools.accumulate(rates.values()))
+    names = tuple(rates)
     arrivals = []
-    at_s = draw.expovariate(models * rate_per_model)
+    at_s = draw.expovariate(rate)
     while at_s < horizon_s:
         model = draw.choices(names, cum_weights=weights)[0]
         arrivals.append(Arrival(at_s, model, *draw.choice(lengths)))
-        at_s += draw.expovariate(models * rate_per_model)
+        at_s += draw.expovariate(rate)
     return tuple(arrivals)
+
+
+def lengths_of(load: Iterable[Arrival]) -> list[tuple[int, int]]:
+    """Return the lengths of a load's prompts and outputs, in tokens, to draw from."""
+    return [(one.prompt_tokens, one.output_tokens) for one in load]
 
 
 def burst(load: Load, at_s: float, length_s: float, factor: int) -> Load:
