@@ -8,6 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 MODELS ?= models
 DOWNLOADS ?= $(MODELS)/.downloads
 RESULTS ?= results
+DATA ?= ../shared/data
 SMOLLM2 := SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
 TEST_JOBS ?= 2
@@ -88,6 +89,8 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python -m benchmark.copies --json > $(RESULTS)/copies.json
 	$(BIN)/python -m benchmark.kv_pool --json > $(RESULTS)/kv_pool.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
+	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
+	  --curves $(RESULTS) > $(RESULTS)/simulate.json
 	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \
 	  --models a=$(SMOLLM2),b=$(SMOLLM2),c=$(SMOLLM2) --out-json $(RESULTS)/offline.json
 
