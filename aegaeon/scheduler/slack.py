@@ -290,7 +290,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             planned, self._planned = self._planned, None
             self._reason = "makes_way"
             return planned
-        busy = self._in_flight.model if self._in_flight is not None else self._current
+        busy = self._current if self._current in self._active else None
+        if self._in_flight is not None:
+            busy = self._in_flight.model
         return self._find_load(now, busy) or self._find_relief(now, busy)
 
     def _find_load(self, now: float, busy: ModelId | None) -> Load | None:
@@ -308,21 +310,40 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _room_for(self, group: SlackGroup, now: float, busy: ModelId | None) -> Room | None:
         """Who makes room for the weights of `group`, its KV, and that of its prompts."""
         residency, model = self._residency, group.model
-        tokens = sum(entry.tokens for entry in group.waiting.values())
+        need = residency.kv_margin_bytes
         if group.away:
-            tokens += sum(e.tokens for e in group.running.values() if not e.is_here)
-        need = residency.kv_bytes(model, tokens) + residency.kv_margin_bytes
+            away = sum(e.tokens for e in group.running.values() if not e.is_here)
+            need += residency.kv_bytes(model, away)
         if not residency.is_resident(model):
             need += residency.bytes_of(model)
+        # Prompts for which the device is too small even so have to wait for those before them.
+        most = residency.budget_bytes - need - residency.kv_bytes(model, group.here_tokens)
+        most -= residency.bytes_of(busy) if busy else 0
+        waiting = sum(entry.tokens for entry in group.waiting.values())
+        need += min(residency.kv_bytes(model, waiting), max(most, self._first_prompt_bytes(group)))
         above_s = self._look(now).slack_s[model] + self._set.margin_s
         missing = need - residency.free_bytes
         return find_room(missing, self._holders(now, {model, busy}), above_s)
 
+    def _first_prompt_bytes(self, group: SlackGroup) -> int:
+        """The KV of the request of `group` that has waited longest."""
+        if not group.waiting:
+            return 0
+        first = min(group.waiting.values(), key=lambda entry: entry.arrival_s)
+        return self._residency.kv_bytes(group.model, first.tokens + 1)
+
     def _find_relief(self, now: float, busy: ModelId | None) -> Load | None:
         """Make room in time for the KV of those who compute."""
         current, residency = self._current, self._residency
+        if current is None:
+            return None
         missing = residency.kv_margin_bytes - residency.free_bytes
-        if missing <= residency.kv_margin_bytes // 2 or current is None:
+        group = self._active.get(current)
+        if group is not None and not group.running:
+            missing = max(missing, self._first_prompt_bytes(group) - residency.free_bytes)
+        elif missing <= residency.kv_margin_bytes // 2:
+            return None
+        if missing <= 0:
             return None
         room = find_room(missing, self._holders(now, {current, busy}), -math.inf)
         if room is None or not residency.is_resident(current):
