@@ -204,5 +204,5 @@ def _unusual(bench: Bench) -> Iterator[tuple[str, Case, Sequence[Failure]]]:
         case = bench.case_of(bench.load(large), costs=costs)
         yield f"{large.name}, link of {link:g} GB/s", case, ()
     for workload in (middle, large):
-        gone = (Failure(40.0, 3), Failure(80.0, 12))
+        gone = (Failure(40.0, bench.devices // 5), Failure(80.0, 3 * bench.devices // 4))
         yield f"{workload.name}, 2 devices fail", bench.case(workload), gone
