@@ -82,7 +82,7 @@ format: install ## put Python and C++ sources into shape
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 test: install weights ## all tests; PYTEST_ARGS="-x tests/store" to choose
-	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: install weights ## benchmarks; JSON results in results/
 	@mkdir -p $(RESULTS)
