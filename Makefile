@@ -13,6 +13,8 @@ SMOLLM2 := SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
 TEST_JOBS ?= 2
 SERVE_ARGS ?= --models $(SMOLLM2)
+# Python compiles what is imported when it first is, a fraction of what there is.
+PIP_INSTALL = $(BIN)/pip install -q --no-compile -c $(CONSTRAINTS)
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
@@ -29,12 +31,12 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(wildcard $(CONSTRAI
 	$(PYTHON) -m venv $(VENV)
 	@test -e $(BIN)/pip || { \
 	  echo "$(VENV) has no pip; install python3-venv, then: rm -r $(VENV); make" >&2; exit 1; }
-	@$(BIN)/pip install -q -c $(CONSTRAINTS) torch \
-	  || $(BIN)/pip install -q -c $(CONSTRAINTS) --extra-index-url $(TORCH_INDEX) torch || { \
+	@$(PIP_INSTALL) torch \
+	  || $(PIP_INSTALL) --extra-index-url $(TORCH_INDEX) torch || { \
 	  echo "No torch for this Python and platform meets $(CONSTRAINTS). Either use Python 3.11" \
 	    "(make install PYTHON=python3.11), or write a file naming a torch that pip finds and run:" \
 	    "make install CONSTRAINTS=that-file" >&2; exit 1; }
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gguf,sim,test,check,bench]'
+	$(PIP_INSTALL) -e '.[gguf,sim,test,check,bench]'
 	@touch $@
 
 weights: $(MODELS)/$(SMOLLM2)/config.json ## fetch SmolLM2-135M-Instruct and import it into models/
@@ -81,7 +83,7 @@ format: install ## put Python and C++ sources into shape
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 test: install weights ## all tests; PYTEST_ARGS="-x tests/store" to choose
-	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: install weights ## benchmarks; JSON results in results/
 	@mkdir -p $(RESULTS)

@@ -6,3 +6,11 @@ import os
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# First what takes long: else a worker gets it last, while the others have nothing left to do.
+LONG = ("native/test_sanitizers", "end_to_end/", "native/test_ops_sanitizers")
+
+
+def pytest_collection_modifyitems(items):
+    """Put long files first; those of a kind and all others stay in their order."""
+    items.sort(key=lambda item: min((n for n, x in enumerate(LONG) if x in item.nodeid), default=9))

@@ -7,7 +7,7 @@ from tests.support.checkpoints import make_checkpoint
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """Directories of three different models, by name; their weights end no answer early."""
+    """Directories of three different models, by name."""
     root = tmp_path_factory.mktemp("checkpoints")
     families = {"ada": "llama", "bob": "qwen2", "cleo": "qwen3"}
     return {

@@ -220,7 +220,8 @@ class Streamed:
         self.finish_reason: str | None = None
         self._url = f"{url}/v1/completions"
         self._body = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
-        self._body |= {"stream": True, "temperature": 0}
+        # All tokens that were asked for: an answer that ended early would have too few pieces.
+        self._body |= {"stream": True, "temperature": 0, "ignore_eos": True}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

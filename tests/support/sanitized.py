@@ -1,0 +1,81 @@
+"""Programs of csrc/testing/ under a sanitizer: each source compiled once, each program linked."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+SANITIZERS = ("thread", "address,undefined")
+# Line tables are all that a report needs.
+FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
+# As in CMakeLists.txt.
+OPS = ["-ffp-contract=off"]
+ISA = {
+    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512.cpp": [
+        *("-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
+    ],
+}
+
+
+def run_sanitized(name: str, sources: list[Path], sanitizer: str, *arguments: str) -> None:
+    """Build the program `name` of csrc/testing/ with `sources`, run it, see that all is well."""
+    command = [str(_build(name, sources, sanitizer)), *arguments]
+    if setarch := shutil.which("setarch"):
+        # Thread sanitizers of older compilers cannot place themselves among randomised addresses.
+        command = [setarch, platform.machine(), "-R", *command]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{name}: ok\n"
+
+
+def _build(name: str, sources: list[Path], sanitizer: str) -> Path:
+    """Link the program; kept in build/, as its objects are, until a source or header changes."""
+    kept = ROOT / "build" / "sanitizers" / sanitizer.replace(",", "-")
+    sources = [*sources, CSRC / "testing" / f"{name}.cpp"]
+    objects = [_compile(source, sanitizer, kept) for source in sources]
+    program = kept / name
+    if not _is_newer(program, objects):
+        _make(program, sanitizer, *map(str, objects))
+    return program
+
+
+def _compile(source: Path, sanitizer: str, kept: Path) -> Path:
+    made = kept / f"{source.relative_to(CSRC)}.o"
+    if _is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
+        return made
+    flags = OPS if "ops" in source.parts else []
+    if platform.machine() == "x86_64":
+        flags = [*flags, *ISA.get(source.name, [])]
+    _make(made, sanitizer, *FLAGS, *flags, f"-I{CSRC}", "-c", str(source))
+    return made
+
+
+def _is_newer(made: Path, sources: list[Path]) -> bool:
+    newest = max(source.stat().st_mtime for source in sources)
+    return made.exists() and made.stat().st_mtime > newest
+
+
+def _make(made: Path, sanitizer: str, *arguments: str) -> None:
+    """Run the compiler and put what it makes in place at once, for others may build beside us."""
+    made.parent.mkdir(parents=True, exist_ok=True)
+    fresh = made.with_name(f"{made.name}.{os.getpid()}")
+    command = [_compiler(), "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    command += [*arguments, "-o", str(fresh)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "cannot find" in result.stderr and "san" in result.stderr:
+        pytest.skip(f"this compiler has no runtime of the {sanitizer} sanitizer")
+    assert result.returncode == 0, result.stderr
+    fresh.replace(made)
+
+
+def _compiler() -> str:
+    found = shutil.which(os.environ.get("CXX", "c++"))
+    if found is None:
+        pytest.skip("no C++ compiler here (the package was built elsewhere)")
+    return found
