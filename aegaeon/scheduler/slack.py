@@ -267,15 +267,18 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         until_s, ahead_s = math.inf, math.inf
         if lead_s < settings.ahead_s and len(self._active) > 1:
             ahead_s = settings.ahead_s
-        if other_s > self._leaves_below_s(lead_s):
-            until_s = now + other_s - self._leaves_below_s(lead_s)
-        else:
-            steps = min(steps, max(1, math.ceil((other_s - lead_s) / self._tbt_s)))
+        waiting_s = math.inf
         if group.waiting:
-            joins_s = self._urgency.waiting_due_s(group, now) - settings.join_slack_s
-            until_s = min(until_s, joins_s if joins_s > now else now + settings.look_s)
+            waiting_s = self._urgency.waiting_due_s(group, now) - now
+            joins_s = waiting_s - settings.join_slack_s
+            until_s = now + (joins_s if joins_s > 0 else settings.look_s)
+        leaves_s = self._leaves_below_s(min(lead_s, waiting_s))
+        if other_s > leaves_s:
+            until_s = min(until_s, now + other_s - leaves_s)
+        elif waiting_s > other_s:
+            steps = min(steps, max(1, math.ceil((other_s - lead_s) / self._tbt_s)))
         is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= self._tbt_s
-        if is_slow or (self._look(now).absent and self._residency.loading is None):
+        if is_slow or (lead_s >= settings.ahead_s and self._look(now).absent):
             until_s = min(until_s, now + settings.look_s)
         return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, self._tbt_s)
 
