@@ -84,7 +84,8 @@ def _add_generated(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--lengths",
         metavar="FILE",
-        help="a CSV file as for --workload, from which prompt and output lengths are drawn",
+        help="a CSV file as for --workload, from which prompt and output lengths are drawn "
+        "(default: those of --workload, which then is no load itself)",
     )
     group.add_argument("--seed", metavar="N", type=int, default=0, help="of all that is drawn")
     group.add_argument(
@@ -131,8 +132,8 @@ def case_of(options: argparse.Namespace) -> Case:
         raise ConfigError("--slo-ttft and --slo-tbt are seconds above 0")
     costs = read_costs(Path(options.costs), options.link_gb_per_s)
     is_generated = bool(options.generate or options.models or options.rates)
-    if is_generated == bool(options.workload):
-        raise ConfigError("name the load: either --workload FILE, or --models N --rates R")
+    if not is_generated and not options.workload:
+        raise ConfigError("name the load: --workload FILE, or --models N --rates R --lengths FILE")
     horizon_s = HORIZON_S if options.horizon is None else options.horizon
     if is_generated:
         loads = [_generate(options, horizon_s)]
@@ -164,12 +165,13 @@ def read_costs(path: Path, link_gb_per_s: float | None = None) -> Costs:
 def _generate(options: argparse.Namespace, horizon_s: float) -> Load:
     if not options.rates:
         raise ConfigError("a generated load needs --rates, in requests per second of a model")
-    if not options.lengths:
+    files = [options.lengths] if options.lengths else options.workload
+    if not files:
         raise ConfigError("a generated load needs --lengths FILE to draw prompts and outputs from")
     if not 0 < horizon_s < math.inf:
         raise ConfigError("--horizon is seconds above 0")
     rates = with_popularity(rates_of(options.models, options.rates), options.zipf)
-    lengths = lengths_of(read_load(Path(options.lengths).expanduser()))
+    lengths = [pair for name in files for pair in lengths_of(read_load(Path(name).expanduser()))]
     load = poisson_of(rates, horizon_s, lengths, options.seed)
     if options.generate == "bursty":
         if not options.burst_s > 0 or options.burst_factor < 1:

@@ -21,6 +21,7 @@ EXAMPLES = """\
 examples:
   aegaeon plan --costs h100.json --rates 80x0.1 --lengths load.csv
   aegaeon plan --costs h100.json --models chat,code,rare --rates 2,0.5,0.01 --lengths azure.csv
+  aegaeon plan --costs h100.json --rates 120x0.1 --workload day.csv   # more of the same
   aegaeon plan --costs h100.json --workload day.csv --slo-ttft 5 --slo-tbt 0.05 --json
 
 Simulates the load on more and on fewer devices. Without --costs the command shows what fits where

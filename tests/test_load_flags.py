@@ -62,6 +62,7 @@ def test_a_generated_load_draws_lengths_from_the_file_and_is_the_same_by_seed(fi
     assert len(load) > 100 and len({one.model for one in load}) == 5
     assert {(one.prompt_tokens, one.output_tokens) for one in load} == {(30, 4), (40, 2)}
     assert case(files, *flags).load == load
+    assert case(files, *flags[:4], "-w", "one.csv").load == load
     assert case(files, *flags, "--seed", "1").load != load
 
 
@@ -107,7 +108,6 @@ def test_popularity_moves_requests_but_keeps_their_number():
     ("flags", "words"),
     [
         ((), "name the load"),
-        (("-w", "one.csv", "--rates", "1"), "name the load"),
         (("-w", "nowhere.csv"), "cannot read .*nowhere.csv"),
         (("-w", "empty.csv"), "has no requests"),
         (("-w", "one.csv", "--tile", "0"), "--tile at least 1"),

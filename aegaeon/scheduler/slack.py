@@ -222,7 +222,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         """Let go the KV of a running request; it is prefilled again when there is room."""
         for entry in group.put_back((request,)):
             self._waiting_count += 1
-            self._hold_kv(group, -entry.tokens)
+            if entry.is_here:
+                self._hold_kv(group, -entry.tokens)
         self._changed(group)
 
     def _admits(self, group: SlackGroup, now: float) -> bool:
@@ -293,44 +294,63 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             planned, self._planned = self._planned, None
             self._reason = "makes_way"
             return planned
-        busy = self._current if self._current in self._active else None
-        if self._in_flight is not None:
-            busy = self._in_flight.model
-        return self._find_load(now, busy) or self._find_relief(now, busy)
+        computing = None if self._in_flight is None else self._in_flight.model
+        busy = computing or (self._current if self._current in self._active else None)
+        load = self._find_load(now, busy) or self._find_relief(now, busy)
+        if load is None and computing is None and not self._look(now).ready:
+            # All are too urgent to make way for each other: somebody has to.
+            load = self._find_load(now, None, margin_s=-math.inf)
+        return load
 
-    def _find_load(self, now: float, busy: ModelId | None) -> Load | None:
-        """The most urgent model of those whose weights or KV are not here, with who makes room
-        for it; `busy` stays."""
+    def _find_load(
+        self, now: float, busy: ModelId | None, margin_s: float | None = None
+    ) -> Load | None:
+        """The most urgent model of those whose weights or KV are not here, with who makes room for
+        it; `busy` stays, and so do those that have not `margin_s` more slack."""
+        margin_s = self._set.margin_s if margin_s is None else margin_s
         _, slack_s, _, absent = self._look(now)
         for group in sorted(absent, key=lambda group: slack_s[group.model])[:2]:
-            room = self._room_for(group, now, busy)
+            holders = self._holders(now, {group.model, busy})
+            room = self._room_for(group, busy, holders, slack_s[group.model] + margin_s)
             if room is not None:
                 self._reason = "least_slack_absent"
                 bring = tuple(e.id for e in group.running.values() if not e.is_here)
                 return Load(group.model, room.evict, self._kv_of(room.offload), bring)
         return None
 
-    def _room_for(self, group: SlackGroup, now: float, busy: ModelId | None) -> Room | None:
-        """Who makes room for the weights of `group`, its KV, and that of its prompts."""
+    def _room_for(
+        self, group: SlackGroup, busy: ModelId | None, holders: Iterable[Holder], above_s: float
+    ) -> Room | None:
+        """Who of `holders` makes room for the weights of `group`, its KV and that of its prompts,
+        beside `busy`: those with more slack than `above_s`."""
         residency, model = self._residency, group.model
-        need = residency.kv_margin_bytes
-        if group.away:
-            away = sum(e.tokens for e in group.running.values() if not e.is_here)
-            need += residency.kv_bytes(model, away)
+        most = residency.budget_bytes - residency.kv_margin_bytes - residency.bytes_of(model)
+        away = self._away_that_fits(group, most)
+        need = residency.kv_margin_bytes + away
         if not residency.is_resident(model):
             need += residency.bytes_of(model)
         # Prompts for which the device is too small even so have to wait for those before them.
-        most = residency.budget_bytes - need - residency.kv_bytes(model, group.here_tokens)
-        most -= residency.bytes_of(busy) if busy else 0
+        most -= residency.kv_bytes(model, group.here_tokens) + away
+        most -= residency.bytes_of(busy) if busy and busy != model else 0
         waiting = sum(entry.tokens for entry in group.waiting.values())
         need += min(residency.kv_bytes(model, waiting), max(most, self._first_prompt_bytes(group)))
-        above_s = self._look(now).slack_s[model] + self._set.margin_s
-        missing = need - residency.free_bytes
-        return find_room(missing, self._holders(now, {model, busy}), above_s)
+        return find_room(need - residency.free_bytes, holders, above_s)
+
+    def _away_that_fits(self, group: SlackGroup, most: int) -> int:
+        """The KV to be brought back, in bytes. While that of all who run is more than `most`, the
+        last to come is put back, to be prefilled again behind the others."""
+        size, model, running = self._residency.kv_bytes, group.model, group.running
+        away = sum(e.tokens for e in running.values() if not e.is_here) if group.away else 0
+        while size(model, group.here_tokens + away) > most and len(running) > 1:
+            last = max(running.values(), key=lambda entry: entry.arrival_s)
+            away -= 0 if last.is_here else last.tokens
+            self._put_back(group, last.id)
+        return size(model, away)
 
     def _first_prompt_bytes(self, group: SlackGroup) -> int:
-        """The KV of the request of `group` that has waited longest."""
-        if not group.waiting:
+        """The KV of the request of `group` that has waited longest, if it cannot wait for those
+        that run."""
+        if group.running or not group.waiting:
             return 0
         first = min(group.waiting.values(), key=lambda entry: entry.arrival_s)
         return self._residency.kv_bytes(group.model, first.tokens + 1)

@@ -51,9 +51,17 @@ def test_every_request_ends_with_as_many_tokens_as_it_wants(name, seed):
         assert at_s[-1] <= result.ended_s
 
 
-@pytest.mark.parametrize(("models", "rate", "devices", "seed"), [(12, 0.2, 4, 1), (3, 1.0, 1, 2)])
-def test_prompts_that_fill_a_device_several_times_do_not_wedge_it(models, rate, devices, seed):
-    load, result = run(devices=devices, case=make_case(models, rate, seed=seed))
+@pytest.mark.parametrize(
+    ("models", "rate", "devices", "prefill"),
+    [(12, 0.2, 4, 0), (6, 0.5, 1, 0), (12, 0.5, 3, 1), (3, 1.0, 1, 0)],
+)
+@pytest.mark.parametrize("seed", [1, 2, 9, 14])
+def test_kv_that_fills_devices_several_times_does_not_wedge_them(
+    models, rate, devices, prefill, seed
+):
+    policy = with_accounts(POLICIES["slack"], lambda _: None)
+    case = make_case(models, rate, seed=seed)
+    load, result = run(policy, devices, case, prefill=prefill)
     assert len(result.served) == len(load) and all(one.is_complete for one in result.served)
 
 

@@ -106,8 +106,8 @@ class Account:
         self.inner.cancel(request, now)
 
     def _prefilled_tokens(self, request):
-        asked = self._requests[request]
-        return len(asked.prompt_token_ids) + len(asked.generated_token_ids) + 1
+        asked = self._requests[request]  # KV of the token made now comes with the next step
+        return len(asked.prompt_token_ids) + len(asked.generated_token_ids)
 
     def _forget(self, request):
         self._requests.pop(request, None)
