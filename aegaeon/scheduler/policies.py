@@ -44,7 +44,7 @@ class Policy:
     """A named policy."""
 
     name: str
-    scheduler: Callable[[Residency, Mapping[ModelId, ModelCost], Fleet, Role], AnyScheduler]
+    scheduler: Callable[[Residency, Costs, Fleet, Role], AnyScheduler]  # costs of those served
     dispatcher: Callable[[], Dispatcher]
 
     def schedulers(
@@ -54,16 +54,15 @@ class Policy:
         weights = {model: round(cost.weight_gb * 1e9) for model, cost in models.items()}
         kv = {model: round(cost.kv_gb_per_token * 1e9) for model, cost in models.items()}
         budget = round(costs.device_memory_gb * USABLE_MEMORY * 1e9)
+        served = msgspec.structs.replace(costs, models=dict(models))
         return [
-            self.scheduler(Residency(weights, budget, kv), models, fleet, role)
+            self.scheduler(Residency(weights, budget, kv), served, fleet, role)
             for role in fleet.roles
         ]
 
 
-def _slack(
-    residency: Residency, costs: Mapping[ModelId, ModelCost], fleet: Fleet, role: Role
-) -> AnyScheduler:
-    return SlackScheduler(residency, costs, fleet.limits, role, fleet.target)  # type: ignore[return-value]
+def _slack(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:
+    return SlackScheduler(residency, costs.models, fleet.limits, role, fleet.target)  # type: ignore[return-value]
 
 
 POLICIES = {policy.name: policy for policy in (Policy("slack", _slack, HomeDispatcher),)}
