@@ -10,6 +10,9 @@ from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.device import DeviceScheduler
 from aegaeon.scheduler.groups import Group
 from aegaeon.scheduler.ledger import Limits
+from aegaeon.scheduler.paper import PaperDispatcher, PaperRules
+from aegaeon.scheduler.paper_decode import PaperDecode
+from aegaeon.scheduler.paper_prefill import PaperPrefill
 from aegaeon.scheduler.places import Dispatcher, HomeDispatcher
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.slack import SlackScheduler
@@ -65,4 +68,20 @@ def _slack(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyS
     return SlackScheduler(residency, costs.models, fleet.limits, role, fleet.target)  # type: ignore[return-value]
 
 
-POLICIES = {policy.name: policy for policy in (Policy("slack", _slack, HomeDispatcher),)}
+def paper(rules: PaperRules = PaperRules()) -> Policy:  # noqa: B008  frozen
+    """Return the policy of the paper with `rules`."""
+
+    def scheduler(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:
+        kind = PaperPrefill if role == "prefill" else PaperDecode
+        return kind(residency, costs, fleet.limits, role, fleet.target, rules)
+
+    return Policy("paper", scheduler, PaperDispatcher)
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("slack", _slack, HomeDispatcher),
+        paper(),
+    )
+}
