@@ -14,6 +14,7 @@ from aegaeon.scheduler.paper import PaperDispatcher, PaperRules
 from aegaeon.scheduler.paper_decode import PaperDecode
 from aegaeon.scheduler.paper_prefill import PaperPrefill
 from aegaeon.scheduler.places import Dispatcher, HomeDispatcher
+from aegaeon.scheduler.request import RequestDispatcher, RequestRules, RequestScheduler
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.slack import SlackScheduler
 from aegaeon.types import ModelId, Role
@@ -78,10 +79,20 @@ def paper(rules: PaperRules = PaperRules()) -> Policy:  # noqa: B008  frozen
     return Policy("paper", scheduler, PaperDispatcher)
 
 
+def request(rules: RequestRules = RequestRules()) -> Policy:  # noqa: B008  frozen
+    """Return the baseline with `rules`."""
+
+    def scheduler(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:
+        return RequestScheduler(residency, tuple(costs.models), fleet.limits, role, rules)
+
+    return Policy("request", scheduler, lambda: RequestDispatcher(rules))
+
+
 POLICIES = {
     policy.name: policy
     for policy in (
         Policy("slack", _slack, HomeDispatcher),
         paper(),
+        request(),
     )
 }
