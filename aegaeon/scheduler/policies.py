@@ -10,7 +10,11 @@ from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.device import DeviceScheduler
 from aegaeon.scheduler.groups import Group
 from aegaeon.scheduler.ledger import Limits
+from aegaeon.scheduler.paper import PaperDispatcher, PaperRules
+from aegaeon.scheduler.paper_decode import PaperDecode
+from aegaeon.scheduler.paper_prefill import PaperPrefill
 from aegaeon.scheduler.places import Dispatcher, HomeDispatcher
+from aegaeon.scheduler.request import RequestDispatcher, RequestRules, RequestScheduler
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.slack import SlackScheduler
 from aegaeon.types import ModelId, Role
@@ -44,7 +48,7 @@ class Policy:
     """A named policy."""
 
     name: str
-    scheduler: Callable[[Residency, Mapping[ModelId, ModelCost], Fleet, Role], AnyScheduler]
+    scheduler: Callable[[Residency, Costs, Fleet, Role], AnyScheduler]  # costs of those served
     dispatcher: Callable[[], Dispatcher]
 
     def schedulers(
@@ -54,16 +58,41 @@ class Policy:
         weights = {model: round(cost.weight_gb * 1e9) for model, cost in models.items()}
         kv = {model: round(cost.kv_gb_per_token * 1e9) for model, cost in models.items()}
         budget = round(costs.device_memory_gb * USABLE_MEMORY * 1e9)
+        served = msgspec.structs.replace(costs, models=dict(models))
         return [
-            self.scheduler(Residency(weights, budget, kv), models, fleet, role)
+            self.scheduler(Residency(weights, budget, kv), served, fleet, role)
             for role in fleet.roles
         ]
 
 
-def _slack(
-    residency: Residency, costs: Mapping[ModelId, ModelCost], fleet: Fleet, role: Role
-) -> AnyScheduler:
-    return SlackScheduler(residency, costs, fleet.limits, role, fleet.target)  # type: ignore[return-value]
+def _slack(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:
+    return SlackScheduler(residency, costs.models, fleet.limits, role, fleet.target)  # type: ignore[return-value]
 
 
-POLICIES = {policy.name: policy for policy in (Policy("slack", _slack, HomeDispatcher),)}
+def paper(rules: PaperRules = PaperRules()) -> Policy:  # noqa: B008  frozen
+    """Return the policy of the paper with `rules`."""
+
+    def scheduler(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:
+        kind = PaperPrefill if role == "prefill" else PaperDecode
+        return kind(residency, costs, fleet.limits, role, fleet.target, rules)
+
+    return Policy("paper", scheduler, PaperDispatcher)
+
+
+def request(rules: RequestRules = RequestRules()) -> Policy:  # noqa: B008  frozen
+    """Return the baseline with `rules`."""
+
+    def scheduler(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:
+        return RequestScheduler(residency, tuple(costs.models), fleet.limits, role, rules)
+
+    return Policy("request", scheduler, lambda: RequestDispatcher(rules))
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("slack", _slack, HomeDispatcher),
+        paper(),
+        request(),
+    )
+}

@@ -120,7 +120,7 @@ class ScriptedDevice:
 
     def check_load(self, load: Load) -> None:
         busy = self._compute[1].model if self._compute else None
-        assert load.model not in self.resident
+        assert load.model not in self.resident - set(load.evict)
         assert busy not in load.evict
         self.resident -= set(load.evict)
         self.loads.append(load)
