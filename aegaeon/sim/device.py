@@ -54,6 +54,12 @@ class Job:
         """Tokens still to make."""
         return self.request.max_tokens - len(self.times_s)
 
+    def go_on(self, attempt: int) -> None:
+        """Another device is asked to go on behind the tokens so far."""
+        self.request = msgspec.structs.replace(
+            self.request, generated_token_ids=(0,) * self.made, attempt=attempt
+        )
+
 
 @dataclass(slots=True)
 class Usage:
@@ -157,10 +163,7 @@ class Device:
         self.jobs.clear()
         for job in jobs:
             job.context_tokens = job.saved_tokens = 0
-            request = job.request
-            job.request = msgspec.structs.replace(
-                request, generated_token_ids=(0,) * job.made, attempt=request.attempt + 1
-            )
+            job.go_on(job.request.attempt + 1)
         return jobs
 
     # Ends
@@ -174,6 +177,10 @@ class Device:
             at_s = self._pace.end_s(steps)
             self._end_run(steps, at_s)
             self._begin(at_s)
+        self._end_after_a_step()
+
+    def _end_after_a_step(self) -> None:
+        """What a run was begun for may no longer hold."""
         if self._pace is not None:
             self._steps = 1
             self._action_ends_s = self._pace.end_s(1)
@@ -273,10 +280,12 @@ class Device:
             load = self.scheduler.next_load(now)
             if load is not None:
                 self._begin_load(load, now)
+                self._end_after_a_step()
 
     def _hand_off(self, request: RequestId, now: float) -> None:
         job = self.jobs.pop(request)
         job.saved_tokens = job.context_tokens
+        job.go_on(job.request.attempt)
         self._on_handoff(self.index, job, now)
         self.scheduler.cancel(request, now)
 
