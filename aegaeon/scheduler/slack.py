@@ -89,8 +89,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._changed(group)
 
     def _changed(self, group: SlackGroup) -> None:
-        group.urgent = None
-        group.waiting_due_s = None
+        group.changed()
 
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
@@ -112,9 +111,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
         if isinstance(action, Prefill):
             group.joining = max(0, group.joining - len(action.requests))
-            self._changed(group)
-        elif len(group.running) > len(action.requests):
-            group.urgent = None
+        elif len(group.running) <= len(action.requests):
+            group.holds_s = -math.inf  # the same one is the most urgent
+            return
+        self._changed(group)
 
     # Whose step
 
@@ -123,26 +123,31 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         survey = self._survey
         if survey is not None and survey.at_s == now:
             return survey
-        self._review(now)
         survey = self._survey = Survey(now, {}, [], [])
         _, slacks, ready, absent = survey
-        slack_s, is_resident = self._urgency.slack_s, self._residency.is_resident
-        for model, group in self._runnable(now).items():
-            slacks[model] = slack_s(group, now)
+        refresh, is_resident = self._urgency.refresh, self._residency.is_resident
+        step_s = 0.0
+        runnable = self._runnable(now)
+        for model, group in runnable.items():
+            if now > group.holds_s:
+                refresh(group, now)
+            step_s += group.step_s
+            slacks[model] = group.due_s - now
             if is_resident(model) and not group.away:
                 ready.append(group)
             elif group.load_at_s <= now:
                 absent.append(group)
+        self._decode_load = step_s / self._tbt_s
+        self._sum_up()
+        if self._decode_load > 1.0 or self._has_shed:
+            self._shed(now)
+            for model, group in runnable.items():
+                slacks[model] = max(slacks[model], group.shed_until_s - now)
         return survey
 
-    def _review(self, now: float) -> None:
-        """See what keeping up takes, and let the models wait that would cost the others more than
-        they gain."""
+    def _shed(self, now: float) -> None:
+        """Let the models wait that would cost the others more than they gain."""
         groups = self._active.values()
-        self._decode_load = sum([group.step_s for group in groups]) / self._tbt_s
-        self._sum_up()
-        if self._decode_load <= 1.0 and not self._has_shed:
-            return
         demands = [
             Demand(
                 group.model,

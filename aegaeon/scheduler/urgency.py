@@ -39,11 +39,16 @@ class SlackGroup(Group):
     joining: int = 0  # that waited when the turn began
     came: int = 0  # requests so far
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
+    # What follows from its requests, until `holds_s` or a change of them.
+    due_s: float = math.inf
+    step_s: float = 0.0  # of decoding all of them
+    holds_s: float = -math.inf
 
-    @property
-    def step_s(self) -> float:
-        """What a step takes that decodes all its requests."""
-        return self.cost.decode_s(self.here_tokens, len(self.running) + len(self.waiting))
+    def changed(self) -> None:
+        """Its requests are not what they were."""
+        self.urgent = None
+        self.waiting_due_s = None
+        self.holds_s = -math.inf
 
 
 class Urgency:
@@ -59,17 +64,22 @@ class Urgency:
     def slack_s(self, group: SlackGroup, now: float) -> float:
         """Return the time until the most urgent request of `group`, which has some, is late; less
         than 0 when it is."""
-        due_s = math.inf
+        if now > group.holds_s:
+            self.refresh(group, now)
+        return max(group.due_s, group.shed_until_s) - now
+
+    def refresh(self, group: SlackGroup, now: float) -> None:
+        """Find out anew when `group`, which has requests, is due."""
+        due_s = holds_s = math.inf
         if group.running:
-            entry = group.urgent or self.urgent(group, now)
-            due_s = entry.first_s + entry.made * self._tbt_s
-            if due_s < now - self._hope_s:
-                due_s = self._due_s(self.urgent(group, now))
+            due_s = self._due_s(self.urgent(group, now))
+            holds_s = due_s + self._hope_s
         if group.waiting:
-            due_s = min(due_s, self.waiting_due_s(group, now))
-        if group.shed_until_s:
-            due_s = max(due_s, group.shed_until_s)
-        return due_s - now
+            waiting_s = self.waiting_due_s(group, now)
+            due_s, holds_s = min(due_s, waiting_s), min(holds_s, waiting_s)
+        group.due_s, group.holds_s = due_s, holds_s
+        requests = len(group.running) + len(group.waiting)
+        group.step_s = group.cost.decode_s(group.here_tokens, requests)
 
     def lead_s(self, group: SlackGroup, now: float) -> float:
         """Return how far ahead the most urgent of those running is."""
