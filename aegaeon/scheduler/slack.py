@@ -7,7 +7,6 @@ meanwhile. What is needed last makes room for what is needed next.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
@@ -17,21 +16,11 @@ from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.room import Holder, Room, find_room
 from aegaeon.scheduler.shedding import Demand, shed
-from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Urgency, scaled
+from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Survey, Urgency, scaled
 from aegaeon.types import Decode, Load, ModelId, Prefill, RequestId, Role, Stretch
 
 RECENT_S = 20.0  # of arrivals that count as load
 MEMORY_WEIGHT = 0.2  # of a device full of weights, against one whose time is all taken
-
-
-class Survey(NamedTuple):
-    """Who has how much slack at one moment: those that may compute, and those whose weights or KV
-    are not here and might be."""
-
-    at_s: float
-    slack_s: dict[ModelId, float]
-    ready: list[SlackGroup]
-    absent: list[SlackGroup]
 
 
 class SlackScheduler(DeviceScheduler[SlackGroup]):

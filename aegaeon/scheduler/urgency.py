@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.types import ModelId
 
 
 class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,16 @@ class SlackGroup(Group):
         self.urgent = None
         self.waiting_due_s = None
         self.holds_s = -math.inf
+
+
+class Survey(NamedTuple):
+    """Who has how much slack at one moment: those that may compute, and those whose weights or KV
+    are not here and might be."""
+
+    at_s: float
+    slack_s: dict[ModelId, float]
+    ready: list[SlackGroup]
+    absent: list[SlackGroup]
 
 
 class Urgency:
