@@ -88,6 +88,8 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python -m benchmark.copies --json > $(RESULTS)/copies.json
 	$(BIN)/python -m benchmark.kv_pool --json > $(RESULTS)/kv_pool.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
+	$(BIN)/python benchmark/calibrate.py --models-dir $(MODELS) --models $(SMOLLM2) \
+	  --out $(RESULTS)/costs.json --json > $(RESULTS)/calibrate.json
 	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \
 	  --models a=$(SMOLLM2),b=$(SMOLLM2),c=$(SMOLLM2) --out-json $(RESULTS)/offline.json
 
