@@ -21,7 +21,7 @@ class ModelCost(msgspec.Struct, frozen=True):
     `prefill` (a, b, c): a * tokens + b * sum of squared lengths + c. `decode` (a, b, c): a *
     context tokens of the batch + b * requests + c. A fit may have a negative slope: a prefill never
     takes less than its constant, and decoding no less for more context. `max_len` bounds prompt
-    and answer together.
+    and answer together. Loads take `load_factor` times what the link says.
     """
 
     weight_gb: Positive
@@ -29,6 +29,7 @@ class ModelCost(msgspec.Struct, frozen=True):
     max_len: Annotated[int, msgspec.Meta(ge=2)]
     prefill: tuple[float, float, Positive]
     decode: tuple[float, float, Positive]
+    load_factor: Positive = 1.0
 
     def prefill_s(self, tokens: int, squares: int | None = None) -> float:
         """Return the time of a prefill of `tokens`, in one prompt unless `squares` says how the
@@ -52,7 +53,10 @@ class ModelCost(msgspec.Struct, frozen=True):
 class Costs(msgspec.Struct, frozen=True):
     """A device, its link to the host, and the kinds of models that run there.
 
-    `model_mix` names a kind for the k-th model of a workload, in turn.
+    `model_mix` names a kind for the k-th model of a workload, in turn. A Switch by itself takes
+    `switch_s`; `load_fixed_s` and `move_fixed_s` come to what a load, and a move of keys and values
+    either way, take on the link. A device that computes in the host's memory moves no keys and
+    values (`is_kv_moved`); its link is the way from the disk.
     """
 
     link_gb_per_s: Positive
@@ -60,6 +64,9 @@ class Costs(msgspec.Struct, frozen=True):
     models: Annotated[dict[str, ModelCost], msgspec.Meta(min_length=1)]
     model_mix: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     switch_s: NonNegative = 0.005
+    load_fixed_s: NonNegative = 0.0
+    move_fixed_s: NonNegative = 0.0
+    is_kv_moved: bool = True
 
     def kind(self, index: int) -> ModelCost:
         """Return what the model costs that is number `index`, from 0, to appear."""
@@ -73,11 +80,13 @@ class Costs(msgspec.Struct, frozen=True):
 
     def load_s(self, model: ModelCost) -> float:
         """Return the time in which the model's weights come over the link."""
-        return model.weight_gb / self.link_gb_per_s
+        return model.load_factor * (model.weight_gb / self.link_gb_per_s + self.load_fixed_s)
 
     def move_s(self, model: ModelCost, tokens: int) -> float:
         """Return the time in which keys and values of `tokens` go over the link, either way."""
-        return model.kv_gb(tokens) / self.link_gb_per_s
+        if not self.is_kv_moved:
+            return 0.0
+        return model.kv_gb(tokens) / self.link_gb_per_s + self.move_fixed_s
 
 
 def decode_costs(data: bytes, name: str) -> Costs:

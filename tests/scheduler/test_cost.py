@@ -28,6 +28,20 @@ def test_times_are_linear_in_what_is_computed():
     assert COSTS.move_s(SMALL, 3200) == pytest.approx(0.1)
 
 
+def test_loads_and_moves_have_constants_where_a_file_says_so():
+    costs = msgspec.structs.replace(COSTS, load_fixed_s=0.1, move_fixed_s=0.01)
+    assert costs.load_s(LARGE) == pytest.approx(26 / 16 + 0.1)
+    assert costs.move_s(SMALL, 3200) == pytest.approx(0.11)
+    slow = msgspec.structs.replace(LARGE, load_factor=2.0)
+    assert costs.load_s(slow) == pytest.approx(2 * costs.load_s(LARGE))
+
+
+def test_a_device_in_the_host_s_memory_moves_no_keys_and_values():
+    in_place = msgspec.structs.replace(COSTS, is_kv_moved=False, move_fixed_s=0.01)
+    assert in_place.move_s(SMALL, 3200) == 0
+    assert in_place.load_s(SMALL) == COSTS.load_s(SMALL)
+
+
 @given(st.integers(0, 10**7), st.integers(0, 4096))
 def test_a_fit_with_a_negative_slope_never_makes_time_run_backwards(tokens, requests):
     assert SMALL.decode_s(tokens, requests) >= 0.01
@@ -38,6 +52,15 @@ def test_kinds_go_round_in_the_order_of_appearance():
     kinds = COSTS.of(("a", "b", "c", "d", "large"))
     assert [kinds[model] for model in "abcd"] == [SMALL, SMALL, LARGE, SMALL]
     assert kinds["large"] is LARGE
+
+
+def test_a_file_need_not_say_what_is_optional():
+    plain = {name: FILE[name] for name in ("link_gb_per_s", "device_memory_gb", "model_mix")}
+    model = {key: value for key, value in FILE["models"]["small"].items() if key != "load_factor"}
+    models = dict.fromkeys(("small", "large"), model)
+    costs = decode_costs(msgspec.json.encode(plain | {"models": models}), "costs.json")
+    assert (costs.switch_s, costs.load_fixed_s, costs.is_kv_moved) == (0.005, 0, True)
+    assert costs.models["small"] == SMALL
 
 
 def test_a_file_says_what_it_was_made_of():
