@@ -91,13 +91,10 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python -m benchmark.copies --json > $(RESULTS)/copies.json
 	$(BIN)/python -m benchmark.kv_pool --json > $(RESULTS)/kv_pool.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
-<<<<<<< HEAD
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json
-=======
 	$(BIN)/python benchmark/calibrate.py --models-dir $(MODELS) --models $(SMOLLM2) \
 	  --out $(RESULTS)/costs.json --json > $(RESULTS)/calibrate.json
->>>>>>> calibrate
 	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \
 	  --models a=$(SMOLLM2),b=$(SMOLLM2),c=$(SMOLLM2) --out-json $(RESULTS)/offline.json
 
