@@ -94,6 +94,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
+        group.late_since_s = math.inf
         self._memory_load -= self._memory_share(group.model)
         self._sum_up()
 
@@ -110,6 +111,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         group.joining = 0
 
     def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
+        group.late_since_s = math.inf
         if isinstance(action, Prefill):
             group.joining = max(0, group.joining - len(action.requests))
             self._changed(group)
@@ -189,18 +191,23 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         return self._set.ahead_s / 2 if is_ahead else self._set.guard_s
 
     def _makes_way(self, group: SlackGroup, now: float) -> bool:
-        """Whether `group`, which is well ahead, stops so that another one can be loaded in its
-        place; then that is planned."""
+        """Whether `group`, which is well ahead or holds up one that starves, stops so that another
+        one can be loaded in its place; then that is planned."""
         if self._residency.loading is not None:
             return False
-        slack_s = self._look(now).slack_s[group.model]
-        if slack_s < self._set.ahead_s or self._find_load(now, group.model):
+        is_ahead = self._look(now).slack_s[group.model] >= self._set.ahead_s
+        if not (is_ahead or self._starves(now)) or self._find_load(now, group.model):
             return False
         self._planned = self._find_load(now, None)
         if self._planned is None:
             return False
         self._reason = "makes_way"
         return True
+
+    def _starves(self, now: float) -> bool:
+        """Whether one whose weights are not here has been late for so long that it comes first."""
+        survey = self._look(now)
+        return any(survey.slack_s[group.model] <= -self._set.starve_s for group in survey.absent)
 
     # What step
 
@@ -295,7 +302,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             self._reason = "makes_way"
             return planned
         computing = None if self._in_flight is None else self._in_flight.model
-        busy = computing or (self._current if self._current in self._active else None)
+        busy = computing or (self._current if self._current in self._look(now).slack_s else None)
         load = self._find_load(now, busy) or self._find_relief(now, busy)
         if load is None and computing is None and not self._look(now).ready:
             # All are too urgent to make way for each other: somebody has to.
@@ -309,7 +316,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         it; `busy` stays, and so do those that have not `margin_s` more slack."""
         margin_s = self._set.margin_s if margin_s is None else margin_s
         _, slack_s, _, absent = self._look(now)
-        for group in sorted(absent, key=lambda group: slack_s[group.model])[:2]:
+        most = 1 if self._starves(now) else 2
+        for group in sorted(absent, key=lambda group: slack_s[group.model])[:most]:
             holders = self._holders(now, {group.model, busy})
             room = self._room_for(group, busy, holders, slack_s[group.model] + margin_s)
             if room is not None:

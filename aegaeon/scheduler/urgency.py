@@ -39,6 +39,7 @@ class SlackGroup(Group):
     joining: int = 0  # that waited when the turn began
     came: int = 0  # requests so far
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
+    late_since_s: float = math.inf  # no step since a request was hopelessly late
 
     @property
     def step_s(self) -> float:
@@ -48,7 +49,8 @@ class SlackGroup(Group):
 
 class Urgency:
     """Deadlines of requests: a waiting one is due by its TTFT, the k-th token of a running one k
-    TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`."""
+    TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`; a
+    model that has had no step for so long since then comes before all others."""
 
     def __init__(self, target: Target, settings: SlackSettings) -> None:
         self._ttft_s = target.ttft_s
@@ -69,6 +71,8 @@ class Urgency:
             due_s = min(due_s, self.waiting_due_s(group, now))
         if group.shed_until_s:
             due_s = max(due_s, group.shed_until_s)
+        if now - group.late_since_s >= self._starve_s:
+            due_s = min(due_s, group.late_since_s)
         return due_s - now
 
     def lead_s(self, group: SlackGroup, now: float) -> float:
@@ -83,6 +87,7 @@ class Urgency:
             for entry in group.running.values():
                 while self._due_s(entry) < hopeless_s:
                     entry.first_s += self._starve_s
+                    group.late_since_s = min(group.late_since_s, now)
             urgent = group.urgent = min(group.running.values(), key=self._due_s)
         return urgent
 
@@ -95,6 +100,7 @@ class Urgency:
                 least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
                 while entry.arrival_s + least_s < now:
                     entry.arrival_s += self._starve_s
+                    group.late_since_s = min(group.late_since_s, now)
                 due_s = min(due_s, entry.arrival_s + least_s)
             group.waiting_due_s = due_s
         return due_s
