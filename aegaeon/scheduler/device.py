@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from aegaeon.errors import Overloaded
-from aegaeon.scheduler.decisions import Decisions
+from aegaeon.scheduler.decisions import GOES_ON, Decisions
 from aegaeon.scheduler.ledger import GroupT, Ledger, Limits
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import (
@@ -34,6 +34,7 @@ from aegaeon.types import (
 )
 
 MAX_KV_RETRIES = 14  # while nobody here holds KV: about 10 s
+LONGEST_WORTH_S = 4.0  # no load entitles to more of the device, where others wait for the room
 
 
 class DeviceScheduler(Ledger[GroupT]):
@@ -88,7 +89,7 @@ class DeviceScheduler(Ledger[GroupT]):
 
     def _worth_s(self, load_s: float) -> float:
         """Return how long to compute for a load to be worth it."""
-        return load_s
+        return min(2.0 * load_s, LONGEST_WORTH_S)
 
     # Actions
 
@@ -112,6 +113,7 @@ class DeviceScheduler(Ledger[GroupT]):
                 return Handoff(request)
         if self._goes_on(now):
             assert self._decoding is not None
+            self._reason = GOES_ON
             decode = self._decoding
             left = decode.stretch.after(self._steps_done)
             self._in_flight = Decode(decode.model, decode.requests, left)
