@@ -1,4 +1,5 @@
-"""The contract of every live policy where requests come and go between instances, and weights without asking."""
+"""The contract of every live policy where requests come and go between instances, and weights go
+without asking."""
 
 import pytest
 from hypothesis import given, settings

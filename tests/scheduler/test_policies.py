@@ -1,4 +1,4 @@
-"""The contract of every live policy, against a scripted device: whole runs, then single decisions."""
+"""The contract of every live policy, against a scripted device: whole runs, then decisions."""
 
 import pytest
 from hypothesis import given, settings

@@ -11,8 +11,6 @@ from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
 from aegaeon.scheduler.dispatch import dispatch
-from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.store.codec import decode_instance_message, decode_reply, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
@@ -29,6 +27,7 @@ from aegaeon.types import (
     Switch,
     Transfer,
 )
+from tests.support.policies import make_scheduler
 from tests.support.specs import make_spec
 
 MODELS = ("a", "b")
@@ -160,8 +159,7 @@ class Life:
             models=MODELS,
         )
         sizes = {spec.id: spec.weight_bytes for spec in node.specs}
-        limits = TurnLimits(quota_s=0.05)
-        self.scheduler = TurnScheduler(Residency(sizes, 1000), MODELS, limits, role)
+        self.scheduler = make_scheduler("slack", sizes, 1000, role)
         self.runtime = Runtime(
             Parts(
                 inbox=self.inbox,

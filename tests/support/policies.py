@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from aegaeon.metrics import Target
-from aegaeon.scheduler.cost import ModelCost
+from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import Role
-from tests.support.scripted import STEP_S
+from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S
 
 LIVE = ("slack",)  # those that hold the contract of live instances
 
@@ -35,6 +35,13 @@ def make_scheduler(
     **limits: int,
 ) -> AnyScheduler:
     """A device for the models of `sizes`, with KV of its own."""
-    costs = {model: flat_cost(size, step_s) for model, size in sizes.items()}
+    models = {model: flat_cost(size, step_s) for model, size in sizes.items()}
+    costs = Costs(
+        link_gb_per_s=1e-9 / LOAD_S,
+        device_memory_gb=budget_bytes * 1e-9,
+        models=models,
+        model_mix=tuple(models),
+        switch_s=SWITCH_S,
+    )
     fleet = Fleet(target=target, limits=Limits(**limits))
     return POLICIES[policy].scheduler(Residency(sizes, budget_bytes), costs, fleet, role)
