@@ -104,6 +104,7 @@ def build_runtime(
         presence=presence,
         engine=engine,
         scheduler=scheduler,
+        dispatcher=POLICIES[settings.policy].dispatcher(),
         compute=compute,
         copy=copy,
         clock=time.monotonic,

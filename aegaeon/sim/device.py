@@ -139,7 +139,9 @@ class Device:
             self.scheduler.submit(job.request, now)
         for job in adopted:
             self.jobs[job.request.id] = job
-            self.scheduler.adopt(job.request, now)
+            tokens = (0,) * job.made  # those that it has, as live
+            request = msgspec.structs.replace(job.request, generated_token_ids=tokens)
+            self.scheduler.adopt(request, now)
         if self._action_ends_s <= now:
             self._end_action(now)
         if self._load_ends_s <= now:

@@ -8,6 +8,7 @@ from aegaeon.instance.outbox import GONE_S, Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.metrics import Target
+from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.store.codec import decode_reply, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
@@ -58,6 +59,7 @@ class Bench:
                 presence=Presence(self.store, record, lease_s),
                 engine=self.engine,
                 scheduler=make_scheduler("slack", sizes, budget_bytes, **options),
+                dispatcher=HomeDispatcher(),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: self.now,

@@ -10,7 +10,8 @@ from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
-from aegaeon.scheduler.dispatch import dispatch
+from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.store.codec import decode_instance_message, decode_reply, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
@@ -167,6 +168,7 @@ class Life:
                 presence=Presence(node.domain.metadata(), record, LEASE_S),
                 engine=self.engine,
                 scheduler=self.scheduler,
+                dispatcher=HomeDispatcher(),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: node.now,
@@ -248,6 +250,7 @@ class Proxy:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.mailbox = node.domain.create_mailbox("proxy")
+        self.dispatcher = LiveDispatcher(HomeDispatcher())
         self.opened: dict[str, OpenRequest] = {}
         self.got: dict[str, list[int]] = {}
         self.replies: list[object] = []
@@ -311,7 +314,8 @@ class Proxy:
 
     def place(self, opened: OpenRequest, rows) -> None:
         rows = tuple(row for row in rows if target_of(row) not in opened.refused)
-        chosen = dispatch(rows, opened.generation.model, {})
+        choice = self.dispatcher.dispatch(rows, opened.generation.model, {})
+        chosen = None if choice is None else choice.instance
         row = next((row for row in rows if row.record.id == chosen), None)
         if row is not None and self.send(target_of(row), Submit(opened.next_request("proxy"))):
             opened.placed(target_of(row), opened.attempt)
