@@ -93,9 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
     policy: Annotated[
         Literal["slack", "paper", "request"],
-        _doc(
-            "who computes next (slack: who is next to be late; request: one request after another)"
-        ),
+        _doc("who computes next (slack: who is next late; paper: by turns; request: by arrival)"),
     ] = "slack"
     slo_ttft_s: Annotated[
         float, _doc("time in which a first token is promised, for the policy", ge=0.1)

@@ -7,7 +7,6 @@ meanwhile. What is needed last makes room for what is needed next.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
@@ -17,21 +16,11 @@ from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.room import Holder, Room, find_room
 from aegaeon.scheduler.shedding import Demand, shed
-from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Urgency, scaled
+from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Survey, Urgency, scaled
 from aegaeon.types import Decode, Load, ModelId, Prefill, RequestId, Role, Stretch
 
 RECENT_S = 20.0  # of arrivals that count as load
 MEMORY_WEIGHT = 0.2  # of a device full of weights, against one whose time is all taken
-
-
-class Survey(NamedTuple):
-    """Who has how much slack at one moment: those that may compute, and those whose weights or KV
-    are not here and might be."""
-
-    at_s: float
-    slack_s: dict[ModelId, float]
-    ready: list[SlackGroup]
-    absent: list[SlackGroup]
 
 
 class SlackScheduler(DeviceScheduler[SlackGroup]):
@@ -196,18 +185,15 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         if self._residency.loading is not None:
             return False
         is_ahead = self._look(now).slack_s[group.model] >= self._set.ahead_s
-        if not (is_ahead or self._starves(now)) or self._find_load(now, group.model):
+        if not (is_ahead or self._look(now).starves(self._set.starve_s)) or self._find_load(
+            now, group.model
+        ):
             return False
         self._planned = self._find_load(now, None)
         if self._planned is None:
             return False
         self._reason = "makes_way"
         return True
-
-    def _starves(self, now: float) -> bool:
-        """Whether one whose weights are not here has been late for so long that it comes first."""
-        survey = self._look(now)
-        return any(survey.slack_s[group.model] <= -self._set.starve_s for group in survey.absent)
 
     # What step
 
@@ -316,7 +302,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         it; `busy` stays, and so do those that have not `margin_s` more slack."""
         margin_s = self._set.margin_s if margin_s is None else margin_s
         _, slack_s, _, absent = self._look(now)
-        most = 1 if self._starves(now) else 2
+        most = 1 if self._look(now).starves(self._set.starve_s) else 2
         for group in sorted(absent, key=lambda group: slack_s[group.model])[:most]:
             holders = self._holders(now, {group.model, busy})
             room = self._room_for(group, busy, holders, slack_s[group.model] + margin_s)

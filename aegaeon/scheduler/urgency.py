@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.types import ModelId
 
 
 class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +47,20 @@ class SlackGroup(Group):
     def step_s(self) -> float:
         """What a step takes that decodes all its requests."""
         return self.cost.decode_s(self.here_tokens, len(self.running) + len(self.waiting))
+
+
+class Survey(NamedTuple):
+    """Who has how much slack at one moment: those that may compute, and those whose weights or KV
+    are not here and might be."""
+
+    at_s: float
+    slack_s: dict[ModelId, float]
+    ready: list[SlackGroup]
+    absent: list[SlackGroup]
+
+    def starves(self, starve_s: float) -> bool:
+        """Whether one that is not here has been late for so long that it comes before all."""
+        return any(self.slack_s[group.model] <= -starve_s for group in self.absent)
 
 
 class Urgency:

@@ -176,6 +176,10 @@ class Device:
             at_s = self._pace.end_s(steps)
             self._end_run(steps, at_s)
             self._begin(at_s)
+        self._end_run_soon()
+
+    def _end_run_soon(self) -> None:
+        """Something has happened: the scheduler is heard after the step under way."""
         if self._pace is not None:
             self._steps = 1
             self._action_ends_s = self._pace.end_s(1)
@@ -275,6 +279,7 @@ class Device:
             load = self.scheduler.next_load(now)
             if load is not None:
                 self._begin_load(load, now)
+                self._end_run_soon()
 
     def _hand_off(self, request: RequestId, now: float) -> None:
         job = self.jobs.pop(request)

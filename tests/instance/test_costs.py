@@ -81,4 +81,4 @@ def test_every_policy_is_built_for_every_role(policy, role):
 
 
 def test_the_policies_are_those_of_the_settings():
-    assert set(POLICIES) <= set(get_args(get_type_hints(Settings)["policy"]))
+    assert set(POLICIES) == set(get_args(get_type_hints(Settings)["policy"]))

@@ -17,7 +17,7 @@ from aegaeon.types import (
     Stepped,
     WeightsLost,
 )
-from tests.support.policies import make_scheduler
+from tests.support.policies import PREFETCHING, make_scheduler
 from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
@@ -135,6 +135,7 @@ def test_lost_weights_are_loaded_again_and_nothing_else_is_lost(policy, stage_s)
     assert device.loads == [Load("a"), Load("a")]
 
 
+@pytest.mark.parametrize("policy", PREFETCHING)
 def test_a_load_tells_of_models_that_made_room(policy):
     scheduler = make_scheduler(policy, {"a": 1, "b": 1}, 2)
     scheduler.submit(make_request("r", "a"), 0.0)
@@ -147,6 +148,7 @@ def test_a_load_tells_of_models_that_made_room(policy):
     assert scheduler.next_load(0.2) == Load("a")
 
 
+@pytest.mark.parametrize("policy", PREFETCHING)
 def test_a_current_model_that_is_evicted_ends_its_turn(policy):
     device = make_device(policy)
     device.submit(make_request("r", "a", max_tokens=10**6))

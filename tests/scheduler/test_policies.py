@@ -8,7 +8,7 @@ from aegaeon.errors import BudgetTooSmall, ModelNotFound, Overloaded
 from aegaeon.metrics import Target
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import Decode, Idle, Load, Loaded, LoadFailed, Prefill, Switch, WeightsLost
-from tests.support.policies import make_scheduler
+from tests.support.policies import PREFETCHING, SHARING, make_scheduler
 from tests.support.scripted import LOAD_S, SHORTAGE, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
@@ -67,6 +67,7 @@ def test_every_request_ends_exactly_once(policy, trace, sizes, budget, kv_slots,
     assert not snapshot.waiting and not snapshot.running
 
 
+@pytest.mark.parametrize("policy", SHARING)
 @pytest.mark.parametrize("tbt_s", [0.1, 0.03, 0.005, 0.0001])  # a step takes 0.02
 @settings(max_examples=20, deadline=None)
 @given(
@@ -97,6 +98,7 @@ def test_no_model_starves(policy, tbt_s, sizes, budget, arrivals):
         seen = len(device.steps)
 
 
+@pytest.mark.parametrize("policy", SHARING)
 def test_turns_are_worth_their_loads(policy):
     device = make_device(policy, {"a": 1, "b": 1}, 1)
     for model in "ab":
@@ -113,6 +115,7 @@ def test_one_model_keeps_the_device_while_nobody_else_waits(policy):
     assert device.scheduler.snapshot().switches == 1
 
 
+@pytest.mark.parametrize("policy", PREFETCHING)
 def test_a_resident_model_computes_while_another_loads(policy):
     device = make_device(policy, {"a": 1, "b": 1}, 2)
     device.submit(make_request("r", "a", max_tokens=10**9))
@@ -124,6 +127,7 @@ def test_a_resident_model_computes_while_another_loads(policy):
     assert len(device.steps) - before >= LOAD_S / STEP_S - 1
 
 
+@pytest.mark.parametrize("policy", SHARING)
 def test_a_large_model_is_not_passed_over_by_two_small_ones(policy):
     device = make_device(policy, {"a": 1, "b": 1, "big": 2}, 2)
     for model in ("a", "b", "big"):
@@ -132,6 +136,7 @@ def test_a_large_model_is_not_passed_over_by_two_small_ones(policy):
     assert {"a", "b", "big"} == set(device.first_token_s)
 
 
+@pytest.mark.parametrize("policy", PREFETCHING)
 def test_idle_models_are_evicted_first_and_the_least_recently_used_of_them(policy):
     device = make_device(policy, {"a": 1, "b": 1, "c": 1, "d": 1}, 3)
     for model in ("b", "a"):
@@ -144,6 +149,7 @@ def test_idle_models_are_evicted_first_and_the_least_recently_used_of_them(polic
     assert device.loads[-1] == Load("d", ("b",))
 
 
+@pytest.mark.parametrize("policy", PREFETCHING)
 def test_more_running_requests_than_the_batch_take_turns(policy):
     device = make_device(policy, {"a": 1}, 1, max_batch=2, max_running=5)
     for number in range(5):
@@ -274,6 +280,7 @@ def test_another_model_is_served_while_one_waits_for_kv_in_vain(policy):
     assert device.ends["s"] == "finished"
 
 
+@pytest.mark.parametrize("policy", SHARING)
 def test_a_preempted_request_of_another_model_waits_in_its_own_group(policy):
     device = make_device(policy, {"a": 1, "b": 1}, 2, device={"kv_slots": 1})
     device.submit(make_request("young", "b", max_tokens=2000))

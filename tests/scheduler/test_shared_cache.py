@@ -6,7 +6,7 @@ import pytest
 
 from aegaeon.scheduler.loads import MAX_LOSSES
 from aegaeon.types import Idle, Load, Loaded, Switch, WeightsLost
-from tests.support.policies import make_scheduler
+from tests.support.policies import SHARING, make_scheduler
 from tests.support.scripted import LOAD_S, STEP_S, ScriptedDevice
 from tests.support.specs import make_request
 
@@ -97,6 +97,7 @@ def lose_until_given_up(policy):
     return scheduler, now, waits, given_up
 
 
+@pytest.mark.parametrize("policy", SHARING)
 def test_weights_lost_again_and_again_are_waited_for_longer_and_then_given_up(policy):
     scheduler, now, waits, given_up = lose_until_given_up(policy)
     assert waits[:5] == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.4])

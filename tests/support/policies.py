@@ -10,7 +10,9 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.types import Role
 from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S
 
-LIVE = ("slack",)  # those that hold the contract of live instances
+LIVE = ("slack", "paper", "request")  # all hold the contract of live instances
+SHARING = ("slack", "paper")  # a long request does not keep the device from others
+PREFETCHING = ("slack",)  # keep several models, and load beside computing
 
 
 def flat_cost(size: int = 1, step_s: float = STEP_S) -> ModelCost:
