@@ -48,7 +48,10 @@ GROUPS = {
         *("threads_per_instance", "instruction_set"),
     ),
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
-    "scheduling": ("max_batch", "max_waiting", "turn_quota_s", "request_timeout_s"),
+    "scheduling": (
+        *("policy", "slo_ttft_s", "slo_tbt_s", "costs_file"),
+        *("max_batch", "max_waiting", "request_timeout_s"),
+    ),
     "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),
 }
 

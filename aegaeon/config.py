@@ -91,9 +91,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     max_batch: Annotated[int, _doc("sequences of a model that decode together", ge=1)] = 16
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
-    turn_quota_s: Annotated[
-        float, _doc("how long a model keeps the device while others wait", gt=0)
-    ] = 0.5
+    policy: Annotated[
+        Literal["slack", "paper", "request"],
+        _doc("who computes next (slack: who is next late; paper: by turns; request: by arrival)"),
+    ] = "slack"
+    slo_ttft_s: Annotated[
+        float, _doc("time in which a first token is promised, for the policy", ge=0.1)
+    ] = 10.0
+    slo_tbt_s: Annotated[
+        float, _doc("time from token to token that is promised, for the policy", ge=0.001)
+    ] = 0.1
+    costs_file: Annotated[
+        str, _doc("JSON of what actions take here, from calibrate.py (default: guessed)")
+    ] = ""
     request_timeout_s: Annotated[float, _doc("a request ends in an error after this", gt=0)] = 600.0
     lease_s: Annotated[float, _doc("an instance is gone when silent this long", gt=0)] = 10.0
     drain_s: Annotated[float, _doc("time for running requests to end at shutdown", ge=0)] = 30.0

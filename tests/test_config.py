@@ -64,7 +64,7 @@ def test_a_missing_file_is_an_error(tmp_path):
         ("AEGAEON_PRELOAD_MODELS", "maybe", "must be true or false"),
         ("AEGAEON_PORT", "70000", "port"),
         ("AEGAEON_DEVICE", "tpu", "device"),
-        ("AEGAEON_TURN_QUOTA_S", "nan", "turn_quota_s"),
+        ("AEGAEON_SLO_TBT_S", "nan", "slo_tbt_s"),
         ("AEGAEON_LEASE_S", "inf", "lease_s"),
         ("AEGAEON_DOMAIN", "../x", "domain"),
     ],

@@ -19,7 +19,7 @@ from aegaeon.errors import (
     StoreUnavailable,
 )
 from aegaeon.instance.outbox import Outbox
-from aegaeon.scheduler.dispatch import dispatch_prefilled
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -27,6 +27,7 @@ from aegaeon.types import (
     Instance,
     InstanceId,
     KvHandle,
+    ModelId,
     Request,
     RequestId,
     Transfer,
@@ -71,9 +72,11 @@ class Departures:
         address: str,
         outbox: Outbox,
         table: Callable[[], tuple[Instance, ...]],
+        dispatcher: LiveDispatcher,
         on_end: OnEnd,
     ) -> None:
         """`address` receives the answers; `table` returns the other instances' rows."""
+        self._dispatcher = dispatcher
         self._address = address
         self._outbox = outbox
         self._table = table
@@ -184,14 +187,13 @@ class Departures:
         """Offer it to whom it suits best; say whether there was anybody."""
         request = departure.request
         able = {row.record.id: row for row in rows if row.record.id not in departure.refused}
-        offers = (d.offer for d in self._departures.values())
-        assigned = Counter(offer.instance for offer in offers if offer is not None)
-        chosen = dispatch_prefilled(
-            tuple(able.values()), request.model, departure.kv.kv_bytes, assigned
+        choice = self._dispatcher.dispatch_prefilled(
+            tuple(able.values()), request.model, departure.kv.kv_bytes, self._offered()
         )
-        if chosen is None:
+        if choice is None:
             departure.refused.clear()
             return False
+        chosen = choice.instance
         address = able[chosen].record.mailbox
         offer = _Offer(chosen, address, now + OFFER_S)
         transfer = Transfer(request, departure.kv, self._address, offer.expires_s)
@@ -204,6 +206,15 @@ class Departures:
         departure.look_at_s = now + LOOK_S
         departure.is_withdrawn = False
         return True
+
+    def _offered(self) -> dict[InstanceId, Counter[ModelId]]:
+        """What has been offered and not answered."""
+        offered: dict[InstanceId, Counter[ModelId]] = {}
+        for departure in self._departures.values():
+            if departure.offer is not None:
+                counts = offered.setdefault(departure.offer.instance, Counter())
+                counts[departure.request.model] += 1
+        return offered
 
     def _look_after(self, departure: _Departure, rows: tuple[Instance, ...], now: float) -> None:
         """An unanswered offer: is its taker dead, or its time over?"""

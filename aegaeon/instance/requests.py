@@ -15,6 +15,7 @@ from aegaeon.instance.departures import Departures, Failure
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.scheduler.base import Scheduler
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -54,7 +55,12 @@ class Requests:
     """Owned by one runtime. What a proxy or another instance is told goes by `outbox`."""
 
     def __init__(
-        self, engine: Engine, scheduler: Scheduler, outbox: Outbox, presence: Presence
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        outbox: Outbox,
+        presence: Presence,
+        dispatcher: LiveDispatcher,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
@@ -62,7 +68,7 @@ class Requests:
         self._record = presence.record
         self._arrivals = Arrivals(self._record.id, engine, scheduler)
         self._departures = Departures(
-            self._record.mailbox, outbox, presence.others, self._on_departed
+            self._record.mailbox, outbox, presence.others, dispatcher, self._on_departed
         )
         self._live: dict[RequestId, _Live] = {}
         self._in_action: frozenset[RequestId] = frozenset()

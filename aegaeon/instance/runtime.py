@@ -15,6 +15,8 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.requests import Requests
 from aegaeon.scheduler.base import Scheduler
+from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.scheduler.places import Dispatcher
 from aegaeon.store.base import Mailbox
 from aegaeon.store.codec import decode_instance_message
 from aegaeon.types import (
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 0.25  # deadlines and signals are noticed at least this often
 RETRY_S = 0.005  # while a proxy's mailbox is full
+LOAD_DIGITS = 2  # published; finer changes are not worth telling
 OUTAGE_S = 0.5  # between attempts while the store does not answer
 
 
@@ -51,6 +54,7 @@ class Parts:
     presence: Presence
     engine: Engine
     scheduler: Scheduler
+    dispatcher: Dispatcher  # of what is prefilled here
     compute: Lane[ComputeAction]
     copy: Lane[Load]
     clock: Callable[[], float]
@@ -63,7 +67,10 @@ class Runtime:
     def __init__(self, parts: Parts, drain_s: float) -> None:
         self._parts = parts
         self._drain_s = drain_s
-        self._requests = Requests(parts.engine, parts.scheduler, parts.outbox, parts.presence)
+        dispatcher = LiveDispatcher(parts.dispatcher)
+        self._requests = Requests(
+            parts.engine, parts.scheduler, parts.outbox, parts.presence, dispatcher
+        )
         self._is_drain_wanted = False
         self._drain_ends_s: float | None = None
         self._idle_until_s: float | None = None
@@ -208,6 +215,8 @@ class Runtime:
             waiting=snapshot.waiting,
             running=snapshot.running,
             kv_free_bytes=max(0, usage.kv_budget_bytes - usage.kv_bytes),
+            load=round(snapshot.load, LOAD_DIGITS),
+            joins=snapshot.joins,
             switches=snapshot.switches,
             switch_s=self._switch_s,
             weight_bytes=usage.weight_bytes,

@@ -18,6 +18,7 @@ from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, StaleIncarnation
+from aegaeon.instance.costs import costs_of
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
     EXIT_CANNOT_START,
@@ -30,8 +31,10 @@ from aegaeon.instance.launch import (
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.metrics import Target
+from aegaeon.scheduler.ledger import Limits
+from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
@@ -48,19 +51,20 @@ def regions_of(settings: Settings) -> Regions:
     return Regions(*map(str, paths))
 
 
-def build_scheduler(launch: Launch, weight_budget_bytes: int) -> TurnScheduler:
-    """Return the scheduler that the settings ask for. Raises BudgetTooSmall."""
+def build_scheduler(launch: Launch, weight_budget_bytes: int) -> AnyScheduler:
+    """Return the scheduler that the settings ask for. Raises BudgetTooSmall, ConfigError."""
     settings, specs = launch.settings, launch.specs
     sizes = {spec.id: spec.weight_bytes for spec in specs}
-    limits = TurnLimits(
-        quota_s=settings.turn_quota_s,
+    limits = Limits(
         max_batch=settings.max_batch,
         max_waiting=settings.max_waiting,
         max_running=2 * settings.max_batch,
     )
     role = settings.role_of(launch.index)
     residency = Residency(sizes, weight_budget_bytes)
-    scheduler = TurnScheduler(residency, tuple(sizes), limits, role)
+    fleet = Fleet(target=Target(settings.slo_ttft_s, settings.slo_tbt_s), limits=limits)
+    costs = costs_of(settings, specs, weight_budget_bytes)
+    scheduler = POLICIES[settings.policy].scheduler(residency, costs, fleet, role)
     if settings.preload_models:
         # Each instance begins elsewhere, so that together they hold more of the models; those that
         # decode begin as those that prefill for them.
@@ -100,6 +104,7 @@ def build_runtime(
         presence=presence,
         engine=engine,
         scheduler=scheduler,
+        dispatcher=POLICIES[settings.policy].dispatcher(),
         compute=compute,
         copy=copy,
         clock=time.monotonic,

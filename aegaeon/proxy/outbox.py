@@ -21,7 +21,8 @@ from aegaeon.errors import (
     RingFull,
     StoreUnavailable,
 )
-from aegaeon.scheduler.dispatch import dispatch
+from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.scheduler.policies import POLICIES
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import encode
 from aegaeon.types import (
@@ -63,6 +64,7 @@ class Outbox:
         self._domain = domain
         self._settings = settings
         self._store = domain.metadata()
+        self._dispatcher = LiveDispatcher(POLICIES[settings.policy].dispatcher())
         self._instances: tuple[Instance, ...] = ()
         self._read_s = float("-inf")
         self._ways: dict[Target, _Way] = {}
@@ -95,13 +97,13 @@ class Outbox:
         while True:
             barred = refused | self._closed | full
             rows = tuple(row for row in self.snapshot() if target_of(row) not in barred)
-            instance = dispatch(rows, request.model, self._unseen(rows))
-            row = next((row for row in rows if row.record.id == instance), None)
-            if row is None and full:
+            choice = self._dispatcher.dispatch(rows, request.model, self._unseen(rows))
+            if choice is None and full:
                 names = ", ".join(sorted(target.instance for target in full))
                 raise Overloaded(f"{names} take no messages just now; try again")
-            if row is None:
+            if choice is None:
                 return None
+            row = next(row for row in rows if row.record.id == choice.instance)
             target = target_of(row)
             ttl_s = max(request.deadline_s - time.monotonic(), 1.0)
             self._store.record_assignment(request.id, target.instance, ttl_s)
@@ -188,16 +190,17 @@ class Outbox:
             self._ways.pop(target).mailbox.close()
         self._closed &= alive
 
-    def _unseen(self, rows: tuple[Instance, ...]) -> dict[InstanceId, int]:
-        """Count per instance what we sent there and it has not published yet."""
+    def _unseen(self, rows: tuple[Instance, ...]) -> dict[InstanceId, dict[ModelId, int]]:
+        """Count per instance and model what we sent there and it has not published yet."""
         published = {target_of(row): row.status for row in rows}
-        unseen: Counter[InstanceId] = Counter()
+        unseen: dict[InstanceId, dict[ModelId, int]] = {}
         with self._lock:
             for (target, model), sent in self._sent.items():
                 status = published.get(target)
                 if status is not None:
                     known = status.waiting.get(model, 0) + status.running.get(model, 0)
-                    unseen[target.instance] += max(sent - known, 0)
+                    if sent > known:
+                        unseen.setdefault(target.instance, {})[model] = sent - known
         return unseen
 
 

@@ -14,7 +14,9 @@ class SchedulerSnapshot(msgspec.Struct, frozen=True):
     """What the scheduler knows, for publishing: requests per model, residency, switches so far.
 
     `running` counts those on their way to another instance, too. `preloading` are models still to
-    be loaded because the settings ask for it at start.
+    be loaded because the settings ask for it at start. `load` and `joins` are what a dispatcher
+    goes by: how busy the device is in its policy's measure, and the models of which one request
+    more makes no switch more.
     """
 
     current: ModelId | None
@@ -24,6 +26,8 @@ class SchedulerSnapshot(msgspec.Struct, frozen=True):
     running: dict[ModelId, int]
     switches: int
     preloading: tuple[ModelId, ...] = ()
+    load: float = 0.0
+    joins: tuple[ModelId, ...] = ()
 
 
 class Scheduler(ABC):

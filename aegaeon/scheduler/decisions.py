@@ -7,6 +7,7 @@ import msgspec
 from aegaeon.types import Action, Handoff, Idle, Load, ModelId, RequestId
 
 MAX_DECISIONS = 4096
+GOES_ON = "goes_on"  # the reason of what was decided before and is still right
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -35,7 +36,7 @@ class Decisions:
         """Remember that `action` was decided at `now`."""
         if self._ring:
             _, last, last_reason = self._ring[-1]
-            if last_reason == reason and _is_same(last, action):
+            if reason in (last_reason, GOES_ON) and _is_same(last, action):
                 self._times[-1] += 1
                 self._last_s[-1] = now
                 return

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from aegaeon.errors import Overloaded
-from aegaeon.scheduler.decisions import Decisions
+from aegaeon.scheduler.decisions import GOES_ON, Decisions
 from aegaeon.scheduler.ledger import GroupT, Ledger, Limits
+from aegaeon.scheduler.observer import Observer
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import (
     Action,
@@ -34,6 +35,7 @@ from aegaeon.types import (
 )
 
 MAX_KV_RETRIES = 14  # while nobody here holds KV: about 10 s
+LONGEST_WORTH_S = 4.0  # no load entitles to more of the device, where others wait for the room
 
 
 class DeviceScheduler(Ledger[GroupT]):
@@ -59,6 +61,7 @@ class DeviceScheduler(Ledger[GroupT]):
         self._steps_done = 0  # of it
         self._reason = ""  # of the decision that is being made
         self.decisions = Decisions()
+        self.observer: Observer | None = None  # hears what actions took
 
     # What a policy says
 
@@ -88,7 +91,7 @@ class DeviceScheduler(Ledger[GroupT]):
 
     def _worth_s(self, load_s: float) -> float:
         """Return how long to compute for a load to be worth it."""
-        return load_s
+        return min(2.0 * load_s, LONGEST_WORTH_S)
 
     # Actions
 
@@ -112,6 +115,7 @@ class DeviceScheduler(Ledger[GroupT]):
                 return Handoff(request)
         if self._goes_on(now):
             assert self._decoding is not None
+            self._reason = GOES_ON
             decode = self._decoding
             left = decode.stretch.after(self._steps_done)
             self._in_flight = Decode(decode.model, decode.requests, left)
@@ -248,6 +252,8 @@ class DeviceScheduler(Ledger[GroupT]):
         action, self._in_flight = self._in_flight, None
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
+        if self.observer is not None and not (outcome.preempted or outcome.failed):
+            self._tell(self.observer, group, action, outcome.took_s)
         self._steps_done += 1
         self._residency.touch(outcome.model)
         if self._reserved_tokens:
@@ -273,6 +279,22 @@ class DeviceScheduler(Ledger[GroupT]):
         if self._role == "prefill":
             self._let_go(group)
         self._stepped(group, action, now)
+
+    def _tell(
+        self, observer: Observer, group: GroupT, action: Prefill | Decode, took_s: float
+    ) -> None:
+        """A step ended in which none of its requests fared ill; they are not up to date yet."""
+        if isinstance(action, Prefill):
+            entries = [group.waiting.get(request) for request in action.requests]
+        else:
+            entries = [group.running.get(request) for request in action.requests]
+        lengths = [entry.tokens for entry in entries if entry is not None]
+        if len(lengths) < len(entries):
+            return  # some were cancelled meanwhile
+        if isinstance(action, Prefill):
+            observer.prefilled(group.model, lengths, took_s)
+        else:
+            observer.decoded(group.model, lengths, took_s)
 
     def _add_token(self, group: GroupT, request: RequestId, now: float) -> None:
         if request in group.waiting:
@@ -324,6 +346,8 @@ class DeviceScheduler(Ledger[GroupT]):
         group = self._group(outcome.model)
         self._kv_arrived(group)
         if self._loads.loaded(group, outcome):
+            if self.observer is not None:
+                self.observer.loaded(group.model, outcome.took_s)
             self._has_loaded(group, outcome.took_s, self._loads.has_displaced)
 
     def _kv_arrived(self, group: GroupT) -> None:

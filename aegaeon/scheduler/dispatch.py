@@ -1,46 +1,91 @@
-"""Where a request goes: pure choices among the instances of a routing snapshot.
+"""Where live requests go: instances of a routing snapshot as places, for a policy's dispatcher.
 
 New and resumed requests go to an instance that prefills, prefilled ones to one that decodes.
 Recording the assignment and sending the request are the business of who asks.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
+from aegaeon.scheduler.places import Dispatcher, Place
 from aegaeon.types import Instance, InstanceId, ModelId, Role
 
+PREFILLING: tuple[Role, ...] = ("prefill", "colocated")
+DECODING: tuple[Role, ...] = ("decode", "colocated")
+UNKNOWN_LOAD = 0.05  # of a request at an instance whose load says nothing of what one is
 
-def dispatch(
-    instances: tuple[Instance, ...], model: ModelId, assigned: Mapping[InstanceId, int]
-) -> InstanceId | None:
-    """Return the instance that should prefill a request for `model`, or None when none can.
-
-    Only ready instances that prefill and serve the model count. Their load is what they published
-    plus `assigned`, the requests sent there since that snapshot. One load step is worth more than
-    where the weights are only beyond `STICKINESS` requests: so models keep their homes, yet a
-    busy home is relieved. Ties go to the model's home (rendezvous hash), then to the lower id.
-    """
-    able = [i for i in instances if i.record.role in PREFILLING and _is_able(i, model)]
-    return _cheapest(able, model, assigned)
+# Per instance and model, requests that were sent there and that it has not published yet.
+Unseen = Mapping[InstanceId, Mapping[ModelId, int]]
+Why = Literal["only_one", "home", "resident", "least_load"]
 
 
-def dispatch_prefilled(
-    instances: tuple[Instance, ...],
-    model: ModelId,
-    kv_bytes: int,
-    assigned: Mapping[InstanceId, int],
-) -> InstanceId | None:
-    """Return the instance that should decode a request with `kv_bytes` of KV, or None.
+class Choice(NamedTuple):
+    """The instance chosen, and why."""
 
-    As `dispatch`, among the ready instances that decode and have room for the KV by what they
-    published. `assigned` counts those on their way there.
-    """
-    able = [
-        i
-        for i in instances
-        if i.record.role in DECODING and _is_able(i, model) and i.status.kv_free_bytes >= kv_bytes
-    ]
-    return _cheapest(able, model, assigned)
+    instance: InstanceId
+    reason: Why
+
+
+class LivePlace:
+    """An instance as its row says, and what was sent there since."""
+
+    def __init__(self, row: Instance, unseen: Mapping[ModelId, int]) -> None:
+        self._status = row.status
+        self._unseen = unseen
+        self.id = row.record.id
+        self.role: Role = row.record.role
+
+    @property
+    def load(self) -> float:
+        """As published; each request since counts as the others there do."""
+        status = self._status
+        known = sum(status.waiting.values()) + sum(status.running.values())
+        each = status.load / known if known and status.load > 0 else UNKNOWN_LOAD
+        return status.load + each * sum(self._unseen.values())
+
+    def requests_of(self, model: ModelId) -> int:
+        """Those published and those sent since."""
+        status = self._status
+        known = status.waiting.get(model, 0) + status.running.get(model, 0)
+        return known + self._unseen.get(model, 0)
+
+    def is_resident(self, model: ModelId) -> bool:
+        """As published."""
+        return model in self._status.resident or model == self._status.loading
+
+    def joins(self, model: ModelId) -> bool:
+        """As published, or because some were sent since."""
+        return model in self._status.joins or model in self._unseen
+
+
+class LiveDispatcher:
+    """A policy's choice among the instances that can serve a request."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        dispatcher.has_peers = True
+        self._dispatcher = dispatcher
+
+    def dispatch(self, rows: Sequence[Instance], model: ModelId, unseen: Unseen) -> Choice | None:
+        """Return the instance that should prefill a request for `model`, or None when none can:
+        only ready ones that prefill and serve the model can."""
+        able = [row for row in rows if row.record.role in PREFILLING and _is_able(row, model)]
+        return _chosen(self._dispatcher.dispatch, able, model, unseen)
+
+    def dispatch_prefilled(
+        self, rows: Sequence[Instance], model: ModelId, kv_bytes: int, unseen: Unseen
+    ) -> Choice | None:
+        """Return the instance that should decode a request with `kv_bytes` of KV, or None.
+
+        As `dispatch`, among those that decode and have room for the KV by what they published.
+        """
+        able = [
+            row
+            for row in rows
+            if row.record.role in DECODING
+            and _is_able(row, model)
+            and row.status.kv_free_bytes >= kv_bytes
+        ]
+        return _chosen(self._dispatcher.dispatch_prefilled, able, model, unseen)
 
 
 def can_serve(instances: tuple[Instance, ...]) -> bool:
@@ -49,38 +94,25 @@ def can_serve(instances: tuple[Instance, ...]) -> bool:
     return not roles.isdisjoint(PREFILLING) and not roles.isdisjoint(DECODING)
 
 
-PREFILLING: tuple[Role, ...] = ("prefill", "colocated")
-DECODING: tuple[Role, ...] = ("decode", "colocated")
-STICKINESS = 4  # requests of other models that a load of weights is worth waiting behind
-
-
 def _is_able(instance: Instance, model: ModelId) -> bool:
     return instance.status.state == "ready" and model in instance.record.models
 
 
-def _cheapest(
-    able: list[Instance], model: ModelId, assigned: Mapping[InstanceId, int]
-) -> InstanceId | None:
+def _chosen(
+    choose: Callable[[Sequence[Place], ModelId], int],
+    able: Sequence[Instance],
+    model: ModelId,
+    unseen: Unseen,
+) -> Choice | None:
     if not able:
         return None
-    chosen = min(able, key=lambda i: (_cost(i, model, assigned), _home_rank(i, model)))
-    return chosen.record.id
-
-
-def _cost(instance: Instance, model: ModelId, assigned: Mapping[InstanceId, int]) -> int:
-    """Requests before ours there, with what it costs that the weights are not at hand."""
-    status = instance.status
-    load = sum(status.waiting.values()) + sum(status.running.values())
-    load += assigned.get(instance.record.id, 0)
-    if model == status.current:
-        return load
-    if model == status.loading or model in status.resident:
-        return load + 1
-    return load + 1 + STICKINESS
-
-
-def _home_rank(instance: Instance, model: ModelId) -> tuple[int, InstanceId]:
-    """Lower is nearer to home; the same in every process."""
-    name = f"{model}\0{instance.record.id}".encode()
-    digest = hashlib.blake2b(name, digest_size=8).digest()
-    return int.from_bytes(digest, "big"), instance.record.id
+    places = [LivePlace(row, unseen.get(row.record.id, {})) for row in able]
+    place = places[choose(places, model)]
+    reason: Why = "least_load"
+    if len(places) == 1:
+        reason = "only_one"
+    elif place.requests_of(model):
+        reason = "home"
+    elif place.is_resident(model):
+        reason = "resident"
+    return Choice(place.id, reason)

@@ -16,7 +16,7 @@ from aegaeon.scheduler.groups import Entry, Group
 from aegaeon.scheduler.kv_line import KvLine
 from aegaeon.scheduler.loads import Loads
 from aegaeon.scheduler.residency import Residency
-from aegaeon.types import Failure, ModelId, Request, RequestId, Role
+from aegaeon.types import Failure, InstanceId, ModelId, Request, RequestId, Role
 
 GroupT = TypeVar("GroupT", bound=Group)
 
@@ -38,6 +38,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         self, residency: Residency, models: Sequence[ModelId], limits: Limits, role: Role
     ) -> None:
         """`models` are those served. Nothing is resident yet."""
+        self._id = ""
         self._residency = residency
         self._models = frozenset(models)
         self._limits = limits
@@ -72,6 +73,11 @@ class Ledger(Scheduler, Generic[GroupT]):
     # What a dispatcher sees
 
     @property
+    def id(self) -> InstanceId:
+        """What dispatchers call this device."""
+        return self._id
+
+    @property
     def role(self) -> Role:
         """What this device does."""
         return self._role
@@ -93,6 +99,10 @@ class Ledger(Scheduler, Generic[GroupT]):
     def joins(self, model: ModelId) -> bool:
         """Whether one more request of `model` would not make it switch once more."""
         return model in self._active
+
+    def name(self, device: InstanceId) -> None:
+        """Let dispatchers call this device so."""
+        self._id = device
 
     # Requests
 
@@ -153,6 +163,8 @@ class Ledger(Scheduler, Generic[GroupT]):
             running={model: count for model, count in running.items() if count},
             switches=self._switches,
             preloading=self._loads.preloading,
+            load=self.load,
+            joins=tuple(model for model in self._groups if self.joins(model)),
         )
 
     def _group_of(self, request: Request) -> GroupT:

@@ -2,13 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from aegaeon.types import ModelId, Role
+from aegaeon.types import InstanceId, ModelId, Role
 
 
 class Place(Protocol):
     """A device as a dispatcher sees it: published by an instance, or the scheduler itself."""
+
+    @property
+    def id(self) -> InstanceId:
+        """The same as long as it lives."""
 
     @property
     def role(self) -> Role:
@@ -29,7 +33,12 @@ class Place(Protocol):
 
 
 class Dispatcher(ABC):
-    """Chooses places; what it remembers only helps to choose well."""
+    """Chooses places; what it remembers only helps to choose well.
+
+    With `has_peers` others choose among the same places, and what they did may be seen there.
+    """
+
+    has_peers = False
 
     @abstractmethod
     def dispatch(self, places: Sequence[Place], model: ModelId) -> int:
@@ -40,34 +49,80 @@ class Dispatcher(ABC):
         """Return the index of the place, of at least one, that decodes it."""
 
 
+class _Home(NamedTuple):
+    """Where a model lives, and where in the places that was lately."""
+
+    id: InstanceId
+    at: int
+
+
 class HomeDispatcher(Dispatcher):
     """A model has one home while it has requests there; then the least busy place is its next.
 
-    Its last home counts as less busy by `stay`, and twice that while the weights are there.
+    Its last home counts as less busy by `stay`, and twice that while the weights are there. A model
+    without a home lives where most of its requests are, else any place with its weights is one.
+    With `full` requests of it at home, it moves to a place that is less than half as busy.
     """
 
-    def __init__(self, stay: float = 0.045) -> None:
+    def __init__(self, stay: float = 0.045, full: int = 16) -> None:
         self._stay = stay
-        self._homes: dict[ModelId, int] = {}
+        self._full = full
+        self._homes: dict[ModelId, _Home] = {}
+        self._decode_homes: dict[ModelId, _Home] = {}
 
     def dispatch(self, places: Sequence[Place], model: ModelId) -> int:
         """Return the home of `model`, or its new one."""
-        home = self._homes.get(model, -1)
-        stay = 0.0
-        if 0 <= home < len(places):
-            if places[home].requests_of(model):
+        return self._home(self._homes, places, model)
+
+    def dispatch_prefilled(self, places: Sequence[Place], model: ModelId) -> int:
+        """As `dispatch`; a home of its own."""
+        return self._home(self._decode_homes, places, model)
+
+    def _home(self, homes: dict[ModelId, _Home], places: Sequence[Place], model: ModelId) -> int:
+        home = _find(homes.get(model), places)
+        best = None
+        if home is not None:
+            count = places[home].requests_of(model)
+            if 0 < count < self._full:
                 return home
-            stay = self._stay * (2 if places[home].is_resident(model) else 1)
-        best, best_load = -1, float("inf")
+            if count:
+                best = self._least_busy(places, model, home)
+                if 2 * places[best].load >= places[home].load:
+                    return home
+        if best is None and (home is None or self.has_peers):
+            best = _with_most(places, model)
+        if best is None:
+            best = self._least_busy(places, model, home)
+        homes[model] = _Home(places[best].id, best)
+        return best
+
+    def _least_busy(self, places: Sequence[Place], model: ModelId, home: int | None) -> int:
+        best, best_load = 0, float("inf")
         for index, place in enumerate(places):
             load = place.load
             if index == home:
-                load -= stay
+                load -= self._stay * (2 if place.is_resident(model) else 1)
+            elif home is None and place.is_resident(model):
+                load -= self._stay * 2
             if load < best_load:
                 best, best_load = index, load
-        self._homes[model] = best
         return best
 
-    def dispatch_prefilled(self, places: Sequence[Place], model: ModelId) -> int:
-        """As `dispatch`."""
-        return self.dispatch(places, model)
+
+def _find(home: _Home | None, places: Sequence[Place]) -> int | None:
+    """Return the index of `home` now, if it is among `places`."""
+    if home is None:
+        return None
+    if home.at < len(places) and places[home.at].id == home.id:
+        return home.at
+    return next((index for index, place in enumerate(places) if place.id == home.id), None)
+
+
+def _with_most(places: Sequence[Place], model: ModelId) -> int | None:
+    """Return which of `places` has the most requests of `model`, if one has any."""
+    best, most = None, 0
+    for index, place in enumerate(places):
+        count = place.requests_of(model)
+        if count > most:
+            best, most = index, count
+    return best

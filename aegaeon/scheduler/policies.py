@@ -59,10 +59,12 @@ class Policy:
         kv = {model: round(cost.kv_gb_per_token * 1e9) for model, cost in models.items()}
         budget = round(costs.device_memory_gb * USABLE_MEMORY * 1e9)
         served = msgspec.structs.replace(costs, models=dict(models))
-        return [
-            self.scheduler(Residency(weights, budget, kv), served, fleet, role)
-            for role in fleet.roles
-        ]
+        schedulers = []
+        for index, role in enumerate(fleet.roles):
+            scheduler = self.scheduler(Residency(weights, budget, kv), served, fleet, role)
+            scheduler.name(f"device-{index}")
+            schedulers.append(scheduler)
+        return schedulers
 
 
 def _slack(residency: Residency, costs: Costs, fleet: Fleet, role: Role) -> AnyScheduler:

@@ -82,6 +82,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
+        group.late_since_s = math.inf
         self._memory_load -= self._memory_share(group.model)
         self._sum_up()
 
@@ -98,6 +99,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         group.joining = 0
 
     def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
+        group.late_since_s = math.inf
         if isinstance(action, Prefill):
             group.joining = max(0, group.joining - len(action.requests))
         elif len(group.running) <= len(action.requests):
@@ -115,13 +117,14 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         survey = self._survey = Survey(now, {}, [], [])
         _, slacks, ready, absent = survey
         refresh, is_resident = self._urgency.refresh, self._residency.is_resident
-        step_s = 0.0
+        step_s, has_late = 0.0, False
         runnable = self._runnable(now)
         for model, group in runnable.items():
             if now > group.holds_s:
                 refresh(group, now)
             step_s += group.step_s
             slacks[model] = group.due_s - now
+            has_late = has_late or group.late_since_s <= now
             if is_resident(model) and not group.away:
                 ready.append(group)
             elif group.load_at_s <= now:
@@ -130,8 +133,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._sum_up()
         if self._decode_load > 1.0 or self._has_shed:
             self._shed(now)
+        if self._has_shed or has_late:
             for model, group in runnable.items():
-                slacks[model] = max(slacks[model], group.shed_until_s - now)
+                slacks[model] = self._urgency.slack_s(group, now)
         return survey
 
     def _shed(self, now: float) -> None:
@@ -183,12 +187,14 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         return self._set.ahead_s / 2 if is_ahead else self._set.guard_s
 
     def _makes_way(self, group: SlackGroup, now: float) -> bool:
-        """Whether `group`, which is well ahead, stops so that another one can be loaded in its
-        place; then that is planned."""
+        """Whether `group`, which is well ahead or holds up one that starves, stops so that another
+        one can be loaded in its place; then that is planned."""
         if self._residency.loading is not None:
             return False
-        slack_s = self._look(now).slack_s[group.model]
-        if slack_s < self._set.ahead_s or self._find_load(now, group.model):
+        is_ahead = self._look(now).slack_s[group.model] >= self._set.ahead_s
+        if not (is_ahead or self._look(now).starves(self._set.starve_s)) or self._find_load(
+            now, group.model
+        ):
             return False
         self._planned = self._find_load(now, None)
         if self._planned is None:
@@ -289,7 +295,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             self._reason = "makes_way"
             return planned
         computing = None if self._in_flight is None else self._in_flight.model
-        busy = computing or (self._current if self._current in self._active else None)
+        busy = computing or (self._current if self._current in self._look(now).slack_s else None)
         load = self._find_load(now, busy) or self._find_relief(now, busy)
         if load is None and computing is None and not self._look(now).ready:
             # All are too urgent to make way for each other: somebody has to.
@@ -303,7 +309,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         it; `busy` stays, and so do those that have not `margin_s` more slack."""
         margin_s = self._set.margin_s if margin_s is None else margin_s
         _, slack_s, _, absent = self._look(now)
-        for group in sorted(absent, key=lambda group: slack_s[group.model])[:2]:
+        most = 1 if self._look(now).starves(self._set.starve_s) else 2
+        for group in sorted(absent, key=lambda group: slack_s[group.model])[:most]:
             holders = self._holders(now, {group.model, busy})
             room = self._room_for(group, busy, holders, slack_s[group.model] + margin_s)
             if room is not None:

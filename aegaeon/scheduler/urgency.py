@@ -41,6 +41,7 @@ class SlackGroup(Group):
     joining: int = 0  # that waited when the turn began
     came: int = 0  # requests so far
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
+    late_since_s: float = math.inf  # no step since a request was hopelessly late
     # What follows from its requests, until `holds_s` or a change of them.
     due_s: float = math.inf
     step_s: float = 0.0  # of decoding all of them
@@ -62,10 +63,15 @@ class Survey(NamedTuple):
     ready: list[SlackGroup]
     absent: list[SlackGroup]
 
+    def starves(self, starve_s: float) -> bool:
+        """Whether one that is not here has been late for so long that it comes before all."""
+        return any(self.slack_s[group.model] <= -starve_s for group in self.absent)
+
 
 class Urgency:
     """Deadlines of requests: a waiting one is due by its TTFT, the k-th token of a running one k
-    TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`."""
+    TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`; a
+    model that has had no step for so long since then comes before all others."""
 
     def __init__(self, target: Target, settings: SlackSettings) -> None:
         self._ttft_s = target.ttft_s
@@ -78,6 +84,8 @@ class Urgency:
         than 0 when it is."""
         if now > group.holds_s:
             self.refresh(group, now)
+        if now - group.late_since_s >= self._starve_s:
+            return min(group.due_s, group.late_since_s) - now
         return max(group.due_s, group.shed_until_s) - now
 
     def refresh(self, group: SlackGroup, now: float) -> None:
@@ -105,6 +113,7 @@ class Urgency:
             for entry in group.running.values():
                 while self._due_s(entry) < hopeless_s:
                     entry.first_s += self._starve_s
+                    group.late_since_s = min(group.late_since_s, now)
             urgent = group.urgent = min(group.running.values(), key=self._due_s)
         return urgent
 
@@ -117,6 +126,7 @@ class Urgency:
                 least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
                 while entry.arrival_s + least_s < now:
                     entry.arrival_s += self._starve_s
+                    group.late_since_s = min(group.late_since_s, now)
                 due_s = min(due_s, entry.arrival_s + least_s)
             group.waiting_due_s = due_s
         return due_s

@@ -40,6 +40,7 @@ class Extras:
 class Gone:
     """The place of a device that has failed: nobody is there, and nobody is sent there."""
 
+    id = ""
     load = math.inf
 
     def __init__(self, role: Role) -> None:

@@ -145,7 +145,9 @@ class Device:
             self.scheduler.submit(job.request, now)
         for job in adopted:
             self.jobs[job.request.id] = job
-            self.scheduler.adopt(job.request, now)
+            tokens = (0,) * job.made  # those that it has, as live
+            request = msgspec.structs.replace(job.request, generated_token_ids=tokens)
+            self.scheduler.adopt(request, now)
         if self._action_ends_s <= now:
             self._end_action(now)
         if self._load_ends_s <= now:
@@ -177,10 +179,10 @@ class Device:
             at_s = self._pace.end_s(steps)
             self._end_run(steps, at_s)
             self._begin(at_s)
-        self._end_after_a_step()
+        self._end_run_soon()
 
-    def _end_after_a_step(self) -> None:
-        """What a run was begun for may no longer hold."""
+    def _end_run_soon(self) -> None:
+        """Something has happened: the scheduler is heard after the step under way."""
         if self._pace is not None:
             self._steps = 1
             self._action_ends_s = self._pace.end_s(1)
@@ -280,7 +282,7 @@ class Device:
             load = self.scheduler.next_load(now)
             if load is not None:
                 self._begin_load(load, now)
-                self._end_after_a_step()
+                self._end_run_soon()
 
     def _hand_off(self, request: RequestId, now: float) -> None:
         job = self.jobs.pop(request)

@@ -7,8 +7,8 @@ from aegaeon.errors import ContextLengthExceeded, StaleIncarnation
 from aegaeon.instance.outbox import GONE_S, Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
-from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
+from aegaeon.metrics import Target
+from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.store.codec import decode_reply, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
@@ -25,13 +25,14 @@ from aegaeon.types import (
     WeightsLost,
 )
 from tests.support.node import HeldLane
+from tests.support.policies import make_scheduler
 from tests.support.specs import make_request, make_spec
 
 
 class Bench:
     """A runtime on a bench, with the proxy's end of its mailboxes."""
 
-    def __init__(self, models=("a", "b"), budget_bytes=1000, lease_s=8.0, **limits):
+    def __init__(self, models=("a", "b"), budget_bytes=1000, lease_s=8.0, **options):
         self.now = 0.0
         specs = tuple(make_spec(model) for model in models)
         self.domain = LocalDomain(lambda: self.now)
@@ -57,9 +58,8 @@ class Bench:
                 outbox=Outbox(self.domain.open_mailbox),
                 presence=Presence(self.store, record, lease_s),
                 engine=self.engine,
-                scheduler=TurnScheduler(
-                    Residency(sizes, budget_bytes), models, TurnLimits(**limits)
-                ),
+                scheduler=make_scheduler("slack", sizes, budget_bytes, **options),
+                dispatcher=HomeDispatcher(),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: self.now,
@@ -147,7 +147,7 @@ def test_two_models_interleave_with_the_tokens_of_each_alone():
         bench.submit(model, model, max_tokens=60)
         bench.work(100)
         alone.update(tokens(bench))
-    both = Bench(quota_s=0.005)
+    both = Bench(target=Target(0.01, 0.0025), step_s=0.001)
     for model in ("a", "b"):
         both.submit(model, model, max_tokens=60)
     both.work(300)

@@ -267,10 +267,10 @@ def test_a_burst_is_spread_over_the_instances():
         async with Setup() as setup:
             for name in "ab":
                 setup.instance(id=name).hold_after = 0
-            tasks = [asyncio.create_task(collect(setup.gateway, generation())) for _ in range(8)]
+            tasks = [asyncio.create_task(collect(setup.gateway, generation())) for _ in range(80)]
             a, b = setup.instances
-            await until(lambda: len(a.submitted) + len(b.submitted) == 8)
-            assert len(a.submitted) == len(b.submitted) == 4
+            await until(lambda: len(a.submitted) + len(b.submitted) == 80)
+            assert min(len(a.submitted), len(b.submitted)) > 20
             a.release()
             b.release()
             await asyncio.gather(*tasks)

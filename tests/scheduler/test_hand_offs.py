@@ -1,12 +1,11 @@
-"""The policy `turns` where requests come and go between instances, and weights without asking."""
+"""The contract of every live policy where requests come and go between instances, and weights go
+without asking."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegaeon.errors import InvalidRequest, Overloaded
-from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.types import (
     Decode,
     Handoff,
@@ -18,21 +17,23 @@ from aegaeon.types import (
     Stepped,
     WeightsLost,
 )
+from tests.support.policies import PREFETCHING, make_scheduler
 from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
 FIRST_S = LOAD_S + SWITCH_S + STEP_S  # from nothing to a first token
 
 
-def make_device(role="colocated", *, models="ab", budget_bytes=2, kv_slots=1 << 30, **limits):
+def make_device(
+    policy, role="colocated", *, models="ab", budget_bytes=2, kv_slots=1 << 30, **options
+):
     sizes = dict.fromkeys(models, 1)
-    residency = Residency(sizes, budget_bytes)
-    scheduler = TurnScheduler(residency, tuple(sizes), TurnLimits(**limits), role)
+    scheduler = make_scheduler(policy, sizes, budget_bytes, role, **options)
     return ScriptedDevice(scheduler, sizes, budget_bytes, kv_slots)
 
 
-def test_a_prefill_instance_never_decodes():
-    device = make_device("prefill")
+def test_a_prefill_instance_never_decodes(policy):
+    device = make_device(policy, "prefill")
     for number in range(6):
         device.submit(make_request(f"r{number}", "ab"[number % 2], max_tokens=9))
     device.advance(5.0)
@@ -44,15 +45,15 @@ def test_a_prefill_instance_never_decodes():
     assert device.scheduler.snapshot().running == {}
 
 
-def test_a_request_that_ends_with_its_first_token_goes_nowhere():
-    device = make_device("prefill")
+def test_a_request_that_ends_with_its_first_token_goes_nowhere(policy):
+    device = make_device(policy, "prefill")
     device.submit(make_request("r", "a", max_tokens=1))
     device.advance(5.0)
     assert device.ends == {"r": "finished"} and not device.leaving
 
 
-def test_a_request_cancelled_before_it_is_handed_off_is_not():
-    device = make_device("prefill")
+def test_a_request_cancelled_before_it_is_handed_off_is_not(policy):
+    device = make_device(policy, "prefill")
     device.submit(make_request("r", "a"))
     device.advance(LOAD_S + SWITCH_S)
     device.now += STEP_S
@@ -62,8 +63,8 @@ def test_a_request_cancelled_before_it_is_handed_off_is_not():
     assert isinstance(device.scheduler.next_action(device.now), Prefill)
 
 
-def test_leaving_requests_hold_kv_until_they_are_gone():
-    device = make_device("prefill", kv_slots=1)
+def test_leaving_requests_hold_kv_until_they_are_gone(policy):
+    device = make_device(policy, "prefill", kv_slots=1)
     device.submit(make_request("r", "a"))
     device.submit(make_request("s", "a"))
     device.advance(5.0)
@@ -74,16 +75,16 @@ def test_leaving_requests_hold_kv_until_they_are_gone():
     assert device.leaving == ["s"]
 
 
-def test_an_adopted_request_decodes_without_a_prefill():
-    device = make_device("decode")
+def test_an_adopted_request_decodes_without_a_prefill(policy):
+    device = make_device(policy, "decode")
     device.adopt(make_request("r", "a", generated_token_ids=(7,)))
     device.advance(5.0)
     assert device.ends == {"r": "finished"}
     assert all(isinstance(step, Decode) for step in device.steps)
 
 
-def test_an_adopted_request_that_loses_its_kv_is_prefilled_where_it_is():
-    device = make_device("decode", kv_slots=2)
+def test_an_adopted_request_that_loses_its_kv_is_prefilled_where_it_is(policy):
+    device = make_device(policy, "decode", kv_slots=2)
     device.adopt(make_request("r", "a", max_tokens=20))
     device.adopt(make_request("s", "a", max_tokens=20))
     device.kv_slots = 1
@@ -93,8 +94,8 @@ def test_an_adopted_request_that_loses_its_kv_is_prefilled_where_it_is():
     assert any(isinstance(step, Prefill) and step.requests == ("s",) for step in device.steps)
 
 
-def test_who_lacks_kv_comes_before_who_arrives():
-    device = make_device("decode", kv_slots=1)
+def test_who_lacks_kv_comes_before_who_arrives(policy):
+    device = make_device(policy, "decode", kv_slots=1)
     for name in "rs":
         device.adopt(make_request(name, "a", max_tokens=50))
         device.drop_kv(name)
@@ -106,17 +107,17 @@ def test_who_lacks_kv_comes_before_who_arrives():
     device.adopt(make_request("t", "a"))
 
 
-def test_adopting_is_bounded_and_not_for_prefill_instances():
+def test_adopting_is_bounded_and_not_for_prefill_instances(policy):
     with pytest.raises(InvalidRequest, match="does not decode"):
-        make_device("prefill").adopt(make_request("r", "a"))
-    device = make_device("decode", max_waiting=1)
+        make_device(policy, "prefill").adopt(make_request("r", "a"))
+    device = make_device(policy, "decode", max_waiting=1)
     device.adopt(make_request("r", "a"))
     with pytest.raises(Overloaded):
         device.adopt(make_request("s", "a"))
 
 
-def test_a_leaving_request_still_has_its_deadline():
-    device = make_device("prefill")
+def test_a_leaving_request_still_has_its_deadline(policy):
+    device = make_device(policy, "prefill")
     device.submit(make_request("r", "a", deadline_s=8.0))
     device.advance(5.0)
     assert device.leaving == ["r"]
@@ -124,8 +125,8 @@ def test_a_leaving_request_still_has_its_deadline():
 
 
 @pytest.mark.parametrize("stage_s", [LOAD_S + SWITCH_S / 2, FIRST_S - STEP_S / 2, FIRST_S + STEP_S])
-def test_lost_weights_are_loaded_again_and_nothing_else_is_lost(stage_s):
-    device = make_device()
+def test_lost_weights_are_loaded_again_and_nothing_else_is_lost(policy, stage_s):
+    device = make_device(policy)
     device.submit(make_request("r", "a", max_tokens=9))
     device.advance(stage_s)
     device.lose("a")
@@ -134,8 +135,9 @@ def test_lost_weights_are_loaded_again_and_nothing_else_is_lost(stage_s):
     assert device.loads == [Load("a"), Load("a")]
 
 
-def test_a_load_tells_of_models_that_made_room():
-    scheduler = TurnScheduler(Residency({"a": 1, "b": 1}, 2), ("a", "b"), TurnLimits())
+@pytest.mark.parametrize("policy", PREFETCHING)
+def test_a_load_tells_of_models_that_made_room(policy):
+    scheduler = make_scheduler(policy, {"a": 1, "b": 1}, 2)
     scheduler.submit(make_request("r", "a"), 0.0)
     assert scheduler.next_load(0.0) == Load("a")
     scheduler.complete(Loaded("a", 1, 0.1), 0.1)
@@ -146,8 +148,9 @@ def test_a_load_tells_of_models_that_made_room():
     assert scheduler.next_load(0.2) == Load("a")
 
 
-def test_a_current_model_that_is_evicted_ends_its_turn():
-    device = make_device()
+@pytest.mark.parametrize("policy", PREFETCHING)
+def test_a_current_model_that_is_evicted_ends_its_turn(policy):
+    device = make_device(policy)
     device.submit(make_request("r", "a", max_tokens=10**6))
     device.advance(FIRST_S + 3 * STEP_S)
     device.submit(make_request("s", "b", max_tokens=10**6))
@@ -161,8 +164,8 @@ def test_a_current_model_that_is_evicted_ends_its_turn():
     assert device.scheduler.next_load(device.now) == Load("a")
 
 
-def test_a_load_that_fails_while_its_first_layers_compute_fails_its_requests_only():
-    device = make_device()
+def test_a_load_that_fails_while_its_first_layers_compute_fails_its_requests_only(policy):
+    device = make_device(policy)
     for name in "ab":
         device.submit(make_request(name, name, max_tokens=200))
     device.advance(2 * LOAD_S + SWITCH_S)
@@ -189,8 +192,8 @@ events = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(events, st.sampled_from(["prefill", "decode", "colocated"]), st.integers(1, 6))
-def test_every_request_ends_or_leaves_whatever_goes_away(trace, role, kv_slots):
-    device = make_device(role, models="abc", kv_slots=kv_slots, max_batch=3, quota_s=0.2)
+def test_every_request_ends_or_leaves_whatever_goes_away(policy, trace, role, kv_slots):
+    device = make_device(policy, role, models="abc", kv_slots=kv_slots, max_batch=3)
     came = []
     for number, (what, model, tokens, wait_s) in enumerate(trace):
         request = make_request(f"r{number}", model, max_tokens=tokens)
@@ -221,8 +224,8 @@ def test_every_request_ends_or_leaves_whatever_goes_away(trace, role, kv_slots):
     assert not snapshot.waiting and not snapshot.running
 
 
-def test_an_action_whose_outcome_is_lost_weights_leaves_the_lane_free():
-    scheduler = TurnScheduler(Residency({"a": 1}, 1), ("a",), TurnLimits(), "prefill")
+def test_an_action_whose_outcome_is_lost_weights_leaves_the_lane_free(policy):
+    scheduler = make_scheduler(policy, {"a": 1}, 1, "prefill")
     scheduler.submit(make_request("r", "a"), 0.0)
     scheduler.next_load(0.0)
     scheduler.complete(Loaded("a", 1, 0.1), 0.1)

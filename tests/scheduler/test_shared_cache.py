@@ -5,15 +5,10 @@ import itertools
 import pytest
 
 from aegaeon.scheduler.loads import MAX_LOSSES
-from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.types import Idle, Load, Loaded, Switch, WeightsLost
+from tests.support.policies import SHARING, make_scheduler
 from tests.support.scripted import LOAD_S, STEP_S, ScriptedDevice
 from tests.support.specs import make_request
-
-
-def make_scheduler(model):
-    return TurnScheduler(Residency({model: 1}, 1), (model,), TurnLimits())
 
 
 def events_of(devices):
@@ -30,8 +25,10 @@ def events_of(devices):
 class Node:
     """Loads are made one after another; when one begins, the other device has no weights left."""
 
-    def __init__(self, *models):
-        self.devices = [ScriptedDevice(make_scheduler(model), {model: 1}, 1) for model in models]
+    def __init__(self, policy, *models):
+        self.devices = [
+            ScriptedDevice(make_scheduler(policy, {model: 1}, 1), {model: 1}, 1) for model in models
+        ]
         self.now = 0.0
         self.token_times = {model: [] for model in models}
 
@@ -63,8 +60,8 @@ class Node:
 
 
 @pytest.mark.parametrize("later_s", [0.0, LOAD_S / 2, LOAD_S + 0.01, 1.0, 2.3])
-def test_both_get_on_and_neither_waits_for_long(later_s):
-    node = Node("a", "b")
+def test_both_get_on_and_neither_waits_for_long(policy, later_s):
+    node = Node(policy, "a", "b")
     a, b = node.devices
     a.submit(make_request("ra", "a", max_tokens=500))
     node.run(later_s)
@@ -80,8 +77,8 @@ def test_both_get_on_and_neither_waits_for_long(later_s):
     assert loads * LOAD_S < 2 * 1000 * STEP_S
 
 
-def lose_until_given_up():
-    scheduler = make_scheduler("a")
+def lose_until_given_up(policy):
+    scheduler = make_scheduler(policy, {"a": 1}, 1)
     scheduler.submit(make_request("r", "a", max_tokens=9), 0.0)
     now, tries, waits = 0.0, 0, []
     while not (given_up := scheduler.given_up()):
@@ -100,8 +97,9 @@ def lose_until_given_up():
     return scheduler, now, waits, given_up
 
 
-def test_weights_lost_again_and_again_are_waited_for_longer_and_then_given_up():
-    scheduler, now, waits, given_up = lose_until_given_up()
+@pytest.mark.parametrize("policy", SHARING)
+def test_weights_lost_again_and_again_are_waited_for_longer_and_then_given_up(policy):
+    scheduler, now, waits, given_up = lose_until_given_up(policy)
     assert waits[:5] == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.4])
     assert len(waits) == MAX_LOSSES and max(waits) <= 4.0 and 10.0 < now < 40.0
     ((request, code, message),) = given_up
@@ -111,8 +109,8 @@ def test_weights_lost_again_and_again_are_waited_for_longer_and_then_given_up():
     assert scheduler.given_up() == ()
 
 
-def test_a_model_that_was_given_up_is_tried_again_later():
-    scheduler, now, _, _ = lose_until_given_up()
+def test_a_model_that_was_given_up_is_tried_again_later(policy):
+    scheduler, now, _, _ = lose_until_given_up(policy)
     scheduler.cancel("r", now)
     scheduler.submit(make_request("s", "a"), now)
     assert scheduler.next_load(now) is None

@@ -10,9 +10,8 @@ from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
-from aegaeon.scheduler.dispatch import dispatch
-from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
+from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.store.codec import decode_instance_message, decode_reply, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
@@ -29,6 +28,7 @@ from aegaeon.types import (
     Switch,
     Transfer,
 )
+from tests.support.policies import make_scheduler
 from tests.support.specs import make_spec
 
 MODELS = ("a", "b")
@@ -160,8 +160,7 @@ class Life:
             models=MODELS,
         )
         sizes = {spec.id: spec.weight_bytes for spec in node.specs}
-        limits = TurnLimits(quota_s=0.05)
-        self.scheduler = TurnScheduler(Residency(sizes, 1000), MODELS, limits, role)
+        self.scheduler = make_scheduler("slack", sizes, 1000, role)
         self.runtime = Runtime(
             Parts(
                 inbox=self.inbox,
@@ -169,6 +168,7 @@ class Life:
                 presence=Presence(node.domain.metadata(), record, LEASE_S),
                 engine=self.engine,
                 scheduler=self.scheduler,
+                dispatcher=HomeDispatcher(),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: node.now,
@@ -250,6 +250,7 @@ class Proxy:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.mailbox = node.domain.create_mailbox("proxy")
+        self.dispatcher = LiveDispatcher(HomeDispatcher())
         self.opened: dict[str, OpenRequest] = {}
         self.got: dict[str, list[int]] = {}
         self.replies: list[object] = []
@@ -313,7 +314,8 @@ class Proxy:
 
     def place(self, opened: OpenRequest, rows) -> None:
         rows = tuple(row for row in rows if target_of(row) not in opened.refused)
-        chosen = dispatch(rows, opened.generation.model, {})
+        choice = self.dispatcher.dispatch(rows, opened.generation.model, {})
+        chosen = None if choice is None else choice.instance
         row = next((row for row in rows if row.record.id == chosen), None)
         if row is not None and self.send(target_of(row), Submit(opened.next_request("proxy"))):
             opened.placed(target_of(row), opened.attempt)

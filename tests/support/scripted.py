@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import msgspec
+
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.types import (
     Decode,
@@ -55,8 +57,13 @@ class ScriptedDevice:
     _copy: tuple[float, Load] | None = None
 
     def submit(self, request: Request) -> None:
+        request = self.arrived(request)
         self.scheduler.submit(request, self.now)
         self.known[request.id] = request
+
+    def arrived(self, request: Request) -> Request:
+        """It comes now, unless it says when it came."""
+        return msgspec.structs.replace(request, arrival_s=request.arrival_s or self.now)
 
     def cancel(self, request_id: str) -> None:
         self.scheduler.cancel(request_id, self.now)
@@ -74,6 +81,7 @@ class ScriptedDevice:
             self.holders.remove(request_id)
 
     def adopt(self, request: Request) -> None:
+        request = self.arrived(request)
         self.scheduler.adopt(request, self.now)
         self.known[request.id] = request
         self.holders.append(request.id)

@@ -53,7 +53,7 @@ class Account:
 
     def adopt(self, request, now):
         self._requests[request.id] = request
-        self._away[request.id] = self._prefilled_tokens(request.id)
+        self._away[request.id] = self._prefilled_tokens(request.id) - 1  # the last is to be run
         self.inner.adopt(request, now)
 
     def next_action(self, now):

@@ -1,23 +1,25 @@
-"""The policy `turns` against a scripted device: whole runs, then single decisions."""
+"""The contract of every live policy, against a scripted device: whole runs, then decisions."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegaeon.errors import BudgetTooSmall, ModelNotFound, Overloaded
+from aegaeon.metrics import Target
 from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.turns import TurnLimits, TurnScheduler
 from aegaeon.types import Decode, Idle, Load, Loaded, LoadFailed, Prefill, Switch, WeightsLost
+from tests.support.policies import PREFETCHING, SHARING, make_scheduler
 from tests.support.scripted import LOAD_S, SHORTAGE, STEP_S, SWITCH_S, ScriptedDevice
 from tests.support.specs import make_request
 
 MODELS = ("a", "b", "c", "d")
+STARVES_S = 120.0  # every model gets on within that, however overloaded the device is
 
 
 def make_device(
-    sizes: dict[str, int], budget_bytes: int, *, device: dict | None = None, **limits
+    policy: str, sizes: dict[str, int], budget_bytes: int, *, device: dict | None = None, **options
 ) -> ScriptedDevice:
-    scheduler = TurnScheduler(Residency(sizes, budget_bytes), tuple(sizes), TurnLimits(**limits))
+    scheduler = make_scheduler(policy, sizes, budget_bytes, **options)
     return ScriptedDevice(scheduler, sizes, budget_bytes, **(device or {}))
 
 
@@ -41,14 +43,14 @@ events = st.lists(
     st.integers(1, 6),
     st.sets(st.sampled_from(MODELS), max_size=1),
 )
-def test_every_request_ends_exactly_once(trace, sizes, budget, kv_slots, failing):
+def test_every_request_ends_exactly_once(policy, trace, sizes, budget, kv_slots, failing):
     device = make_device(
+        policy,
         dict(zip(MODELS, sizes, strict=True)),
         budget,
         device={"kv_slots": kv_slots, "failing": frozenset(failing)},
         max_batch=3,
         max_running=5,
-        quota_s=0.2,
     )
     submitted = []
     for number, (what, model, tokens, wait_s) in enumerate(trace):
@@ -59,49 +61,46 @@ def test_every_request_ends_exactly_once(trace, sizes, budget, kv_slots, failing
             device.cancel(submitted[tokens % len(submitted)])
         device.advance(device.now + wait_s)
     work_s = sum(tokens for _, _, tokens, _ in trace) * (STEP_S + 2 * SWITCH_S + 2 * LOAD_S)
-    device.advance(device.now + 60.0 + work_s)
+    device.advance(device.now + 600.0 + 2 * work_s)
     assert sorted(device.ends) == sorted(submitted)
     snapshot = device.scheduler.snapshot()
     assert not snapshot.waiting and not snapshot.running
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("policy", SHARING)
+@pytest.mark.parametrize("tbt_s", [0.1, 0.03, 0.005, 0.0001])  # a step takes 0.02
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
     st.integers(4, 10),
     st.lists(st.floats(0, 3.0), min_size=4, max_size=4),
 )
-def test_no_model_starves(sizes, budget, arrivals):
-    """Each model always has more than it can do; a turn comes round within the bound."""
-    quota_s = 0.2
-    device = make_device(dict(zip(MODELS, sizes, strict=True)), budget, quota_s=quota_s)
+def test_no_model_starves(policy, tbt_s, sizes, budget, arrivals):
+    """Each model always has more than it can do; whatever is promised, all get on, but for those
+    that are ahead of it."""
+    sizes = dict(zip(MODELS, sizes, strict=True))
+    device = make_device(policy, sizes, budget, target=Target(10.0, tbt_s))
     for arrival_s, model in sorted(zip(arrivals, MODELS, strict=True)):
         device.advance(arrival_s)
         device.submit(make_request(model, model, max_tokens=10**9))
         device.submit(make_request(f"{model}2", model, max_tokens=10**9))
-    turn_s = max(quota_s, TurnLimits().amortise * LOAD_S)
-    bound_s = len(MODELS) * (turn_s + STEP_S + SWITCH_S + LOAD_S)
-    device.advance(device.now + bound_s)
+    device.advance(device.now + STARVES_S)
     seen = len(device.steps)
     assert set(device.first_token_s) == {*MODELS, *(f"{model}2" for model in MODELS)}
     for _ in range(5):
-        device.advance(device.now + 2 * bound_s)
-        assert {step.model for step in device.steps[seen:]} == set(MODELS)
+        device.advance(device.now + STARVES_S)
+        ahead = {
+            model
+            for model in MODELS
+            if device.first_token_s[model] + device.made[model] * tbt_s > device.now
+        }
+        assert {step.model for step in device.steps[seen:]} | ahead == set(MODELS)
         seen = len(device.steps)
 
 
-def test_alternating_arrivals_switch_no_more_than_the_quota_allows():
-    device = make_device({"a": 1, "b": 1}, 2, quota_s=0.5)
-    device.submit(make_request("long", "a", max_tokens=10**9))
-    for number in range(200):
-        device.submit(make_request(f"r{number}", "ba"[number % 2], max_tokens=3))
-        device.advance(device.now + 0.05)
-    assert device.scheduler.snapshot().switches <= 2 * device.now / 0.5 + 2
-    assert len(device.ends) > 150
-
-
-def test_turns_are_worth_their_loads():
-    device = make_device({"a": 1, "b": 1}, 1, quota_s=0.01)
+@pytest.mark.parametrize("policy", SHARING)
+def test_turns_are_worth_their_loads(policy):
+    device = make_device(policy, {"a": 1, "b": 1}, 1)
     for model in "ab":
         device.submit(make_request(model, model, max_tokens=10**9))
     device.advance(60.0)
@@ -109,25 +108,16 @@ def test_turns_are_worth_their_loads():
     assert device.scheduler.snapshot().switches > 20
 
 
-def test_a_first_load_into_free_room_does_not_lengthen_the_turn():
-    device = make_device({"a": 1, "b": 1}, 2, quota_s=0.1)
-    for model in "ab":
-        device.submit(make_request(model, model, max_tokens=10**9))
-    device.advance(2 * LOAD_S + SWITCH_S)
-    seen = len(device.steps)
-    device.advance(device.now + 2 * (0.1 + STEP_S + SWITCH_S))
-    assert {step.model for step in device.steps[seen:]} == {"a", "b"}
-
-
-def test_one_model_keeps_the_device_while_nobody_else_waits():
-    device = make_device({"a": 1, "b": 1}, 2, quota_s=0.1)
+def test_one_model_keeps_the_device_while_nobody_else_waits(policy):
+    device = make_device(policy, {"a": 1, "b": 1}, 2)
     device.submit(make_request("r", "a", max_tokens=10**9))
     device.advance(10.0)
     assert device.scheduler.snapshot().switches == 1
 
 
-def test_a_resident_model_computes_while_another_loads():
-    device = make_device({"a": 1, "b": 1}, 2, quota_s=100.0)
+@pytest.mark.parametrize("policy", PREFETCHING)
+def test_a_resident_model_computes_while_another_loads(policy):
+    device = make_device(policy, {"a": 1, "b": 1}, 2)
     device.submit(make_request("r", "a", max_tokens=10**9))
     device.advance(1.0)
     device.submit(make_request("s", "b"))
@@ -137,28 +127,18 @@ def test_a_resident_model_computes_while_another_loads():
     assert len(device.steps) - before >= LOAD_S / STEP_S - 1
 
 
-def test_the_current_model_makes_way_at_the_end_of_its_turn():
-    device = make_device({"a": 1, "b": 1}, 1, quota_s=0.7)
-    device.submit(make_request("r", "a", max_tokens=10**9))
-    device.advance(LOAD_S + SWITCH_S + 0.1)
-    device.submit(make_request("s", "b"))
-    device.advance(device.now + 0.5)
-    assert [load.model for load in device.loads] == ["a"]
-    device.advance(device.now + 0.2)
-    assert device.loads[-1] == Load("b", ("a",))
-    assert device.scheduler.snapshot().current is None
-
-
-def test_a_large_model_is_not_passed_over_by_two_small_ones():
-    device = make_device({"a": 1, "b": 1, "big": 2}, 2, quota_s=0.2)
+@pytest.mark.parametrize("policy", SHARING)
+def test_a_large_model_is_not_passed_over_by_two_small_ones(policy):
+    device = make_device(policy, {"a": 1, "b": 1, "big": 2}, 2)
     for model in ("a", "b", "big"):
         device.submit(make_request(model, model, max_tokens=10**9))
-    device.advance(5.0)
+    device.advance(30.0)
     assert {"a", "b", "big"} == set(device.first_token_s)
 
 
-def test_idle_models_are_evicted_first_and_the_least_recently_used_of_them():
-    device = make_device({"a": 1, "b": 1, "c": 1, "d": 1}, 3, quota_s=0.2)
+@pytest.mark.parametrize("policy", PREFETCHING)
+def test_idle_models_are_evicted_first_and_the_least_recently_used_of_them(policy):
+    device = make_device(policy, {"a": 1, "b": 1, "c": 1, "d": 1}, 3)
     for model in ("b", "a"):
         device.submit(make_request(model, model))
         device.advance(device.now + 2.0)
@@ -169,17 +149,9 @@ def test_idle_models_are_evicted_first_and_the_least_recently_used_of_them():
     assert device.loads[-1] == Load("d", ("b",))
 
 
-def test_decode_and_prefill_alternate_under_a_stream_of_prompts():
-    device = make_device({"a": 1}, 1, prefill_requests=1)
-    for number in range(20):
-        device.submit(make_request(f"r{number}", "a", max_tokens=50))
-    device.advance(2.0)
-    kinds = [type(step) for step in device.steps[:20]]
-    assert kinds[1:] == [Decode if n % 2 else Prefill for n in range(1, 20)]
-
-
-def test_more_running_requests_than_the_batch_take_turns():
-    device = make_device({"a": 1}, 1, max_batch=2, max_running=5)
+@pytest.mark.parametrize("policy", PREFETCHING)
+def test_more_running_requests_than_the_batch_take_turns(policy):
+    device = make_device(policy, {"a": 1}, 1, max_batch=2, max_running=5)
     for number in range(5):
         device.submit(make_request(f"r{number}", "a", max_tokens=10**6))
     device.advance(10.0)
@@ -188,8 +160,8 @@ def test_more_running_requests_than_the_batch_take_turns():
     assert all(len(s.requests) <= 2 for s in device.steps if isinstance(s, Decode))
 
 
-def test_a_prefill_is_bounded_in_tokens_but_takes_at_least_one_request():
-    device = make_device({"a": 1}, 1, prefill_tokens=10)
+def test_a_prefill_is_bounded_in_tokens_but_takes_at_least_one_request(policy):
+    device = make_device(policy, {"a": 1}, 1, prefill_tokens=10)
     for number in range(3):
         device.submit(make_request(f"r{number}", "a", prompt_token_ids=(1,) * 20))
     device.advance(5.0)
@@ -197,8 +169,8 @@ def test_a_prefill_is_bounded_in_tokens_but_takes_at_least_one_request():
     assert [step.requests for step in prefills] == [("r0",), ("r1",), ("r2",)]
 
 
-def test_a_failed_load_drops_its_requests_and_is_tried_again_later():
-    device = make_device({"a": 1}, 1, device={"failing": frozenset("a")})
+def test_a_failed_load_drops_its_requests_and_is_tried_again_later(policy):
+    device = make_device(policy, {"a": 1}, 1, device={"failing": frozenset("a")})
     device.submit(make_request("r", "a"))
     device.advance(0.5)
     assert device.ends == {"r": "failed"}
@@ -212,8 +184,8 @@ def test_a_failed_load_drops_its_requests_and_is_tried_again_later():
     assert device.ends["s"] == "finished"
 
 
-def test_overload_and_unknown_models_are_refused():
-    device = make_device({"a": 1}, 1, max_waiting=2)
+def test_overload_and_unknown_models_are_refused(policy):
+    device = make_device(policy, {"a": 1}, 1, max_waiting=2)
     device.submit(make_request("r", "a"))
     device.submit(make_request("s", "a"))
     with pytest.raises(Overloaded, match="2 requests are waiting"):
@@ -227,16 +199,16 @@ def test_a_model_that_never_fits_is_refused_with_the_numbers():
         Residency({"a": 2 * 10**9}, 10**9)
 
 
-def test_preloads_fill_free_room_and_evict_nobody():
-    device = make_device({"a": 1, "b": 2, "c": 1}, 2)
+def test_preloads_fill_free_room_and_evict_nobody(policy):
+    device = make_device(policy, {"a": 1, "b": 2, "c": 1}, 2)
     device.scheduler.preload(["a", "b", "c"])
     device.advance(5.0)
     assert device.loads == [Load("a"), Load("c")]
     assert device.scheduler.snapshot().preloading == ()
 
 
-def test_deadlines_are_reported_once():
-    device = make_device({"a": 1}, 1)
+def test_deadlines_are_reported_once(policy):
+    device = make_device(policy, {"a": 1}, 1)
     device.submit(make_request("r", "a", deadline_s=1.0))
     device.submit(make_request("s", "a", deadline_s=2.0))
     assert device.scheduler.expired(0.5) == ()
@@ -246,8 +218,8 @@ def test_deadlines_are_reported_once():
     assert device.scheduler.expired(3.0) == ()
 
 
-def test_a_cancel_during_a_switch_leaves_the_device_usable():
-    device = make_device({"a": 1}, 1)
+def test_a_cancel_during_a_switch_leaves_the_device_usable(policy):
+    device = make_device(policy, {"a": 1}, 1)
     device.submit(make_request("r", "a"))
     device.advance(LOAD_S)
     assert isinstance(device._compute[1], Switch)
@@ -257,8 +229,8 @@ def test_a_cancel_during_a_switch_leaves_the_device_usable():
     assert device.ends == {"r": "cancelled", "s": "finished"}
 
 
-def test_scarce_kv_serves_models_in_the_order_they_ran_out():
-    device = make_device({"a": 1, "b": 1}, 2, device={"kv_slots": 1}, quota_s=0.1)
+def test_scarce_kv_serves_models_in_the_order_they_ran_out(policy):
+    device = make_device(policy, {"a": 1, "b": 1}, 2, device={"kv_slots": 1})
     device.submit(make_request("r", "a", max_tokens=30))
     device.advance(1.0)
     device.submit(make_request("s", "b", max_tokens=5))
@@ -270,8 +242,8 @@ def test_scarce_kv_serves_models_in_the_order_they_ran_out():
     assert len(device.ends) == 7
 
 
-def test_kv_that_nobody_here_holds_is_asked_for_ever_less_often_and_then_given_up():
-    device = make_device({"a": 1}, 1, device={"kv_slots": 0})
+def test_kv_that_nobody_here_holds_is_asked_for_ever_less_often_and_then_given_up(policy):
+    device = make_device(policy, {"a": 1}, 1, device={"kv_slots": 0})
     for name in "rs":
         device.submit(make_request(name, "a"))
     device.advance(60.0)
@@ -284,8 +256,8 @@ def test_kv_that_nobody_here_holds_is_asked_for_ever_less_often_and_then_given_u
     assert device.ends["t"] == "finished"
 
 
-def test_kv_that_others_free_is_found_within_a_second():
-    device = make_device({"a": 1}, 1, device={"kv_slots": 0})
+def test_kv_that_others_free_is_found_within_a_second(policy):
+    device = make_device(policy, {"a": 1}, 1, device={"kv_slots": 0})
     for name in "rs":
         device.submit(make_request(name, "a"))
     device.advance(6.0)
@@ -294,8 +266,8 @@ def test_kv_that_others_free_is_found_within_a_second():
     assert device.ends == {"r": "finished", "s": "finished"}
 
 
-def test_another_model_is_served_while_one_waits_for_kv_in_vain():
-    device = make_device({"a": 1, "b": 1}, 2, device={"kv_slots": 1})
+def test_another_model_is_served_while_one_waits_for_kv_in_vain(policy):
+    device = make_device(policy, {"a": 1, "b": 1}, 2, device={"kv_slots": 1})
     device.submit(make_request("r", "a", max_tokens=10**9))
     device.advance(1.0)
     device.kv_slots = 0
@@ -308,9 +280,10 @@ def test_another_model_is_served_while_one_waits_for_kv_in_vain():
     assert device.ends["s"] == "finished"
 
 
-def test_a_preempted_request_of_another_model_waits_in_its_own_group():
-    device = make_device({"a": 1, "b": 1}, 2, device={"kv_slots": 1}, quota_s=0.1)
-    device.submit(make_request("young", "b", max_tokens=200))
+@pytest.mark.parametrize("policy", SHARING)
+def test_a_preempted_request_of_another_model_waits_in_its_own_group(policy):
+    device = make_device(policy, {"a": 1, "b": 1}, 2, device={"kv_slots": 1})
+    device.submit(make_request("young", "b", max_tokens=2000))
     device.advance(LOAD_S + SWITCH_S + 3 * STEP_S)
     assert device.scheduler.snapshot().running == {"b": 1}
     # Older in the eyes of the engine, as a request that an earlier attempt brought there.
@@ -320,12 +293,12 @@ def test_a_preempted_request_of_another_model_waits_in_its_own_group():
         device.advance(device.now + STEP_S)
     assert device.scheduler.snapshot().running == {"a": 1}
     assert device.scheduler.snapshot().waiting == {"b": 1}
-    device.advance(device.now + 20.0)
+    device.advance(device.now + 200.0)
     assert device.ends == {"old": "finished", "young": "finished"}
 
 
-def test_load_failure_frees_requests_of_its_own_model_only():
-    scheduler = TurnScheduler(Residency({"a": 1, "b": 1}, 2), ("a", "b"), TurnLimits())
+def test_load_failure_frees_requests_of_its_own_model_only(policy):
+    scheduler = make_scheduler(policy, {"a": 1, "b": 1}, 2)
     scheduler.submit(make_request("r", "a"), 0.0)
     scheduler.submit(make_request("s", "b"), 0.0)
     assert scheduler.next_load(0.0) == Load("a")
@@ -333,8 +306,8 @@ def test_load_failure_frees_requests_of_its_own_model_only():
     assert scheduler.snapshot().waiting == {"b": 1}
 
 
-def test_a_load_that_is_put_off_keeps_its_requests_and_lets_others_load():
-    scheduler = TurnScheduler(Residency({"a": 1, "b": 1}, 1), ("a", "b"), TurnLimits())
+def test_a_load_that_is_put_off_keeps_its_requests_and_lets_others_load(policy):
+    scheduler = make_scheduler(policy, {"a": 1, "b": 1}, 1)
     scheduler.submit(make_request("r", "a"), 0.0)
     scheduler.submit(make_request("s", "b"), 0.0)
     assert scheduler.next_load(0.0) == Load("a")

@@ -1,0 +1,64 @@
+"""What actions take on this device, for the policy: from the settings' file, else guessed."""
+
+from pathlib import Path
+
+import msgspec
+
+from aegaeon.config import Settings
+from aegaeon.errors import ConfigError
+from aegaeon.scheduler.cost import Costs, ModelCost, decode_costs
+from aegaeon.types import ModelSpec
+
+# Guesses on the slow side of what serves models: a policy that expects too little promises too
+# much.
+BYTES_PER_S = 20e9  # that a step of decoding reads
+FLOPS_PER_S = 200e9  # of a prefill
+LINK_GB_PER_S = 2.0
+LEAST_S = 1e-4
+
+
+def guessed_cost(spec: ModelSpec) -> ModelCost:
+    """Return costs of a model that nobody has measured, from its sizes.
+
+    A step of decoding reads all weights and the keys and values of its context; a prefill does two
+    operations for each weight, of two bytes, and token.
+    """
+    return ModelCost(
+        weight_gb=spec.weight_bytes / 1e9,
+        kv_gb_per_token=spec.kv_token_bytes / 1e9,
+        max_len=max(2, spec.context_tokens),
+        prefill=(spec.weight_bytes / FLOPS_PER_S, 0.0, LEAST_S),
+        decode=(spec.kv_token_bytes / BYTES_PER_S, 0.0, LEAST_S + spec.weight_bytes / BYTES_PER_S),
+    )
+
+
+def costs_of(settings: Settings, specs: tuple[ModelSpec, ...], budget_bytes: int) -> Costs:
+    """Return the costs of the models of `specs` by their ids. Raises ConfigError.
+
+    Those that `settings.costs_file` does not name are guessed; sizes are always those of `specs`.
+    """
+    known = _read(Path(settings.costs_file).expanduser()) if settings.costs_file else None
+    models = {}
+    for spec in specs:
+        guess = guessed_cost(spec)
+        measured = None if known is None else known.models.get(spec.id)
+        if measured is not None:
+            sizes = {name: getattr(guess, name) for name in ("weight_gb", "kv_gb_per_token")}
+            measured = msgspec.structs.replace(measured, max_len=guess.max_len, **sizes)
+        models[spec.id] = measured or guess
+    if known is not None:
+        return msgspec.structs.replace(known, models=models, model_mix=tuple(models))
+    return Costs(
+        link_gb_per_s=settings.link_gb_per_s or LINK_GB_PER_S,
+        device_memory_gb=budget_bytes / 1e9,
+        models=models,
+        model_mix=tuple(models),
+    )
+
+
+def _read(path: Path) -> Costs:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the costs {path}: {error}; see --costs-file") from None
+    return decode_costs(data, str(path))

@@ -1,0 +1,84 @@
+"""Costs of live instances, and the scheduler that is built with them."""
+
+from typing import get_args, get_type_hints
+
+import msgspec
+import pytest
+
+from aegaeon.config import Settings, check_settings
+from aegaeon.errors import ConfigError
+from aegaeon.instance.costs import costs_of, guessed_cost
+from aegaeon.instance.launch import Launch
+from aegaeon.instance.worker import build_scheduler
+from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.policies import POLICIES
+from tests.support.specs import make_request, make_spec
+
+SPECS = (make_spec("a", 2_000_000_000), make_spec("b", 1_000_000_000))
+MEASURED = ModelCost(
+    weight_gb=9, kv_gb_per_token=1, max_len=9, prefill=(1, 0, 1), decode=(0, 0, 0.25)
+)
+
+
+def launch(**settings):
+    return Launch(
+        settings=check_settings(settings),
+        specs=SPECS,
+        instance="instance-0",
+        index=0,
+        incarnation=1,
+        status_fd=0,
+        parent_pid=1,
+    )
+
+
+def written(tmp_path):
+    path = tmp_path / "costs.json"
+    costs = Costs(link_gb_per_s=7, device_memory_gb=80, models={"a": MEASURED}, model_mix=("a",))
+    path.write_bytes(msgspec.json.encode(costs))
+    return str(path)
+
+
+def test_larger_models_are_guessed_to_be_slower():
+    large, small = (guessed_cost(spec) for spec in SPECS)
+    assert large.decode_s(0, 1) > small.decode_s(0, 1) > 0.01
+    assert large.prefill_s(100) > small.prefill_s(100) > 0.1
+    assert large.decode_s(10**6, 1) > large.decode_s(0, 1)
+
+
+def test_measured_models_are_found_by_name_and_keep_their_own_sizes(tmp_path):
+    costs = costs_of(check_settings({"costs_file": written(tmp_path)}), SPECS, 10**10)
+    assert costs.link_gb_per_s == 7 and set(costs.models) == {"a", "b"}
+    a = costs.models["a"]
+    assert (a.decode, a.prefill) == (MEASURED.decode, MEASURED.prefill)
+    assert (a.weight_gb, a.max_len) == (2.0, SPECS[0].context_tokens)
+    assert costs.models["b"] == guessed_cost(SPECS[1])
+
+
+@pytest.mark.parametrize("text", [None, "{}", "nonsense"])
+def test_a_file_without_costs_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "costs.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"costs\.json"):
+        costs_of(check_settings({"costs_file": str(path)}), SPECS, 10**10)
+
+
+@pytest.mark.parametrize("role", ["colocated", "prefill", "decode"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_is_built_for_every_role(policy, role):
+    counts = {f"{kind}_count": 0 for kind in ("colocated", "prefill", "decode")}
+    if role == "colocated":
+        counts["colocated_count"] = 1
+    else:
+        counts |= {"prefill_count": 1, "decode_count": 1}
+    made = msgspec.structs.replace(launch(policy=policy, **counts), index=int(role == "decode"))
+    scheduler = build_scheduler(made, 3 * 10**9)
+    assert scheduler.role == role
+    if role != "decode":
+        scheduler.submit(make_request("r", "a"), 0.0)
+        assert scheduler.next_load(0.0).model == "a"
+
+
+def test_the_policies_are_those_of_the_settings():
+    assert set(POLICIES) == set(get_args(get_type_hints(Settings)["policy"]))
