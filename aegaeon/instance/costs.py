@@ -7,7 +7,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
 from aegaeon.scheduler.cost import Costs, ModelCost, decode_costs
-from aegaeon.types import ModelSpec
+from aegaeon.types import ModelId, ModelSpec
 
 # Guesses on the slow side of what serves models: a policy that expects too little promises too
 # much.
@@ -15,6 +15,7 @@ BYTES_PER_S = 20e9  # that a step of decoding reads
 FLOPS_PER_S = 200e9  # of a prefill
 LINK_GB_PER_S = 2.0
 LEAST_S = 1e-4
+SAME_SIZE = 1e-3  # weights that differ by no more of theirs are of copies of one model
 
 
 def guessed_cost(spec: ModelSpec) -> ModelCost:
@@ -32,28 +33,48 @@ def guessed_cost(spec: ModelSpec) -> ModelCost:
     )
 
 
-def costs_of(settings: Settings, specs: tuple[ModelSpec, ...], budget_bytes: int) -> Costs:
-    """Return the costs of the models of `specs` by their ids. Raises ConfigError.
+def costs_of(
+    settings: Settings, specs: tuple[ModelSpec, ...], budget_bytes: int
+) -> tuple[Costs, frozenset[ModelId]]:
+    """Return the costs of the models of `specs` by their ids, and which of them were measured.
 
-    Those that `settings.costs_file` does not name are guessed; sizes are always those of `specs`.
+    Those that `settings.costs_file` does not know, by name or as a copy, are guessed; sizes are
+    always those of `specs`.
+    Raises ConfigError.
     """
     known = _read(Path(settings.costs_file).expanduser()) if settings.costs_file else None
     models = {}
+    names = set()
     for spec in specs:
         guess = guessed_cost(spec)
-        measured = None if known is None else known.models.get(spec.id)
+        measured = None if known is None else _measured(known, spec)
         if measured is not None:
+            names.add(spec.id)
             sizes = {name: getattr(guess, name) for name in ("weight_gb", "kv_gb_per_token")}
             measured = msgspec.structs.replace(measured, max_len=guess.max_len, **sizes)
         models[spec.id] = measured or guess
     if known is not None:
-        return msgspec.structs.replace(known, models=models, model_mix=tuple(models))
-    return Costs(
-        link_gb_per_s=settings.link_gb_per_s or LINK_GB_PER_S,
-        device_memory_gb=budget_bytes / 1e9,
-        models=models,
-        model_mix=tuple(models),
+        costs = msgspec.structs.replace(known, models=models, model_mix=tuple(models))
+    else:
+        costs = Costs(
+            link_gb_per_s=settings.link_gb_per_s or LINK_GB_PER_S,
+            device_memory_gb=budget_bytes / 1e9,
+            models=models,
+            model_mix=tuple(models),
+        )
+    return costs, frozenset(names)
+
+
+def _measured(known: Costs, spec: ModelSpec) -> ModelCost | None:
+    """What is known of the model of `spec`: under its name, or of another as large."""
+    if spec.id in known.models:
+        return known.models[spec.id]
+    alike = (
+        cost
+        for cost in known.models.values()
+        if abs(cost.weight_gb * 1e9 - spec.weight_bytes) <= SAME_SIZE * spec.weight_bytes
     )
+    return next(alike, None)
 
 
 def _read(path: Path) -> Costs:

@@ -32,6 +32,7 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.metrics import Target
+from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
@@ -63,8 +64,9 @@ def build_scheduler(launch: Launch, weight_budget_bytes: int) -> AnyScheduler:
     role = settings.role_of(launch.index)
     residency = Residency(sizes, weight_budget_bytes)
     fleet = Fleet(target=Target(settings.slo_ttft_s, settings.slo_tbt_s), limits=limits)
-    costs = costs_of(settings, specs, weight_budget_bytes)
-    scheduler = POLICIES[settings.policy].scheduler(residency, costs, fleet, role)
+    learning = LearningCosts(*costs_of(settings, specs, weight_budget_bytes))
+    scheduler = POLICIES[settings.policy].scheduler(residency, learning.costs, fleet, role)
+    scheduler.observer = learning
     if settings.preload_models:
         # Each instance begins elsewhere, so that together they hold more of the models; those that
         # decode begin as those that prefill for them.

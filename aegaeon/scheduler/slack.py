@@ -100,6 +100,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
         group.late_since_s = math.inf
+        group.cost = self._costs[group.model]  # refined meanwhile
         if isinstance(action, Prefill):
             group.joining = max(0, group.joining - len(action.requests))
         elif len(group.running) <= len(action.requests):

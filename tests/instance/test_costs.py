@@ -47,12 +47,20 @@ def test_larger_models_are_guessed_to_be_slower():
 
 
 def test_measured_models_are_found_by_name_and_keep_their_own_sizes(tmp_path):
-    costs = costs_of(check_settings({"costs_file": written(tmp_path)}), SPECS, 10**10)
+    costs, names = costs_of(check_settings({"costs_file": written(tmp_path)}), SPECS, 10**10)
+    assert names == {"a"}
     assert costs.link_gb_per_s == 7 and set(costs.models) == {"a", "b"}
     a = costs.models["a"]
     assert (a.decode, a.prefill) == (MEASURED.decode, MEASURED.prefill)
     assert (a.weight_gb, a.max_len) == (2.0, SPECS[0].context_tokens)
     assert costs.models["b"] == guessed_cost(SPECS[1])
+
+
+def test_copies_of_a_measured_model_cost_the_same(tmp_path):
+    copies = (make_spec("x", 9_000_000_000), make_spec("y", 9_000_100_000))
+    costs, names = costs_of(check_settings({"costs_file": written(tmp_path)}), copies, 10**11)
+    assert names == {"x", "y"}
+    assert costs.models["y"].decode == MEASURED.decode
 
 
 @pytest.mark.parametrize("text", [None, "{}", "nonsense"])
