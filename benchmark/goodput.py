@@ -17,7 +17,10 @@ from pathlib import Path
 # Started by its path, Python looks beside this file and not in the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import msgspec
+
 from aegaeon.errors import AegaeonError
+from aegaeon.memory.budget import WEIGHT_SHARE
 from aegaeon.metrics import Attainment, Served, Target, attainment, goodput
 from aegaeon.scheduler.cost import Costs, decode_costs
 from aegaeon.sim.workloads import Load, poisson
@@ -156,6 +159,16 @@ def goodputs(points: Sequence[Point]) -> dict[str, tuple[float | None, float | N
     }
 
 
+def weights_only(options: argparse.Namespace) -> Costs:
+    """Return what was measured, for devices with the memory that the server gives to weights."""
+    costs = decode_costs(options.costs.read_bytes(), str(options.costs))
+    return msgspec.structs.replace(
+        costs,
+        device_memory_gb=WEIGHT_SHARE * options.memory_gb,
+        link_gb_per_s=options.link_gb_per_s,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -166,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--model", default="SmolLM2-135M-Instruct", help="served as all copies")
     add("--copies", type=int, default=8, help="models (default: %(default)s)")
     add("--costs", type=Path, required=True, help="what calibrate.py wrote for this machine")
-    add("--memory-gb", type=float, default=1.5, help="of a device (default: %(default)s)")
+    add("--memory-gb", type=float, default=1.0, help="of a device (default: %(default)s)")
     add("--link-gb-per-s", type=float, default=1.0, help="to a device (default: %(default)s)")
     add("--rates", default="0.5,1,1.5,2", help="requests/s of all models (default: %(default)s)")
     add("--horizon-s", type=float, default=60.0, help="of a load (default: %(default)s)")
@@ -185,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.link_gb_per_s,
             Target(options.slo_ttft_s, options.slo_tbt_s),
             options.costs,
-            decode_costs(options.costs.read_bytes(), str(options.costs)),
+            weights_only(options),
         )
         rates = [float(rate) for rate in options.rates.split(",")]
         policies = tuple(options.policies.split(","))

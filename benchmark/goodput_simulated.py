@@ -1,9 +1,11 @@
 """What the simulator says of the load that a benchmark serves."""
 
+import msgspec
+
 from aegaeon.metrics import Attainment, Target, attainment
 from aegaeon.scheduler.cost import Costs
 from aegaeon.scheduler.ledger import Limits
-from aegaeon.scheduler.policies import POLICIES, Fleet
+from aegaeon.scheduler.policies import POLICIES, USABLE_MEMORY, Fleet
 from aegaeon.sim.cluster import simulate
 from aegaeon.sim.workloads import Load, models_of
 
@@ -11,8 +13,15 @@ LIVE_LIMITS = Limits(max_batch=16, max_running=32)
 
 
 def predict(load: Load, costs: Costs, policy: str, target: Target) -> Attainment:
-    """Return what two devices of `costs` reach under `policy`."""
-    models = costs.of(tuple(sorted(models_of(load))))
+    """Return what two devices of `costs`, whose memory is for weights only, reach under `policy`.
+
+    Live, keys and values have memory of their own, which these loads do not fill.
+    """
+    costs = msgspec.structs.replace(costs, device_memory_gb=costs.device_memory_gb / USABLE_MEMORY)
+    models = {
+        model: msgspec.structs.replace(cost, kv_gb_per_token=0.0)
+        for model, cost in costs.of(tuple(sorted(models_of(load)))).items()
+    }
     split = policy == "paper"
     fleet = Fleet(
         colocated=0 if split else 2,

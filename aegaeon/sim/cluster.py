@@ -198,7 +198,7 @@ class Cluster:
     def _on_handoff(self, index: int, job: Job, now: float) -> None:
         """The KV goes to the host of the device that prefilled; from there others fetch it."""
         cost = self._prices.models[job.request.model]
-        at_s = now + self._prices.link_s(cost.kv_gb(job.context_tokens))
+        at_s = now + self._prices.move_s(cost.kv_gb(job.context_tokens))
         self._serial += 1
         heapq.heappush(self._heap, (at_s, self._serial, self._devices[index], job))
 

@@ -80,7 +80,7 @@ class Prices:
     def __init__(self, costs: Costs, models: Mapping[ModelId, ModelCost]) -> None:
         self.models = models
         self.switch_s = exact(costs.switch_s)
-        self._link_gb_per_s = costs.link_gb_per_s
+        self._costs = costs
         self._steps = {cost: StepCosts(cost) for cost in set(models.values())}
         self._steps_of = {model: self._steps[cost] for model, cost in models.items()}
 
@@ -93,9 +93,15 @@ class Prices:
         squares = sum(length * length for length in lengths)
         return exact(self.models[model].prefill_s(sum(lengths), squares))
 
-    def link_s(self, gigabytes: float) -> float:
-        """Return the time in which so much goes over the link."""
-        return exact(gigabytes / self._link_gb_per_s)
+    def load_s(self, model: ModelId) -> float:
+        """Return the time in which weights come over the link."""
+        return exact(self._costs.load_s(self.models[model]))
+
+    def move_s(self, gigabytes: float) -> float:
+        """Return the time in which so much of keys and values goes over the link."""
+        if not gigabytes or not self._costs.is_kv_moved:
+            return 0.0
+        return exact(gigabytes / self._costs.link_gb_per_s + self._costs.move_fixed_s)
 
 
 class Device:
@@ -338,8 +344,8 @@ class Device:
             job.saved_tokens = job.context_tokens
         moved += sum(cost.kv_gb(self.jobs[request].context_tokens) for request in load.bring)
         self.usage.kv_moved_gb += moved
-        if load.model not in self._resident:
-            moved += cost.weight_gb
-            self.usage.loads += 1
         self._load, self._load_began_s = load, now
-        self._load_ends_s = now + self._prices.link_s(moved)
+        self._load_ends_s = now + self._prices.move_s(moved)
+        if load.model not in self._resident:
+            self._load_ends_s += self._prices.load_s(load.model)
+            self.usage.loads += 1
