@@ -21,7 +21,7 @@ DEVICES = {
     "cpu": (),
     "staged": ("--device", "staged", "--device-memory-gb", "0.0038", "--link-gb-per-s", "1"),
 }
-TURNS = ("--turn-quota-s", "0.05")
+TURNS = ("--slo-ttft-s", "0.1", "--slo-tbt-s", "0.02")
 SHAPE = KvShape(layers=2, kv_heads=2, head_dim=16)  # of all three models
 TOKENS = 200
 RANDOM_KILLS = 3

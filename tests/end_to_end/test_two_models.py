@@ -9,7 +9,7 @@ from tests.support.smollm2 import smollm2_directory
 
 @pytest.fixture(scope="module")
 def server(checkpoints, tmp_path_factory):
-    flags = ("--colocated-count", "1", "--turn-quota-s", "0.02")
+    flags = ("--colocated-count", "1", "--slo-ttft-s", "0.1", "--slo-tbt-s", "0.02")
     with Server(tmp_path_factory.mktemp("server"), checkpoints, *flags) as server:
         yield server
 
@@ -45,11 +45,10 @@ def test_a_real_checkpoint_takes_turns_with_the_same_tokens(tmp_path):
     weights = smollm2_directory()
     models = {"one": weights, "two": weights}
     prompt = "The capital of France is"
-    with Server(tmp_path, models, "--turn-quota-s", "0.1") as server:
-        # A turn that cost a load is longer: let both have had theirs before they compete.
-        alone = [Streamed(server.url, name, prompt, 24).whole() for name in models]
+    with Server(tmp_path, models, "--slo-ttft-s", "0.5", "--slo-tbt-s", "0.2") as server:
+        alone = [Streamed(server.url, name, prompt, 48).whole() for name in models]
         Streamed(server.url, "one", prompt, 1).whole()
         assert "Paris" in alone[0]
-        together = [Streamed(server.url, name, prompt, 24) for name in models]
+        together = [Streamed(server.url, name, prompt, 48) for name in models]
         assert [stream.whole() for stream in together] == alone
         assert_interleaved(together)
