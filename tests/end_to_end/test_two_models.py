@@ -29,7 +29,7 @@ def test_models_take_turns_and_answer_as_each_alone(server):
     together = [Streamed(server.url, name, prompt, 300) for name, prompt in asked]
     assert [stream.whole() for stream in together] == alone
     assert_interleaved(together)
-    assert server.switches() - before >= 6
+    assert server.switches() - before > 3  # somebody had the device twice
 
 
 def test_batch_mates_do_not_change_an_answer(server):
