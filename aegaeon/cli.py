@@ -22,6 +22,7 @@ from tqdm import tqdm
 from aegaeon import __version__, _native
 from aegaeon.config import Settings, default_text, describe, load_settings, parse_text
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
+from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, escape
 from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine
@@ -35,7 +36,7 @@ from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "plan", "simulate", "models", "instances")
+COMMANDS = ("serve", "plan", "simulate", "explain", "models", "instances")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 PIPED_COLUMNS = 120
@@ -62,6 +63,7 @@ commands:
   aegaeon serve              serve models over an OpenAI-compatible HTTP interface (the default)
   aegaeon plan [CONFIG]      show what fits where and how long switches take, without serving
   aegaeon plan --costs FILE  find how many devices a load needs
+  aegaeon explain ID         tell why a request was served as it was
   aegaeon simulate           serve a load on devices that are not there, under any policy
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
@@ -135,6 +137,8 @@ def _run(given: list[str]) -> int:
     command, rest = split_command(given)
     if command == "models":
         return _models(rest)
+    if command == "explain":
+        return _show(explain_command(rest))
     if command == "simulate":
         return _show(simulate_command(rest))
     if command == "plan" and any(word.partition("=")[0] == "--costs" for word in rest):

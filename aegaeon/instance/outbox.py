@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aegaeon.errors import RecordTooLarge, RingClosed, RingFull, StoreUnavailable
+from aegaeon.explanations import Explained
 from aegaeon.store.base import Mailbox
 from aegaeon.store.codec import encode
 from aegaeon.types import InstanceMessage, Reply
@@ -46,7 +47,7 @@ class Outbox:
         destination = self._destinations.get(address)
         return destination is not None and bool(destination.pending)
 
-    def post(self, address: str, message: Reply | InstanceMessage) -> None:
+    def post(self, address: str, message: Reply | InstanceMessage | Explained) -> None:
         """Queue `message`; `flush` sends it, after those before it. Raises RecordTooLarge."""
         record = encode(message)
         if len(record) > MAX_RECORD_BYTES:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aegaeon.engine.base import Engine
-from aegaeon.errors import RegionMismatch, StoreUnavailable
+from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
+from aegaeon.explanations import Explain, Explained
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 0.25  # deadlines and signals are noticed at least this often
 RETRY_S = 0.005  # while a proxy's mailbox is full
+MAX_EXPLAINED = 1000  # decisions in one answer
 LOAD_DIGITS = 2  # published; finer changes are not worth telling
 OUTAGE_S = 0.5  # between attempts while the store does not answer
 
@@ -148,9 +150,23 @@ class Runtime:
                 self._requests.on_transfer(message, now)
             case Accepted() | Declined():
                 self._requests.on_answer(message, now)
+            case Explain():
+                self._explain(message)
             case Drain():
                 self._is_drain_wanted = True
                 self._tend_drain(now)
+
+    def _explain(self, message: Explain) -> None:
+        """Tell of decisions, as many of the last ones as go into one record."""
+        limit, me = min(message.limit, MAX_EXPLAINED), self._parts.presence.record.id
+        told = self._parts.scheduler.recent(message.request, message.model, limit)
+        while True:
+            try:
+                explained = Explained(message.ticket, me, told)
+                self._parts.outbox.post(message.reply_to, explained)
+                return
+            except RecordTooLarge:
+                told = told[(len(told) + 1) // 2 :]
 
     # Lanes
 

@@ -1,6 +1,5 @@
 """What clients receive: completions and chunks in OpenAI's shapes, as JSON bytes."""
 
-import secrets
 import time
 from typing import Literal
 
@@ -80,11 +79,14 @@ class Answer:
     """Writes one answer, whole or chunk by chunk; all chunks bear the same id and time."""
 
     def __init__(
-        self, kind: Literal["chat", "text"], model: str, usage_in_chunks: bool = False
+        self,
+        kind: Literal["chat", "text"],
+        model: str,
+        answer_id: str,
+        usage_in_chunks: bool = False,
     ) -> None:
         self._is_chat = kind == "chat"
-        prefix = "chatcmpl" if self._is_chat else "cmpl"
-        self._id = f"{prefix}-{secrets.token_hex(12)}"
+        self._id = answer_id
         self._created = int(time.time())
         self._model = model
         self._usage: UnsetType | None = None if usage_in_chunks else UNSET

@@ -24,13 +24,15 @@ from aegaeon.errors import (
     QueueFull,
     StoreUnavailable,
 )
+from aegaeon.explanations import At, Explain, Explained, Explanation
 from aegaeon.proxy.generation import Delta, Generation, OpenRequest
 from aegaeon.proxy.outbox import Outbox, Target, target_of
+from aegaeon.proxy.questions import Questions
 from aegaeon.proxy.waits import within
 from aegaeon.scheduler.dispatch import can_serve
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_reply
-from aegaeon.types import Cancel, Instance, ModelSpec, Moved, Reply, RequestId
+from aegaeon.types import Cancel, Instance, InstanceId, ModelSpec, Moved, Reply, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Gateway:
         self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
         self._instances: tuple[Instance, ...] = ()
         self._changed = asyncio.Event()
+        self._questions = Questions()
         self._mean_request_s = 1.0
         self._is_broken = False
         self._tasks: set[asyncio.Task[None]] = set()  # cancels and records under way
@@ -153,6 +156,32 @@ class Gateway:
         finally:
             self._leave(opened)
 
+    async def explain(
+        self, request: RequestId | None, instance: InstanceId | None, limit: int
+    ) -> Explanation:
+        """Return what was decided lately, of `request` or of all, here and at the instances; waits
+        a bounded time for those, and delays nobody. Raises StoreUnavailable."""
+        dispatched = self._outbox.choices.recent(request, limit)
+        model = dispatched[-1].model if request is not None and dispatched else None
+        ticket = self._questions.open()
+        try:
+            question = Explain(
+                ticket=ticket, reply_to=self._address, request=request, model=model, limit=limit
+            )
+            sent = await self._blocking(partial(self._outbox.ask, question, instance))
+            answers = await self._questions.wait(ticket, sent.asked)
+        finally:
+            self._questions.close(ticket)
+        found = [At(one.instance, decision) for one in answers for decision in one.decisions]
+        found.sort(key=lambda at: at.decision.at_s)
+        silent = (sent.asked | sent.deaf) - {one.instance for one in answers}
+        return Explanation(
+            now_s=time.monotonic(),
+            dispatched=dispatched,
+            decisions=tuple(found[-limit:]),
+            silent=tuple(sorted(silent)),
+        )
+
     def _enter(self, generation: Generation) -> OpenRequest:
         if generation.model not in self._models:
             raise ModelNotFound(f"no model {generation.model!r} is served; see /v1/models")
@@ -162,7 +191,9 @@ class Gateway:
             raise QueueFull(f"{self._max_open} requests are open; try again later")
         now = time.monotonic()
         deadline_s = now + self._settings.request_timeout_s
-        opened = OpenRequest(f"req-{secrets.token_hex(12)}", generation, now, deadline_s)
+        opened = OpenRequest(
+            generation.id or f"req-{secrets.token_hex(12)}", generation, now, deadline_s
+        )
         self._open[opened.id] = opened
         return opened
 
@@ -323,10 +354,13 @@ class Gateway:
         self._is_broken = True
         self.fail_all(InstanceLost("the server has lost its mailbox; see its log"))
 
-    def _deliver(self, replies: list[Reply], received_s: float) -> None:
+    def _deliver(self, replies: list[Reply | Explained], received_s: float) -> None:
         if self._closed.is_set():
             return
         for reply in replies:
+            if isinstance(reply, Explained):
+                self._questions.take(reply)
+                continue
             if isinstance(reply, Moved):
                 self._on_moved(reply)
                 continue
@@ -340,7 +374,7 @@ class Gateway:
         return await self._loop.run_in_executor(self._sender, call)
 
 
-def _decoded(record: bytes) -> Reply | None:
+def _decoded(record: bytes) -> Reply | Explained | None:
     try:
         return decode_reply(record)
     except (msgspec.DecodeError, AegaeonError) as error:

@@ -29,13 +29,15 @@ _ELSEWHERE = frozenset({"draining", "instance_lost"})
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """What to generate. `max_tokens` must fit into the model's context behind the prompt."""
+    """What to generate. `max_tokens` must fit into the model's context behind the prompt; an `id`
+    that is given is nobody else's."""
 
     model: ModelId
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
+    id: RequestId = ""
 
 
 class Delta(msgspec.Struct, frozen=True):

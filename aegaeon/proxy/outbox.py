@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from aegaeon.errors import (
     RingFull,
     StoreUnavailable,
 )
-from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.explanations import Dispatched, Explain
+from aegaeon.proxy.questions import Choices
+from aegaeon.scheduler.dispatch import Choice, LiveDispatcher
 from aegaeon.scheduler.policies import POLICIES
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import encode
@@ -49,6 +52,13 @@ class Target(NamedTuple):
     incarnation: int
 
 
+class Asked(NamedTuple):
+    """Who was asked something, and who had no room for it."""
+
+    asked: frozenset[InstanceId]
+    deaf: frozenset[InstanceId]
+
+
 @dataclass(slots=True)
 class _Way:
     """How to reach a target, and the cancels that its mailbox had no room for, oldest first."""
@@ -65,6 +75,7 @@ class Outbox:
         self._settings = settings
         self._store = domain.metadata()
         self._dispatcher = LiveDispatcher(POLICIES[settings.policy].dispatcher())
+        self.choices = Choices()
         self._instances: tuple[Instance, ...] = ()
         self._read_s = float("-inf")
         self._ways: dict[Target, _Way] = {}
@@ -116,7 +127,37 @@ class Outbox:
                 full.add(target)
                 continue
             self.assign(target, request.model)
+            self._note(request, choice, barred)
             return target
+
+    def ask(self, question: Explain, instance: InstanceId | None) -> Asked:
+        """Put `question` to all instances, or to one, without waiting for room at any. Raises
+        StoreUnavailable."""
+        record = encode(question)
+        asked, deaf = set(), set()
+        for row in self.snapshot():
+            if instance not in (None, row.record.id):
+                continue
+            try:
+                self._way(target_of(row), row.record.mailbox).mailbox.send(record)
+                asked.add(row.record.id)
+            except (RingClosed, RingFull):
+                deaf.add(row.record.id)
+        return Asked(frozenset(asked), frozenset(deaf))
+
+    def _note(self, request: Request, choice: Choice, barred: Collection[Target]) -> None:
+        self.choices.note(
+            Dispatched(
+                at_s=time.monotonic(),
+                arrival_s=request.arrival_s,
+                request=request.id,
+                attempt=request.attempt,
+                model=request.model,
+                instance=choice.instance,
+                reason=choice.reason,
+                excluded=tuple(sorted({target.instance for target in barred})),
+            )
+        )
 
     def cancel(self, cancel: Cancel, target: Target) -> None:
         """Tell `target`, if it still lives, that nobody waits for a request; now, or by `flush`."""

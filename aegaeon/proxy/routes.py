@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from aegaeon.errors import AegaeonError
 from aegaeon.proxy.answers import DONE, PING, Answer, Text, Usage, frame
 from aegaeon.proxy.choices import Choices, Piece
-from aegaeon.proxy.failures import ApiError, as_api_error, internal_error
+from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, invalid
 from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # An error this early still gets its proper status; later ones become a frame of the stream.
 HEADER_GRACE_S = 0.1
+DEFAULT_DECISIONS, MAX_DECISIONS = 200, 1000  # in an answer
 FIRST_PING_S = 0.5
 PING_S = 5.0
 _WHOLE_WAIT_S = 5.0
@@ -47,6 +48,7 @@ def add_routes(app: FastAPI) -> None:
     look = ["GET", "HEAD"]
     add("/v1/models", models, methods=look, response_model=None)
     add("/v1/models/{model:path}", model, methods=look, response_model=None)
+    add("/admin/decisions", decisions, methods=look, response_model=None)
     add("/health", health, methods=look, response_model=None)
 
 
@@ -80,6 +82,19 @@ async def health(request: Request) -> Response:
     return _json(report, status=200 if report.status == "ok" else 503)
 
 
+async def decisions(request: Request) -> Response:
+    """GET /admin/decisions?request=ID&instance=ID&limit=N: what was decided lately, and why."""
+    asked = request.query_params
+    unknown = sorted(set(asked) - {"request", "instance", "limit"})
+    if unknown:
+        raise invalid(unknown[0], f"there is no {unknown[0]!r}; ask by request, instance, limit")
+    limit = asked.get("limit", str(DEFAULT_DECISIONS))
+    if not limit.isdecimal() or not 1 <= int(limit) <= MAX_DECISIONS:
+        raise invalid("limit", f"limit must be from 1 to {MAX_DECISIONS}, not {limit!r}")
+    explain = _service(request).explain
+    return _json(await explain(asked.get("request"), asked.get("instance"), int(limit)))
+
+
 async def _body(request: Request, service: Service) -> bytes:
     if service.is_draining:
         wait_s = service.settings.drain_s
@@ -111,7 +126,7 @@ async def _whole(service: Service, job: Job) -> bytes:
             texts[piece.index].append(piece.text)
             if piece.finish_reason is not None:
                 done[piece.index] = Text("".join(texts[piece.index]), piece.finish_reason)
-    answer = Answer("chat" if job.is_chat else "text", job.body.model)
+    answer = Answer("chat" if job.is_chat else "text", job.body.model, job.id)
     return answer.whole([text for text in done if text is not None], tally.usage, tally.instance)
 
 
@@ -147,7 +162,7 @@ class TokenStream(Response):
         self._with_usage = bool(options and options.include_usage)
         self._with_running_usage = bool(options and options.continuous_usage_stats)
         self._answer = Answer(
-            "chat" if job.is_chat else "text", job.body.model, usage_in_chunks=self._with_usage
+            "chat" if job.is_chat else "text", job.body.model, job.id, self._with_usage
         )
         self._tally = Tally(job.prompt_tokens)
         self._opened: set[int] = set()

@@ -10,6 +10,7 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from aegaeon.explanations import Explanation
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList
 from aegaeon.proxy.chat import messages_for_template
 from aegaeon.proxy.choices import Choices
@@ -23,7 +24,7 @@ from aegaeon.proxy.openai import (
     CompletionBody,
 )
 from aegaeon.proxy.tokenizer import TextModel
-from aegaeon.types import Instance, ModelId, ModelSpec, SamplingParams
+from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId, SamplingParams
 
 # Characters beyond the longest token's, for tokenizers and templates that drop some.
 _SLACK = 4
@@ -33,6 +34,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A checked and tokenised request: prompts times n generations, by choice index."""
 
     body: ChatBody | CompletionBody
+    id: str  # of the answer
     generations: tuple[Generation, ...]
     text: TextModel
     prompt_tokens: int
@@ -118,6 +120,21 @@ class Service:
             status = "ok"
         return Health(status, self.gateway.open_requests, instances)
 
+    async def explain(
+        self, request: RequestId | None, instance: InstanceId | None, limit: int
+    ) -> Explanation:
+        """Return what was decided lately; loads and delays nothing. Raises ApiError where nothing
+        is known of `request` or `instance`."""
+        names = [row.record.id for row in self.gateway.instances()]
+        if instance is not None and instance not in names:
+            known = ", ".join(names) or "none"
+            raise ApiError(404, "not_found", f"no instance {instance!r} lives; living are: {known}")
+        found = await self.gateway.explain(request, instance, limit)
+        if request is not None and not (found.dispatched or found.decisions):
+            message = f"nothing is remembered of request {request!r}; only the last ones are"
+            raise ApiError(404, "not_found", message)
+        return found
+
     def _spec(self, model: ModelId) -> ModelSpec:
         spec = self._specs.get(model)
         if spec is None:
@@ -146,6 +163,7 @@ class Service:
         sampling = _sampling(body, text)
         stop_token_ids = () if body.ignore_eos else text.stop_token_ids
         param = "messages" if isinstance(body, ChatBody) else "prompt"
+        answer_id = f"{'chatcmpl' if param == 'messages' else 'cmpl'}-{secrets.token_hex(12)}"
         generations = [
             Generation(
                 model=spec.id,
@@ -159,7 +177,11 @@ class Service:
         ]
         return Job(
             body=body,
-            generations=tuple(generations),
+            id=answer_id,
+            generations=tuple(
+                msgspec.structs.replace(generation, id=f"{answer_id}.{index}")
+                for index, generation in enumerate(generations)
+            ),
             text=text,
             prompt_tokens=sum(len(token_ids) for token_ids, _, _ in prompts),
         )

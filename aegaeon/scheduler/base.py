@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 
 import msgspec
 
+from aegaeon.explanations import Decision
 from aegaeon.types import Action, Failure, Load, ModelId, Outcome, Request, RequestId
 
 
@@ -76,6 +77,13 @@ class Scheduler(ABC):
     def given_up(self) -> tuple[Failure, ...]:
         """Return, once, requests for which there is no hope any more; the caller fails and cancels
         them before it asks for an action."""
+
+    @abstractmethod
+    def recent(
+        self, request: RequestId | None, model: ModelId | None, limit: int
+    ) -> tuple[Decision, ...]:
+        """Return the last decisions: all, or those that concern `request`, and the weights and
+        turns of `model`; changes nothing."""
 
     @abstractmethod
     def snapshot(self) -> SchedulerSnapshot:

@@ -2,26 +2,11 @@
 
 from collections import deque
 
-import msgspec
-
-from aegaeon.types import Action, Handoff, Idle, Load, ModelId, RequestId
+from aegaeon.explanations import Decision, is_of
+from aegaeon.types import Action, Handoff, Idle, Load, ModelId, RequestId, Switch
 
 MAX_DECISIONS = 4096
 GOES_ON = "goes_on"  # the reason of what was decided before and is still right
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """A decision and its reason's code. `times` are how often it was taken in a row, first at
-    `at_s` and last at `until_s`, seconds of the scheduler's clock."""
-
-    at_s: float
-    until_s: float
-    action: str
-    model: ModelId | None
-    requests: tuple[RequestId, ...]
-    evicted: tuple[ModelId, ...]
-    reason: str
-    times: int
 
 
 class Decisions:
@@ -44,15 +29,34 @@ class Decisions:
         self._times.append(1)
         self._last_s.append(now)
 
-    def recent(self, request: RequestId | None = None) -> tuple[Decision, ...]:
-        """Return the decisions remembered, or those of them that concern `request`."""
-        found = []
-        entries = zip(self._ring, self._times, self._last_s, strict=True)
+    def recent(
+        self,
+        request: RequestId | None = None,
+        model: ModelId | None = None,
+        limit: int = MAX_DECISIONS,
+    ) -> tuple[Decision, ...]:
+        """Return the last `limit` decisions remembered.
+
+        With `request`, of those that concern it, and of those on the weights and turns of `model`.
+        """
+        found: list[Decision] = []
+        entries = zip(
+            reversed(self._ring), reversed(self._times), reversed(self._last_s), strict=True
+        )
         for (at_s, action, reason), times, last_s in entries:
-            decision = _told(at_s, action, reason, times, last_s)
-            if request is None or request in decision.requests:
-                found.append(decision)
-        return tuple(found)
+            if len(found) >= limit:
+                break
+            if request is None or _concerns(action, request, model):
+                found.append(_told(at_s, action, reason, times, last_s))
+        return tuple(reversed(found))
+
+
+def _concerns(action: Action | Load, request: RequestId, model: ModelId | None) -> bool:
+    if any(is_of(one, request) for one in _requests(action)):
+        return True
+    if model is None or not isinstance(action, Switch | Load):
+        return False
+    return action.model == model or (isinstance(action, Load) and model in action.evict)
 
 
 def _is_same(one: Action | Load, other: Action | Load) -> bool:

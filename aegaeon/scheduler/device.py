@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from aegaeon.errors import Overloaded
+from aegaeon.explanations import Decision
 from aegaeon.scheduler.decisions import GOES_ON, Decisions
 from aegaeon.scheduler.ledger import GroupT, Ledger, Limits
 from aegaeon.scheduler.observer import Observer
@@ -98,6 +99,12 @@ class DeviceScheduler(Ledger[GroupT]):
     def preload(self, models: Iterable[ModelId]) -> None:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
         self._loads.preload(models)
+
+    def recent(
+        self, request: RequestId | None, model: ModelId | None, limit: int
+    ) -> tuple[Decision, ...]:
+        """Of the last few thousand."""
+        return self.decisions.recent(request, model, limit)
 
     def next_action(self, now: float) -> Action:
         """Let go what is prefilled; then what the policy says."""

@@ -5,6 +5,7 @@ from typing import TypeVar
 import msgspec
 
 from aegaeon.errors import RegionMismatch
+from aegaeon.explanations import Explain, Explained
 from aegaeon.types import Instance, InstanceMessage, InstanceRecord, InstanceStatus, Reply
 
 _T = TypeVar("_T")
@@ -24,28 +25,34 @@ class LeasedInstance(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 # The checker takes a union given as a value for Any.
-_instance_message: "msgspec.msgpack.Decoder[InstanceMessage]" = msgspec.msgpack.Decoder(
-    InstanceMessage
+_instance_message: "msgspec.msgpack.Decoder[InstanceMessage | Explain]" = msgspec.msgpack.Decoder(
+    InstanceMessage | Explain
 )
-_reply: "msgspec.msgpack.Decoder[Reply]" = msgspec.msgpack.Decoder(Reply)
+_reply: "msgspec.msgpack.Decoder[Reply | Explained]" = msgspec.msgpack.Decoder(Reply | Explained)
 _record = msgspec.msgpack.Decoder(InstanceRecord)
 _status = msgspec.msgpack.Decoder(InstanceStatus)
 _row = msgspec.msgpack.Decoder(LeasedInstance)
 
 
 def encode(
-    message: InstanceMessage | Reply | InstanceRecord | InstanceStatus | LeasedInstance,
+    message: InstanceMessage
+    | Reply
+    | Explain
+    | Explained
+    | InstanceRecord
+    | InstanceStatus
+    | LeasedInstance,
 ) -> bytes:
     """Return `message` as bytes for a mailbox or the table."""
     return _encoder.encode(message)
 
 
-def decode_instance_message(record: bytes) -> InstanceMessage:
+def decode_instance_message(record: bytes) -> InstanceMessage | Explain:
     """Read what the proxy sent to an instance. Raises RegionMismatch on other bytes."""
     return _decode(_instance_message, record, "a message to an instance")
 
 
-def decode_reply(record: bytes) -> Reply:
+def decode_reply(record: bytes) -> Reply | Explained:
     """Read what an instance sent to the proxy. Raises RegionMismatch on other bytes."""
     return _decode(_reply, record, "a reply")
 

@@ -1,6 +1,6 @@
 """The ring of decisions."""
 
-from aegaeon.scheduler.decisions import Decisions
+from aegaeon.scheduler.decisions import GOES_ON, Decisions
 from aegaeon.types import Decode, Handoff, Idle, Load, Prefill, Switch
 
 
@@ -31,3 +31,24 @@ def test_the_oldest_are_forgotten():
     for number in range(9):
         ring.note(float(number), Switch(f"m{number}"), "least_slack")
     assert [d.model for d in ring.recent()] == ["m6", "m7", "m8"]
+
+
+def test_the_last_ones_are_told_with_what_befell_the_weights():
+    ring = Decisions()
+    ring.note(0.0, Load("a"), "least_slack_absent")
+    ring.note(1.0, Switch("b"), "least_slack")
+    ring.note(2.0, Prefill("a", ("x.0", "r")), "least_slack")
+    ring.note(3.0, Load("b", ("a",)), "makes_way")
+    ring.note(4.0, Decode("a", ("xy",)), "least_slack")
+    assert [d.at_s for d in ring.recent("x", "a")] == [0.0, 2.0, 3.0]
+    assert [d.at_s for d in ring.recent("x", "a", limit=2)] == [2.0, 3.0]
+    assert [d.at_s for d in ring.recent("x")] == [2.0]
+    assert [d.at_s for d in ring.recent(limit=1)] == [4.0]
+
+
+def test_a_decode_that_goes_on_is_one_entry_with_its_first_reason():
+    ring = Decisions()
+    ring.note(0.0, Decode("a", ("r",)), "least_slack")
+    ring.note(1.0, Decode("a", ("r",)), GOES_ON)
+    (only,) = ring.recent()
+    assert (only.reason, only.times, only.until_s) == ("least_slack", 2, 1.0)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from aegaeon.errors import AegaeonError
+from aegaeon.explanations import Decision, Explain, Explained
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_instance_message, encode
 from aegaeon.types import (
@@ -51,10 +52,11 @@ class FakeInstance:
         self.domain, self.reply, self.id, self.incarnation = domain, reply, id, incarnation
         self.submitted: list[Request] = []
         self.cancelled: list[str] = []
+        self.asked: list[str | None] = []
+        self.decisions: list[Decision] | None = []  # what it tells; None: it does not answer
         self.hold_after: int | None = None
         self.fail_with: tuple[str, str] | None = None
-        self._should_hang = is_hung
-        self._hangs = threading.Event()
+        self._should_hang, self._hangs = is_hung, threading.Event()
         self._running: dict[str, tuple[Request, list[int]]] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._stop = threading.Event()
@@ -134,6 +136,11 @@ class FakeInstance:
                     return
                 tokens = list(self.reply(request))[: request.max_tokens]
                 self._running[request.id] = (request, tokens[len(request.generated_token_ids) :])
+            case Explain(ticket=ticket, reply_to=reply_to, request=request):
+                if self.decisions is not None:
+                    told = Explained(ticket, self.id, tuple(self.decisions))
+                    self.domain.open_mailbox(reply_to).send(encode(told), 1.0)
+                self.asked.append(request)
             case Cancel(request_id=request_id):
                 self.cancelled.append(request_id)
                 self._running.pop(request_id, None)
