@@ -130,9 +130,8 @@ class Live:
         domain = LocalDomain(lambda: self.now)
         self.engine = NullEngine(specs, pause=lambda _: None)
         self.compute = self.lane(self.engine.execute, self.compute_s, self.log.action)
-        load_s = self.prices.link_s
         self.copy = self.lane(
-            self.engine.load, lambda load: load_s(KINDS[load.model].weight_gb), self.log.load
+            self.engine.load, lambda load: self.prices.load_s(load.model), self.log.load
         )
         self.inbox = domain.create_mailbox("i.1")
         self.proxy = domain.create_mailbox("proxy")
