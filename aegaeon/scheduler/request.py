@@ -26,6 +26,10 @@ class RequestRules(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 4  # requests in a device's queue, before another device is taken
     patience_s: float = 15.0  # a request that has no token by then is dropped
     serves_tail: bool = False  # the last model of a queue is the next, not the first
+    counts_running: bool = True  # as queued; else a queue is those that wait for their prefill
+    # Least recently used is who computed last the longest ago, whether idle or loading; else who
+    # was sent a request the longest ago, and idle ones before others.
+    used_is_computed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +56,18 @@ class RequestScheduler(DeviceScheduler[Group]):
         self._rules = rules
         self._turn: Run | None = None  # has begun, with its load
         self._queue: list[Run] = []
+        self._computed_s = -math.inf  # when the last step ended
         self._untried: deque[tuple[float, RequestId, ModelId]] = deque()  # by when a token is due
+
+    @property
+    def load(self) -> float:
+        """The requests that count as queued."""
+        return len(self._model_of) if self._rules.counts_running else self._waiting_count
+
+    @property
+    def computed_s(self) -> float:
+        """When it computed last; infinite while it does."""
+        return math.inf if isinstance(self._in_flight, Prefill | Decode) else self._computed_s
 
     def joins(self, model: ModelId) -> bool:
         """Whether `model` is the last one of the queue, or the one here when that is empty."""
@@ -91,6 +106,7 @@ class RequestScheduler(DeviceScheduler[Group]):
                 self._hopeless.append((request, Overloaded.code, message))
 
     def _stepped(self, group: Group, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
+        self._computed_s = now
         if self._role == "prefill":
             self._changed(group)
 
@@ -230,7 +246,7 @@ class RequestScheduler(DeviceScheduler[Group]):
 
 
 class RequestDispatcher(Dispatcher):
-    """To a device of the model with a free slot; else the device used longest ago becomes one."""
+    """To a device of the model with a free slot; else the least recently used one becomes one."""
 
     def __init__(self, rules: RequestRules = RequestRules()) -> None:  # noqa: B008  frozen
         self._rules = rules
@@ -243,12 +259,20 @@ class RequestDispatcher(Dispatcher):
         slots = sum(max(0, self._rules.slots - int(places[index].load)) for index in own)
         others = [index for index in range(len(places)) if index not in own]
         if others and not slots:
-            chosen = min(others, key=lambda i: (places[i].load > 0, self._used.get(i, 0)))
+            chosen = min(others, key=lambda index: self._recency(index, places[index]))
         else:
             chosen = min(own, key=lambda index: places[index].load)
         self._sent += 1
         self._used[chosen] = self._sent
         return chosen
+
+    def _recency(self, index: int, place: Place) -> tuple[float, int]:
+        """Return what is least for the place that was used the longest ago."""
+        sent = self._used.get(index, 0)
+        if not self._rules.used_is_computed:
+            return place.load > 0, sent
+        # Instances do not publish it.
+        return place.computed_s if isinstance(place, RequestScheduler) else math.inf, sent
 
     def dispatch_prefilled(self, places: Sequence[Place], model: ModelId) -> int:
         """As `dispatch`."""

@@ -1,11 +1,13 @@
 """The policy `request` against a scripted device: queues, drops, and who goes where."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.request import RequestDispatcher, RequestRules, RequestScheduler
 from aegaeon.scheduler.residency import Residency
+from aegaeon.sim.cluster import Gone
 from aegaeon.types import Decode, Load, Loaded, Prefill
 from tests.scheduler.test_paper import events, play, run_out
 from tests.support.scripted import LOAD_S, STEP_S, SWITCH_S, ScriptedDevice
@@ -14,6 +16,8 @@ from tests.support.specs import make_request
 MODELS = ("a", "b", "c", "d")
 RULES = RequestRules()
 TAIL = RequestRules(serves_tail=True)
+WAITING = RequestRules(counts_running=False)
+COMPUTED = RequestRules(used_is_computed=True)
 
 
 def make_scheduler(*, budget_bytes=4, rules=RULES, role="colocated", **limits):
@@ -147,6 +151,42 @@ def test_without_other_devices_the_shortest_queue_of_the_model_grows():
     assert dispatched("a" * 10, places, RequestDispatcher()) == [0] * 4 + [1] * 4 + [0, 1]
 
 
+@pytest.mark.parametrize(("rules", "expected"), [(RULES, [1, 1]), (WAITING, [0, 0])])
+def test_those_that_run_need_not_count_as_queued(rules, expected):
+    devices = [make_device(rules=rules) for _ in range(2)]
+    for number in range(4):
+        devices[0].submit(make_request(f"r{number}", "a", max_tokens=1000))
+    devices[0].advance(5.0)
+    assert [device.scheduler.load for device in devices] == [4 if rules is RULES else 0, 0]
+    places = [device.scheduler for device in devices]
+    assert dispatched("aa", places, RequestDispatcher(rules)) == expected
+
+
+@pytest.mark.parametrize(("rules", "expected"), [(RULES, 2), (COMPUTED, 1)])
+def test_used_last_may_be_who_computed_last_though_it_loads(rules, expected):
+    devices = [make_device(rules=rules) for _ in range(3)]
+    devices[0].submit(make_request("r", "a", max_tokens=1000))
+    devices[1].submit(make_request("s", "b"))
+    devices[2].submit(make_request("t", "c", arrival_s=1.0))
+    for device in devices:
+        device.advance(5.0)
+    devices[2].submit(make_request("u", "c"))
+    for device in devices:
+        device.advance(10.0)
+    devices[1].submit(make_request("v", "c"))
+    devices[1].advance(10.0 + LOAD_S / 2)
+    places = [device.scheduler for device in devices]
+    assert places[0].computed_s > places[2].computed_s > places[1].computed_s > 0
+    assert places[1].snapshot().loading == "c"
+    assert dispatched("d", places, RequestDispatcher(rules)) == [expected]
+
+
+def test_where_nobody_says_who_computed_places_take_turns():
+    places = [Gone("colocated"), Gone("colocated")]
+    dispatcher = RequestDispatcher(COMPUTED)
+    assert [dispatcher.dispatch(places, model) for model in "abc"] == [0, 1, 0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     events,
@@ -154,7 +194,7 @@ def test_without_other_devices_the_shortest_queue_of_the_model_grows():
     st.integers(1, 6),
     st.sets(st.sampled_from(MODELS), max_size=1),
     st.sampled_from(["prefill", "decode", "colocated"]),
-    st.sampled_from([RULES, TAIL]),
+    st.sampled_from([RULES, TAIL, WAITING, COMPUTED]),
 )
 def test_every_request_ends_exactly_once(trace, budget, kv_slots, failing, role, rules):
     scheduler = make_scheduler(

@@ -16,6 +16,8 @@ CASES = {
     "paper, new batches wait for a round": paper(PaperRules(joins_round=False)),
     "paper, all stays": paper(PaperRules(keeps_resident=True)),
     "request, the tail first": request(RequestRules(serves_tail=True)),
+    "request, used is who computed": request(RequestRules(used_is_computed=True)),
+    "request, those that wait queue": request(RequestRules(counts_running=False)),
 }
 
 
