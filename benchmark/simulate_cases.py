@@ -9,6 +9,7 @@ from aegaeon.errors import ConfigError
 from aegaeon.load_flags import Case, read_costs
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import Costs
+from aegaeon.scheduler.policies import Policy
 from aegaeon.sim.cluster import Extras, Failure
 from aegaeon.sim.fleets import make_fleet, policy_of
 from aegaeon.sim.report import Report
@@ -95,15 +96,16 @@ class Bench:
         return self._reports[key]
 
     def run_case(
-        self, case: Case, policy: str, name: str, failures: Sequence[Failure] = ()
+        self, case: Case, policy: str | Policy, name: str, failures: Sequence[Failure] = ()
     ) -> Report:
         """Return what becomes of `case`, which people know as `name`."""
-        fleet = make_fleet(policy, self.devices, case.target)
+        chosen = policy_of(policy) if isinstance(policy, str) else policy
+        fleet = make_fleet(chosen.name, self.devices, case.target)
         extras = Extras(failures=failures)
-        report, _ = run_case(case, policy_of(policy), fleet, extras)
+        report, _ = run_case(case, chosen, fleet, extras)
         progress(
-            f"{policy}, {name}: {report.attainment_request:.3f} of {report.requests} requests, "
-            f"{report.wall_s:.2f} s"
+            f"{chosen.name}, {name}: {report.attainment_request:.3f} of {report.requests} "
+            f"requests, {report.wall_s:.2f} s"
         )
         return report
 

@@ -15,24 +15,10 @@ from aegaeon.sim.workloads import burst
 from benchmark.report_rows import Aim, Row, measured
 from benchmark.simulate_bounds import device_share, link_share
 from benchmark.simulate_cases import Bench, Workload
+from benchmark.simulate_reproduction import REFERENCE, THEIRS, WITHIN, reproduction
 
 METRICS = ("attainment_request", "attainment_token", "attainment_time")
 
-# Aegaeon's artifact (SOSP'25) on 16 H100, 6 of which prefill, and ServerlessLLM as it simulates it:
-# attainment_time and attainment_request of each.
-REFERENCE = {
-    Workload((16,)): ((1.000, 1.000), (1.000, 1.000)),
-    Workload((32,)): ((1.000, 0.994), (0.966, 0.960)),
-    Workload((48,)): ((0.996, 0.941), (0.751, 0.728)),
-    Workload((64,)): ((0.948, 0.891), (0.561, 0.530)),
-    Workload((80,)): ((0.858, 0.822), (0.477, 0.446)),
-    Workload((24,), "0.5"): ((1.000, 0.977), (0.548, 0.517)),
-    Workload((40,), "0.5"): ((0.950, 0.884), (0.252, 0.222)),
-    Workload((54,), "0.5"): ((0.856, 0.817), (0.175, 0.151)),
-    Workload((48,), scales="2.0-1.0"): ((0.996, 0.925), (0.756, 0.738)),
-    Workload((48,), scales="1.0-2.0"): ((0.977, 0.941), (0.578, 0.534)),
-}
-WITHIN = {"paper": (0.03, 0.06), "request": (0.05, 0.05)}
 REFERENCE_MODELS = {"0.1": 62, "0.5": 38}  # theirs at 0.90, attainment_request
 
 STRICT = {
@@ -66,28 +52,6 @@ def suite(bench: Bench) -> Iterator[Row]:
     for rate in LADDERS:
         yield from capacity(bench, rate)
     yield from robustness(bench)
-
-
-def reproduction(bench: Bench, policy: str) -> Iterator[Row]:
-    """Our `policy` beside what the authors' simulator says of the same load."""
-    for workload, references in REFERENCE.items():
-        report = bench.run(workload, policy)
-        ours = (report.attainment_time, report.attainment_request)
-        reference = references[list(WITHIN).index(policy)]
-        for metric, value, other, within in zip(
-            ("attainment_time", "attainment_request"), ours, reference, WITHIN[policy], strict=True
-        ):
-            row = measured(
-                Row(
-                    case=f"{policy}, {workload.name}: {metric}",
-                    unit="share",
-                    ours=value,
-                    peer="the authors' simulator",
-                    peer_value=other,
-                )
-            )
-            is_near = abs(value - other) <= within + 1e-9
-            yield msgspec.structs.replace(row, aim=f"within {within:g}", met=is_near)
 
 
 def comparison(bench: Bench) -> Iterator[Row]:
@@ -145,7 +109,7 @@ def capacity(bench: Bench, rate: str) -> Iterator[Row]:
     limit = ladder[-1].models / needed
     policies = [name for name in ("slack", "paper") if name in POLICIES]
     found = {name: _most(bench, ladder, name) for name in policies}
-    theirs = ("the authors' simulator", REFERENCE_MODELS[rate])
+    theirs = (THEIRS, REFERENCE_MODELS[rate])
     for name, models in found.items():
         peers = (
             [theirs, ("paper", found["paper"])]
