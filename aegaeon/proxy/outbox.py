@@ -116,7 +116,8 @@ class Outbox:
                 return None
             row = next(row for row in rows if row.record.id == choice.instance)
             target = target_of(row)
-            ttl_s = max(request.deadline_s - time.monotonic(), 1.0)
+            sent_s = time.monotonic()  # the instance may act before we know that it was sent
+            ttl_s = max(request.deadline_s - sent_s, 1.0)
             self._store.record_assignment(request.id, target.instance, ttl_s)
             try:
                 self._way(target, row.record.mailbox).mailbox.send(record)
@@ -127,7 +128,7 @@ class Outbox:
                 full.add(target)
                 continue
             self.assign(target, request.model)
-            self._note(request, choice, barred)
+            self._note(request, choice, barred, sent_s)
             return target
 
     def ask(self, question: Explain, instance: InstanceId | None) -> Asked:
@@ -145,10 +146,12 @@ class Outbox:
                 deaf.add(row.record.id)
         return Asked(frozenset(asked), frozenset(deaf))
 
-    def _note(self, request: Request, choice: Choice, barred: Collection[Target]) -> None:
+    def _note(
+        self, request: Request, choice: Choice, barred: Collection[Target], sent_s: float
+    ) -> None:
         self.choices.note(
             Dispatched(
-                at_s=time.monotonic(),
+                at_s=sent_s,
                 arrival_s=request.arrival_s,
                 request=request.id,
                 attempt=request.attempt,
