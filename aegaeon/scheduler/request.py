@@ -17,7 +17,18 @@ from aegaeon.scheduler.groups import Entry, Group
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.places import Dispatcher, Place
 from aegaeon.scheduler.residency import Residency
-from aegaeon.types import Decode, Load, ModelId, Outcome, Prefill, Request, RequestId, Role, Stretch
+from aegaeon.types import (
+    Decode,
+    InstanceId,
+    Load,
+    ModelId,
+    Outcome,
+    Prefill,
+    Request,
+    RequestId,
+    Role,
+    Stretch,
+)
 
 
 class RequestRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +261,7 @@ class RequestDispatcher(Dispatcher):
 
     def __init__(self, rules: RequestRules = RequestRules()) -> None:  # noqa: B008  frozen
         self._rules = rules
-        self._used: dict[int, int] = {}  # the number of the last request sent there
+        self._used: dict[InstanceId, int] = {}  # the number of the last request sent there
         self._sent = 0
 
     def dispatch(self, places: Sequence[Place], model: ModelId) -> int:
@@ -259,16 +270,16 @@ class RequestDispatcher(Dispatcher):
         slots = sum(max(0, self._rules.slots - int(places[index].load)) for index in own)
         others = [index for index in range(len(places)) if index not in own]
         if others and not slots:
-            chosen = min(others, key=lambda index: self._recency(index, places[index]))
+            chosen = min(others, key=lambda index: self._recency(places[index]))
         else:
             chosen = min(own, key=lambda index: places[index].load)
         self._sent += 1
-        self._used[chosen] = self._sent
+        self._used[places[chosen].id] = self._sent
         return chosen
 
-    def _recency(self, index: int, place: Place) -> tuple[float, int]:
+    def _recency(self, place: Place) -> tuple[float, int]:
         """Return what is least for the place that was used the longest ago."""
-        sent = self._used.get(index, 0)
+        sent = self._used.get(place.id, 0)
         if not self._rules.used_is_computed:
             return place.load > 0, sent
         # Instances do not publish it.

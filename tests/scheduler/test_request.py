@@ -124,6 +124,8 @@ def test_kv_from_elsewhere_comes_as_far_as_there_is_room():
 
 
 def dispatched(models, places, dispatcher):
+    for number, place in enumerate(places):
+        place.name(f"device-{number}")
     sent = []
     for model in models:
         index = dispatcher.dispatch(places, model)
@@ -183,6 +185,8 @@ def test_used_last_may_be_who_computed_last_though_it_loads(rules, expected):
 
 def test_where_nobody_says_who_computed_places_take_turns():
     places = [Gone("colocated"), Gone("colocated")]
+    for number, place in enumerate(places):
+        place.id = f"device-{number}"
     dispatcher = RequestDispatcher(COMPUTED)
     assert [dispatcher.dispatch(places, model) for model in "abc"] == [0, 1, 0]
 
