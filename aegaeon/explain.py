@@ -2,6 +2,7 @@
 sentences."""
 
 import argparse
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -90,7 +91,7 @@ def fetch(url: str, request: RequestId) -> Explanation:
             body = answer.read()
     except urllib.error.HTTPError as error:
         raise _refused(error, url) from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise StoreUnavailable(f"no server answers at {url} ({reason}); see --url") from None
     try:

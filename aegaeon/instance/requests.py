@@ -214,7 +214,9 @@ class Requests:
 
     def leave(self, request_id: RequestId) -> None:
         """Let a prefilled request go on elsewhere."""
-        live = self._live[request_id]
+        live = self._live.get(request_id)
+        if live is None:
+            return  # abandoned while it was prefilled
         live.is_leaving = True
         self._departures.begin(live.so_far(), self._engine.hand_over(request_id))
 
@@ -247,13 +249,15 @@ class Requests:
             message = "the request's deadline passed; raise --request-timeout-s or ask for less"
             self._fail(request_id, DeadlineExceeded.code, message, now)
 
-    def abandon(self) -> None:
+    def abandon(self, now: float) -> None:
         """Tell the proxies of all requests that this instance stops before they have ended.
 
         One that another instance has just taken goes on there: its proxy knows.
         """
         lives, self._live = self._live, {}
         for live in lives.values():
+            if not live.is_leaving:
+                self._scheduler.cancel(live.request.id, now)
             message = f"{self._record.id} stopped before the request ended; send it again"
             self._post_failure(live.request, Draining.code, message)
         self._to_submit.clear()

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 0.25  # deadlines and signals are noticed at least this often
 RETRY_S = 0.005  # while a proxy's mailbox is full
-MAX_EXPLAINED = 1000  # decisions in one answer
+MAX_EXPLAINED = 200  # decisions in one answer, which tokens may have to wait for
 LOAD_DIGITS = 2  # published; finer changes are not worth telling
 OUTAGE_S = 0.5  # between attempts while the store does not answer
 
@@ -116,7 +116,7 @@ class Runtime:
             self._requests.drain()
             self._drain_ends_s = now + self._drain_s
         if self._drain_ends_s is not None and now >= self._drain_ends_s:
-            self._requests.abandon()
+            self._requests.abandon(now)
 
     # Messages
 

@@ -8,11 +8,13 @@ import itertools
 import threading
 from collections import deque
 
+from aegaeon.errors import Overloaded
 from aegaeon.explanations import Dispatched, Explained, is_of
 from aegaeon.proxy.waits import within
 from aegaeon.types import InstanceId, RequestId
 
 MAX_DISPATCHED = 4096
+MAX_OPEN = 2  # questions at a time, since answers go beside tokens
 ANSWER_S = 2.0
 
 
@@ -44,7 +46,9 @@ class Questions:
         self._came = asyncio.Event()
 
     def open(self) -> int:
-        """Return the ticket of a new question; `close` it."""
+        """Return the ticket of a new question; `close` it. Raises Overloaded."""
+        if len(self._answers) >= MAX_OPEN:
+            raise Overloaded(f"{MAX_OPEN} such questions are open; ask again later")
         ticket = next(self._tickets)
         self._answers[ticket] = {}
         return ticket

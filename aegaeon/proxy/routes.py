@@ -89,7 +89,7 @@ async def decisions(request: Request) -> Response:
     if unknown:
         raise invalid(unknown[0], f"there is no {unknown[0]!r}; ask by request, instance, limit")
     limit = asked.get("limit", str(DEFAULT_DECISIONS))
-    if not limit.isdecimal() or not 1 <= int(limit) <= MAX_DECISIONS:
+    if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MAX_DECISIONS:
         raise invalid("limit", f"limit must be from 1 to {MAX_DECISIONS}, not {limit!r}")
     explain = _service(request).explain
     return _json(await explain(asked.get("request"), asked.get("instance"), int(limit)))

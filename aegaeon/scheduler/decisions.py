@@ -5,7 +5,7 @@ from collections import deque
 from aegaeon.explanations import Decision, is_of
 from aegaeon.types import Action, Handoff, Idle, Load, ModelId, RequestId, Switch
 
-MAX_DECISIONS = 4096
+MAX_DECISIONS = 2048
 GOES_ON = "goes_on"  # the reason of what was decided before and is still right
 
 

@@ -136,6 +136,7 @@ class DeviceScheduler(Ledger[GroupT]):
             step = self._step(group, now) if is_turn else Switch(group.model)
         if step is None:
             self._reason = self._reason or ("no_requests" if not self._active else "not_loaded")
+            self._decoding = None
             retries = (self._loads.next_retry_s(self._active, now), self._kv.next_retry_s(now))
             return Idle(min((at for at in retries if at is not None), default=None))
         self._in_flight = step
@@ -185,11 +186,10 @@ class DeviceScheduler(Ledger[GroupT]):
         for request in load.offload:
             self._move_kv(request, False)
         self._loads.begin(load)
-        group = self._groups.get(load.model)
-        if group is not None:
-            self._arriving = load.bring
-            self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
-            self._hold_kv(group, self._arriving_tokens)
+        group = self._group(load.model)
+        self._arriving = load.bring
+        self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
+        self._hold_kv(group, self._arriving_tokens)
 
     def _leave_current(self, model: ModelId) -> None:
         """The device is nobody's when the weights of the current model go."""
@@ -224,8 +224,17 @@ class DeviceScheduler(Ledger[GroupT]):
                 self._on_load_failed(self._group(outcome.model), now)
         self._something_happened()
 
+    def _end_in_flight(self) -> ComputeAction | None:
+        """The compute lane is free; KV that a prefill was to take is not reserved any more."""
+        action, self._in_flight = self._in_flight, None
+        if self._reserved_tokens:
+            assert action is not None
+            self._hold_kv(self._groups[action.model], -self._reserved_tokens)
+            self._reserved_tokens = 0
+        return action
+
     def _on_switched(self, model: ModelId, now: float) -> None:
-        self._in_flight = None
+        self._end_in_flight()
         if self._current is not None:
             self._turn_ended(self._groups[self._current])
         self._switches += 1
@@ -235,7 +244,7 @@ class DeviceScheduler(Ledger[GroupT]):
         self._turn_began(self._groups[model], now)
 
     def _on_ran(self, outcome: Ran, now: float) -> None:
-        action, self._in_flight = self._in_flight, None
+        action = self._end_in_flight()
         assert isinstance(action, Decode)
         group = self._groups[outcome.model]
         self._steps_done += outcome.steps
@@ -256,16 +265,13 @@ class DeviceScheduler(Ledger[GroupT]):
         self._stepped(group, action, now)
 
     def _on_stepped(self, outcome: Stepped, now: float) -> None:
-        action, self._in_flight = self._in_flight, None
+        action = self._end_in_flight()
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
         if self.observer is not None and not (outcome.preempted or outcome.failed):
             self._tell(self.observer, group, action, outcome.took_s)
         self._steps_done += 1
         self._residency.touch(outcome.model)
-        if self._reserved_tokens:
-            self._hold_kv(group, -self._reserved_tokens)
-            self._reserved_tokens = 0
         for token in outcome.tokens:
             if token.request_id in self._model_of:
                 self._add_token(group, token.request_id, now)
@@ -357,28 +363,32 @@ class DeviceScheduler(Ledger[GroupT]):
                 self.observer.loaded(group.model, outcome.took_s)
             self._has_loaded(group, outcome.took_s, self._loads.has_displaced)
 
-    def _kv_arrived(self, group: GroupT) -> None:
+    def _kv_arrived(self, group: GroupT, *, is_here: bool = True) -> None:
+        """The load that was to bring KV has ended, well or not."""
         arriving, self._arriving = self._arriving, ()
         self._hold_kv(group, -self._arriving_tokens)
         self._arriving_tokens = 0
         for request in arriving:
-            if request in group.running:
+            if is_here and request in group.running:
                 self._move_kv(request, True)
 
     def _on_weights_lost(self, group: GroupT, now: float) -> None:
         """From either lane, as `_on_load_failed`; a load that is put off costs no request."""
         if self._residency.loading == group.model:
+            self._kv_arrived(group, is_here=False)
             self._loads.failed(group, now)
         else:
-            self._in_flight = None
+            self._end_in_flight()
             self._drop(group.model)
             self._hopeless += self._loads.lost(group, now, self._worth_s(group.load_s))
 
     def _on_load_failed(self, group: GroupT, now: float) -> None:
         """From either lane: a model that is not being loaded counted as resident, and computed."""
         if self._residency.loading != group.model:
-            self._in_flight = None
+            self._end_in_flight()
             self._drop(group.model)
+        else:
+            self._kv_arrived(group, is_here=False)
         self._loads.failed(group, now)
         for request in (*group.waiting, *group.running):
             self._forget(request)

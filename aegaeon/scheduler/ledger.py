@@ -4,7 +4,7 @@ What to do with them stands in `device` and in the policies.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -206,6 +206,15 @@ class Ledger(Scheduler, Generic[GroupT]):
     def _quiet(self, group: GroupT) -> None:
         if not group.has_requests and self._active.pop(group.model, None) is not None:
             self._quieted(group)
+
+    def _kv_of(self, models: Iterable[ModelId]) -> tuple[RequestId, ...]:
+        """The running requests of `models` whose KV is on the device."""
+        return tuple(
+            entry.id
+            for model in models
+            for entry in self._groups[model].running.values()
+            if entry.is_here
+        )
 
     def _move_kv(self, request: RequestId, is_here: bool) -> None:
         group = self._groups[self._model_of[request]]

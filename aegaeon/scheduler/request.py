@@ -68,7 +68,7 @@ class RequestScheduler(DeviceScheduler[Group]):
         self._turn: Run | None = None  # has begun, with its load
         self._queue: list[Run] = []
         self._computed_s = -math.inf  # when the last step ended
-        self._untried: deque[tuple[float, RequestId, ModelId]] = deque()  # by when a token is due
+        self._untried: deque[tuple[float, Entry, ModelId]] = deque()  # by when a token is due
 
     @property
     def load(self) -> float:
@@ -91,12 +91,12 @@ class RequestScheduler(DeviceScheduler[Group]):
     def _new_group(self, model: ModelId) -> Group:
         return Group(model)
 
-    def _entered(self, group: Group, entry: Entry, now: float) -> None:  # noqa: ARG002
+    def _entered(self, group: Group, entry: Entry, now: float) -> None:
         if not self._queue or self._queue[-1].model != group.model:
             self._queue.append(Run(group.model))
         self._queue[-1].members[entry.id] = None
         if entry.id in group.waiting:
-            self._untried.append((entry.arrival_s + self._rules.patience_s, entry.id, group.model))
+            self._untried.append((now + self._rules.patience_s, entry, group.model))
 
     def submit(self, request: Request, now: float) -> None:
         """As any scheduler's; whoever has waited too long is given up."""
@@ -110,11 +110,10 @@ class RequestScheduler(DeviceScheduler[Group]):
 
     def _give_up_late(self, now: float) -> None:
         while self._untried and self._untried[0][0] <= now:
-            _, request, model = self._untried.popleft()
-            entry = self._groups[model].waiting.get(request)
-            if entry is not None and not entry.made:
+            _, entry, model = self._untried.popleft()
+            if self._groups[model].waiting.get(entry.id) is entry and not entry.made:
                 message = f"no token after {self._rules.patience_s:g} s; try again later"
-                self._hopeless.append((request, Overloaded.code, message))
+                self._hopeless.append((entry.id, Overloaded.code, message))
 
     def _stepped(self, group: Group, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
         self._computed_s = now

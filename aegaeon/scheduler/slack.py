@@ -69,12 +69,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         group.came += 1
         if group.model not in self._active:
             self._decode_load += group.cost.decode_s(entry.tokens, 1) / self._tbt_s
-            self._memory_load += self._memory_share(group.model)
-        decay = math.exp((self._prefill_load_s - now) / RECENT_S)
-        prefill_s = group.cost.prefill_s(entry.tokens)
-        self._prefill_load = self._prefill_load * decay + prefill_s / RECENT_S
-        self._prefill_load_s = now
-        self._sum_up()
+            group.memory_load = self._memory_share(group.model)
+            self._memory_load += group.memory_load
+        self._sum_up(now, group.cost.prefill_s(entry.tokens))
         self._changed(group)
 
     def _changed(self, group: SlackGroup) -> None:
@@ -83,10 +80,13 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
         group.late_since_s = math.inf
-        self._memory_load -= self._memory_share(group.model)
-        self._sum_up()
+        self._memory_load -= group.memory_load
 
-    def _sum_up(self) -> None:
+    def _sum_up(self, now: float, prefill_s: float = 0.0) -> None:
+        """`prefill_s` of prefilling have come; what came long ago counts no longer."""
+        decay = math.exp((self._prefill_load_s - now) / RECENT_S)
+        self._prefill_load = self._prefill_load * decay + prefill_s / RECENT_S
+        self._prefill_load_s = now
         self._load = self._decode_load + self._prefill_load + self._memory_load
 
     def _memory_share(self, model: ModelId) -> float:
@@ -131,7 +131,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             elif group.load_at_s <= now:
                 absent.append(group)
         self._decode_load = step_s / self._tbt_s
-        self._sum_up()
+        self._sum_up(now)
         if self._decode_load > 1.0 or self._has_shed:
             self._shed(now)
         if self._has_shed or has_late:
@@ -280,8 +280,12 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         elif waiting_s > other_s:
             steps = min(steps, max(1, math.ceil((other_s - lead_s) / self._tbt_s)))
         is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= self._tbt_s
-        if is_slow or (lead_s >= settings.ahead_s and self._look(now).absent):
-            until_s = min(until_s, now + settings.look_s)
+        has_absent = bool(self._look(now).absent)
+        if is_slow or has_absent:  # where nobody is well ahead, somebody may starve
+            is_urgent = is_slow or lead_s >= settings.ahead_s
+            until_s = min(until_s, now + settings.look_s * (1 if is_urgent else 4))
+        retry_s = self._loads.next_retry_s(self._active, now)
+        until_s = until_s if retry_s is None else min(until_s, retry_s)
         return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, self._tbt_s)
 
     def _steps_that_fit(self, model: ModelId, requests: int) -> int:
@@ -390,11 +394,3 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
                 kv = residency.kv_bytes(model, group.here_tokens)
                 if kv and model != residency.loading:
                     yield Holder(model, slack_s.get(model, math.inf), 0, kv)
-
-    def _kv_of(self, models: Iterable[ModelId]) -> tuple[RequestId, ...]:
-        return tuple(
-            entry.id
-            for model in models
-            for entry in self._groups[model].running.values()
-            if entry.is_here
-        )

@@ -92,7 +92,8 @@ def test_a_request_without_a_token_after_15_s_is_dropped():
     device = make_device()
     device.submit(make_request("r", "a", max_tokens=1000))
     device.submit(make_request("s", "b"))
-    device.submit(make_request("t", "a", arrival_s=8.0))
+    device.advance(8.0)
+    device.submit(make_request("t", "b", arrival_s=8.0))
     device.advance(15.0 - STEP_S)
     assert not device.ends
     device.advance(15.0 + STEP_S)
