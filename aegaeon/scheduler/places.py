@@ -97,16 +97,13 @@ class HomeDispatcher(Dispatcher):
         return best
 
     def _least_busy(self, places: Sequence[Place], model: ModelId, home: int | None) -> int:
-        best, best_load = 0, float("inf")
-        for index, place in enumerate(places):
-            load = place.load
-            if index == home:
-                load -= self._stay * (2 if place.is_resident(model) else 1)
-            elif home is None and place.is_resident(model):
-                load -= self._stay * 2
-            if load < best_load:
-                best, best_load = index, load
-        return best
+        loads = [place.load for place in places]
+        for index in range(len(places)) if home is None else (home,):
+            if places[index].is_resident(model):
+                loads[index] -= self._stay * 2
+            elif home is not None:
+                loads[index] -= self._stay
+        return loads.index(min(loads))
 
 
 def _find(home: _Home | None, places: Sequence[Place]) -> int | None:

@@ -1,8 +1,10 @@
 """Devices under one dispatcher and one clock: a load in, what became of each request out."""
 
+import contextlib
+import gc
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -220,8 +222,22 @@ def simulate(
     """Return what becomes of `load`, ordered by time, of `models` on `fleet` under `policy`."""
     timeline = Timeline(is_wanted=extras.with_timeline)
     cluster = Cluster(policy, fleet, costs, models, timeline)
-    served = cluster.run(load, extras)
+    with _no_garbage():
+        served = cluster.run(load, extras)
     return Simulated(served, cluster.usage, cluster.now, timeline.spans())
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Let nobody look for cycles: a run makes millions of objects and none, and the search for
+    them takes a seventh of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _job(number: int, arrival: Arrival, at_s: float) -> Job:
