@@ -11,6 +11,8 @@ from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.groups import Entry, Group
 from aegaeon.types import ModelId
 
+LEAST_TTFT_S = 0.01  # by which settings are scaled; at 0 nothing would ever yield
+
 
 class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds, for a TTFT target of 10 s; other targets scale them."""
@@ -28,7 +30,8 @@ class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
 def scaled(settings: SlackSettings, ttft_s: float) -> SlackSettings:
     """Return `settings` for another TTFT target."""
     values = msgspec.structs.asdict(settings)
-    return SlackSettings(**{name: value * ttft_s / 10 for name, value in values.items()})
+    scale = max(ttft_s, LEAST_TTFT_S) / 10
+    return SlackSettings(**{name: value * scale for name, value in values.items()})
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -112,8 +115,9 @@ class Urgency:
         hopeless_s = now - self._hope_s
         if urgent is None or urgent.first_s + urgent.made * self._tbt_s < hopeless_s:
             for entry in group.running.values():
-                while self._due_s(entry) < hopeless_s:
-                    entry.first_s += self._starve_s
+                late_s = hopeless_s - self._due_s(entry)
+                if late_s > 0:
+                    entry.first_s += self._moved_s(late_s)
                     group.late_since_s = min(group.late_since_s, now)
             urgent = group.urgent = min(group.running.values(), key=self._due_s)
         return urgent
@@ -125,12 +129,17 @@ class Urgency:
             due_s = math.inf
             for entry in group.waiting.values():
                 least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
-                while entry.arrival_s + least_s < now:
-                    entry.arrival_s += self._starve_s
+                late_s = now - entry.arrival_s - least_s
+                if late_s > 0:
+                    entry.arrival_s += self._moved_s(late_s)
                     group.late_since_s = min(group.late_since_s, now)
                 due_s = min(due_s, entry.arrival_s + least_s)
             group.waiting_due_s = due_s
         return due_s
+
+    def _moved_s(self, late_s: float) -> float:
+        """By how much the deadline of a request moves that is so late."""
+        return self._starve_s * math.ceil(late_s / self._starve_s)
 
     def _due_s(self, entry: Entry) -> float:
         return entry.first_s + entry.made * self._tbt_s
