@@ -207,6 +207,11 @@ class Ledger(Scheduler, Generic[GroupT]):
         if not group.has_requests and self._active.pop(group.model, None) is not None:
             self._quieted(group)
 
+    def _steps_that_fit(self, group: GroupT, requests: int) -> int:
+        """How many steps of so many requests of `group` there is free memory for."""
+        per_step = self._residency.kv_bytes(group.model, requests)
+        return self._residency.free_bytes // per_step if per_step else 1 << 30
+
     def _kv_of(self, models: Iterable[ModelId]) -> tuple[RequestId, ...]:
         """The running requests of `models` whose KV is on the device."""
         return tuple(

@@ -214,10 +214,6 @@ class RequestScheduler(DeviceScheduler[Group]):
             picked.append(entry.id)
         return tuple(picked)
 
-    def _steps_that_fit(self, group: Group, requests: int) -> int:
-        per_step = self._residency.kv_bytes(group.model, requests)
-        return self._residency.free_bytes // per_step if per_step else 1 << 30
-
     def _put_back(self, group: Group, request: RequestId) -> None:
         """Let go the KV of a running request; it is prefilled again when there is room."""
         for entry in group.put_back((request,)):

@@ -214,7 +214,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             self._reason = "no_room_for_kv"
             return None
         requests = group.pick_decode(self._limits.max_batch)
-        while not self._steps_that_fit(group.model, len(requests)) and len(requests) > 1:
+        while not self._steps_that_fit(group, len(requests)) and len(requests) > 1:
             self._put_back(group, requests[-1])
             requests = group.pick_decode(self._limits.max_batch)
         return Decode(group.model, requests, self._stretch(group, requests, now))
@@ -263,7 +263,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         settings, other_s = self._set, self._other_s
         urgent = self._urgency.urgent(group, now)
         lead_s = urgent.first_s + urgent.made * self._tbt_s - now
-        steps = self._steps_that_fit(group.model, len(requests))
+        steps = self._steps_that_fit(group, len(requests))
         if len(group.running) > len(requests):
             steps = min(steps, 1)
         until_s, ahead_s = math.inf, math.inf
@@ -287,10 +287,6 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         retry_s = self._loads.next_retry_s(self._active, now)
         until_s = until_s if retry_s is None else min(until_s, retry_s)
         return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, self._tbt_s)
-
-    def _steps_that_fit(self, model: ModelId, requests: int) -> int:
-        per_step = self._residency.kv_bytes(model, requests)
-        return self._residency.free_bytes // per_step if per_step else 1 << 30
 
     # Loads
 
