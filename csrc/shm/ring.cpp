@@ -35,8 +35,6 @@ namespace {
 constexpr std::size_t kControlBytes = 4096;
 constexpr std::size_t kMinCapacity = 4096;
 constexpr std::size_t kMaxCapacity = std::size_t{1} << 32;
-// Looking for this long costs less than falling asleep and being woken.
-constexpr int kReaderSpins = 200;
 
 static_assert(sizeof(RingControl) <= kControlBytes);
 
@@ -234,20 +232,21 @@ void Ring::release() {
 }
 
 void Ring::wait_for_record(std::int64_t timeout_ns) {
-  for (int spin = 0; spin < kReaderSpins; ++spin) {
-    if (control_->head.load(std::memory_order_relaxed) != tail_ ||
-        control_->wake_asked.load(std::memory_order_relaxed) != 0) {
-      return;
+  const auto is_over = [this] {
+    return control_->head.load(std::memory_order_relaxed) != tail_ ||
+           control_->wake_asked.load(std::memory_order_relaxed) != 0;
+  };
+  const std::int64_t start = now_ns();
+  if (!spin_.look(timeout_ns, is_over)) {
+    control_->reader_waits.store(1, std::memory_order_seq_cst);
+    const std::uint32_t signal = control_->record_signal.load(std::memory_order_seq_cst);
+    if (control_->head.load(std::memory_order_seq_cst) == tail_ &&
+        control_->wake_asked.load(std::memory_order_seq_cst) == 0) {
+      futex_wait(control_->record_signal, signal, timeout_ns);
     }
-    relax();
+    control_->reader_waits.store(0, std::memory_order_relaxed);
   }
-  control_->reader_waits.store(1, std::memory_order_seq_cst);
-  const std::uint32_t signal = control_->record_signal.load(std::memory_order_seq_cst);
-  if (control_->head.load(std::memory_order_seq_cst) == tail_ &&
-      control_->wake_asked.load(std::memory_order_seq_cst) == 0) {
-    futex_wait(control_->record_signal, signal, timeout_ns);
-  }
-  control_->reader_waits.store(0, std::memory_order_relaxed);
+  spin_.learn(start, now_ns());
 }
 
 bool Ring::consume_wake() {

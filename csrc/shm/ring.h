@@ -35,6 +35,7 @@
 #include "shm/futex.h"
 #include "shm/lock.h"
 #include "shm/region.h"
+#include "shm/spin.h"
 
 namespace aegaeon::shm {
 
@@ -78,7 +79,7 @@ class Ring {
   void take(void* payload);
   // Gives the space of what was taken back to the writers.
   void release();
-  // Sleeps until there is a record or a wake-up, up to `timeout_ns` or a signal.
+  // Looks, then sleeps, until there is a record or a wake-up, up to `timeout_ns` or a signal.
   void wait_for_record(std::int64_t timeout_ns);
   // True once per wake().
   bool consume_wake();
@@ -110,6 +111,7 @@ class Ring {
   std::uint64_t head_ = 0;     // reader: as last seen
   std::uint64_t tail_ = 0;     // reader: what was taken; ahead of the shared tail until release()
   std::size_t announced_ = 0;  // reader: what next_length() has said; not read twice
+  SpinWindow spin_;            // reader
 };
 
 // Removes the file at `path`; a ring's senders get RingClosed from then on, so that they reopen.
