@@ -188,7 +188,7 @@ bool KvPool::free_block(const BlockPlace& place, unsigned shape, bool is_poisone
 KvIdentity KvPool::settled_owner(const BlockPlace& place, Patience& patience) const {
   const std::atomic<KvIdentity>& word = control_.owners(place.slab)[place.index];
   KvIdentity owner = word.load();
-  for (int spin = 1; offer_of(owner) == kPendingOffer && !is_ours(owner); ++spin) {
+  for (int spin = 1; offer_of(owner) == kPendingOffer; ++spin) {
     shm::relax();
     if (spin % kSpins == 0) {
       const KvClient& taker = control_.head().clients[slot_of(owner)];
