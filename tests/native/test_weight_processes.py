@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ import pytest
 
 from aegaeon import _native
 from aegaeon.errors import RegionError
+from tests.support.bad_disk import BadDisk
 from tests.support.weight_files import key, plain
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +54,11 @@ HALF_LOADER = """
 """
 
 
-def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+def start(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -85,37 +86,32 @@ def test_eight_processes_that_want_a_model_at_once_read_it_once(region_path, tmp
     assert cache.evict(key(0))
 
 
-def kill_half_way(region_path, plan, cache):
-    """Return a waiter whose loader was killed in the middle; None when it was too late."""
-    loader = start(HALF_LOADER, region_path, plan.path)
+def kill_half_way(region_path, plan, cache, disk):
+    """Return a waiter whose loader was killed in the middle of a read."""
+    disk.fails("hang", plan.path.name, first=3)
+    loader = start(HALF_LOADER, region_path, plan.path, **disk.environment)
     try:
         assert loader.stdout.readline() == "loading\n"
         waiter = plan.acquire(cache)
         assert not waiter.is_loader
         assert waiter.wait_stage(1, 30.0)
-        os.kill(loader.pid, signal.SIGSTOP)
-        if not waiter.wait_stage(plan.stages, 0.1):
-            assert not waiter.take_over(), "its loader is alive"
+        assert not waiter.wait_stage(plan.stages, 0.1)
+        assert not waiter.take_over(), "its loader is alive"
     finally:
         loader.kill()
         loader.communicate()
-    if waiter.wait_stage(plan.stages, 30.0):
-        return None
     return waiter
 
 
 def test_a_load_whose_process_is_killed_is_finished_by_one_who_waits(region_path, tmp_path):
     plan = plain(tmp_path / "file", stages=64, stage_bytes=STAGE)
     cache = _native.WeightCache.open_or_create(region_path, BUDGET)
-    read = 0
-    while (waiter := kill_half_way(region_path, plan, cache)) is None:
-        assert cache.evict(key(0))
-        read = cache.bytes_read
+    waiter = kill_half_way(region_path, plan, cache, BadDisk(tmp_path))
     done = waiter.stages_done
     assert waiter.take_over()
     waiter.load(plan.jobs, 2)
     # What the dead loader had published is not read again; what it had read it could not count.
-    assert 0 < cache.bytes_read - read == plan.size_bytes - STAGE * done < plan.size_bytes
+    assert 0 < cache.bytes_read == plan.size_bytes - STAGE * done < plan.size_bytes
     plan.check(waiter)
     assert cache.status()[0].pin_pids == []
     assert cache.evict(key(0))
