@@ -20,6 +20,7 @@ from aegaeon.memory.traffic import Traffic
 from aegaeon.types import ModelSpec
 
 PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 << 20
 
 
 def drop_from_page_cache(path: Path) -> None:
@@ -36,13 +37,23 @@ def drop_from_page_cache(path: Path) -> None:
 class OurLoad:
     """Loads a model into a weight cache of its own, packed, until every stage is in."""
 
-    def __init__(self, spec: ModelSpec, region: str) -> None:
-        """Name the region, which is there during a load alone."""
+    def __init__(self, spec: ModelSpec, region: str, is_ready: bool = True) -> None:
+        """Name the region, which goes with each load. `make_ready` does what an idle server does
+        before, or nothing."""
         self._spec = spec
         self._region = Path(region)
+        self._is_ready = is_ready
+
+    def make_ready(self) -> None:
+        """Have memory for the next load."""
+        if self._is_ready:
+            self._open().prepare(self._spec.weight_bytes)
+
+    def _open(self) -> WeightCache:
+        return WeightCache.open_or_create(str(self._region), budget_of(self._spec))
 
     def __call__(self) -> float:
-        cache = WeightCache.open_or_create(str(self._region), self._spec.weight_bytes + PAGE_BYTES)
+        cache = self._open()
         source = WeightSource(cache, (self._spec,), READER_THREADS, Traffic())
         try:
             start = time.perf_counter()
@@ -54,6 +65,11 @@ class OurLoad:
             source.close()
             remove_region(self._region)
         return took_s
+
+
+def budget_of(spec: ModelSpec) -> int:
+    """Return a cache's budget for one model, whose last page of memory may be a huge one."""
+    return spec.weight_bytes + HUGE_PAGE_BYTES
 
 
 def remove_region(region: Path) -> None:

@@ -68,6 +68,15 @@ class Driver:
         for region in (self._regions.weights, self._regions.kv):
             remove_region(Path(region))
 
+    def await_memory(self, weight_bytes: int) -> None:
+        """Wait until memory for a model of so many bytes is ready, as an idle server has it."""
+        spare = Path(f"{self._regions.weights}+spare")
+        ends_s = time.monotonic() + PATIENCE_S
+        while not spare.exists() or spare.stat().st_blocks * 512 < weight_bytes:
+            if time.monotonic() > ends_s:
+                raise SystemExit(f"{spare} was not made ready")
+            time.sleep(LOOK_S)
+
     def load(self, model: ModelId, *evict: ModelId) -> None:
         """Load weights, until the first layers are in."""
         self._copy_lane.submit(self._load, model, *evict).result()

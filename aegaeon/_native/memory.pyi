@@ -46,6 +46,15 @@ class WeightCache:
     def evict(self, key: bytes) -> bool:
         """Evict a model; False when it is not here, or pinned, or being loaded."""
 
+    def prepare(self, size_bytes: int) -> None:
+        """Make memory ready for a model to come, as far as the budget has room for it.
+
+        Finding the pages takes longer than a fast disk takes to fill them: so it is done ahead,
+        in huge pages where the system has them; about a second for each GB.
+        The next model that is entered gets it. Returns at once when there is nothing to do or
+        another process is at it, soon after `close`, and early where shared memory is full.
+        """
+
     def status(self) -> list[CacheEntry]:
         """Return what is in the cache, in no order."""
 
@@ -63,6 +72,14 @@ class WeightCache:
         """Bytes of all models, loading ones in full; at most `budget_bytes` at any instant."""
 
     @property
+    def spare_bytes(self) -> int:
+        """Bytes kept beside the models for the next one; with them at most `budget_bytes`."""
+
+    @property
+    def ready_bytes(self) -> int:
+        """How many of them are ready by now."""
+
+    @property
     def budget_bytes(self) -> int:
         """The bound."""
 
@@ -75,7 +92,8 @@ class CachedModel:
 
     The buffer claims to be writable because torch.frombuffer warns otherwise; the memory is not:
     writing ends the process with SIGSEGV. Reading is for who has a pin: the memory of an evicted
-    model is taken away at once, and reading it ends the process with SIGBUS.
+    model is taken away at once, and reading it ends the process with SIGBUS, or finds what another
+    model has there by now.
     """
 
     @property

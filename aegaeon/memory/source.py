@@ -8,6 +8,7 @@ from aegaeon._native import WeightCache
 from aegaeon.errors import CheckpointError, LoadStalled, WeightsEvicted
 from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.host_model import HostModel
+from aegaeon.memory.spare import SpareKeeper
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import PackPlan, plan_pack
@@ -31,6 +32,7 @@ class WeightSource:
         self._traffic = traffic
         self._readers = readers
         self._plans = {spec.id: _Planned(spec) for spec in specs}
+        self._spare = SpareKeeper(cache, specs)
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
         self._lock = threading.Lock()
         self._mapped: dict[ModelId, HostModel] = {}  # taken back whole, and nobody's now
@@ -120,6 +122,7 @@ class WeightSource:
 
     def close(self) -> None:
         """Let go of the cache; what it holds stays for others."""
+        self._spare.stop()
         while self._coming:
             self._coming.popitem()[1].close()
         for model in self._plans:
@@ -127,6 +130,7 @@ class WeightSource:
             if mapped is not None:
                 mapped.close()
         self._cache.close()
+        self._spare.join()
 
     def _current(self, planned: "_Planned", model: ModelId) -> tuple[PackPlan, bytes]:
         """Return plan and key of the files as they are now, or, where those are gone, as they were

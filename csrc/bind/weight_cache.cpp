@@ -220,10 +220,13 @@ void bind_weight_cache(py::module_& module) {
           py::arg("timeout_s"))
       .def("set_demand", &set_demand, py::arg("key"), py::arg("is_wanted"))
       .def("evict", &evict, py::arg("key"))
+      .def("prepare", &WeightCache::prepare, py::arg("size_bytes"), released())
       .def("status", &WeightCache::status, released())
       .def("evictions", &WeightCache::evictions, released())
       .def("close", &WeightCache::close, released())
       .def_property_readonly("used_bytes", &WeightCache::used_bytes)
+      .def_property_readonly("spare_bytes", &WeightCache::spare_bytes)
+      .def_property_readonly("ready_bytes", &WeightCache::ready_bytes)
       .def_property_readonly("budget_bytes", &WeightCache::budget_bytes)
       .def_property_readonly("bytes_read", &WeightCache::bytes_read);
 }

@@ -22,8 +22,6 @@
 namespace aegaeon::memory {
 namespace {
 
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
-
 EntryState state_of(std::uint64_t status) { return static_cast<EntryState>(status & 7); }
 
 }  // namespace
@@ -43,15 +41,15 @@ CachedModel::~CachedModel() {
   } catch (const std::exception&) {
     // The region is damaged, or its lock kept by a stopped process; our end frees what we had.
   }
-  if (address_ != nullptr) {
-    munmap(const_cast<std::byte*>(address_), size_bytes_);
-  }
 }
 
 // Opens the data file, makes it when that is still to be done, and maps it.
 void CachedModel::map(bool is_new) {
   const std::string data = cache_->directory_.data_path(slot_, generation_);
-  if (is_new) ::unlink(data.c_str());  // of a cache that was removed without it
+  if (is_new) {
+    ::unlink(data.c_str());  // of a cache that was removed without it
+    cache_->spare_.give(slot_);
+  }
   const int create = is_loader() ? O_CREAT : 0;
   File file(::open(data.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | create, 0600));
   struct stat info{};
@@ -62,22 +60,21 @@ void CachedModel::map(bool is_new) {
   if (static_cast<std::uint64_t>(info.st_size) != size_bytes_) {
     start_file(data, file.get());
   }
-  if (address_ == nullptr) {
-    void* base = mmap(nullptr, size_bytes_, PROT_READ, MAP_SHARED, file.get(), 0);
-    if (base == MAP_FAILED) {
+  if (address() == nullptr) {
+    mapping_ = HugeMapping(file.get(), size_bytes_, PROT_READ);
+    if (address() == nullptr) {
       throw shm::RegionError("cannot map " + data + ": " + reason(errno));
     }
-    address_ = static_cast<const std::byte*>(base);
     // Whole huge pages only, so that the last one takes no more than the model has. Most systems
     // do not give any, which is no failure.
-    madvise(base, size_bytes_ / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
+    madvise(mapping_.address(), size_bytes_ / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
   }
   if (is_loader()) file_ = std::move(file);
 }
 
 // A load begins in an empty file, also one that goes on where somebody has removed the file.
 void CachedModel::start_file(const std::string& data, int file) {
-  if (!is_loader() || address_ != nullptr) {
+  if (!is_loader() || address() != nullptr) {
     throw shm::RegionError(data + " has been removed or cut; restart the servers that use it");
   }
   entry().stages_done.store(0);
@@ -86,9 +83,7 @@ void CachedModel::start_file(const std::string& data, int file) {
   }
 }
 
-void CachedModel::populate() const {
-  madvise(const_cast<std::byte*>(address_), size_bytes_, MADV_POPULATE_READ);
-}
+void CachedModel::populate() const { madvise(mapping_.address(), size_bytes_, MADV_POPULATE_READ); }
 
 bool CachedModel::is_current(std::uint64_t status) const {
   return generation_of(status) == generation_ &&
@@ -262,9 +257,10 @@ void CachedModel::begin_load(std::vector<Job> jobs, int threads) {
   };
   const auto is_unwanted = [this] { return is_cancelled_.load() || cache_->is_closed(); };
   try {
-    reader_ = std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
-                                       Target{file_.get(), address_, data}, first_stage_, threads,
-                                       Progress{publish, is_unwanted});
+    reader_ =
+        std::make_unique<Reader>(LoadPlan(std::move(jobs), size_bytes_, stages_, kChunkBytes),
+                                 Target{file_.get(), address(), entry().ready_bytes.load(), data},
+                                 first_stage_, threads, Progress{publish, is_unwanted});
   } catch (const std::invalid_argument& error) {
     // Whoever took the load over would find the same, without end.
     throw CheckpointError(model_ + " cannot be loaded: " + error.what() +

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "memory/file.h"
+#include "memory/huge_pages.h"
 #include "memory/reader.h"
 #include "memory/weight_cache.h"
 
@@ -24,7 +25,7 @@ class CachedModel {
   CachedModel(const CachedModel&) = delete;
   CachedModel& operator=(const CachedModel&) = delete;
 
-  const std::byte* address() const { return address_; }
+  const std::byte* address() const { return mapping_.address(); }
   std::uint64_t size_bytes() const { return size_bytes_; }
   std::uint32_t stages() const { return stages_; }
   std::uint32_t stages_done() const;
@@ -93,7 +94,7 @@ class CachedModel {
   std::uint64_t size_bytes_;
   std::uint32_t stages_;
   std::string model_;
-  const std::byte* address_ = nullptr;
+  HugeMapping mapping_;
   File file_;  // of the loader
   std::atomic<bool> is_loader_;
   std::atomic<bool> is_cancelled_{false};

@@ -109,6 +109,10 @@ std::string Directory::data_path(std::size_t slot, std::uint64_t generation) con
   return path() + "+" + std::to_string(slot) + "-" + std::to_string(generation);
 }
 
+std::string Directory::data_path(std::size_t slot) const {
+  return data_path(slot, generation_of(status(slot)));
+}
+
 void Directory::repair() {
   for (std::size_t slot = 0; slot < kEntries; ++slot) {
     const EntryState found = state(slot);
@@ -261,7 +265,7 @@ void Directory::free(std::size_t slot) {
 // Truncated first, which gives its memory back at once whoever has it mapped still. Those must not
 // look at it any more, and do not: they have no pin.
 void Directory::remove_data(std::size_t slot) const {
-  const std::string data = data_path(slot, generation_of(status(slot)));
+  const std::string data = data_path(slot);
   const File file(open(data.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (file.is_open() && ftruncate(file.get(), 0) != 0) {
     // Unlinking is all that is left; the memory comes back with the last mapping.

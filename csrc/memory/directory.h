@@ -78,8 +78,9 @@ struct Entry {
   std::atomic<std::int64_t> used_at_ns;
   std::atomic<double> uses;  // decaying, as of used_at_ns
   std::array<std::atomic<std::uint32_t>, kClients> pins;
-  SharedKey key;                          // written under the lock, as is the size
-  std::atomic<std::uint64_t> size_bytes;  // of the model; written while the entry is empty
+  SharedKey key;                           // written under the lock, as is the size
+  std::atomic<std::uint64_t> size_bytes;   // of the model; written while the entry is empty
+  std::atomic<std::uint64_t> ready_bytes;  // of its file, from the first: made ready, see spare.h
   // From here on under the lock.
   std::uint32_t stages;
   double reload_s;  // estimated, then measured
@@ -107,6 +108,12 @@ struct Control {
   std::atomic<std::uint64_t> bytes_read;   // from files, by all
   std::atomic<std::uint64_t> evictions;
   std::atomic<double> load_bytes_per_s;  // as last measured
+  // See spare.h.
+  std::atomic<std::uint64_t> spare_bytes;
+  std::atomic<std::uint64_t>
+      spare_ready;  // of them, from the first: in huge pages if there are any
+  std::atomic<std::uint64_t> spare_number;
+  std::atomic<shm::Owner> spare_owner;  // who fills it
   std::array<std::atomic<shm::Owner>, kClients> clients;
   std::array<std::atomic<std::uint64_t>, kEntries> status;
   std::array<Entry, kEntries> entries;
@@ -152,6 +159,7 @@ class Directory {
   std::uint64_t used_bytes() const;
   bool has_key(std::size_t slot, const ModelKey& key) const;
   std::string data_path(std::size_t slot, std::uint64_t generation) const;
+  std::string data_path(std::size_t slot) const;  // as of now
 
   // The pins and demand of a client, which is ours or dead, are void, and its place is free.
   void clear_client(std::size_t client);
@@ -170,6 +178,8 @@ class Directory {
   void record_eviction(std::size_t slot, const std::string& why);
   // From evicting or failed, which nobody uses any more, to freeing, by us.
   void begin_freeing(std::size_t slot);
+  // The end of a freeing entry, whose file is gone.
+  void empty(std::size_t slot);
 
   // Without the lock: empties the file of a freeing entry that is ours, then the entry itself.
   void free(std::size_t slot);
@@ -183,7 +193,6 @@ class Directory {
   void repair_entry(std::size_t slot, EntryState found);
   bool is_eviction_recorded(std::size_t slot) const;
   void remove_data(std::size_t slot) const;
-  void empty(std::size_t slot);
 
   shm::Region region_;
   Control* control_;

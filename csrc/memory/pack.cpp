@@ -36,6 +36,17 @@ void store(std::byte* to, __m128i value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), value);
 }
 
+// `to` is aligned to 64.
+void put(const std::byte* block, std::size_t bytes, std::byte* to, Fate fate) {
+  if (fate == Fate::copied) {
+    std::memcpy(to, block, bytes);
+    return;
+  }
+  for (std::size_t at = 0; at < bytes; at += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + at), load(block + at));
+  }
+}
+
 void prefetch(const std::byte* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
 
 // Eight rows of eight 16-bit elements become eight columns, `kTileRows` elements apart.
@@ -76,34 +87,38 @@ void transpose_4x4(const std::byte* source, std::size_t row_bytes, std::byte* ou
 // loops take a line of each of a few rows at once: all 32, a power of two apart, would drive each
 // other out of the first cache before the rest of their lines is used.
 template <std::size_t kElement, std::size_t kSide, typename Transpose>
-std::size_t pack_lines(const std::byte* source, std::byte* out, std::size_t columns,
+std::size_t pack_lines(const std::byte* source, std::byte* out, std::size_t columns, Fate fate,
                        const Transpose& transpose) {
   constexpr std::size_t kLineColumns = 64 / kElement;
   const std::size_t row_bytes = columns * kElement;
   const std::size_t whole = columns / kLineColumns * kLineColumns;
+  alignas(64) std::byte block[kLineColumns * kTileRows * kElement];
   for (std::size_t column = 0; column < whole; column += kLineColumns) {
     for (std::size_t row = 0; row < kTileRows; ++row) {
       prefetch(source + row * row_bytes + column * kElement + kPrefetchBytes);
     }
     for (std::size_t row = 0; row < kTileRows; row += kSide) {
-      for (std::size_t at = column; at < column + kLineColumns; at += kSide) {
-        transpose(source + row * row_bytes + at * kElement, row_bytes,
-                  out + (at * kTileRows + row) * kElement);
+      for (std::size_t at = 0; at < kLineColumns; at += kSide) {
+        transpose(source + row * row_bytes + (column + at) * kElement, row_bytes,
+                  block + (at * kTileRows + row) * kElement);
       }
     }
+    put(block, sizeof block, out + column * kTileRows * kElement, fate);
   }
   return whole;
 }
 
 std::size_t pack_whole_lines(const std::byte* source, std::byte* out, std::size_t columns,
-                             std::size_t element_bytes) {
-  return element_bytes == 2 ? pack_lines<2, 8>(source, out, columns, transpose_8x8)
-                            : pack_lines<4, 4>(source, out, columns, transpose_4x4);
+                             std::size_t element_bytes, Fate fate) {
+  return element_bytes == 2 ? pack_lines<2, 8>(source, out, columns, fate, transpose_8x8)
+                            : pack_lines<4, 4>(source, out, columns, fate, transpose_4x4);
 }
 
 #else
 
-std::size_t pack_whole_lines(const std::byte*, std::byte*, std::size_t, std::size_t) { return 0; }
+std::size_t pack_whole_lines(const std::byte*, std::byte*, std::size_t, std::size_t, Fate) {
+  return 0;
+}
 
 #endif
 
@@ -131,12 +146,12 @@ float half_to_float(std::uint16_t half) {
 }  // namespace
 
 void pack_tiles(const std::byte* source, std::byte* out, std::size_t rows, std::size_t columns,
-                std::size_t element_bytes) {
+                std::size_t element_bytes, Fate fate) {
   const std::size_t tile_bytes = kTileRows * columns * element_bytes;
   for (std::size_t row = 0; row < rows; row += kTileRows) {
     const std::size_t count = std::min(kTileRows, rows - row);
     const std::size_t done =
-        count == kTileRows ? pack_whole_lines(source, out, columns, element_bytes) : 0;
+        count == kTileRows ? pack_whole_lines(source, out, columns, element_bytes, fate) : 0;
     if (element_bytes == 2) {
       pack_block<std::uint16_t>(source, out, count, columns, done);
     } else {
@@ -145,6 +160,9 @@ void pack_tiles(const std::byte* source, std::byte* out, std::size_t rows, std::
     source += tile_bytes;
     out += tile_bytes;
   }
+#if defined(__SSE2__)
+  _mm_sfence();  // so that who is told of it finds it
+#endif
 }
 
 void widen(const std::byte* source, float* out, std::size_t count, Convert convert) {

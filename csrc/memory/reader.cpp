@@ -6,59 +6,33 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
 #include "memory/errors.h"
+#include "memory/huge_pages.h"
+#include "memory/source_buffer.h"
 
 namespace aegaeon::memory {
 namespace {
 
 constexpr std::uint64_t kPageBytes = 4096;
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 void touch(const std::byte* at) { *static_cast<const volatile std::byte*>(at); }
-
-struct Free {
-  void operator()(std::byte* memory) const { std::free(memory); }
-};
-using Buffer = std::unique_ptr<std::byte, Free>;
-
-Buffer aligned(std::size_t bytes, std::size_t alignment = kDirectAlignment) {
-  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
-  if (memory == nullptr) {
-    throw std::bad_alloc();
-  }
-  return Buffer(memory);
-}
-
-// The kernel pins what a direct read fills, page by page: huge ones are a tenth of that work.
-// Where it has none, that is no failure.
-Buffer huge(std::size_t bytes) {
-  const std::size_t alignment = bytes < kHugePageBytes / 2 ? kDirectAlignment : kHugePageBytes;
-  Buffer buffer = aligned(bytes, alignment);
-  if (alignment == kHugePageBytes) {
-    madvise(buffer.get(), bytes, MADV_HUGEPAGE);
-  }
-  return buffer;
-}
 
 }  // namespace
 
 // Of one thread, reused for each of its chunks.
 struct Reader::Buffers {
   explicit Buffers(const LoadPlan& plan)
-      : source(huge(plan.longest_source_bytes + 2 * kDirectAlignment)),
-        wide(aligned(plan.longest_slice_bytes)),
-        packed(aligned(plan.longest_slice_bytes)) {}
+      : source(plan.longest_source_bytes + 2 * kDirectAlignment),
+        wide(aligned_memory(plan.longest_slice_bytes, kDirectAlignment)),
+        packed(aligned_memory(plan.longest_slice_bytes, kDirectAlignment)) {}
 
-  Buffer source;
-  Buffer wide;
-  Buffer packed;
+  SourceBuffer source;
+  AlignedMemory wide;
+  AlignedMemory packed;
 };
 
 Reader::Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int threads,
@@ -66,9 +40,13 @@ Reader::Reader(LoadPlan plan, Target target, std::uint32_t first_stage, int thre
     : plan_(std::move(plan)),
       target_(std::move(target)),
       progress_(std::move(progress)),
+      ready_(target_.ready_bytes == 0
+                 ? HugeMapping()
+                 : HugeMapping(target_.file, target_.ready_bytes, PROT_READ | PROT_WRITE)),
       chunk_end_(plan_.chunks.size()),
       chunks_left_(plan_.stages, 0),
       stages_done_(first_stage) {
+  if (ready_.address() == nullptr) target_.ready_bytes = 0;
   for (const PlannedFile& file : plan_.files) files_.emplace_back(file);
   std::size_t first = 0;
   for (const Chunk& chunk : plan_.chunks) {
@@ -170,17 +148,31 @@ void Reader::pack(const Chunk& chunk, const std::byte* data, Buffers& buffers) {
       widen(out, reinterpret_cast<float*>(buffers.wide.get()), count * columns, job.convert);
       out = buffers.wide.get();
     }
+    const std::uint64_t at = chunk.dest_offset + row * out_row_bytes;
+    const std::uint64_t bytes = job.rows_out(count) * out_row_bytes;
     if (job.layout == Layout::tiles) {
-      pack_tiles(out, buffers.packed.get(), count, columns, job.out_element_bytes());
-      out = buffers.packed.get();
+      std::byte* const ready = ready_at(at, bytes);
+      std::byte* const packed = ready == nullptr ? buffers.packed.get() : ready;
+      pack_tiles(out, packed, count, columns, job.out_element_bytes(),
+                 ready == nullptr ? Fate::copied : Fate::kept);
+      if (ready != nullptr) continue;
+      out = packed;
     }
-    write(chunk.dest_offset + row * out_row_bytes, out, job.rows_out(count) * out_row_bytes);
+    write(at, out, bytes);
   }
+}
+
+std::byte* Reader::ready_at(std::uint64_t offset, std::uint64_t bytes) const {
+  return offset + bytes <= target_.ready_bytes ? ready_.address() + offset : nullptr;
 }
 
 // One thread at a time: the kernel would have the others wait for the file too, and spin meanwhile
 // on processors that somebody packs or computes on.
 void Reader::write(std::uint64_t offset, const std::byte* data, std::uint64_t bytes) {
+  if (std::byte* const ready = ready_at(offset, bytes)) {
+    std::memcpy(ready, data, bytes);
+    return;
+  }
   const std::lock_guard<std::mutex> turn(writing_);
   std::uint64_t done = 0;
   while (done < bytes) {

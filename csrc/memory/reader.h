@@ -12,18 +12,20 @@
 #include <thread>
 #include <vector>
 
+#include "memory/huge_pages.h"
 #include "memory/load_plan.h"
 #include "memory/source_file.h"
 
 namespace aegaeon::memory {
 
-// Where the loaded bytes go. Written by pwrite only: so a full file system is an error and not a
-// SIGBUS, and pages need not be zeroed before they are filled. (Written in place, into pages that
-// MADV_POPULATE_WRITE has made, takes the same time in all.)
+// Where the loaded bytes go: in place as far as memory has been made ready, by pwrite behind that.
+// So a full file system is an error and not a SIGBUS, and pages need not be zeroed before they are
+// filled.
 struct Target {
   int file;
-  const std::byte* mapping;  // of the same file; its pages are mapped as they come in
-  std::string path;          // for errors
+  const std::byte* mapping;   // of the same file; its pages are mapped as they come in
+  std::uint64_t ready_bytes;  // from the first; whole huge pages
+  std::string path;           // for errors
 };
 
 // What a load and its owner tell each other, from any of the threads.
@@ -58,6 +60,8 @@ class Reader {
   void work();
   void load(const Chunk& chunk, Buffers& buffers);
   void pack(const Chunk& chunk, const std::byte* data, Buffers& buffers);
+  // Where [offset, offset + bytes) can be written in place; null where it cannot.
+  std::byte* ready_at(std::uint64_t offset, std::uint64_t bytes) const;
   void write(std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
   void map(const Chunk& chunk);
   void finish(std::uint32_t stage);
@@ -65,6 +69,7 @@ class Reader {
   LoadPlan plan_;
   Target target_;
   Progress progress_;
+  HugeMapping ready_;
   std::deque<SourceFile> files_;
   std::size_t chunk_end_;
   std::atomic<std::size_t> next_chunk_;

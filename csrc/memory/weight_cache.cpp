@@ -122,7 +122,7 @@ bool WeightCache::is_lost(std::size_t slot) const {
     return false;
   }
   struct stat info{};
-  const std::string data = directory_.data_path(slot, generation_of(directory_.status(slot)));
+  const std::string data = directory_.data_path(slot);
   if (::stat(data.c_str(), &info) != 0) {
     return errno == ENOENT;  // what else keeps us from it is no reason to take it from others
   }
@@ -187,7 +187,10 @@ bool WeightCache::make_room(const Wanted& wanted, std::string& refusal, Slots& s
   while (need > 0 || need_slots > 0) {
     const auto victims = choose_victims(candidates(), need, need_slots);
     if (!victims) break;
-    if (begin_evictions(*victims, "room for " + wanted.model, slots)) return true;
+    if (begin_evictions(*victims, "room for " + wanted.model, slots)) {
+      recycle(slots);
+      return true;
+    }
   }
   refusal = refusal_of(wanted);
   return false;
@@ -217,6 +220,18 @@ bool WeightCache::begin_evictions(const std::vector<Candidate>& victims, const s
     slots.push_back(victim.slot);
   }
   return are_unpinned;
+}
+
+// The largest of those that go leaves its memory to the model that comes.
+void WeightCache::recycle(Slots& slots) {
+  const auto bytes = [this](std::size_t slot) { return directory_.entry(slot).size_bytes.load(); };
+  const auto largest = std::max_element(
+      slots.begin(), slots.end(),
+      [&](std::size_t one, std::size_t other) { return bytes(one) < bytes(other); });
+  if (spare_.recycle(*largest)) {
+    directory_.empty(*largest);
+    slots.erase(largest);
+  }
 }
 
 std::vector<Candidate> WeightCache::candidates() const {
@@ -335,6 +350,11 @@ bool WeightCache::evict(const ModelKey& key) {
   }
   for (const std::size_t slot : slots) directory_.free(slot);
   return true;
+}
+
+void WeightCache::prepare(std::uint64_t bytes) {
+  check_usable();
+  spare_.prepare(bytes, [this] { return is_closed(); });
 }
 
 void WeightCache::close() {

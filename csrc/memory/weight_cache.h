@@ -15,6 +15,7 @@
 #include "memory/directory.h"
 #include "memory/eviction.h"
 #include "memory/source_file.h"
+#include "memory/spare.h"
 
 namespace aegaeon::memory {
 
@@ -72,6 +73,9 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
   // False when it is not here, or pinned, or being loaded.
   bool evict(const ModelKey& key);
 
+  // Makes memory ready for the next model, of `bytes`: see spare.h. It takes a second for each GB.
+  void prepare(std::uint64_t bytes);
+
   // Cancels the loads of this client and drops its demand; pins stay with their models.
   void close();
   bool is_closed() const { return is_closed_.load(); }
@@ -80,6 +84,12 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
   std::vector<Eviction> evictions();
   // A report, as of no one moment; it never waits.
   std::uint64_t used_bytes() const;
+  // What is kept beside the models for the next one, with them at most the budget; and how much of
+  // it is ready.
+  std::uint64_t spare_bytes() const { return directory_.control().spare_bytes.load(); }
+  std::uint64_t ready_bytes() const {
+    return spare_bytes() == 0 ? 0 : directory_.control().spare_ready.load();
+  }
   std::uint64_t budget_bytes() const { return directory_.budget_bytes(); }
   std::uint64_t bytes_read() const { return directory_.control().bytes_read.load(); }
   const std::string& path() const { return directory_.path(); }
@@ -102,12 +112,14 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
   // False, with the refusal, when there is no room; else there is once `slots` are freed.
   bool make_room(const Wanted& wanted, std::string& refusal, Slots& slots);
   bool begin_evictions(const std::vector<Candidate>& victims, const std::string& why, Slots& slots);
+  void recycle(Slots& slots);
   std::vector<Candidate> candidates() const;
   Slots unpinned_failures() const;
   bool is_evictable(std::size_t slot) const;
   std::string refusal_of(const Wanted& wanted) const;
 
   Directory directory_;
+  Spare spare_{directory_};
   shm::Owner owner_;
   std::size_t client_;
   std::atomic<bool> is_closed_{false};

@@ -1,0 +1,56 @@
+"""Memory of the node's weight cache made ready ahead, while nobody waits for it."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterable
+
+from aegaeon._native import WeightCache
+from aegaeon.errors import AegaeonError
+from aegaeon.types import ModelSpec
+
+log = logging.getLogger(__name__)
+
+# How often it looks whether the last spare was used.
+LOOK_S = 2.0
+# Of all priorities the lowest: what computes goes first.
+NICE = 19
+CLOSE_S = 5.0
+
+
+class SpareKeeper:
+    """Keeps memory ready for the largest model of an engine that is not in the cache, as far as
+    the cache has room. One thread, of the lowest priority."""
+
+    def __init__(self, cache: WeightCache, specs: Iterable[ModelSpec]) -> None:
+        """Begin at once."""
+        self._cache = cache
+        self._bytes = {spec.id: spec.weight_bytes for spec in specs}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="spare", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more. What is being made ready goes on until the cache is closed."""
+        self._closing.set()
+
+    def join(self) -> None:
+        """Wait for the end, after the cache was closed."""
+        self._thread.join(CLOSE_S)
+
+    def _keep(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        while not self._closing.is_set():
+            try:
+                self._look()
+            except AegaeonError as error:
+                if not self._closing.is_set():
+                    log.warning("no memory is made ready for weights any more: %s", error)
+                return
+            self._closing.wait(LOOK_S)
+
+    def _look(self) -> None:
+        held = {entry.model for entry in self._cache.status()}
+        wanted = max((size for model, size in self._bytes.items() if model not in held), default=0)
+        if wanted > 0:
+            self._cache.prepare(wanted)
