@@ -3,9 +3,15 @@ OpenMP teams that spin beside other processes lose much. Set before anything imp
 
 import os
 
+import hypothesis
+
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# No test is timed: another process may have the processor.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # First what takes long: else a worker gets it last, while the others have nothing left to do.
 LONG = ("native/test_sanitizers", "end_to_end/", "native/test_ops_sanitizers")

@@ -338,10 +338,7 @@ class DeviceScheduler(Ledger[GroupT]):
         }
         has_held = False
         for model, group in losers.items():
-            ran = group.put_back([r for r in known if self._model_of[r] == model])
-            self._waiting_count += len(ran)
-            self._hold_kv(group, -sum(entry.tokens for entry in ran if entry.is_here))
-            has_held = has_held or bool(ran)
+            has_held |= self._put_back(group, [r for r in known if self._model_of[r] == model])
             self._changed(group)
         if has_held:
             self._kv.freed()

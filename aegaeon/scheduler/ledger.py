@@ -186,6 +186,14 @@ class Ledger(Scheduler, Generic[GroupT]):
         group.here_tokens += tokens
         self._residency.hold_kv(group.model, tokens)
 
+    def _put_back(self, group: GroupT, requests: Iterable[RequestId]) -> bool:
+        """Let `requests` wait in front of `group`. Those that ran give up their KV, and are
+        prefilled again when there is room. Says whether any did."""
+        ran = group.put_back(requests)
+        self._waiting_count += len(ran)
+        self._hold_kv(group, -sum(entry.tokens for entry in ran if entry.is_here))
+        return bool(ran)
+
     def _forget(self, request: RequestId) -> None:
         model = self._model_of.pop(request, None)
         if model is None:

@@ -15,7 +15,7 @@ from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.paper import PaperRules, quotas
 from aegaeon.scheduler.paper_device import Batch, PaperDevice
 from aegaeon.scheduler.residency import Residency
-from aegaeon.types import Decode, ModelId, Prefill, RequestId, Role, Stretch
+from aegaeon.types import Decode, ModelId, Prefill, Role, Stretch
 
 
 class PaperDecode(PaperDevice):
@@ -165,7 +165,8 @@ class PaperDecode(PaperDevice):
             return Prefill(group.model, (prompt.id,))
         requests = [entry.id for entry in here][: self._limits.max_batch]
         while len(requests) > 1 and not self._steps_that_fit(group, len(requests)):
-            self._put_back(group, requests.pop())
+            self._put_back(group, (requests.pop(),))
+            self._changed(group)
         return Decode(group.model, tuple(requests), self._stretch(turn, group, len(requests)))
 
     def _next_prompt(self, turn: Batch) -> Entry | None:
@@ -183,13 +184,6 @@ class PaperDecode(PaperDevice):
             return Stretch()
         steps = self._steps_that_fit(group, requests)
         return Stretch(max(1, steps), until_s=turn.ends_s)
-
-    def _put_back(self, group: Group, request: RequestId) -> None:
-        """Let go the KV of a running request; it is prefilled again when there is room."""
-        for entry in group.put_back((request,)):
-            self._waiting_count += 1
-            self._hold_kv(group, -entry.tokens)
-        self._changed(group)
 
     def _stepped(self, group: Group, action: Prefill | Decode, now: float) -> None:
         turn = self._turn

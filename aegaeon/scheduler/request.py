@@ -188,7 +188,7 @@ class RequestScheduler(DeviceScheduler[Group]):
                 return Prefill(group.model, picked)
         requests = here[: self._limits.max_batch]
         while len(requests) > 1 and not self._steps_that_fit(group, len(requests)):
-            self._put_back(group, requests.pop())
+            self._put_back(group, (requests.pop(),))
         stretch = Stretch(
             1 if len(here) > len(requests) else max(1, self._steps_that_fit(group, len(requests))),
             until_s=self._untried[0][0] if self._untried else math.inf,
@@ -213,12 +213,6 @@ class RequestScheduler(DeviceScheduler[Group]):
                 break
             picked.append(entry.id)
         return tuple(picked)
-
-    def _put_back(self, group: Group, request: RequestId) -> None:
-        """Let go the KV of a running request; it is prefilled again when there is room."""
-        for entry in group.put_back((request,)):
-            self._waiting_count += 1
-            self._hold_kv(group, -entry.tokens)
 
     # Loads
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from aegaeon.metrics import Target
+from aegaeon.scheduler.busyness import Busyness
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.device import DeviceScheduler
 from aegaeon.scheduler.groups import Entry
@@ -18,9 +19,6 @@ from aegaeon.scheduler.room import Holder, Room, find_room
 from aegaeon.scheduler.shedding import Demand, shed
 from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Survey, Urgency, scaled
 from aegaeon.types import Decode, Load, ModelId, Prefill, RequestId, Role, Stretch
-
-RECENT_S = 20.0  # of arrivals that count as load
-MEMORY_WEIGHT = 0.2  # of a device full of weights, against one whose time is all taken
 
 
 class SlackScheduler(DeviceScheduler[SlackGroup]):
@@ -41,14 +39,12 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._tbt_s = target.tbt_s
         self._set = scaled(settings, target.ttft_s)
         self._urgency = Urgency(target, self._set)
-        self._decode_load = 0.0  # the share of the device's time that keeping up takes
-        self._prefill_load = 0.0  # and prefilling what came lately
-        self._prefill_load_s = 0.0  # when it was that
-        self._memory_load = 0.0
-        self._load = 0.0  # all of it
+        self._busy = Busyness()
         self._has_shed = False
         self._survey: Survey | None = None  # while nothing has happened since
         self._other_s = math.inf  # the least slack of those ready that were not chosen
+        self._is_idle: bool | None = None  # since something happened; None: to be found
+        self._newcomer: SlackGroup | None = None  # that an idle device turns to
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
 
     def _new_group(self, model: ModelId) -> SlackGroup:
@@ -57,21 +53,23 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     @property
     def load(self) -> float:
         """The share of its time that keeping up with its models takes, more or less."""
-        return self._load
+        return self._busy.total
 
     # What happens
 
     def _something_happened(self) -> None:
         super()._something_happened()
         self._survey = None
+        self._is_idle = None
 
     def _entered(self, group: SlackGroup, entry: Entry, now: float) -> None:
         group.came += 1
         if group.model not in self._active:
-            self._decode_load += group.cost.decode_s(entry.tokens, 1) / self._tbt_s
-            group.memory_load = self._memory_share(group.model)
-            self._memory_load += group.memory_load
-        self._sum_up(now, group.cost.prefill_s(entry.tokens))
+            self._busy.decode += group.cost.decode_s(entry.tokens, 1) / self._tbt_s
+            residency = self._residency
+            share = residency.bytes_of(group.model) / residency.budget_bytes
+            group.memory_share = self._busy.hold(share)
+        self._busy.sum_up(now, group.cost.prefill_s(entry.tokens))
         self._changed(group)
 
     def _changed(self, group: SlackGroup) -> None:
@@ -80,17 +78,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _quieted(self, group: SlackGroup) -> None:
         group.shed_until_s = 0.0
         group.late_since_s = math.inf
-        self._memory_load -= group.memory_load
-
-    def _sum_up(self, now: float, prefill_s: float = 0.0) -> None:
-        """`prefill_s` of prefilling have come; what came long ago counts no longer."""
-        decay = math.exp((self._prefill_load_s - now) / RECENT_S)
-        self._prefill_load = self._prefill_load * decay + prefill_s / RECENT_S
-        self._prefill_load_s = now
-        self._load = self._decode_load + self._prefill_load + self._memory_load
-
-    def _memory_share(self, model: ModelId) -> float:
-        return MEMORY_WEIGHT * self._residency.bytes_of(model) / self._residency.budget_bytes
+        self._busy.hold(-group.memory_share)
 
     def _turn_began(self, group: SlackGroup, now: float) -> None:  # noqa: ARG002
         group.joining = len(group.waiting)
@@ -130,9 +118,11 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
                 ready.append(group)
             elif group.load_at_s <= now:
                 absent.append(group)
-        self._decode_load = step_s / self._tbt_s
-        self._sum_up(now)
-        if self._decode_load > 1.0 or self._has_shed:
+        self._busy.decode = step_s / self._tbt_s
+        self._busy.sum_up(now)
+        if self._is_idle is None:
+            self._is_idle = self._busy.is_idle
+        if self._busy.decode > 1.0 or self._has_shed:
             self._shed(now)
         if self._has_shed or has_late:
             for model, group in runnable.items():
@@ -173,14 +163,27 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._reason = "least_slack"
         current = None if self._current is None else self._groups.get(self._current)
         if current is not None and current is not best and current in ready:
-            goes_on = best_s >= self._leaves_below_s(slack_s[current.model])
-            if goes_on:
+            current_s = slack_s[current.model]
+            if best_s >= min(self._leaves_below_s(current_s), current_s - self._set.guard_s):
                 best, other_s = current, best_s
                 self._reason = "turn_goes_on"
+        self._newcomer = self._find_newcomer(best, now) if self._is_idle else None
+        if self._newcomer is not None and slack_s[best.model] >= self._set.join_s:
+            best = self._newcomer
+            other_s = min(slack_s[group.model] for group in ready if group is not best)
+            self._reason = "newcomer"
         self._other_s = other_s
         if self._planned is not None or (absent and self._makes_way(best, now)):
             return None
         return best
+
+    def _find_newcomer(self, best: SlackGroup, now: float) -> SlackGroup | None:
+        """Of those ready the most urgent that has a request to prefill; None if `best` has one."""
+        if self._kv.first() is not None or (best.waiting and self._pick_prefill(best)):
+            return None
+        _, slack_s, ready, _ = self._look(now)
+        waiting = [group for group in ready if group.waiting and self._pick_prefill(group)]
+        return min(waiting, key=lambda group: slack_s[group.model], default=None)
 
     def _leaves_below_s(self, current_s: float) -> float:
         """How little slack others must have for a turn to end."""
@@ -215,17 +218,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             return None
         requests = group.pick_decode(self._limits.max_batch)
         while not self._steps_that_fit(group, len(requests)) and len(requests) > 1:
-            self._put_back(group, requests[-1])
+            self._put_back(group, requests[-1:])
+            self._changed(group)
             requests = group.pick_decode(self._limits.max_batch)
         return Decode(group.model, requests, self._stretch(group, requests, now))
-
-    def _put_back(self, group: SlackGroup, request: RequestId) -> None:
-        """Let go the KV of a running request; it is prefilled again when there is room."""
-        for entry in group.put_back((request,)):
-            self._waiting_count += 1
-            if entry.is_here:
-                self._hold_kv(group, -entry.tokens)
-        self._changed(group)
 
     def _admits(self, group: SlackGroup, now: float) -> bool:
         """Whether newcomers are prefilled now, or wait for the next turn."""
@@ -233,7 +229,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             return False
         if not self._kv.may_prefill(group, now):
             return False
-        if group.joining or not group.running:
+        if group.joining or not group.running or self._is_idle:
             return True
         if self._urgency.lead_s(group, now) < self._set.join_s:
             return True
@@ -269,16 +265,20 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         until_s, ahead_s = math.inf, math.inf
         if lead_s < settings.ahead_s and len(self._active) > 1:
             ahead_s = settings.ahead_s
+        if lead_s < settings.join_s and self._newcomer is not None:
+            ahead_s = settings.join_s
         waiting_s = math.inf
         if group.waiting:
             waiting_s = self._urgency.waiting_due_s(group, now) - now
             joins_s = waiting_s - settings.join_slack_s
-            until_s = now + (joins_s if joins_s > 0 else settings.look_s)
+            is_later = joins_s > 0 and not self._is_idle
+            until_s = now + (joins_s if is_later else settings.look_s)
         leaves_s = self._leaves_below_s(min(lead_s, waiting_s))
         if other_s > leaves_s:
             until_s = min(until_s, now + other_s - leaves_s)
-        elif waiting_s > other_s:
-            steps = min(steps, max(1, math.ceil((other_s - lead_s) / self._tbt_s)))
+        elif waiting_s - settings.guard_s > other_s:
+            behind_s = other_s + settings.guard_s - lead_s
+            steps = min(steps, max(1, math.ceil(behind_s / self._tbt_s)))
         is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= self._tbt_s
         has_absent = bool(self._look(now).absent)
         if is_slow or has_absent:  # where nobody is well ahead, somebody may starve
@@ -346,7 +346,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         while size(model, group.here_tokens + away) > most and len(running) > 1:
             last = max(running.values(), key=lambda entry: entry.arrival_s)
             away -= 0 if last.is_here else last.tokens
-            self._put_back(group, last.id)
+            self._put_back(group, (last.id,))
+            self._changed(group)
         return size(model, away)
 
     def _first_prompt_bytes(self, group: SlackGroup) -> int:

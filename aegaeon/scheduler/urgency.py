@@ -43,7 +43,7 @@ class SlackGroup(Group):
     waiting_due_s: float | None = None  # earliest; None: to be found
     joining: int = 0  # that waited when the turn began
     came: int = 0  # requests so far
-    memory_load: float = 0.0  # what it counts in the device's load
+    memory_share: float = 0.0  # that it wants of the device
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
     late_since_s: float = math.inf  # no step since a request was hopelessly late
     # What follows from its requests, until `holds_s` or a change of them.

@@ -69,7 +69,7 @@ def expected():
     return {request.id: alone(request) for request in mates()}
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32))
 def test_tokens_are_the_same_among_random_mates_of_two_models(device, expected, seed):
     runner = Runner(make_engine(device=device))
@@ -82,7 +82,7 @@ def test_random_prompts_give_different_tokens(expected):
     assert all(len(set(tokens)) > 2 for tokens in expected.values())
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32))
 def test_tokens_are_the_same_when_blocks_run_out(device, expected, seed):
     blocks = SHAPES["b"].block_bytes * 26

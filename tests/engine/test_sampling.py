@@ -83,7 +83,7 @@ def test_a_flat_vocabulary_larger_than_the_sorted_head_keeps_its_nucleus():
     assert ids.tolist() == sorted(exact(logits, SamplingParams(top_p=0.5)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(0, 1 << 20))
 def test_a_draw_belongs_to_its_seed_and_position(seed, position):
     draw = uniform(seed, position)

@@ -176,7 +176,7 @@ def engine():
     engine.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), capacity_pages=st.integers(1, 24))
 def test_random_lives_keep_every_model_whole(engine, data, capacity_pages):
     contents = Contents(capacity_pages, engine)

@@ -17,7 +17,7 @@ def span(shape: KvShape, block: int) -> tuple[int, int]:
     return block * shape.page_bytes, block * shape.page_bytes + shape.block_bytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(60_000, 400_000),
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.booleans()), max_size=60),

@@ -320,7 +320,7 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(STEPS)
 def test_clients_agree_with_a_model_of_who_holds_what(steps):
     path = f"/dev/shm/aegaeon-test-kv-{os.getpid()}-{next(NUMBERS)}.kv"

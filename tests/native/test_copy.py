@@ -352,7 +352,7 @@ COPIES = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(copies=st.lists(COPIES, max_size=25), threads=st.integers(1, 3), link=st.booleans())
 def test_random_copies_leave_what_plain_ones_in_order_leave(copies, threads, link):
     """Each waits for the last that touched its blocks, as the engine asks of its users."""

@@ -62,14 +62,14 @@ def test_a_character_is_never_torn(byte_level):
     assert all("\ufffd" not in piece for piece in pieces)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, 310), max_size=40))
 def test_byte_level_pieces_join_to_the_full_decode(byte_level, ids):
     detokenizer = ByteLevelDetokenizer(ByteLevelVocabulary(byte_level))
     assert joined(detokenizer, ids) == byte_level.decode(ids, skip_special_tokens=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, 272), max_size=40))
 def test_window_pieces_join_to_the_full_decode(byte_fallback, ids):
     detokenizer = WindowDetokenizer(byte_fallback)
@@ -109,7 +109,7 @@ def test_the_earliest_stop_string_wins():
     assert StopMatcher(("later", "now")).push("now or later") == ("", True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     pieces=st.lists(st.text("ab\n", max_size=4), max_size=12),
     stops=st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=4),

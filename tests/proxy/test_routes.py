@@ -370,7 +370,7 @@ def ask_again(tmp_path_factory):
     loop.close()
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(
     bodies=st.lists(
         st.tuples(

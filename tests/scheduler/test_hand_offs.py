@@ -190,7 +190,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(events, st.sampled_from(["prefill", "decode", "colocated"]), st.integers(1, 6))
 def test_every_request_ends_or_leaves_whatever_goes_away(policy, trace, role, kv_slots):
     device = make_device(policy, role, models="abc", kv_slots=kv_slots, max_batch=3)

@@ -332,7 +332,7 @@ def run_out(device):
             break
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     events,
     st.integers(2, 5),

@@ -35,7 +35,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     events,
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
@@ -69,7 +69,7 @@ def test_every_request_ends_exactly_once(policy, trace, sizes, budget, kv_slots,
 
 @pytest.mark.parametrize("policy", SHARING)
 @pytest.mark.parametrize("tbt_s", [0.1, 0.03, 0.005, 0.0001])  # a step takes 0.02
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
     st.integers(4, 10),

@@ -192,7 +192,7 @@ def test_where_nobody_says_who_computed_places_take_turns():
     assert [dispatcher.dispatch(places, model) for model in "abc"] == [0, 1, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     events,
     st.integers(1, 5),

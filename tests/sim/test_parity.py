@@ -250,7 +250,7 @@ def job_of(request, now):
 
 @pytest.mark.parametrize("role", ["colocated", "prefill", "decode"])
 @pytest.mark.parametrize("policy", LIVE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrivals,
     st.sampled_from([0.1, 2.0**-4, 0.02]),
