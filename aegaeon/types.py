@@ -370,10 +370,11 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance publishes again and again. Counts are requests; `switches` and `moved` are
-    since the start; `weight_bytes` are those of the node's cache, or of the device's own memory.
-    `load` is how busy its policy finds it; one request more of a model in `joins` makes no switch
-    more."""
+    """What an instance publishes again and again. Counts are requests; `switches`, `switch_s`,
+    `stall_s` (there were requests, and nothing computed) and `moved` are since the start;
+    `weight_bytes` are those of the node's cache, or of the device's own memory. `load` is how busy
+    its policy finds it; one request more of a model in `joins` makes no switch more.
+    """
 
     state: Literal["starting", "ready", "draining"] = "starting"
     current: ModelId | None = None
@@ -386,6 +387,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     joins: tuple[ModelId, ...] = ()
     switches: int = 0
     switch_s: float = 0.0
+    stall_s: float = 0.0
     weight_bytes: int = 0
     moved: dict[Phase, PhaseTotal] = {}
 

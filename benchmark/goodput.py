@@ -144,6 +144,7 @@ def _point(
         served=tuple(one for served, _ in runs for one in served),
         switches=sum(health.switches for _, health in runs),
         switch_share=statistics.median(health.switch_share for _, health in runs),
+        stall_share=statistics.median(health.stall_share for _, health in runs),
     )
 
 

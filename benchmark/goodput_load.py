@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import httpx
 import msgspec
@@ -18,10 +19,21 @@ LATE_S = 120.0  # after the last arrival, until the last token
 
 @dataclass(frozen=True)
 class Health:
-    """What the instances did between two looks."""
+    """What the instances did between two looks; the shares of their time that they switched, and
+    that they had requests and computed nothing, while weights or KV came in."""
 
     switches: int
     switch_share: float
+    stall_share: float
+
+
+class _Look(NamedTuple):
+    """All instances together, since their start."""
+
+    devices: int
+    switches: int
+    switch_s: float
+    stall_s: float
 
 
 async def replay(url: str, models: Sequence[str], load: Load) -> tuple[list[Served], Health]:
@@ -35,7 +47,7 @@ async def replay(url: str, models: Sequence[str], load: Load) -> tuple[list[Serv
             for model in models:
                 warm = Arrival(0.0, model, 8, 2)
                 await asyncio.wait_for(_ask(client, warm, time.monotonic()), WARM_UP_S)
-            before = await _switching(client)
+            before = await _look(client)
             began_s = time.monotonic()
             tasks = [asyncio.create_task(_at_its_time(client, one, began_s)) for one in load]
             _, late = await asyncio.wait(tasks, timeout=load[-1].at_s + LATE_S)
@@ -43,16 +55,18 @@ async def replay(url: str, models: Sequence[str], load: Load) -> tuple[list[Serv
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
             elapsed_s = time.monotonic() - began_s
-            after = await _switching(client)
+            after = await _look(client)
         except (httpx.HTTPError, asyncio.TimeoutError) as error:
             raise ServerError(f"the server does not answer: {error!r}") from None
-    switches, devices = after[0] - before[0], after[2]
-    share = switch_time_share(after[1] - before[1], devices, elapsed_s)
+    shares = [
+        switch_time_share(spent[1] - spent[0], before.devices, elapsed_s)
+        for spent in ((before.switch_s, after.switch_s), (before.stall_s, after.stall_s))
+    ]
     served = [
         _missed(one) if task.cancelled() else task.result()
         for one, task in zip(load, tasks, strict=True)
     ]
-    return served, Health(switches, share)
+    return served, Health(after.switches - before.switches, *shares)
 
 
 def _missed(one: Arrival) -> Served:
@@ -91,12 +105,11 @@ async def _ask(client: httpx.AsyncClient, one: Arrival, began_s: float) -> Serve
     return Served(one.model, one.at_s, tuple(times_s), one.output_tokens, is_failed)
 
 
-async def _switching(client: httpx.AsyncClient) -> tuple[int, float, int]:
-    """Return switches, seconds spent on them, and the number of instances."""
-    health = (await client.get("/health", timeout=10.0)).json()
-    instances = health["instances"]
-    return (
+async def _look(client: httpx.AsyncClient) -> _Look:
+    instances = (await client.get("/health", timeout=10.0)).json()["instances"]
+    return _Look(
+        len(instances),
         sum(int(one["switches"]) for one in instances),
         sum(float(one["switch_s"]) for one in instances),
-        len(instances),
+        sum(float(one["stall_s"]) for one in instances),
     )

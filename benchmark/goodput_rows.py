@@ -26,6 +26,7 @@ class Point:
     served: tuple[Served, ...]
     switches: int
     switch_share: float
+    stall_share: float
 
 
 def rows_of(
@@ -66,6 +67,7 @@ def _point_rows(point: Point) -> list[Row]:
         measured(Row(case=f"simulated and measured differ by, {where}", unit="", ours=gap), aim),
         Row(case=f"switches, {where}", unit="", ours=point.switches),
         Row(case=f"time lost to switches, {where}", unit="%", ours=100 * point.switch_share),
+        Row(case=f"time lost waiting for loads, {where}", unit="%", ours=100 * point.stall_share),
     ]
 
 

@@ -78,6 +78,8 @@ class Runtime:
         self._idle_until_s: float | None = None
         self._is_ready = False
         self._switch_s = 0.0
+        self._stall_s = 0.0
+        self._stalled_at_s: float | None = None
         self._presence_due_s = 0.0
 
     def drain(self) -> None:
@@ -202,6 +204,7 @@ class Runtime:
         if not parts.compute.is_busy:
             while isinstance(action := parts.scheduler.next_action(now), Handoff):
                 self._requests.leave(action.request)
+            self._note_stall(isinstance(action, Idle) and len(self._requests) > 0, now)
             if isinstance(action, Idle):
                 self._idle_until_s = action.until_s
             else:
@@ -213,6 +216,12 @@ class Runtime:
             if load is not None:
                 log.info("loading model=%s evict=%s", load.model, ",".join(load.evict))
                 parts.copy.start(load)
+
+    def _note_stall(self, is_stalled: bool, now: float) -> None:
+        """Count the time in which there are requests and nothing computes."""
+        if self._stalled_at_s is not None:
+            self._stall_s += now - self._stalled_at_s
+        self._stalled_at_s = now if is_stalled else None
 
     # Status
 
@@ -235,6 +244,7 @@ class Runtime:
             joins=snapshot.joins,
             switches=snapshot.switches,
             switch_s=self._switch_s,
+            stall_s=self._stall_s,
             weight_bytes=usage.weight_bytes,
             moved=usage.moved,
         )

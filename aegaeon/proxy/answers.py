@@ -176,6 +176,7 @@ class InstanceHealth(msgspec.Struct, frozen=True):
     running: dict[str, int]
     switches: int
     switch_s: float
+    stall_s: float
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -280,4 +280,5 @@ def _instance_health(row: Instance) -> InstanceHealth:
         running=status.running,
         switches=status.switches,
         switch_s=status.switch_s,
+        stall_s=status.stall_s,
     )

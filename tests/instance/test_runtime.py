@@ -90,6 +90,19 @@ def test_cancel_frees_the_sequence_in_every_state(stage):
     assert bench.status().waiting == {} and bench.status().running == {}
 
 
+def test_the_time_is_counted_that_requests_wait_for_a_load():
+    bench = Bench()
+    bench.now = 1.0
+    bench.turn()
+    bench.submit("r", max_tokens=2)
+    bench.turn()
+    assert bench.copy.is_busy and not bench.compute.is_busy
+    bench.now = 3.0
+    bench.copy.finish()
+    bench.work()
+    assert bench.status().stall_s == pytest.approx(2.0, abs=0.01)
+
+
 def test_a_request_past_its_deadline_fails_with_timeout():
     bench = Bench()
     bench.submit("r", deadline_s=5.0, max_tokens=1000)
