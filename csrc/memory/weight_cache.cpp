@@ -189,7 +189,8 @@ bool WeightCache::make_room(const Wanted& wanted, std::string& refusal, Slots& s
     if (!victims) break;
     if (begin_evictions(*victims, "room for " + wanted.model, slots)) {
       recycle(slots);
-      return true;
+      // What others are still freeing is not here yet, though no more than that may be missing.
+      return !slots.empty() || make_room(wanted, refusal, slots);
     }
   }
   refusal = refusal_of(wanted);
