@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 # How often it looks whether the last spare was used.
 LOOK_S = 2.0
+# And after it was found that others need the memory.
+FULL_S = 10.0
 # Of all priorities the lowest: what computes goes first.
 NICE = 19
 CLOSE_S = 5.0
@@ -42,15 +44,14 @@ class SpareKeeper:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._closing.is_set():
             try:
-                self._look()
+                has_room = self._look()
             except AegaeonError as error:
                 if not self._closing.is_set():
                     log.warning("no memory is made ready for weights any more: %s", error)
                 return
-            self._closing.wait(LOOK_S)
+            self._closing.wait(LOOK_S if has_room else FULL_S)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
         held = {entry.model for entry in self._cache.status()}
         wanted = max((size for model, size in self._bytes.items() if model not in held), default=0)
-        if wanted > 0:
-            self._cache.prepare(wanted)
+        return wanted == 0 or self._cache.prepare(wanted)

@@ -353,9 +353,9 @@ bool WeightCache::evict(const ModelKey& key) {
   return true;
 }
 
-void WeightCache::prepare(std::uint64_t bytes) {
+bool WeightCache::prepare(std::uint64_t bytes) {
   check_usable();
-  spare_.prepare(bytes, [this] { return is_closed(); });
+  return spare_.prepare(bytes, [this] { return is_closed(); });
 }
 
 void WeightCache::close() {
