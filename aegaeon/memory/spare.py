@@ -1,5 +1,6 @@
 """Memory of the node's weight cache made ready ahead, while nobody waits for it."""
 
+import atexit
 import logging
 import os
 import threading
@@ -31,6 +32,8 @@ class SpareKeeper:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="spare", daemon=True)
         self._thread.start()
+        # Python must not end under a thread that is in native code: the process would abort.
+        atexit.register(self._end)
 
     def stop(self) -> None:
         """Look no more. What is being made ready goes on until the cache is closed."""
@@ -39,6 +42,12 @@ class SpareKeeper:
     def join(self) -> None:
         """Wait for the end, after the cache was closed."""
         self._thread.join(CLOSE_S)
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        self.stop()
+        self._cache.close()
+        self.join()
 
     def _keep(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

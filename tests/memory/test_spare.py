@@ -1,6 +1,8 @@
 """The thread that has memory ready for the next model."""
 
 import logging
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,18 @@ from aegaeon.memory import spare
 from aegaeon.memory.spare import SpareKeeper
 from tests.support.polling import eventually
 from tests.support.regions import own_regions
+
+# Leaves without closing anything, while the thread goes in and out of native code.
+LEAVER = """
+import sys, time
+from types import SimpleNamespace
+from aegaeon._native import WeightCache
+from aegaeon.memory import spare
+spare.LOOK_S = 0.0
+cache = WeightCache.open_or_create(sys.argv[1], 4 << 20)
+keeper = spare.SpareKeeper(cache, [SimpleNamespace(id="a", weight_bytes=2 << 20)])
+time.sleep(0.02)
+"""
 
 SPECS = tuple(
     SimpleNamespace(id=name, weight_bytes=size) for name, size in (("a", 10), ("b", 30), ("c", 20))
@@ -117,3 +131,11 @@ def test_a_cache_that_closes_under_it_is_no_reason_to_warn(keep, caplog):
         assert not keeper._thread.is_alive()
         assert 0 < Path(f"{regions.weights}+spare").stat().st_blocks * 512 < 1 << 30
     assert caplog.records == []
+
+
+def test_a_process_may_end_without_closing_it():
+    with own_regions() as regions:
+        for _ in range(4):
+            command = [sys.executable, "-c", LEAVER, regions.weights]
+            left = subprocess.run(command, capture_output=True, timeout=60, check=False)
+            assert left.returncode == 0, left.stderr
