@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aegaeon import _native
-from aegaeon.errors import RegionError
+from aegaeon.errors import CheckpointError, RegionError
 from tests.support.polling import eventually
 from tests.support.weight_files import FROM_BF16, FROM_F16, NO_CONVERSION, ROWS, TILES, Plan, key
 
@@ -196,6 +196,16 @@ def test_a_load_taken_over_after_its_file_was_removed_is_right(cache, region_pat
     bring_in(plan, cache).close()
     assert resident_bytes(region_path) == pages(plan.size_bytes)
     assert cache.evict(key(0))
+
+
+def test_a_load_that_fails_gives_back_what_was_made_ready(cache, region_path, plan):
+    cache.prepare(8 * MIB)
+    jobs = plan.jobs
+    os.truncate(plan.path, 3 * MIB)
+    model = plan.acquire(cache)
+    with pytest.raises(CheckpointError):
+        model.load(jobs, 2)
+    assert resident_bytes(region_path) == cache.used_bytes == cache.spare_bytes == 0
 
 
 def test_signals_do_not_end_it(cache):
