@@ -46,13 +46,14 @@ class WeightCache:
     def evict(self, key: bytes) -> bool:
         """Evict a model; False when it is not here, or pinned, or being loaded."""
 
-    def prepare(self, size_bytes: int) -> None:
+    def prepare(self, size_bytes: int) -> bool:
         """Make memory ready for a model to come, as far as the budget has room for it.
 
         Finding the pages takes longer than a fast disk takes to fill them: so it is done ahead,
         in huge pages where the system has them; about a second for each GB.
         The next model that is entered gets it. Returns at once when there is nothing to do or
-        another process is at it, soon after `close`, and early where shared memory is full.
+        another process is at it, and soon after `close`. False where shared memory is too full to
+        go on: a part of it is left to others, and all is given up when they come to need it.
         """
 
     def status(self) -> list[CacheEntry]:

@@ -1,5 +1,6 @@
 """Memory of the node's weight cache made ready ahead, while nobody waits for it."""
 
+import atexit
 import logging
 import os
 import threading
@@ -13,6 +14,8 @@ log = logging.getLogger(__name__)
 
 # How often it looks whether the last spare was used.
 LOOK_S = 2.0
+# And after it was found that others need the memory.
+FULL_S = 10.0
 # Of all priorities the lowest: what computes goes first.
 NICE = 19
 CLOSE_S = 5.0
@@ -29,6 +32,8 @@ class SpareKeeper:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="spare", daemon=True)
         self._thread.start()
+        # Python must not end under a thread that is in native code: the process would abort.
+        atexit.register(self._end)
 
     def stop(self) -> None:
         """Look no more. What is being made ready goes on until the cache is closed."""
@@ -37,20 +42,25 @@ class SpareKeeper:
     def join(self) -> None:
         """Wait for the end, after the cache was closed."""
         self._thread.join(CLOSE_S)
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        self.stop()
+        self._cache.close()
+        self.join()
 
     def _keep(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._closing.is_set():
             try:
-                self._look()
+                has_room = self._look()
             except AegaeonError as error:
                 if not self._closing.is_set():
                     log.warning("no memory is made ready for weights any more: %s", error)
                 return
-            self._closing.wait(LOOK_S)
+            self._closing.wait(LOOK_S if has_room else FULL_S)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
         held = {entry.model for entry in self._cache.status()}
         wanted = max((size for model, size in self._bytes.items() if model not in held), default=0)
-        if wanted > 0:
-            self._cache.prepare(wanted)
+        return wanted == 0 or self._cache.prepare(wanted)

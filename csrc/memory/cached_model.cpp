@@ -57,8 +57,9 @@ void CachedModel::map(bool is_new) {
     throw shm::RegionError("cannot open " + data + ": " + reason(errno) +
                            "; restart the servers that use it");
   }
-  if (static_cast<std::uint64_t>(info.st_size) != size_bytes_) {
-    start_file(data, file.get());
+  const auto found_bytes = static_cast<std::uint64_t>(info.st_size);
+  if (found_bytes != size_bytes_) {
+    start_file(data, file.get(), found_bytes);
   }
   if (address() == nullptr) {
     mapping_ = HugeMapping(file.get(), size_bytes_, PROT_READ);
@@ -67,18 +68,23 @@ void CachedModel::map(bool is_new) {
     }
     // Whole huge pages only, so that the last one takes no more than the model has. Most systems
     // do not give any, which is no failure.
-    madvise(mapping_.address(), size_bytes_ / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
+    madvise(mapping_.address(), whole_huge_pages(size_bytes_), MADV_HUGEPAGE);
   }
   if (is_loader()) file_ = std::move(file);
 }
 
-// A load begins in an empty file, also one that goes on where somebody has removed the file.
-void CachedModel::start_file(const std::string& data, int file) {
+// A load begins in what was made ready or an empty file, also one that goes on where somebody has
+// removed the file. Of a huge page that the model has a part of the kernel might keep the rest: it
+// is cut off whole.
+void CachedModel::start_file(const std::string& data, int file, std::uint64_t found_bytes) {
   if (!is_loader() || address() != nullptr) {
     throw shm::RegionError(data + " has been removed or cut; restart the servers that use it");
   }
   entry().stages_done.store(0);
-  if (ftruncate(file, static_cast<off_t>(size_bytes_)) != 0) {
+  entry().ready_bytes.store(std::min(entry().ready_bytes.load(), whole_huge_pages(found_bytes)));
+  const std::uint64_t kept_bytes = std::min(found_bytes, whole_huge_pages(size_bytes_));
+  if (ftruncate(file, static_cast<off_t>(kept_bytes)) != 0 ||
+      ftruncate(file, static_cast<off_t>(size_bytes_)) != 0) {
     throw shm::RegionError("cannot make " + data + ": " + reason(errno) + "; free memory there");
   }
 }
@@ -301,6 +307,7 @@ void CachedModel::complete(double seconds) {
   if (directory.status(slot_) != status_of(generation_, EntryState::loading)) {
     directory.damaged("a model was taken from its loader");
   }
+  cut_end(file_);  // of what was added by one who filled the file as the spare, and was killed
   if (first_stage_ == 0) {  // else it is a part of the load that was measured
     entry().reload_s = seconds;
     directory.control().load_bytes_per_s.store(static_cast<double>(size_bytes_) /

@@ -78,7 +78,7 @@ class CachedModel {
   bool is_current(std::uint64_t status) const;
   bool drop_pins(std::uint32_t count);
   void map(bool is_new);
-  void start_file(const std::string& data, int file);
+  void start_file(const std::string& data, int file, std::uint64_t found_bytes);
   void begin_load(std::vector<Job> jobs, int threads);
   template <typename Step>
   void end_load_on_failure(const Step& step);

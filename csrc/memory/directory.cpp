@@ -48,6 +48,14 @@ const char* name_of(EntryState state) {
   return kNames[static_cast<std::size_t>(state)];
 }
 
+void remove_file(const std::string& path) {
+  const File file(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (file.is_open() && ftruncate(file.get(), 0) != 0) {
+    // Unlinking is all that is left; the memory comes back with the last mapping.
+  }
+  ::unlink(path.c_str());
+}
+
 Directory::Directory(const std::string& path, std::uint64_t budget_bytes)
     : region_(open_or_create(path, budget_bytes)),
       control_(std::launder(reinterpret_cast<Control*>(region_.body()))) {
@@ -132,7 +140,7 @@ void Directory::repair_entry(std::size_t slot, EntryState found) {
     set_state(slot, is_whole ? EntryState::ready : EntryState::loading);
   } else if (found == EntryState::evicting ||
              (found == EntryState::freeing && !has_live_owner(slot))) {
-    remove_data(slot);
+    remove_file(data_path(slot));
     empty(slot);
   } else if (found == EntryState::loading && is_whole && !has_live_owner(slot)) {
     set_state(slot, EntryState::ready);
@@ -257,20 +265,9 @@ void Directory::begin_freeing(std::size_t slot) {
 
 // Given up before the lock is taken: when that fails, the next one who takes it ends the matter.
 void Directory::free(std::size_t slot) {
-  remove_data(slot);
+  remove_file(data_path(slot));
   entry(slot).owner.store(shm::kNobody);
   const Locked repairs(*this);
-}
-
-// Truncated first, which gives its memory back at once whoever has it mapped still. Those must not
-// look at it any more, and do not: they have no pin.
-void Directory::remove_data(std::size_t slot) const {
-  const std::string data = data_path(slot);
-  const File file(open(data.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  if (file.is_open() && ftruncate(file.get(), 0) != 0) {
-    // Unlinking is all that is left; the memory comes back with the last mapping.
-  }
-  ::unlink(data.c_str());
 }
 
 void Directory::empty(std::size_t slot) {

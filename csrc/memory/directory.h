@@ -110,15 +110,17 @@ struct Control {
   std::atomic<double> load_bytes_per_s;  // as last measured
   // See spare.h.
   std::atomic<std::uint64_t> spare_bytes;
-  std::atomic<std::uint64_t>
-      spare_ready;  // of them, from the first: in huge pages if there are any
-  std::atomic<std::uint64_t> spare_number;
-  std::atomic<shm::Owner> spare_owner;  // who fills it
+  std::atomic<std::uint64_t> spare_word;  // its number, and how much of it is ready
+  std::atomic<shm::Owner> spare_owner;    // who fills it
   std::array<std::atomic<shm::Owner>, kClients> clients;
   std::array<std::atomic<std::uint64_t>, kEntries> status;
   std::array<Entry, kEntries> entries;
   std::array<EvictionRecord, kEvictionRecords> records;
 };
+
+// Removes a data file. Truncated first, which gives its memory back at once whoever has it mapped
+// still. Those must not look at it any more, and do not: they have no pin.
+void remove_file(const std::string& path);
 
 // What `bytes` take in memory.
 constexpr std::uint64_t page_bytes(std::uint64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
@@ -192,7 +194,6 @@ class Directory {
   void repair();
   void repair_entry(std::size_t slot, EntryState found);
   bool is_eviction_recorded(std::size_t slot) const;
-  void remove_data(std::size_t slot) const;
 
   shm::Region region_;
   Control* control_;

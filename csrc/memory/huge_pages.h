@@ -15,6 +15,10 @@ namespace aegaeon::memory {
 
 constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
+constexpr std::uint64_t whole_huge_pages(std::uint64_t bytes) {
+  return bytes / kHugePageBytes * kHugePageBytes;
+}
+
 // The first `bytes` of a file, shared, at a multiple of kHugePageBytes; unmapped at the end.
 class HugeMapping {
  public:

@@ -20,8 +20,9 @@ struct Kept {
   std::vector<AlignedMemory> buffers;
 };
 
+// Never destroyed: a process may exit while its readers run.
 Kept& kept() {
-  static Kept kept;
+  static Kept& kept = *new Kept();
   return kept;
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,8 +12,6 @@
 #include <cstddef>
 #include <optional>
 
-#include "memory/file.h"
-#include "memory/huge_pages.h"
 #include "shm/errors.h"
 #include "shm/owner.h"
 
@@ -20,32 +19,25 @@ namespace aegaeon::memory {
 namespace {
 
 constexpr int kFlags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+// Of the file system: what is left to others, and what they have to be short of.
+constexpr unsigned kShareLeft = 16;
+constexpr unsigned kShareMissed = 32;
 
-constexpr std::uint64_t whole_pages(std::uint64_t bytes) {
-  return bytes / kHugePageBytes * kHugePageBytes;
+// A signal, of which a server gets many, ends a call that may take a while.
+bool allocate(const File& file, std::uint64_t at, std::uint64_t bytes) {
+  int result = 0;
+  do {
+    result = fallocate(file.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at),
+                       static_cast<off_t>(bytes));
+  } while (result != 0 && errno == EINTR);
+  return result == 0;
 }
 
 // Sees that [at, at + kHugePageBytes) of the file, mapped at `address`, has memory: a huge page
 // where the kernel has one to give, else small ones. False when there is no memory.
 bool back(const File& file, std::uint64_t at, std::byte* address) {
-  const auto offset = static_cast<off_t>(at);
-  if (fallocate(file.get(), FALLOC_FL_KEEP_SIZE, offset, 4096) != 0) {
-    return false;
-  }
-  return madvise(address + at, kHugePageBytes, MADV_COLLAPSE) == 0 ||
-         fallocate(file.get(), FALLOC_FL_KEEP_SIZE, offset, kHugePageBytes) == 0;
-}
-
-// Takes back what back() has put at `at` behind the end of the file.
-void trim(const File& file, std::uint64_t at) {
-  struct stat info{};
-  if (fstat(file.get(), &info) != 0) return;
-  const std::uint64_t end = at + kHugePageBytes;
-  const std::uint64_t begin = std::max(at, page_bytes(static_cast<std::uint64_t>(info.st_size)));
-  if (begin < end) {
-    fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(begin),
-              static_cast<off_t>(end - begin));
-  }
+  return allocate(file, at, 4096) && (madvise(address + at, kHugePageBytes, MADV_COLLAPSE) == 0 ||
+                                      allocate(file, at, kHugePageBytes));
 }
 
 // Lets others go on when we end, however that is.
@@ -65,13 +57,43 @@ class Turn {
 
 }  // namespace
 
-bool Spare::is_there() const {
+void cut_end(const File& file) {
   struct stat info{};
-  return ::stat(path().c_str(), &info) == 0 && S_ISREG(info.st_mode);
+  if (fstat(file.get(), &info) == 0 && ftruncate(file.get(), info.st_size) != 0) {
+    // It stays until the file goes.
+  }
 }
 
-bool Spare::is_taken(std::uint64_t number) const {
-  return directory_.control().spare_number.load() != number;
+// Of none when there is no spare.
+std::uint64_t Spare::file_bytes() const {
+  struct stat info{};
+  const bool is_file = ::lstat(path().c_str(), &info) == 0 && S_ISREG(info.st_mode);
+  return is_file ? static_cast<std::uint64_t>(info.st_size) : 0;
+}
+
+bool Spare::is_taken(std::uint64_t word) const {
+  return number_of(directory_.control().spare_word.load()) != number_of(word);
+}
+
+// Whether a `share`th of the file system is free beside `bytes`; so it is in one without a limit.
+bool Spare::has_room(std::uint64_t bytes, unsigned share) const {
+  struct statvfs space{};
+  return ::statvfs(directory_.path().c_str(), &space) != 0 || space.f_blocks == 0 ||
+         space.f_bavail >= space.f_blocks / share + bytes / space.f_frsize;
+}
+
+// With the lock. From now on nobody adds to what was ready, which is returned.
+std::uint64_t Spare::next_number(std::uint64_t ready_bytes) {
+  std::atomic<std::uint64_t>& word = directory_.control().spare_word;
+  const std::uint64_t before = word.fetch_add(spare_word_of(1, 0));
+  word.store(spare_word_of(number_of(before) + 1, ready_bytes));
+  return ready_of(before);
+}
+
+void Spare::drop() {
+  next_number(0);
+  remove_file(path());
+  directory_.control().spare_bytes.store(0);
 }
 
 void Spare::give(std::size_t slot) {
@@ -84,15 +106,16 @@ void Spare::give(std::size_t slot) {
     return;
   }
   const std::uint64_t together = directory_.used_bytes() + spare;
-  if (bytes < spare / 2 && together <= directory_.budget_bytes()) {
+  if (bytes < spare / 2 && together <= directory_.budget_bytes() &&
+      has_room(page_bytes(bytes), kShareMissed)) {
     return;
   }
-  control.spare_number.fetch_add(1);
+  const std::uint64_t ready = next_number(0);
   control.spare_owner.store(shm::kNobody);
   if (::rename(path().c_str(), directory_.data_path(slot).c_str()) == 0) {
-    entry.ready_bytes.store(std::min(control.spare_ready.load(), whole_pages(bytes)));
+    entry.ready_bytes.store(std::min(ready, whole_huge_pages(bytes)));
   } else {
-    ::unlink(path().c_str());
+    remove_file(path());
   }
   control.spare_bytes.store(0);
 }
@@ -101,10 +124,11 @@ bool Spare::recycle(std::size_t slot) {
   Control& control = directory_.control();
   const Entry& entry = directory_.entry(slot);
   const std::uint64_t bytes = entry.size_bytes.load();
-  if (bytes < kHugePageBytes || (control.spare_bytes.load() != 0 && is_there())) {
+  if (bytes < kHugePageBytes || (control.spare_bytes.load() != 0 && file_bytes() != 0)) {
     return false;
   }
-  control.spare_ready.store(std::min(entry.ready_bytes.load(), whole_pages(bytes)));
+  next_number(std::min(entry.ready_bytes.load(), whole_huge_pages(bytes)));
+  control.spare_owner.store(shm::kNobody);
   control.spare_bytes.store(page_bytes(bytes));
   if (::rename(directory_.data_path(slot).c_str(), path().c_str()) != 0) {
     control.spare_bytes.store(0);
@@ -113,50 +137,54 @@ bool Spare::recycle(std::size_t slot) {
   return true;
 }
 
-void Spare::prepare(std::uint64_t bytes, const std::function<bool()>& is_unwanted) {
+bool Spare::prepare(std::uint64_t bytes, const std::function<bool()>& is_unwanted) {
   Control& control = directory_.control();
-  std::uint64_t number = 0;
+  std::uint64_t word = 0;
   std::optional<Turn> turn;
   {
     const Directory::Locked held(directory_);
-    if (!begin(bytes)) return;
-    number = control.spare_number.load();
+    const shm::Owner owner = control.spare_owner.load();
+    if (owner == shm::self_owner() || shm::owner_is_alive(owner)) return true;
+    if (give_way()) return false;
+    if (!begin(bytes)) return true;
+    word = control.spare_word.load();
     turn.emplace(control.spare_owner);
   }
-  if (fill(number, is_unwanted)) {
-    return;
+  if (fill(word, is_unwanted)) {
+    return true;
   }
   const Directory::Locked held(directory_);
-  if (!is_taken(number)) {
-    ::unlink(path().c_str());
-    control.spare_bytes.store(0);
+  if (!is_taken(word)) give_way();
+  return false;
+}
+
+// With the lock. True when others are short of the memory that the spare has had until now.
+bool Spare::give_way() {
+  if (file_bytes() == 0 || has_room(0, kShareMissed)) {
+    return false;
   }
+  drop();
+  return true;
 }
 
 // With the lock. Makes the spare, or a longer one of it; false when nothing is left to do for us.
 bool Spare::begin(std::uint64_t bytes) {
   Control& control = directory_.control();
-  const shm::Owner owner = control.spare_owner.load();
-  if (owner == shm::self_owner() || shm::owner_is_alive(owner)) {
-    return false;
-  }
-  if (!is_there()) {
-    control.spare_bytes.store(0);
-    control.spare_ready.store(0);
+  if (control.spare_bytes.load() == 0 || file_bytes() == 0) {
+    drop();  // its rest, or that of a cache that was removed without it
   }
   const std::uint64_t used = directory_.used_bytes();
   const std::uint64_t room = directory_.budget_bytes() - std::min(used, directory_.budget_bytes());
-  const std::uint64_t target = whole_pages(std::min(bytes + kHugePageBytes - 1, room));
-  const std::uint64_t before = control.spare_bytes.load();
+  const std::uint64_t target = whole_huge_pages(std::min(bytes + kHugePageBytes - 1, room));
+  const std::uint64_t before = file_bytes();
   if (target <= before) {
-    return control.spare_ready.load() < whole_pages(before);
+    return ready_of(control.spare_word.load()) < whole_huge_pages(before);
   }
   control.spare_bytes.store(target);
   const File file(::open(path().c_str(), kFlags | O_CREAT, 0600));
   if (!file.is_open() || ftruncate(file.get(), static_cast<off_t>(target)) != 0) {
     const int error = errno;
-    ::unlink(path().c_str());
-    control.spare_bytes.store(0);
+    drop();
     throw shm::RegionError("cannot make " + path() + ": " + reason(error) +
                            "; free memory there, or lower --model-cache-budget-gb");
   }
@@ -164,30 +192,31 @@ bool Spare::begin(std::uint64_t bytes) {
 }
 
 // False when the file system has no memory for it.
-bool Spare::fill(std::uint64_t number, const std::function<bool()>& is_unwanted) {
-  Control& control = directory_.control();
+bool Spare::fill(std::uint64_t word, const std::function<bool()>& is_unwanted) {
   const File file(::open(path().c_str(), kFlags));
   struct stat info{};
   if (!file.is_open() || fstat(file.get(), &info) != 0) {
-    return is_taken(number);
+    return is_taken(word);
   }
-  const std::uint64_t end = whole_pages(static_cast<std::uint64_t>(info.st_size));
+  const std::uint64_t end = whole_huge_pages(static_cast<std::uint64_t>(info.st_size));
   const HugeMapping mapping(file.get(), end, PROT_READ | PROT_WRITE);
   if (mapping.address() == nullptr) {
     return false;
   }
-  for (std::uint64_t at = control.spare_ready.load(); at < end; at += kHugePageBytes) {
-    if (is_taken(number) || is_unwanted()) {
+  while (ready_of(word) < end) {
+    if (is_taken(word) || is_unwanted()) {
       return true;
     }
-    if (!back(file, at, mapping.address())) {
-      return is_taken(number);
+    if (!has_room(kHugePageBytes, kShareLeft) || !back(file, ready_of(word), mapping.address())) {
+      return is_taken(word);
     }
-    if (is_taken(number)) {
-      trim(file, at);
+    std::uint64_t expected = word;
+    if (!directory_.control().spare_word.compare_exchange_strong(expected, word + 1)) {
+      const Directory::Locked held(directory_);
+      cut_end(file);
       return true;
     }
-    control.spare_ready.store(at + kHugePageBytes);
+    ++word;
   }
   return true;
 }

@@ -8,9 +8,13 @@
 // - `spare_bytes` of it count: models and spare together never exceed the budget. It is raised
 //   before the file is made and lowered after it was taken, so a process killed between the two
 //   leaves a number without a file, which whoever looks for the file sets right.
-// - `spare_number` moves when the spare is taken; whoever fills it looks at that before each step,
-//   and takes back what its last step may have added behind the end of the model's file.
+// - The number of the spare moves when another file becomes it or it is taken, and is in one word
+//   with how much of it is ready. So whoever fills it cannot add a step to what is another's by
+//   now; it takes back what the step may have put, 2 MiB at most, behind the end of a model's file.
+//   So does the load of that model when it is complete, for those who were killed before.
 // - What lies in a recycled file is another model's: every page of a model is written by its load.
+// - A 16th of the file system is left to others, keys and values among them. Should they come to
+//   need half of that, the spare is given up.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +22,23 @@
 #include <string>
 
 #include "memory/directory.h"
+#include "memory/file.h"
+#include "memory/huge_pages.h"
 
 namespace aegaeon::memory {
+
+// The word of a spare: its number, and how many of its huge pages, from the first, are ready.
+constexpr std::uint64_t ready_of(std::uint64_t word) {
+  return (word & 0xffffffff) * kHugePageBytes;
+}
+constexpr std::uint64_t number_of(std::uint64_t word) { return word >> 32; }
+constexpr std::uint64_t spare_word_of(std::uint64_t number, std::uint64_t ready_bytes) {
+  return number << 32 | ready_bytes / kHugePageBytes;
+}
+
+// Takes back what a file has in memory behind its end. With the directory's lock held, under which
+// files change their length.
+void cut_end(const File& file);
 
 class Spare {
  public:
@@ -32,15 +51,19 @@ class Spare {
   bool recycle(std::size_t slot);
 
   // Without the lock. Makes memory ready for a model of `bytes`, or as much of it as the budget has
-  // left, until that is done, `is_unwanted()`, the spare is taken or the file system is full.
-  // Returns at once when another live process is at it. Raises RegionError.
-  void prepare(std::uint64_t bytes, const std::function<bool()>& is_unwanted);
+  // left, until that is done, `is_unwanted()`, the spare is taken or the file system has no more to
+  // give: false then. Returns at once when another live process is at it. Raises RegionError.
+  bool prepare(std::uint64_t bytes, const std::function<bool()>& is_unwanted);
 
  private:
   bool begin(std::uint64_t bytes);
-  bool is_there() const;
-  bool is_taken(std::uint64_t number) const;
-  bool fill(std::uint64_t number, const std::function<bool()>& is_unwanted);
+  bool give_way();
+  void drop();
+  std::uint64_t next_number(std::uint64_t ready_bytes);
+  std::uint64_t file_bytes() const;
+  bool is_taken(std::uint64_t word) const;
+  bool has_room(std::uint64_t bytes, unsigned share) const;
+  bool fill(std::uint64_t word, const std::function<bool()>& is_unwanted);
   std::string path() const { return directory_.path() + "+spare"; }
 
   Directory& directory_;

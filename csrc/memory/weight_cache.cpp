@@ -189,7 +189,8 @@ bool WeightCache::make_room(const Wanted& wanted, std::string& refusal, Slots& s
     if (!victims) break;
     if (begin_evictions(*victims, "room for " + wanted.model, slots)) {
       recycle(slots);
-      return true;
+      // What others are still freeing is not here yet, though no more than that may be missing.
+      return !slots.empty() || make_room(wanted, refusal, slots);
     }
   }
   refusal = refusal_of(wanted);
@@ -352,9 +353,9 @@ bool WeightCache::evict(const ModelKey& key) {
   return true;
 }
 
-void WeightCache::prepare(std::uint64_t bytes) {
+bool WeightCache::prepare(std::uint64_t bytes) {
   check_usable();
-  spare_.prepare(bytes, [this] { return is_closed(); });
+  return spare_.prepare(bytes, [this] { return is_closed(); });
 }
 
 void WeightCache::close() {

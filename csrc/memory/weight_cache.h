@@ -74,7 +74,8 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
   bool evict(const ModelKey& key);
 
   // Makes memory ready for the next model, of `bytes`: see spare.h. It takes a second for each GB.
-  void prepare(std::uint64_t bytes);
+  // False when shared memory is too full to go on.
+  bool prepare(std::uint64_t bytes);
 
   // Cancels the loads of this client and drops its demand; pins stay with their models.
   void close();
@@ -88,7 +89,7 @@ class WeightCache : public std::enable_shared_from_this<WeightCache> {
   // it is ready.
   std::uint64_t spare_bytes() const { return directory_.control().spare_bytes.load(); }
   std::uint64_t ready_bytes() const {
-    return spare_bytes() == 0 ? 0 : directory_.control().spare_ready.load();
+    return spare_bytes() == 0 ? 0 : ready_of(directory_.control().spare_word.load());
   }
   std::uint64_t budget_bytes() const { return directory_.budget_bytes(); }
   std::uint64_t bytes_read() const { return directory_.control().bytes_read.load(); }

@@ -1,16 +1,17 @@
 // Threads that press the weight cache as hard as they can, for the sanitizers: `cache_stress DIR`.
 // Each plays a process with a client of its own: it loads, waits, pins, reads and evicts, in a
-// cache that holds a third of the models.
+// cache that holds a third of the models. With large models memory is made ready meanwhile, and is
+// handed from model to model.
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,6 +19,7 @@
 
 #include "memory/cached_model.h"
 #include "memory/errors.h"
+#include "memory/huge_pages.h"
 #include "memory/weight_cache.h"
 #include "shm/errors.h"
 #include "shm/futex.h"
@@ -33,9 +35,10 @@ using aegaeon::shm::now_ns;
 constexpr std::uint32_t kModels = 9;
 constexpr std::uint32_t kStages = 4;
 constexpr std::uint64_t kStageBytes = 8192;
-constexpr std::uint64_t kModelBytes = kStages * kStageBytes;
+constexpr std::uint64_t kLargeStageBytes = (1 << 19) + 8192;  // 4 of them: a huge page and a rest
 constexpr std::uint32_t kPlayers = 4;
 constexpr std::uint32_t kRounds = 120;
+constexpr std::uint32_t kLargeRounds = 12;
 constexpr std::int64_t kPatience = 40 * kSecond;
 
 void require(bool claim, const char* what) {
@@ -45,17 +48,41 @@ void require(bool claim, const char* what) {
   }
 }
 
+// The models of one cache.
+struct Scene {
+  std::string path;  // of the cache
+  std::uint64_t stage_bytes;
+  std::vector<std::string> files;
+
+  std::uint64_t model_bytes() const { return kStages * stage_bytes; }
+  // With room for the spare where there can be one.
+  std::uint64_t budget_bytes() const {
+    return 3 * model_bytes() + (model_bytes() < kHugePageBytes ? 0 : 2 * kHugePageBytes);
+  }
+  std::shared_ptr<WeightCache> open_cache() const {
+    return std::make_shared<WeightCache>(path, budget_bytes());
+  }
+};
+
 // The file of a model holds its number in every byte.
-std::string write_file(const std::string& directory, std::uint32_t model) {
-  const std::string path = directory + "/model-" + std::to_string(model);
-  const std::string content(kModelBytes, static_cast<char>('a' + model));
+std::string write_file(const std::string& path, std::uint32_t model, std::uint64_t bytes) {
+  const std::string content(bytes, static_cast<char>('a' + model));
   const File file(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600));
   require(write(file.get(), content.data(), content.size()) == static_cast<ssize_t>(content.size()),
           "a file could not be written");
   return path;
 }
 
-std::vector<Job> jobs_of(const std::string& path) {
+Scene make_scene(const std::string& path, std::uint64_t stage_bytes) {
+  Scene scene{path, stage_bytes, {}};
+  for (std::uint32_t model = 0; model < kModels; ++model) {
+    const std::string file = path + "-model-" + std::to_string(model);
+    scene.files.push_back(write_file(file, model, scene.model_bytes()));
+  }
+  return scene;
+}
+
+std::vector<Job> jobs_of(const std::string& path, std::uint64_t stage_bytes) {
   struct stat info{};
   require(stat(path.c_str(), &info) == 0, "a file is gone");
   const PlannedFile file{path, static_cast<std::uint64_t>(info.st_size),
@@ -63,14 +90,14 @@ std::vector<Job> jobs_of(const std::string& path) {
   std::vector<Job> jobs;
   for (std::uint32_t stage = 0; stage < kStages; ++stage) {
     const Layout layout = stage % 2 == 0 ? Layout::rows : Layout::tiles;
-    jobs.push_back({file, stage * kStageBytes, kStageBytes, 64, kStageBytes / 64, 2, layout,
-                    stage * kStageBytes, stage, Convert::none});
+    jobs.push_back({file, stage * stage_bytes, stage_bytes, 64, stage_bytes / 64, 2, layout,
+                    stage * stage_bytes, stage, Convert::none});
   }
   return jobs;
 }
 
 void load(CachedModel& model, const std::string& path, std::uint32_t round) {
-  model.start_load(jobs_of(path), 1 + static_cast<int>(round % 2));
+  model.start_load(jobs_of(path, model.size_bytes() / kStages), 1 + static_cast<int>(round % 2));
   if (round % 7 == 0) model.cancel();
   while (!model.wait_for_load(kSecond)) {
   }
@@ -78,10 +105,10 @@ void load(CachedModel& model, const std::string& path, std::uint32_t round) {
 }
 
 // Brings one model in, whoever loads it, looks at all of it, and lets go.
-void use(WeightCache& cache, const std::string& path, std::uint32_t number, std::uint32_t round) {
+void use(WeightCache& cache, const Scene& scene, std::uint32_t number, std::uint32_t round) {
   const std::int64_t deadline = now_ns() + kPatience;
   std::string refusal;
-  const Wanted wanted{{number, 1, 2, 3}, "model", kModelBytes, kStages};
+  const Wanted wanted{{number, 1, 2, 3}, "model", scene.model_bytes(), kStages};
   while (true) {
     require(now_ns() < deadline, "a player starved");
     const std::uint32_t seen = cache.room_change();
@@ -97,7 +124,7 @@ void use(WeightCache& cache, const std::string& path, std::uint32_t number, std:
         const std::uint32_t change = model->change();
         if (model->has_stages(kStages)) break;
         if (model->is_loader() || model->take_over()) {
-          load(*model, path, round++);
+          load(*model, scene.files[number], round++);
         } else {
           model->wait_for_change(change, 10 * kMillisecond);
         }
@@ -107,42 +134,72 @@ void use(WeightCache& cache, const std::string& path, std::uint32_t number, std:
     } catch (const WeightsEvicted&) {
       require(false, "a pinned model was evicted");
     }
-    for (std::uint64_t at = 0; at < kModelBytes; ++at) {
-      require(model->address()[at] == static_cast<std::byte>('a' + number), "a model is torn");
-    }
+    const std::string content(scene.model_bytes(), static_cast<char>('a' + number));
+    require(std::memcmp(model->address(), content.data(), content.size()) == 0, "a model is torn");
     model->note_use();
     if (model->unpin()) model->free_failed();
     return;
   }
 }
 
-void play(const std::string& path, const std::vector<std::string>& files, std::uint32_t player) {
-  const auto cache = std::make_shared<WeightCache>(path, 3 * kModelBytes);
+void play(const Scene& scene, std::uint32_t player, std::uint32_t rounds) {
+  const auto cache = scene.open_cache();
   std::uint32_t random = player * 2654435761u + 1;
-  for (std::uint32_t round = 0; round < kRounds; ++round) {
+  for (std::uint32_t round = 0; round < rounds; ++round) {
     random = random * 1664525u + 1013904223u;
     const std::uint32_t number = (random >> 16) % kModels;
-    use(*cache, files[number], number, round);
+    use(*cache, scene, number, round);
     require(cache->used_bytes() <= cache->budget_bytes(), "the budget was broken");
     if (round % 5 == 0) cache->evict({number, 1, 2, 3});
     if (round % 9 == 0) cache->set_demand({number, 1, 2, 3}, round % 2 == 0);
     if (round % 50 == 0) {
-      require(cache->status().size() <= 3, "there are more models than fit");
+      require(cache->status().size() * scene.model_bytes() <= scene.budget_bytes(),
+              "there are more models than fit");
       require(cache->evictions().size() <= kEvictionRecords, "there are too many records");
     }
   }
   cache->close();
 }
 
-void stress_cancellation(const std::string& path, const std::string& file) {
-  const auto cache = std::make_shared<WeightCache>(path, 3 * kModelBytes);
+void stress(const Scene& scene, std::uint32_t rounds) {
+  const auto keeper = scene.open_cache();
+  std::vector<std::thread> players;
+  for (std::uint32_t player = 0; player < kPlayers; ++player) {
+    players.emplace_back([&scene, player, rounds] { play(scene, player, rounds); });
+  }
+  for (std::thread& player : players) player.join();
+  for (const EntryStatus& status : keeper->status()) {
+    require(status.pin_pids.empty(), "a pin was left behind");
+  }
+}
+
+// As above, while one has memory made ready without end.
+void stress_spare(const Scene& scene) {
+  const auto cache = scene.open_cache();
+  std::atomic<bool> is_over{false};
+  std::thread keeper([&] {
+    while (!is_over.load()) cache->prepare(scene.budget_bytes());
+  });
+  stress(scene, kLargeRounds);
+  is_over.store(true);
+  keeper.join();
+  require(cache->used_bytes() + cache->spare_bytes() <= scene.budget_bytes(),
+          "models and spare do not fit");
+  for (std::uint32_t number = 0; number < kModels; ++number) cache->evict({number, 1, 2, 3});
+  require(cache->prepare(scene.budget_bytes()), "there is no memory to be made ready");
+  require(cache->ready_bytes() == whole_huge_pages(scene.budget_bytes()), "not all is ready");
+}
+
+void stress_cancellation(const Scene& scene) {
+  const auto cache = scene.open_cache();
   std::string refusal;
   for (std::uint32_t round = 0; round < kRounds; ++round) {
-    const auto model = cache->acquire({{99, round, 0, 0}, "gone", kModelBytes, kStages}, refusal);
+    const auto model =
+        cache->acquire({{99, round, 0, 0}, "gone", scene.model_bytes(), kStages}, refusal);
     require(model && model->is_loader(), "a fresh model is not ours to load");
     std::thread closer([&model] { model->close(); });
     try {
-      load(*model, file, 1);
+      load(*model, scene.files[0], 1);
     } catch (const LoadCancelled&) {     // closed while it ran
     } catch (const std::logic_error&) {  // closed before it began
     }
@@ -157,22 +214,11 @@ void stress_cancellation(const std::string& path, const std::string& file) {
 int main(int count, char** arguments) {
   require(count == 2, "usage: cache_stress DIR");
   const std::string directory = arguments[1];
-  const std::string path = directory + "/weights";
-  std::vector<std::string> files;
-  for (std::uint32_t model = 0; model < kModels; ++model) {
-    files.push_back(write_file(directory, model));
-  }
   try {
-    const auto keeper = std::make_shared<WeightCache>(path, 3 * kModelBytes);
-    std::vector<std::thread> players;
-    for (std::uint32_t player = 0; player < kPlayers; ++player) {
-      players.emplace_back([&, player] { play(path, files, player); });
-    }
-    for (std::thread& player : players) player.join();
-    for (const EntryStatus& status : keeper->status()) {
-      require(status.pin_pids.empty(), "a pin was left behind");
-    }
-    stress_cancellation(path, files[0]);
+    const Scene small = make_scene(directory + "/small", kStageBytes);
+    stress(small, kRounds);
+    stress_cancellation(small);
+    stress_spare(make_scene(directory + "/large", kLargeStageBytes));
   } catch (const std::exception& error) {
     require(false, error.what());
   }

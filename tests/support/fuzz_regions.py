@@ -62,8 +62,11 @@ def use_pool(pool: _native.KvPool) -> None:
     attempt(pool.close)
 
 
+WEIGHT_BYTES = 5 << 20
+
+
 def open_weights(path: str) -> _native.WeightCache:
-    return _native.WeightCache.open_or_create(path, 1 << 20)
+    return _native.WeightCache.open_or_create(path, WEIGHT_BYTES)
 
 
 def make_weights() -> _native.WeightCache:
@@ -79,6 +82,7 @@ def make_weights() -> _native.WeightCache:
         if number < 2:
             model.load([job], 1)
     weights.evict(bytes(32))
+    weights.prepare(1)
     return weights
 
 
@@ -88,7 +92,10 @@ def use_weights(weights: _native.WeightCache) -> None:
         attempt(lambda model_key=model_key: weights.set_demand(model_key, True))
         attempt(lambda model_key=model_key: use_model(weights, model_key))
         attempt(lambda model_key=model_key: weights.evict(model_key))
-    attempt(lambda: weights.acquire(b"n" * 32, "large", 1 << 20, 1, 0.001))
+    attempt(lambda: weights.prepare(WEIGHT_BYTES))
+    attempt(lambda: weights.ready_bytes)
+    attempt(lambda: weights.acquire(b"n" * 32, "large", WEIGHT_BYTES, 1, 0.001))
+    attempt(lambda: weights.prepare(1))
     attempt(weights.status)
     attempt(weights.evictions)
     attempt(lambda: weights.used_bytes)
