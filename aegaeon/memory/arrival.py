@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from aegaeon._native import CopyEngine, CopyTicket
 from aegaeon.errors import AegaeonError, CheckpointError, CopyError, WeightsEvicted
@@ -52,6 +53,8 @@ class Arrival:
         self._failure: AegaeonError | None = None
         self._priority = NEEDED_LATER
         self._is_closed = False
+        self._at_host = threading.Lock()  # held by who reads there, and taken to let go
+        self._has_host = True
         self.is_complete = False
         self._thread = threading.Thread(target=self._feed, name="arrival", daemon=True)
         self._thread.start()
@@ -68,6 +71,27 @@ class Arrival:
                 raise self._lost(ticket.failure or "the copy was cancelled")
             if time.monotonic() >= give_up_s:
                 raise self._late(stage)
+
+    def is_in(self, stage: int) -> bool:
+        """Whether `stage` is on the device."""
+        if self.is_complete:
+            return True
+        with self._changed:
+            part = next((part for part in self._parts if part.stop > stage), None)
+        if part is None:
+            return False
+        return part.ticket.wait(self.plan.stage_ends[stage] - part.first_byte, 0.0)
+
+    @contextmanager
+    def cached(self, stage: int) -> Iterator[Any | None]:
+        """Keep the host's memory where it is, or None where `stage` is not in there, or the host's
+        model was let go. Raises CheckpointError and WeightsEvicted."""
+        with self._at_host:
+            if not self._has_host:
+                yield None
+                return
+            with self._host.cached(stage) as memory:
+                yield memory
 
     @property
     def is_lost(self) -> bool:
@@ -124,6 +148,8 @@ class Arrival:
             self._fail(error)
         finally:
             # The device has its own copy now, or will never have one.
+            with self._at_host:
+                self._has_host = False
             self._let_go(self._host)
 
     def _fail(self, failure: AegaeonError) -> None:

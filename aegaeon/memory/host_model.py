@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from aegaeon._native import CachedModel
 from aegaeon.errors import (
@@ -21,12 +21,13 @@ from aegaeon.errors import (
 )
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.packing import PackPlan
+from aegaeon.models.stages import Stages
 from aegaeon.types import ModelId
 
 log = logging.getLogger(__name__)
 
-# The embedding and the first layer: with these a forward pass may begin.
-FIRST_STAGES = 2
+# The first layer: with it a forward pass may begin.
+FIRST_STAGES = 1
 # Between looks at whether the loader of a stage that is awaited still lives.
 LOOK_S = 0.5
 # How long a load keeps others from theirs while nothing comes in.
@@ -39,13 +40,10 @@ ENDING_S = 0.001
 END_S = 2.0
 
 
-class Incoming(Protocol):
-    """A model whose stages come in one by one."""
+class Incoming(Stages, Protocol):
+    """A model that comes in, and what its stages are."""
 
     plan: PackPlan
-
-    def await_stage(self, stage: int) -> None:
-        """Return when `stage` is in."""
 
 
 def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> None:
@@ -109,6 +107,16 @@ class HostModel:
         while not self._look_after(stage, give_up_s):
             pass
         self._is_whole = self.memory.stages_done >= self.plan.stages
+
+    def is_in(self, stage: int) -> bool:
+        """Whether `stage` is in; no stage of a model that was evicted is."""
+        return self._is_whole or self.memory.stages_done > stage
+
+    @contextmanager
+    def cached(self, stage: int) -> Iterator[Any | None]:
+        """Keep the memory where it is, or None where `stage` is not in. Raises as `pinned`."""
+        with self.pinned():
+            yield self.memory if self.is_in(stage) else None
 
     def _look_after(self, stage: int, give_up_s: float) -> bool:
         """Wait a moment for `stage`, say whether it is in; take the load over from the dead."""

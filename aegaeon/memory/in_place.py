@@ -64,7 +64,7 @@ class InPlaceWeights(Weights):
             return BroughtIn(held.host.plan.total_bytes)
         host = self._source.open(model)
         try:
-            weights = PackedWeights(host.memory, host.plan, host.await_stage)
+            weights = PackedWeights(host.memory, host.plan, host)
             fresh = _Held(host, self._build(model, weights))
         except BaseException:
             host.close()

@@ -149,7 +149,7 @@ class StagedWeights(Weights):
 
     def _view(self, model: ModelId, place: Place, arrival: Arrival) -> ResidentModel:
         memory = self._arena.bytes_of(place)
-        return self._build(model, PackedWeights(memory, arrival.plan, arrival.await_stage))
+        return self._build(model, PackedWeights(memory, arrival.plan, arrival))
 
     def _place_of(self, model: ModelId) -> Place:
         place = self._arena.get(model)

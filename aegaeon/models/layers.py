@@ -8,6 +8,7 @@ from torch import Tensor
 from aegaeon.device.base import Device, Projection, StepBatch
 from aegaeon.models.checkpoint import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 from aegaeon.models.config import ModelConfig
+from aegaeon.models.embedding_rows import EmbeddingRows
 from aegaeon.models.rope import Rotary
 from aegaeon.models.weights import PackedWeights
 
@@ -40,6 +41,8 @@ class Decoder:
         self._weights = weights
         self._rotary = Rotary(config.rope, config.head_dim)
         self._embedding = weights.matrix(EMBEDDING)  # [vocab, hidden]
+        self._embedding_stage = weights.plan.tensors[EMBEDDING].stage
+        self._rows = EmbeddingRows(weights.plan, weights.stages)
         self._layers: list[LayerWeights | None] = [None] * config.layers
         self._norm = weights.vector(FINAL_NORM)
         tied = config.tie_word_embeddings
@@ -49,23 +52,32 @@ class Decoder:
     def forward(self, batch: StepBatch) -> Tensor:
         """Append the rows' keys and values; return logits [len(logit_rows), vocab] float32.
 
-        Waits for each stage of the weights before its first use.
+        Waits for each stage of the weights before its first use; for that of the embedding only
+        where its rows are not to be had before.
         """
-        device, await_stage = self._device, self._weights.await_stage
-        await_stage(0)
-        x = device.embed(batch.token_ids, self._embedding)
+        device, await_stage = self._device, self._weights.stages.await_stage
+        x = self._embed(batch.token_ids)
         angles = self._rotary.tables(batch.positions)
         for index in range(self.config.layers):
-            await_stage(index + 1)
+            await_stage(index)
             layer = self._layer(index)
             mixed = self._attention(index, layer, x, angles, batch)
             x = device.linear(mixed, layer.output, residual=x)
             x = device.linear(self._gated(layer, x), layer.down, residual=x)
         if len(batch.logit_rows) == 0:
             return x.new_empty((0, self.config.vocab_tokens))
-        await_stage(self.config.layers + 1)
+        await_stage(self.config.layers)
         x = device.rms_norm(x[batch.logit_rows], self._norm, self.config.rms_norm_eps)
         return device.linear(x, self._head)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        """Return the ids' rows of the embedding, [rows, hidden]."""
+        stage, stages = self._embedding_stage, self._weights.stages
+        gathered = None if stages.is_in(stage) else self._rows.gather(token_ids)
+        if gathered is not None:
+            return self._device.embed(*gathered)
+        stages.await_stage(stage)
+        return self._device.embed(token_ids, self._embedding)
 
     def _layer(self, index: int) -> LayerWeights:
         layer = self._layers[index]

@@ -1,7 +1,9 @@
 """A load plan -> where each tensor lies in the packed model, and what reads it there. No torch.
 
 Matrices lie in tiles of 32 outputs in the type of their files, so that operators compute in place;
-norms and biases are float32. Stages are in the order of need, each a contiguous range.
+norms and biases are float32. Stages are in the order of need, each a contiguous range: layer i is
+stage i, the final norm and the head follow. The embedding, of which a step needs a few rows, is
+part of that last stage where it is the head, else a stage behind it.
 """
 
 import hashlib
@@ -12,10 +14,11 @@ import msgspec
 
 from aegaeon.models import checkpoint
 from aegaeon.models.checkpoint import LoadPlan, tensor_shapes
+from aegaeon.models.config import ModelConfig
 from aegaeon.models.safetensors import ELEMENT_BYTES, StoredTensor, version_of
 
 # Part of the digest: another layout must not be taken for this one.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ALIGNMENT_BYTES = 64
 TILE_OUTPUTS = 32
 
@@ -79,7 +82,7 @@ class PackPlan(msgspec.Struct, frozen=True):
 
     @property
     def stages(self) -> int:
-        """Stage 0 is the embedding, i + 1 is layer i, the last the final norm and untied head."""
+        """Layers + 1, and one more where the embedding is not the head."""
         return len(self.stage_ends)
 
     def jobs(self) -> list[ReadJob]:
@@ -104,10 +107,10 @@ class PackPlan(msgspec.Struct, frozen=True):
 def plan_pack(load_plan: LoadPlan) -> PackPlan:
     """Return the places of all tensors that the model of `load_plan` uses."""
     tensors: dict[str, PackedTensor] = {}
-    stage_ends = [0] * (load_plan.config.layers + 2)
+    stages = {name: _stage(name, load_plan.config) for name, _ in tensor_shapes(load_plan.config)}
+    stage_ends = [0] * (max(stages.values()) + 1)
     offset = 0
-    for name, _ in tensor_shapes(load_plan.config):
-        stage = _stage(name, load_plan.config.layers)
+    for name, stage in sorted(stages.items(), key=lambda item: item[1]):
         tensor = _place(load_plan.tensors[name], offset, stage)
         tensors[name] = tensor
         offset += -(-tensor.data_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
@@ -115,14 +118,14 @@ def plan_pack(load_plan: LoadPlan) -> PackPlan:
     return PackPlan(load_plan, tensors, tuple(stage_ends))
 
 
-def _stage(name: str, layers: int) -> int:
+def _stage(name: str, config: ModelConfig) -> int:
     match name:
         case checkpoint.EMBEDDING:
-            return 0
+            return config.layers if config.tie_word_embeddings else config.layers + 1
         case checkpoint.FINAL_NORM | checkpoint.HEAD:
-            return layers + 1
+            return config.layers
         case _:
-            return int(name.split(".", 3)[2]) + 1
+            return int(name.split(".", 3)[2])
 
 
 def _place(source: StoredTensor, offset: int, stage: int) -> PackedTensor:

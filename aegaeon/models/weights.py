@@ -12,28 +12,23 @@ from aegaeon.device.packed import TILE_OUTPUTS, Matrix, pack_into
 from aegaeon.errors import CheckpointError
 from aegaeon.models.packing import PackedTensor, PackPlan
 from aegaeon.models.safetensors import StoredTensor
+from aegaeon.models.stages import AllIn, Stages
 
 OnProgress = Callable[[int, int], None]
-AwaitStage = Callable[[int], None]
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def everything_is_in(stage: int) -> None:
-    """Wait for nothing."""
 
 
 class PackedWeights:
     """Views of the packed model of `plan` in `memory`, a 64-byte aligned buffer that they keep.
 
-    `await_stage(n)` returns when stage n is in; it raises what kept it from coming.
+    `stages` tell what of it is in.
     """
 
-    def __init__(
-        self, memory: Any, plan: PackPlan, await_stage: AwaitStage = everything_is_in
-    ) -> None:
+    def __init__(self, memory: Any, plan: PackPlan, stages: Stages | None = None) -> None:
+        """Without `stages`, everything is in."""
         self.plan = plan
-        self.await_stage = await_stage
+        self.stages = AllIn() if stages is None else stages
         self.memory = torch.frombuffer(memory, dtype=torch.uint8, count=plan.total_bytes)
         self._address = self.memory.data_ptr()
 

@@ -125,6 +125,18 @@ def test_a_stage_is_there_though_the_copy_it_is_part_of_goes_on(way):
     assert not waiter.is_alive() and not arrival.is_complete
 
 
+def test_to_ask_whether_a_stage_is_in_waits_for_nothing(way):
+    arrival = way.begin()
+    assert not arrival.is_in(0)
+    way.host.have(4)
+    way.await_tickets(1)
+    way.copier.let_in(299)
+    assert arrival.is_in(0) and not arrival.is_in(1)
+    way.copier.let_in()
+    eventually(lambda: arrival.is_complete)
+    assert arrival.is_in(3)
+
+
 def test_what_a_step_waits_for_goes_first_also_what_comes_later(way):
     arrival = way.begin()
     way.host.have(1)

@@ -56,7 +56,7 @@ def open_weights(specs, regions):
 
 def content(weights, model):
     with weights.use(model) as packed:
-        packed.await_stage(packed.plan.stages - 1)
+        packed.stages.await_stage(packed.plan.stages - 1)
         return bytes(memoryview(weights._models[model].host.memory))
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from aegaeon.errors import CheckpointError, LoadCancelled, RegionError
+from aegaeon.errors import CheckpointError, LoadCancelled, RegionError, WeightsEvicted
 from aegaeon.memory import host_model
 from aegaeon.memory.host_model import HostModel
 from aegaeon.memory.traffic import Traffic
@@ -68,3 +68,16 @@ def test_a_load_that_is_always_cancelled_is_given_up(plan, monkeypatch):
     host = HostModel("m", plan, AbandonedModel(LoadCancelled("again")), 1, Traffic())
     with pytest.raises(CheckpointError, match="has not come"):
         host.await_stage(0)
+
+
+def test_what_is_in_is_told_without_waiting_and_shown_while_it_is_pinned(plan):
+    model = AbandonedModel(LoadCancelled("enough"))
+    host = HostModel("m", plan, model, 1, Traffic())
+    model.stages_done = 2
+    assert host.is_in(1) and not host.is_in(2)
+    with host.cached(1) as one, host.cached(2) as other:
+        assert (one, other) == (model, None)
+    model.pin = lambda: False
+    with pytest.raises(WeightsEvicted), host.cached(1):
+        pass
+    model.may_load.set()

@@ -4,13 +4,17 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from aegaeon._native import CopyEngine, WeightCache
+from aegaeon.device.packed import unpack
 from aegaeon.errors import BudgetTooSmall, WeightsEvicted
 from aegaeon.memory.arena import Arena
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.staged import StagedWeights
 from aegaeon.memory.traffic import Traffic
+from aegaeon.models.checkpoint import EMBEDDING
+from aegaeon.models.embedding_rows import EmbeddingRows
 from aegaeon.models.references import resolve
 from tests.support.checkpoints import make_checkpoint
 from tests.support.held_copier import HeldCopier
@@ -63,7 +67,7 @@ def open_weights(specs, regions):
 
 def content(weights, model):
     with weights.use(model) as packed:
-        packed.await_stage(packed.plan.stages - 1)
+        packed.stages.await_stage(packed.plan.stages - 1)
         return bytes(packed.memory.numpy())
 
 
@@ -95,7 +99,7 @@ def test_a_step_begins_while_later_stages_still_come(open_weights):
     weights = open_weights(copier=copier)
     loader = in_thread(lambda: weights.bring_in("a", ()))
     plan, _ = weights._source._plans["a"].current()
-    first_bytes = plan.stage_ends[1]
+    first_bytes = plan.stage_ends[0]
     eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
     assert "a" not in weights._models
     copier.let_in(first_bytes)
@@ -105,16 +109,43 @@ def test_a_step_begins_while_later_stages_still_come(open_weights):
 
         def step():
             for stage in range(plan.stages):
-                packed.await_stage(stage)
+                packed.stages.await_stage(stage)
                 stages.append(stage)
 
         computing = in_thread(step)
+        eventually(lambda: len(stages) == 1)
+        copier.let_in(plan.stage_ends[1] - first_bytes)
         eventually(lambda: len(stages) == 2)
-        copier.let_in(plan.stage_ends[2] - first_bytes)
-        eventually(lambda: len(stages) == 3)
         copier.let_in()
         computing.join(30)
     assert len(stages) == plan.stages
+
+
+def test_a_stage_on_its_way_is_read_from_the_cache(open_weights):
+    copier = HeldCopier()
+    weights = open_weights(copier=copier)
+    loader = in_thread(lambda: weights.bring_in("a", ()))
+    plan, _ = weights._source._plans["a"].current()
+    eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
+    copier.let_in(plan.stage_ends[0])
+    loader.join(30)
+    last, ids = plan.stages - 1, torch.tensor([9, 1])
+    with weights.use("a") as packed:
+        assert packed.stages.is_in(0) and not packed.stages.is_in(last)
+        with packed.stages.cached(last) as memory:
+            cached = bytes(memory)[: plan.total_bytes]
+        # A version that no file has: what is found was not read there.
+        path = plan.tensors[EMBEDDING].source.path
+        plan.load_plan.files[path] = (0, 0, 0)
+        places, rows = EmbeddingRows(plan, packed.stages).gather(ids)
+        copier.let_in()
+        packed.stages.await_stage(last)
+        assert packed.stages.is_in(last) and bytes(packed.memory.numpy()) == cached
+        assert torch.equal(unpack(rows)[places], unpack(packed.matrix(EMBEDDING))[ids])
+        eventually(lambda: weights._models["a"].arrival.is_complete)
+        eventually(lambda: not weights._models["a"].arrival._has_host)
+        with packed.stages.cached(last) as memory:
+            assert memory is None
 
 
 def test_a_model_comes_in_while_another_one_computes(open_weights):
@@ -134,7 +165,7 @@ def test_a_model_dropped_while_it_comes_is_written_no_more(open_weights):
     loader = in_thread(lambda: weights.bring_in("a", ()))
     plan, _ = weights._source._plans["a"].current()
     eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
-    copier.let_in(plan.stage_ends[1])
+    copier.let_in(plan.stage_ends[0])
     loader.join(30)
     weights.drop("a")
     before = bytes(weights._arena.view)
@@ -212,11 +243,11 @@ def test_a_model_lost_on_its_way_is_brought_in_anew(open_weights):
     loader = in_thread(lambda: weights.bring_in("a", ()))
     plan, _ = weights._source._plans["a"].current()
     eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
-    copier.let_in(plan.stage_ends[1])
+    copier.let_in(plan.stage_ends[0])
     loader.join(30)
     copier.fail("link down")
     with weights.use("a") as packed, pytest.raises(WeightsEvicted, match="link down"):
-        packed.await_stage(plan.stages - 1)
+        packed.stages.await_stage(plan.stages - 1)
     eventually(lambda: weights._models["a"].arrival.is_lost)
     copier.is_open = True
     whole(weights, "a")
@@ -261,7 +292,7 @@ def test_close_gives_up_everything_also_what_is_coming(open_weights):
     loader = in_thread(lambda: weights.bring_in("a", ()))
     plan, _ = weights._source._plans["a"].current()
     eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
-    copier.let_in(plan.stage_ends[1])
+    copier.let_in(plan.stage_ends[0])
     loader.join(30)
     weights.close()
     weights.close()

@@ -14,8 +14,9 @@ from aegaeon.models.layers import Decoder
 from aegaeon.models.packing import PackPlan, plan_pack
 from aegaeon.models.references import resolve
 from aegaeon.models.safetensors import version_of
-from aegaeon.models.weights import PackedWeights, read_weights
+from aegaeon.models.weights import read_weights
 from tests.support.checkpoints import make_checkpoint
+from tests.support.coming import Coming
 from tests.support.dense_device import DenseDevice, dense_batch
 
 
@@ -29,8 +30,9 @@ def model(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "m", "qwen3", dtype=torch.bfloat16, shards=2, **overrides)
 
 
-def test_places_are_aligned_and_in_the_order_of_stages(model: Path) -> None:
-    plan = plan_of(model)
+@pytest.mark.parametrize("tied", [False, True])
+def test_places_are_aligned_and_in_the_order_of_stages(tied: bool, tmp_path: Path) -> None:
+    plan = plan_of(make_checkpoint(tmp_path, "qwen3", vocab_size=390, tie_word_embeddings=tied))
     end, stage = 0, 0
     for tensor in plan.tensors.values():
         assert tensor.offset % 64 == 0 and 0 <= tensor.offset - end < 64
@@ -38,16 +40,24 @@ def test_places_are_aligned_and_in_the_order_of_stages(model: Path) -> None:
         if tensor.stage > stage:
             assert plan.stage_ends[stage] == tensor.offset
         end, stage = tensor.offset + tensor.data_bytes, tensor.stage
-    assert plan.stages == plan.load_plan.config.layers + 2 == stage + 1
+    assert plan.stages == stage + 1
     assert 0 <= plan.total_bytes - end < 64
 
 
 def test_stages_come_in_the_order_of_need(model: Path) -> None:
     stages = {name: tensor.stage for name, tensor in plan_of(model).tensors.items()}
-    assert stages["model.embed_tokens.weight"] == 0
-    assert stages["model.layers.0.self_attn.q_proj.weight"] == 1
-    assert stages["model.layers.1.input_layernorm.weight"] == 2
-    assert stages["model.norm.weight"] == stages["lm_head.weight"] == 3
+    assert stages["model.layers.0.self_attn.q_proj.weight"] == 0
+    assert stages["model.layers.1.input_layernorm.weight"] == 1
+    assert stages["model.norm.weight"] == stages["lm_head.weight"] == 2
+    assert stages["model.embed_tokens.weight"] == 3 == plan_of(model).stages - 1
+
+
+def test_an_embedding_that_is_the_head_comes_with_the_final_norm(tmp_path: Path) -> None:
+    plan = plan_of(make_checkpoint(tmp_path, "qwen3", tie_word_embeddings=True))
+    stages = {name: tensor.stage for name, tensor in plan.tensors.items()}
+    assert stages["model.layers.1.input_layernorm.weight"] == 1
+    assert stages["model.norm.weight"] == stages["model.embed_tokens.weight"] == 2
+    assert plan.stages == 3
 
 
 def test_jobs_describe_matrices_as_tiles_and_vectors_as_float32(model: Path) -> None:
@@ -56,12 +66,12 @@ def test_jobs_describe_matrices_as_tiles_and_vectors_as_float32(model: Path) -> 
     table, norm = plan.tensors["model.embed_tokens.weight"], plan.tensors["model.norm.weight"]
     source = table.source
     file = (source.path, *version_of(source.path))
-    expected = (file, source.offset, 390 * 64 * 2, 390, 64 * 2, 2, 1, table.offset, 0, 0)
+    expected = (file, source.offset, 390 * 64 * 2, 390, 64 * 2, 2, 1, table.offset, 3, 0)
     assert jobs[table.name] == expected
     assert table.data_bytes == 416 * 64 * 2
     source = norm.source
     file = (source.path, *version_of(source.path))
-    assert jobs[norm.name] == (file, source.offset, 128, 1, 128, 2, 0, norm.offset, 3, 1)
+    assert jobs[norm.name] == (file, source.offset, 128, 1, 128, 2, 0, norm.offset, 2, 1)
     assert (norm.dtype, norm.data_bytes) == ("F32", 4 * 64)
 
 
@@ -120,22 +130,14 @@ def test_tensors_of_several_types_in_one_model(tmp_path: Path) -> None:
 
 def test_a_decoder_awaits_each_stage_before_it_computes_with_it(model: Path) -> None:
     """Stages come in only when they are awaited, into memory that is NaN before."""
-    plan = plan_of(model)
-    whole = read_weights(plan)
-    expected = Decoder(plan.load_plan.config, DenseDevice(), whole).forward(dense_batch([5, 6, 7]))
-    memory = bytearray(b"\xff" * (plan.total_bytes + 64))
-    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64
-    aligned = memoryview(memory)[start : start + plan.total_bytes]
-    target = torch.frombuffer(aligned, dtype=torch.uint8)
-    source = whole.memory
-    awaited = []
-
-    def come_in(stage: int) -> None:
-        awaited.append(stage)
-        first = plan.stage_ends[stage - 1] if stage else 0
-        target[first : plan.stage_ends[stage]] = source[first : plan.stage_ends[stage]]
-
-    decoder = Decoder(plan.load_plan.config, DenseDevice(), PackedWeights(aligned, plan, come_in))
-    assert not awaited
+    coming = Coming(plan_of(model))
+    config = coming.plan.load_plan.config
+    expected = Decoder(config, DenseDevice(), coming.whole).forward(dense_batch([5, 6, 7]))
+    decoder = Decoder(config, DenseDevice(), coming.weights)
+    assert not coming.awaited
     assert torch.equal(decoder.forward(dense_batch([5, 6, 7])), expected)
-    assert awaited == [0, 1, 2, 3]
+    assert coming.awaited == [0, 1, 2]
+    # The embedding is waited for once it has come, which costs nothing.
+    coming.await_stage(3)
+    decoder.forward(dense_batch([8], start=3))
+    assert coming.awaited == [0, 1, 2, 3, 3, 0, 1, 2]
