@@ -82,11 +82,11 @@ def median_cold(ways: dict[str, Load], path: Path, repeats: dict[str, int]) -> d
     return {name: median(times) for name, times in taken.items()}
 
 
-def best_reads(path: Path) -> BareReads:
-    """Return the reads that take least, of two runs each."""
+def best_reads(path: Path) -> list[BareReads]:
+    """Return the three reads that take least, of two runs each."""
     tried = [BareReads(path, *how) for how in itertools.product(READ_THREADS, READ_CHUNKS)]
     times = median_cold({one.name: one for one in tried}, path, {one.name: 2 for one in tried})
-    return min(tried, key=lambda one: times[one.name])
+    return sorted(tried, key=lambda one: times[one.name])[:3]
 
 
 def measure_cold(spec: ModelSpec, scale: Scale) -> list[Row]:
@@ -98,16 +98,17 @@ def measure_cold(spec: ModelSpec, scale: Scale) -> list[Row]:
     for name in missing:
         progress(f"{name} is not installed and is skipped")
     ours = OurLoad(spec, region_of("weights"))
-    progress(f"cold loads; the limit reads by {bare.name}")
+    names = [one.name for one in bare]
+    progress(f"cold loads; the limit is the best of {', '.join(names)}")
     unready = OurLoad(spec, region_of("weights"), is_ready=False)
-    ways: dict[str, Load] = {"ours": ours, "limit": bare, "unready": unready, **others}
+    ways: dict[str, Load] = {"ours": ours, **{one.name: one for one in bare}, "unready": unready}
+    ways |= others
     repeats = dict.fromkeys(ways, scale.repeats) | dict.fromkeys(others, scale.peer_repeats)
     times = median_cold(ways, path, repeats)
     file_gb = path.stat().st_size / GB
     rate = {name: file_gb / took_s for name, took_s in times.items()}
-    row = Row(
-        case=f"cold load, {file_gb:.1f} GB", unit="GB/s", ours=rate["ours"], limit=rate["limit"]
-    )
+    limit = max(rate[name] for name in names)
+    row = Row(case=f"cold load, {file_gb:.1f} GB", unit="GB/s", ours=rate["ours"], limit=limit)
     rows = [measured(row, Aim("ratio_to_limit", 0.95, ">= 95 % of bare reads"))]
     at_once = f"{row.case}, at once: no memory was made ready"
     rows.append(measured(msgspec.structs.replace(row, case=at_once, ours=rate["unready"])))
