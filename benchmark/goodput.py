@@ -26,7 +26,7 @@ from aegaeon.scheduler.cost import Costs, decode_costs
 from aegaeon.sim.workloads import Load, poisson
 from benchmark.goodput_load import Health, replay
 from benchmark.goodput_rows import Point, rows_of
-from benchmark.goodput_simulated import predict
+from benchmark.goodput_simulated import predict, way_of
 from benchmark.report_rows import progress, publish
 from benchmark.serving import ServerError, running_server
 
@@ -34,10 +34,11 @@ EPILOG = """\
 examples:
   calibrate.py --models-dir models --models a=SmolLM2-135M-Instruct --device staged --out costs.json
   goodput.py --models-dir models --costs costs.json --json
-The policies alternate: every round serves the same loads under each. With fewer --rates and
---rounds it is quicker and says less."""
+The policies alternate: every round serves the same loads under each. `paper` is run both with two
+colocated instances and with one to prefill and one to decode (`paper-split`). With fewer --rates
+and --rounds it is quicker and says less."""
 
-POLICIES = ("slack", "paper", "request")
+POLICIES = ("slack", "paper", "paper-split", "request")
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class Setup:
 
     def flags(self, policy: str) -> list[str]:
         """Return the flags of a server under `policy`, on two devices in all."""
-        split = policy == "paper"
-        counts = {"colocated": 0 if split else 2, "prefill": int(split), "decode": int(split)}
+        name, is_split = way_of(policy)
+        counts = {"colocated": 0 if is_split else 2, "prefill": int(is_split)}
+        counts["decode"] = counts["prefill"]
         flags = [f"--{role}-count={count}" for role, count in counts.items()]
         models = ",".join(f"{name}={self.reference}" for name in self.names)
         return [
             *flags,
-            f"--policy={policy}",
+            f"--policy={name}",
             f"--models={models}",
             f"--models-dir={self.models_dir}",
             "--device=staged",

@@ -12,6 +12,12 @@ from aegaeon.sim.workloads import Load, models_of
 LIVE_LIMITS = Limits(max_batch=16, max_running=32)
 
 
+def way_of(policy: str) -> tuple[str, bool]:
+    """Return the policy's name, and whether its two devices have roles of their own."""
+    name = policy.removesuffix("-split")
+    return name, name != policy
+
+
 def predict(load: Load, costs: Costs, policy: str, target: Target) -> Attainment:
     """Return what two devices of `costs`, whose memory is for weights only, reach under `policy`.
 
@@ -22,13 +28,13 @@ def predict(load: Load, costs: Costs, policy: str, target: Target) -> Attainment
         model: msgspec.structs.replace(cost, kv_gb_per_token=0.0)
         for model, cost in costs.of(tuple(sorted(models_of(load)))).items()
     }
-    split = policy == "paper"
+    name, is_split = way_of(policy)
     fleet = Fleet(
-        colocated=0 if split else 2,
-        prefill=int(split),
-        decode=int(split),
+        colocated=0 if is_split else 2,
+        prefill=int(is_split),
+        decode=int(is_split),
         target=target,
         limits=LIVE_LIMITS,
     )
-    simulated = simulate(load, models, costs, POLICIES[policy], fleet)
+    simulated = simulate(load, models, costs, POLICIES[name], fleet)
     return attainment(simulated.served, target)
