@@ -1,12 +1,7 @@
 """An engine whose keys and values find the node's shared memory full."""
 
-import shutil
-import subprocess
-import sys
-
-import pytest
-
 from tests.support.checkpoints import make_checkpoint
+from tests.support.small_memory import run_in_small_memory
 
 SCRIPT = """
 import sys
@@ -48,18 +43,5 @@ engine.close()
 
 
 def test_keys_and_values_that_have_no_memory_are_waited_for(tmp_path):
-    unshare = shutil.which("unshare")
-    mounted = tmp_path / "mounted"
-    mounted.mkdir()
-    mount = f"mount -t tmpfs -o size=16m none {mounted}"
-    if (
-        unshare is None
-        or subprocess.run([unshare, "-Urm", "sh", "-c", mount], check=False).returncode
-    ):
-        pytest.skip("no file system may be mounted here")
     checkpoint = make_checkpoint(tmp_path / "llama", "llama", seed=0)
-    run = [unshare, "-Urm", "sh", "-c", f'{mount} && exec "$0" "$@"', sys.executable, "-c", SCRIPT]
-    done = subprocess.run(
-        [*run, str(mounted), str(checkpoint)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_small_memory(tmp_path / "mounted", "16m", SCRIPT, checkpoint)

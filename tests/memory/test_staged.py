@@ -121,7 +121,8 @@ def test_a_step_begins_while_later_stages_still_come(open_weights):
     assert len(stages) == plan.stages
 
 
-def test_a_stage_on_its_way_is_read_from_the_cache(open_weights):
+def with_first_stage(open_weights):
+    """Have `a` all on its way, and its first stage on the device."""
     copier = HeldCopier()
     weights = open_weights(copier=copier)
     loader = in_thread(lambda: weights.bring_in("a", ()))
@@ -129,6 +130,11 @@ def test_a_stage_on_its_way_is_read_from_the_cache(open_weights):
     eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
     copier.let_in(plan.stage_ends[0])
     loader.join(30)
+    return copier, weights, plan
+
+
+def test_a_stage_on_its_way_is_read_from_the_cache(open_weights):
+    copier, weights, plan = with_first_stage(open_weights)
     last, ids = plan.stages - 1, torch.tensor([9, 1])
     with weights.use("a") as packed:
         assert packed.stages.is_in(0) and not packed.stages.is_in(last)
@@ -160,13 +166,7 @@ def test_a_model_comes_in_while_another_one_computes(open_weights):
 
 
 def test_a_model_dropped_while_it_comes_is_written_no_more(open_weights):
-    copier = HeldCopier()
-    weights = open_weights(copier=copier)
-    loader = in_thread(lambda: weights.bring_in("a", ()))
-    plan, _ = weights._source._plans["a"].current()
-    eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
-    copier.let_in(plan.stage_ends[0])
-    loader.join(30)
+    copier, weights, _ = with_first_stage(open_weights)
     weights.drop("a")
     before = bytes(weights._arena.view)
     copier.let_in()
@@ -238,13 +238,7 @@ def test_a_model_without_hope_of_room_is_refused_at_once_and_leaves_nothing(open
 
 
 def test_a_model_lost_on_its_way_is_brought_in_anew(open_weights):
-    copier = HeldCopier()
-    weights = open_weights(copier=copier)
-    loader = in_thread(lambda: weights.bring_in("a", ()))
-    plan, _ = weights._source._plans["a"].current()
-    eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
-    copier.let_in(plan.stage_ends[0])
-    loader.join(30)
+    copier, weights, plan = with_first_stage(open_weights)
     copier.fail("link down")
     with weights.use("a") as packed, pytest.raises(WeightsEvicted, match="link down"):
         packed.stages.await_stage(plan.stages - 1)
@@ -287,13 +281,7 @@ def test_a_file_that_has_changed_is_another_model_here_too(open_weights, specs):
 
 
 def test_close_gives_up_everything_also_what_is_coming(open_weights):
-    copier = HeldCopier()
-    weights = open_weights(copier=copier)
-    loader = in_thread(lambda: weights.bring_in("a", ()))
-    plan, _ = weights._source._plans["a"].current()
-    eventually(lambda: sum(t.total_bytes for t in copier.tickets) == plan.total_bytes)
-    copier.let_in(plan.stage_ends[0])
-    loader.join(30)
+    copier, weights, _ = with_first_stage(open_weights)
     weights.close()
     weights.close()
     assert weights.used_bytes == 0

@@ -2,10 +2,7 @@
 
 import os
 import random
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 from aegaeon import _native
 from aegaeon.errors import CheckpointError, RegionError
 from tests.support.polling import eventually
+from tests.support.small_memory import run_in_small_memory
 from tests.support.weight_files import FROM_BF16, FROM_F16, NO_CONVERSION, ROWS, TILES, Plan, key
 
 MIB = 1 << 20
@@ -316,17 +314,4 @@ assert not cache.prepare(200 * MIB) and cache.ready_bytes > 0
 
 
 def test_memory_that_others_need_is_left_to_them(tmp_path):
-    unshare = shutil.which("unshare")
-    mounted = tmp_path / "mounted"
-    mounted.mkdir()
-    mount = f"mount -t tmpfs -o size=32m none {mounted}"
-    if (
-        unshare is None
-        or subprocess.run([unshare, "-Urm", "sh", "-c", mount], check=False).returncode
-    ):
-        pytest.skip("no file system may be mounted here")
-    run = [unshare, "-Urm", "sh", "-c", f'{mount} && exec "$0" "$@"', sys.executable, "-c", CROWDED]
-    done = subprocess.run(
-        [*run, str(mounted), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_small_memory(tmp_path / "mounted", "32m", CROWDED, tmp_path)
