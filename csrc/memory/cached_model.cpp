@@ -307,7 +307,6 @@ void CachedModel::complete(double seconds) {
   if (directory.status(slot_) != status_of(generation_, EntryState::loading)) {
     directory.damaged("a model was taken from its loader");
   }
-  cut_end(file_);  // of what was added by one who filled the file as the spare, and was killed
   if (first_stage_ == 0) {  // else it is a part of the load that was measured
     entry().reload_s = seconds;
     directory.control().load_bytes_per_s.store(static_cast<double>(size_bytes_) /

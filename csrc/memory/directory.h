@@ -112,6 +112,8 @@ struct Control {
   std::atomic<std::uint64_t> spare_bytes;
   std::atomic<std::uint64_t> spare_word;  // its number, and how much of it is ready
   std::atomic<shm::Owner> spare_owner;    // who fills it
+  std::atomic<shm::Owner> step_owner;     // who is backing a huge page of what is the spare, or was
+  std::atomic<std::uint64_t> step_at;     // and where that is
   std::array<std::atomic<shm::Owner>, kClients> clients;
   std::array<std::atomic<std::uint64_t>, kEntries> status;
   std::array<Entry, kEntries> entries;

@@ -23,24 +23,24 @@ constexpr int kFlags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
 constexpr unsigned kShareLeft = 16;
 constexpr unsigned kShareMissed = 32;
 
-// A signal, of which a server gets many, ends a call that may take a while.
-bool allocate(const File& file, std::uint64_t at, std::uint64_t bytes) {
+// Sees that there is memory behind `address`. Unlike fallocate(2) it gives none behind the end of
+// the file, wherever that is by then. A signal, of which a server gets many, may end the call.
+bool populate(std::byte* address, std::size_t bytes) {
   int result = 0;
   do {
-    result = fallocate(file.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at),
-                       static_cast<off_t>(bytes));
+    result = madvise(address, bytes, MADV_POPULATE_WRITE);
   } while (result != 0 && errno == EINTR);
   return result == 0;
 }
 
-// Sees that [at, at + kHugePageBytes) of the file, mapped at `address`, has memory: a huge page
-// where the kernel has one to give, else small ones. False when there is no memory.
-bool back(const File& file, std::uint64_t at, std::byte* address) {
-  return allocate(file, at, 4096) && (madvise(address + at, kHugePageBytes, MADV_COLLAPSE) == 0 ||
-                                      allocate(file, at, kHugePageBytes));
+// Sees that the huge page at `address` has memory: in one piece where the kernel has one to give,
+// else in small ones. False when there is no memory, or the file has come to end before it.
+bool back(std::byte* address) {
+  return populate(address, 4096) && (madvise(address, kHugePageBytes, MADV_COLLAPSE) == 0 ||
+                                     populate(address, kHugePageBytes));
 }
 
-// Lets others go on when we end, however that is.
+// Makes us the owner of a part of the work, until we end, however that is.
 class Turn {
  public:
   explicit Turn(std::atomic<shm::Owner>& owner) : owner_(owner) { owner.store(shm::self_owner()); }
@@ -56,13 +56,6 @@ class Turn {
 };
 
 }  // namespace
-
-void cut_end(const File& file) {
-  struct stat info{};
-  if (fstat(file.get(), &info) == 0 && ftruncate(file.get(), info.st_size) != 0) {
-    // It stays until the file goes.
-  }
-}
 
 // Of none when there is no spare.
 std::uint64_t Spare::file_bytes() const {
@@ -112,12 +105,24 @@ void Spare::give(std::size_t slot) {
   }
   const std::uint64_t ready = next_number(0);
   control.spare_owner.store(shm::kNobody);
-  if (::rename(path().c_str(), directory_.data_path(slot).c_str()) == 0) {
+  if (is_free_to_cut(bytes) && ::rename(path().c_str(), directory_.data_path(slot).c_str()) == 0) {
     entry.ready_bytes.store(std::min(ready, whole_huge_pages(bytes)));
   } else {
     remove_file(path());
   }
   control.spare_bytes.store(0);
+}
+
+// Ends the spare where the last whole huge page of a model of `bytes` does. Nobody adds to it behind
+// that end afterwards, but when it grows to that of the model, one who was late could back all of
+// the huge page in which that is. So not while somebody is at that one.
+bool Spare::is_free_to_cut(std::uint64_t bytes) const {
+  const Control& control = directory_.control();
+  const std::uint64_t end = whole_huge_pages(bytes);
+  const bool is_one_late =
+      shm::owner_is_alive(control.step_owner.load()) && control.step_at.load() == end;
+  return !is_one_late &&
+         (file_bytes() <= end || ::truncate(path().c_str(), static_cast<off_t>(end)) == 0);
 }
 
 bool Spare::recycle(std::size_t slot) {
@@ -144,7 +149,7 @@ bool Spare::prepare(std::uint64_t bytes, const std::function<bool()>& is_unwante
   {
     const Directory::Locked held(directory_);
     const shm::Owner owner = control.spare_owner.load();
-    if (owner == shm::self_owner() || shm::owner_is_alive(owner)) return true;
+    if (shm::owner_is_alive(owner) || shm::owner_is_alive(control.step_owner.load())) return true;
     if (give_way()) return false;
     if (!begin(bytes)) return true;
     word = control.spare_word.load();
@@ -203,22 +208,22 @@ bool Spare::fill(std::uint64_t word, const std::function<bool()>& is_unwanted) {
   if (mapping.address() == nullptr) {
     return false;
   }
-  while (ready_of(word) < end) {
-    if (is_taken(word) || is_unwanted()) {
-      return true;
-    }
-    if (!has_room(kHugePageBytes, kShareLeft) || !back(file, ready_of(word), mapping.address())) {
-      return is_taken(word);
-    }
-    std::uint64_t expected = word;
-    if (!directory_.control().spare_word.compare_exchange_strong(expected, word + 1)) {
-      const Directory::Locked held(directory_);
-      cut_end(file);
-      return true;
-    }
-    ++word;
+  for (; ready_of(word) < end; ++word) {
+    if (is_unwanted() || !step(word, mapping.address())) return is_taken(word) || is_unwanted();
   }
   return true;
+}
+
+// Adds a huge page to what is ready; false when there is no memory or it is another's by now. That
+// we are at it is said before we look whose it is: one of us sees the other, see is_free_to_cut.
+bool Spare::step(std::uint64_t word, std::byte* address) {
+  Control& control = directory_.control();
+  control.step_at.store(ready_of(word));
+  const Turn turn(control.step_owner);
+  std::uint64_t expected = word;
+  return !is_taken(word) && has_room(kHugePageBytes, kShareLeft) &&
+         back(address + ready_of(word)) &&
+         control.spare_word.compare_exchange_strong(expected, word + 1);
 }
 
 }  // namespace aegaeon::memory

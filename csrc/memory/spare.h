@@ -9,9 +9,9 @@
 //   before the file is made and lowered after it was taken, so a process killed between the two
 //   leaves a number without a file, which whoever looks for the file sets right.
 // - The number of the spare moves when another file becomes it or it is taken, and is in one word
-//   with how much of it is ready. So whoever fills it cannot add a step to what is another's by
-//   now; it takes back what the step may have put, 2 MiB at most, behind the end of a model's file.
-//   So does the load of that model when it is complete, for those who were killed before.
+//   with how much of it is ready. So whoever fills it cannot count a step for what is another's by
+//   now. Nor can such a late step add memory to it: the file ends where the model does, and when
+//   one is at the very page in which that is, the model begins with a file of its own.
 // - What lies in a recycled file is another model's: every page of a model is written by its load.
 // - A 16th of the file system is left to others, keys and values among them. Should they come to
 //   need half of that, the spare is given up.
@@ -36,10 +36,6 @@ constexpr std::uint64_t spare_word_of(std::uint64_t number, std::uint64_t ready_
   return number << 32 | ready_bytes / kHugePageBytes;
 }
 
-// Takes back what a file has in memory behind its end. With the directory's lock held, under which
-// files change their length.
-void cut_end(const File& file);
-
 class Spare {
  public:
   explicit Spare(Directory& directory) : directory_(directory) {}
@@ -61,9 +57,11 @@ class Spare {
   void drop();
   std::uint64_t next_number(std::uint64_t ready_bytes);
   std::uint64_t file_bytes() const;
+  bool is_free_to_cut(std::uint64_t bytes) const;
   bool is_taken(std::uint64_t word) const;
   bool has_room(std::uint64_t bytes, unsigned share) const;
   bool fill(std::uint64_t word, const std::function<bool()>& is_unwanted);
+  bool step(std::uint64_t word, std::byte* address);
   std::string path() const { return directory_.path() + "+spare"; }
 
   Directory& directory_;
