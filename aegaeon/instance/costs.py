@@ -7,30 +7,11 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
 from aegaeon.scheduler.cost import Costs, ModelCost, decode_costs
+from aegaeon.scheduler.refine import guessed_cost
 from aegaeon.types import ModelId, ModelSpec
 
-# Guesses on the slow side of what serves models: a policy that expects too little promises too
-# much.
-BYTES_PER_S = 20e9  # that a step of decoding reads
-FLOPS_PER_S = 200e9  # of a prefill
-LINK_GB_PER_S = 2.0
-LEAST_S = 1e-4
+LINK_GB_PER_S = 2.0  # guessed
 SAME_SIZE = 1e-3  # weights that differ by no more of theirs are of copies of one model
-
-
-def guessed_cost(spec: ModelSpec) -> ModelCost:
-    """Return costs of a model that nobody has measured, from its sizes.
-
-    A step of decoding reads all weights and the keys and values of its context; a prefill does two
-    operations for each weight, of two bytes, and token.
-    """
-    return ModelCost(
-        weight_gb=spec.weight_bytes / 1e9,
-        kv_gb_per_token=spec.kv_token_bytes / 1e9,
-        max_len=max(2, spec.context_tokens),
-        prefill=(spec.weight_bytes / FLOPS_PER_S, 0.0, LEAST_S),
-        decode=(spec.kv_token_bytes / BYTES_PER_S, 0.0, LEAST_S + spec.weight_bytes / BYTES_PER_S),
-    )
 
 
 def costs_of(
@@ -46,7 +27,9 @@ def costs_of(
     models = {}
     names = set()
     for spec in specs:
-        guess = guessed_cost(spec)
+        guess = guessed_cost(
+            spec.weight_bytes / 1e9, spec.kv_token_bytes / 1e9, max(2, spec.context_tokens)
+        )
         measured = None if known is None else _measured(known, spec)
         if measured is not None:
             names.add(spec.id)

@@ -22,19 +22,31 @@ FADE = 0.99  # what an action still counts after another one
 MEASURED, GUESSED = 1.0, 1e-3
 UNSURE = 4  # first actions, that a guess gives way to as they are
 LEAST_S = 1e-6
+# Guesses on the slow side of what serves models: a policy that expects too little promises too
+# much.
+GUESSED_GB_PER_S = 20.0  # that a step of decoding reads
+GUESSED_TFLOPS = 0.2  # of a prefill
+GUESSED_LEAST_S = 1e-4
 ROUNDING = 1e-9
 
 Three: TypeAlias = tuple[float, float, float]
 
 
 def guessed_cost(weight_gb: float, kv_gb_per_token: float, max_len: int) -> ModelCost:
-    """Return costs of a model that nobody has measured: somewhere between a CPU and a GPU."""
+    """Return costs of a model that nobody has measured, from its sizes.
+
+    A step reads all weights once, and decoding the keys and values of its context; each token
+    takes two operations for each weight, of two bytes, and attention about one for each byte of
+    keys and values before it. Nothing is zero: what is learned later keeps proportions.
+    """
+    token_s = weight_gb / GUESSED_TFLOPS / 1e3
+    pass_s = GUESSED_LEAST_S + weight_gb / GUESSED_GB_PER_S
     return ModelCost(
         weight_gb=weight_gb,
         kv_gb_per_token=kv_gb_per_token,
         max_len=max_len,
-        prefill=(1e-4, 1e-9, 0.02),
-        decode=(1e-6, 5e-4, 0.01),
+        prefill=(token_s, kv_gb_per_token / GUESSED_TFLOPS / 2e3, pass_s),
+        decode=(kv_gb_per_token / GUESSED_GB_PER_S, token_s, pass_s),
     )
 
 

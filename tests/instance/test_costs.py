@@ -7,7 +7,7 @@ import pytest
 
 from aegaeon.config import Settings, check_settings
 from aegaeon.errors import ConfigError
-from aegaeon.instance.costs import costs_of, guessed_cost
+from aegaeon.instance.costs import costs_of
 from aegaeon.instance.launch import Launch
 from aegaeon.instance.worker import build_scheduler
 from aegaeon.scheduler.cost import Costs, ModelCost
@@ -39,8 +39,12 @@ def written(tmp_path):
     return str(path)
 
 
+def guessed():
+    return costs_of(check_settings({}), SPECS, 10**10)[0].models
+
+
 def test_larger_models_are_guessed_to_be_slower():
-    large, small = (guessed_cost(spec) for spec in SPECS)
+    large, small = guessed()["a"], guessed()["b"]
     assert large.decode_s(0, 1) > small.decode_s(0, 1) > 0.01
     assert large.prefill_s(100) > small.prefill_s(100) > 0.1
     assert large.decode_s(10**6, 1) > large.decode_s(0, 1)
@@ -53,7 +57,7 @@ def test_measured_models_are_found_by_name_and_keep_their_own_sizes(tmp_path):
     a = costs.models["a"]
     assert (a.decode, a.prefill) == (MEASURED.decode, MEASURED.prefill)
     assert (a.weight_gb, a.max_len) == (2.0, SPECS[0].context_tokens)
-    assert costs.models["b"] == guessed_cost(SPECS[1])
+    assert costs.models["b"] == guessed()["b"]
 
 
 def test_copies_of_a_measured_model_cost_the_same(tmp_path):
