@@ -370,11 +370,10 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance publishes again and again. Counts are requests; `switches`, `switch_s`,
-    `stall_s` (there were requests, and nothing computed) and `moved` are since the start;
-    `weight_bytes` are those of the node's cache, or of the device's own memory. `load` is how busy
-    its policy finds it; one request more of a model in `joins` makes no switch more.
-    """
+    """What an instance publishes again and again. Counts are requests; seconds, `switches`, `moved`
+    are since the start: `stall_s` with requests and nothing computed, `compute_s` in steps, which
+    take `expected_s` by the costs file. `weight_bytes` are the cache's, or those in the device's
+    memory. `load`: how busy its policy finds it; one request more of `joins` makes no switch."""
 
     state: Literal["starting", "ready", "draining"] = "starting"
     current: ModelId | None = None
@@ -388,6 +387,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     switches: int = 0
     switch_s: float = 0.0
     stall_s: float = 0.0
+    compute_s: float = 0.0
+    expected_s: float = 0.0
     weight_bytes: int = 0
     moved: dict[Phase, PhaseTotal] = {}
 

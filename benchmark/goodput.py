@@ -26,7 +26,7 @@ from aegaeon.scheduler.cost import Costs, decode_costs
 from aegaeon.sim.workloads import Load, poisson
 from benchmark.goodput_load import Health, replay
 from benchmark.goodput_rows import Point, rows_of
-from benchmark.goodput_simulated import predict, way_of
+from benchmark.goodput_simulated import predict, slowed, way_of
 from benchmark.report_rows import progress, publish
 from benchmark.serving import ServerError, running_server
 
@@ -39,6 +39,7 @@ colocated instances and with one to prefill and one to decode (`paper-split`). W
 and --rounds it is quicker and says less."""
 
 POLICIES = ("slack", "paper", "paper-split", "request")
+ALONE, PACED = "alone", "paced"  # with the costs as calibrated; with the pace that steps had
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def run(
 ) -> list[Point]:
     """Return what each policy reached at each rate, as medians over `rounds`."""
     measured: dict[tuple[str, float], list[tuple[list[Served], Health]]] = {}
-    predicted: dict[tuple[str, float], list[Attainment]] = {}
+    predicted: dict[tuple[str, str, float], list[float]] = {}
     for number in range(rounds):
         loads = loads_of(setup, rates, horizon_s, seed=number)
         for rate, load in zip(rates, loads, strict=True):
@@ -116,37 +117,48 @@ def run(
             for policy in order:
                 progress(f"round {number + 1}: {policy}, {rate:g} requests/s, {len(load)} requests")
                 key = (policy, rate)
-                measured.setdefault(key, []).append(measure(setup, policy, load))
-                simulated = predict(load, setup.costs, policy, setup.target)
-                predicted.setdefault(key, []).append(simulated)
+                served, health = measure(setup, policy, load)
+                measured.setdefault(key, []).append((served, health))
+                for kind, slowness in ((ALONE, 1.0), (PACED, health.slowness)):
+                    costs = slowed(setup.costs, slowness)
+                    simulated = predict(load, costs, policy, setup.target)
+                    predicted.setdefault((kind, *key), []).append(simulated.request)
     return [
-        _point(policy, rate, runs, predicted[policy, rate], setup.target)
+        _point(
+            (policy, rate),
+            runs,
+            statistics.median(predicted[PACED, policy, rate]),
+            statistics.median(predicted[ALONE, policy, rate]),
+            setup.target,
+        )
         for (policy, rate), runs in measured.items()
     ]
 
 
 def _point(
-    policy: str,
-    rate: float,
+    key: tuple[str, float],
     runs: list[tuple[list[Served], Health]],
-    predicted: list[Attainment],
+    predicted: float,
+    predicted_alone: float,
     target: Target,
 ) -> Point:
     reached = [attainment(served, target) for served, _ in runs]
     return Point(
-        policy=policy,
-        rate=rate,
+        policy=key[0],
+        rate=key[1],
         reached=Attainment(
             *(
                 statistics.median(getattr(one, kind) for one in reached)
                 for kind in ("time", "token", "request")
             )
         ),
-        predicted=statistics.median(one.request for one in predicted),
+        predicted=predicted,
+        predicted_alone=predicted_alone,
         served=tuple(one for served, _ in runs for one in served),
         switches=sum(health.switches for _, health in runs),
         switch_share=statistics.median(health.switch_share for _, health in runs),
         stall_share=statistics.median(health.stall_share for _, health in runs),
+        slowness=statistics.median(health.slowness for _, health in runs),
     )
 
 

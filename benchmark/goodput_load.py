@@ -20,11 +20,13 @@ LATE_S = 120.0  # after the last arrival, until the last token
 @dataclass(frozen=True)
 class Health:
     """What the instances did between two looks; the shares of their time that they switched, and
-    that they had requests and computed nothing, while weights or KV came in."""
+    that they had requests and computed nothing, while weights or KV came in; and what steps took,
+    in multiples of what they were measured to take when nothing else ran."""
 
     switches: int
     switch_share: float
     stall_share: float
+    slowness: float
 
 
 class _Look(NamedTuple):
@@ -34,6 +36,8 @@ class _Look(NamedTuple):
     switches: int
     switch_s: float
     stall_s: float
+    compute_s: float
+    expected_s: float
 
 
 async def replay(url: str, models: Sequence[str], load: Load) -> tuple[list[Served], Health]:
@@ -58,15 +62,19 @@ async def replay(url: str, models: Sequence[str], load: Load) -> tuple[list[Serv
             after = await _look(client)
         except (httpx.HTTPError, asyncio.TimeoutError) as error:
             raise ServerError(f"the server does not answer: {error!r}") from None
-    shares = [
-        switch_time_share(spent[1] - spent[0], before.devices, elapsed_s)
-        for spent in ((before.switch_s, after.switch_s), (before.stall_s, after.stall_s))
-    ]
+    switch_s, stall_s = after.switch_s - before.switch_s, after.stall_s - before.stall_s
     served = [
         _missed(one) if task.cancelled() else task.result()
         for one, task in zip(load, tasks, strict=True)
     ]
-    return served, Health(after.switches - before.switches, *shares)
+    expected_s = after.expected_s - before.expected_s
+    slowness = (after.compute_s - before.compute_s) / expected_s if expected_s > 0 else 1.0
+    return served, Health(
+        after.switches - before.switches,
+        switch_time_share(switch_s, before.devices, elapsed_s),
+        switch_time_share(stall_s, before.devices, elapsed_s),
+        slowness,
+    )
 
 
 def _missed(one: Arrival) -> Served:
@@ -107,9 +115,9 @@ async def _ask(client: httpx.AsyncClient, one: Arrival, began_s: float) -> Serve
 
 async def _look(client: httpx.AsyncClient) -> _Look:
     instances = (await client.get("/health", timeout=10.0)).json()["instances"]
+    seconds = ("switch_s", "stall_s", "compute_s", "expected_s")
     return _Look(
         len(instances),
         sum(int(one["switches"]) for one in instances),
-        sum(float(one["switch_s"]) for one in instances),
-        sum(float(one["stall_s"]) for one in instances),
+        *(sum(float(one[kind]) for one in instances) for kind in seconds),
     )

@@ -18,16 +18,22 @@ RIVALS = {"slack": ("paper", "paper-split"), "paper": ("request",)}
 
 @dataclass(frozen=True)
 class Point:
-    """A policy at a rate: medians over the rounds, and all requests of them."""
+    """A policy at a rate: medians over the rounds, and all requests of them.
+
+    What is `predicted` has steps as slow as they were beside server and client; `predicted_alone`
+    as they were calibrated, when nothing else ran.
+    """
 
     policy: str
     rate: float
     reached: Attainment
     predicted: float
+    predicted_alone: float
     served: tuple[Served, ...]
     switches: int
     switch_share: float
     stall_share: float
+    slowness: float
 
 
 def rows_of(
@@ -67,6 +73,8 @@ def _point_rows(point: Point) -> list[Row]:
         Row(case=f"attainment by time, {where}", unit="", ours=point.reached.time),
         Row(case=f"attainment by token, {where}", unit="", ours=point.reached.token),
         measured(Row(case=f"simulated and measured differ by, {where}", unit="", ours=gap), aim),
+        Row(case=f"simulated as calibrated, {where}", unit="", ours=point.predicted_alone),
+        Row(case=f"steps take, of what is calibrated, {where}", unit="x", ours=point.slowness),
         Row(case=f"switches, {where}", unit="", ours=point.switches),
         Row(case=f"time lost to switches, {where}", unit="%", ours=100 * point.switch_share),
         Row(case=f"time lost waiting for loads, {where}", unit="%", ours=100 * point.stall_share),

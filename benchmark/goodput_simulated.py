@@ -18,6 +18,23 @@ def way_of(policy: str) -> tuple[str, bool]:
     return name, name != policy
 
 
+def slowed(costs: Costs, slowness: float) -> Costs:
+    """Return `costs` of steps that take `slowness` times as long."""
+    models = {
+        model: msgspec.structs.replace(
+            cost,
+            prefill=_times(slowness, cost.prefill),
+            decode=_times(slowness, cost.decode),
+        )
+        for model, cost in costs.models.items()
+    }
+    return msgspec.structs.replace(costs, models=models)
+
+
+def _times(factor: float, line: tuple[float, float, float]) -> tuple[float, float, float]:
+    return (factor * line[0], factor * line[1], factor * line[2])
+
+
 def predict(load: Load, costs: Costs, policy: str, target: Target) -> Attainment:
     """Return what two devices of `costs`, whose memory is for weights only, reach under `policy`.
 

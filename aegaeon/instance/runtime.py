@@ -5,7 +5,7 @@ It waits on its mailbox only; lanes and signals wake it through that. Decisions 
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from aegaeon.engine.base import Engine
@@ -17,6 +17,7 @@ from aegaeon.instance.presence import Presence
 from aegaeon.instance.requests import Requests
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.scheduler.learning import Pace
 from aegaeon.scheduler.places import Dispatcher
 from aegaeon.store.base import Mailbox
 from aegaeon.store.codec import decode_instance_message
@@ -61,6 +62,7 @@ class Parts:
     copy: Lane[Load]
     clock: Callable[[], float]
     pause: Callable[[float], None]
+    pace: Pace = field(default_factory=Pace)  # of the steps
 
 
 class Runtime:
@@ -245,6 +247,8 @@ class Runtime:
             switches=snapshot.switches,
             switch_s=self._switch_s,
             stall_s=self._stall_s,
+            compute_s=self._parts.pace.took_s,
+            expected_s=self._parts.pace.expected_s,
             weight_bytes=usage.weight_bytes,
             moved=usage.moved,
         )

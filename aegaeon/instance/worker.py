@@ -52,8 +52,10 @@ def regions_of(settings: Settings) -> Regions:
     return Regions(*map(str, paths))
 
 
-def build_scheduler(launch: Launch, weight_budget_bytes: int) -> AnyScheduler:
-    """Return the scheduler that the settings ask for. Raises BudgetTooSmall, ConfigError."""
+def build_scheduler(
+    launch: Launch, weight_budget_bytes: int, learning: LearningCosts
+) -> AnyScheduler:
+    """Return the scheduler that the settings ask for. Raises BudgetTooSmall."""
     settings, specs = launch.settings, launch.specs
     sizes = {spec.id: spec.weight_bytes for spec in specs}
     limits = Limits(
@@ -64,7 +66,6 @@ def build_scheduler(launch: Launch, weight_budget_bytes: int) -> AnyScheduler:
     role = settings.role_of(launch.index)
     residency = Residency(sizes, weight_budget_bytes)
     fleet = Fleet(target=Target(settings.slo_ttft_s, settings.slo_tbt_s), limits=limits)
-    learning = LearningCosts(*costs_of(settings, specs, weight_budget_bytes))
     scheduler = POLICIES[settings.policy].scheduler(residency, learning.costs, fleet, role)
     scheduler.observer = learning
     if settings.preload_models:
@@ -80,9 +81,11 @@ def build_scheduler(launch: Launch, weight_budget_bytes: int) -> AnyScheduler:
 def build_runtime(
     launch: Launch, domain: Domain, engine: Engine, inbox: Mailbox, owned: ExitStack
 ) -> Runtime:
-    """Put an instance together and register it; `owned` closes what was opened here."""
+    """Assemble an instance and register it; `owned` closes what it opens. Raises ConfigError."""
     settings = launch.settings
-    scheduler = build_scheduler(launch, engine.usage().weight_budget_bytes)
+    budget_bytes = engine.usage().weight_budget_bytes
+    learning = LearningCosts(*costs_of(settings, launch.specs, budget_bytes))
+    scheduler = build_scheduler(launch, budget_bytes, learning)
     record = InstanceRecord(
         id=launch.instance,
         incarnation=launch.incarnation,
@@ -111,6 +114,7 @@ def build_runtime(
         copy=copy,
         clock=time.monotonic,
         pause=time.sleep,
+        pace=learning.pace,
     )
     return Runtime(parts, settings.drain_s)
 

@@ -177,6 +177,8 @@ class InstanceHealth(msgspec.Struct, frozen=True):
     switches: int
     switch_s: float
     stall_s: float
+    compute_s: float
+    expected_s: float
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -281,4 +281,6 @@ def _instance_health(row: Instance) -> InstanceHealth:
         switches=status.switches,
         switch_s=status.switch_s,
         stall_s=status.stall_s,
+        compute_s=status.compute_s,
+        expected_s=status.expected_s,
     )

@@ -1,12 +1,26 @@
 """Costs that follow what a device's actions really take, for all its models."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from aegaeon.scheduler.cost import Costs
 from aegaeon.scheduler.refine import Refiner
 from aegaeon.types import ModelId
+
+
+@dataclass
+class Pace:
+    """What all steps so far took, and what they would have by the costs from before the first."""
+
+    took_s: float = 0.0
+    expected_s: float = 0.0
+
+    def note(self, took_s: float, expected_s: float) -> None:
+        """Add a step."""
+        self.took_s += took_s
+        self.expected_s += expected_s
 
 
 class LearningCosts:
@@ -18,17 +32,22 @@ class LearningCosts:
             model: Refiner(cost, is_measured=model in measured)
             for model, cost in costs.models.items()
         }
+        self._before = costs.models
         self._models = dict(costs.models)
+        self.pace = Pace()
         self.costs = msgspec.structs.replace(costs, models=self._models)
 
     def prefilled(self, model: ModelId, lengths: Sequence[int], took_s: float) -> None:
         """Prompts of `lengths` tokens were prefilled together."""
         squares = sum(length * length for length in lengths)
+        self.pace.note(took_s, sum(map(self._before[model].prefill_s, lengths)))
         self._refiners[model].note_prefill(sum(lengths), squares, took_s)
         self._update(model)
 
     def decoded(self, model: ModelId, contexts: Sequence[int], took_s: float) -> None:
         """Sequences of `contexts` tokens got one more each."""
+        expected_s = self._before[model].decode_s(sum(contexts), len(contexts))
+        self.pace.note(took_s, expected_s)
         self._refiners[model].note_decode(sum(contexts), len(contexts), took_s)
         self._update(model)
 

@@ -113,9 +113,9 @@ void Spare::give(std::size_t slot) {
   control.spare_bytes.store(0);
 }
 
-// Ends the spare where the last whole huge page of a model of `bytes` does. Nobody adds to it behind
-// that end afterwards, but when it grows to that of the model, one who was late could back all of
-// the huge page in which that is. So not while somebody is at that one.
+// Ends the spare where the last whole huge page of a model of `bytes` does. Nobody adds to it
+// behind that end afterwards, but when it grows to that of the model, one who was late could back
+// all of the huge page in which that is. So not while somebody is at that one.
 bool Spare::is_free_to_cut(std::uint64_t bytes) const {
   const Control& control = directory_.control();
   const std::uint64_t end = whole_huge_pages(bytes);

@@ -26,7 +26,7 @@ SETUP = Setup(Path("models"), "m", 6, 1.5, 1.0, Target(5.0, 0.15), Path("costs.j
 def make_point(policy, rate, reached, predicted):
     served = (Served("model-0000", 0.0, (1.0, 1.1), 2),)
     everywhere = Attainment(reached, reached, reached)
-    return Point(policy, rate, everywhere, predicted, served, 3, 0.01, 0.2)
+    return Point(policy, rate, everywhere, predicted, 1.0, served, 3, 0.01, 0.2, 1.1)
 
 
 def test_goodput_is_where_nine_in_ten_keep_their_targets():
@@ -52,6 +52,7 @@ def test_the_same_seed_is_the_same_load_and_the_simulator_serves_it():
 def answer(request):
     if request.url.path == "/health":
         instance = {"switches": 4, "switch_s": 0.5, "stall_s": 0.25}
+        instance |= {"compute_s": 3.0, "expected_s": 2.0}
         return httpx.Response(200, json={"instances": [instance]})
     body = msgspec.json.decode(request.content)
     if body["model"] == "bad":
@@ -73,4 +74,4 @@ def test_a_refused_request_is_a_miss_and_tokens_count_as_they_come(monkeypatch):
     served, health = asyncio.run(goodput_load.replay("http://server", ("a",), load))
     assert [one.is_failed for one in served] == [False, True]
     assert len(served[0].token_times_s) == 3 and served[0].is_complete
-    assert (health.switches, health.switch_share, health.stall_share) == (0, 0.0, 0.0)
+    assert health == goodput_load.Health(0, 0.0, 0.0, 1.0)

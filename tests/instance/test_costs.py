@@ -11,6 +11,7 @@ from aegaeon.instance.costs import costs_of
 from aegaeon.instance.launch import Launch
 from aegaeon.instance.worker import build_scheduler
 from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import POLICIES
 from tests.support.specs import make_request, make_spec
 
@@ -85,7 +86,8 @@ def test_every_policy_is_built_for_every_role(policy, role):
     else:
         counts |= {"prefill_count": 1, "decode_count": 1}
     made = msgspec.structs.replace(launch(policy=policy, **counts), index=int(role == "decode"))
-    scheduler = build_scheduler(made, 3 * 10**9)
+    learning = LearningCosts(*costs_of(made.settings, SPECS, 3 * 10**9))
+    scheduler = build_scheduler(made, 3 * 10**9, learning)
     assert scheduler.role == role
     if role != "decode":
         scheduler.submit(make_request("r", "a"), 0.0)

@@ -36,3 +36,12 @@ def test_a_policy_knows_soon_what_steps_and_loads_take(policy):
         assert cost.prefill_s(3) < 1.5 * STEP_S
         assert 0.0 < learning.costs.load_s(cost) <= LOAD_S * 1.01
     assert COSTS.models["a"] == COST  # what was read is left alone
+
+
+def test_the_pace_is_what_steps_took_against_what_was_said_before():
+    learning = LearningCosts(COSTS, ("a",))
+    learning.prefilled("a", (100, 300), 0.12)
+    learning.decoded("b", (50, 60), 0.4)
+    assert learning.pace.took_s == pytest.approx(0.52)
+    expected_s = COST.prefill_s(100) + COST.prefill_s(300) + COST.decode_s(110, 2)
+    assert learning.pace.expected_s == pytest.approx(expected_s)
