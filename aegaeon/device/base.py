@@ -7,7 +7,6 @@ bit: batch mates, padding and where a prompt was cut never show.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from aegaeon.device.packed import Matrix
@@ -48,7 +47,6 @@ class Device(ABC):
     """Operators on float32 activations. `x` is [rows, features], row-major, unless said."""
 
     name: str
-    dtype: torch.dtype
 
     @abstractmethod
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:

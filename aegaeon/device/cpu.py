@@ -1,4 +1,5 @@
-"""The CPU as a device: native operators in place on packed weights and KV pages, in float32.
+"""The CPU as a device: native operators in place on packed weights and KV pages; activations are
+float32.
 
 The operators are native (csrc/ops); what torch does here only allocates and shapes.
 """
@@ -16,7 +17,6 @@ class CpuDevice(Device):
     """Computes on `threads` threads, the caller's among them; one forward pass at a time."""
 
     name = "cpu"
-    dtype = torch.float32
 
     def __init__(self, threads: int = 1) -> None:
         self._pool = _native.ThreadPool(threads)
