@@ -12,6 +12,7 @@ struct Avx2 {
   using Vector = __m256;
   static constexpr std::size_t kWidth = 8;
   static constexpr std::size_t kMaxQueries = 6;
+  static constexpr std::size_t kFetchingQueries = 4;
   // Of 16 registers: what is left beside what is loaded and a factor.
   static constexpr std::size_t kSums = 12;
 

@@ -13,6 +13,7 @@ struct Avx512 {
   using Vector = __m512;
   static constexpr std::size_t kWidth = 16;
   static constexpr std::size_t kMaxQueries = kMaxTileQueries;
+  static constexpr std::size_t kFetchingQueries = 8;
   static constexpr std::size_t kSums = 24;
 
   static Vector zero() { return _mm512_setzero_ps(); }

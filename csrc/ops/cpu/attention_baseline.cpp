@@ -8,6 +8,7 @@ namespace {
 struct Plain {
   static constexpr std::size_t kWidth = 8;
   static constexpr std::size_t kMaxQueries = 3;
+  static constexpr std::size_t kFetchingQueries = 3;
   static constexpr std::size_t kSums = 2;
   struct Vector {
     float lanes[kWidth];

@@ -19,6 +19,8 @@ constexpr std::size_t kSplitBlocks = kSplitTokens / kBlockTokens;
 constexpr std::size_t kMaxTileQueries = 12;
 // Pages that are read side by side at most, and how many of them reading is fetched ahead of.
 constexpr std::size_t kMaxPages = 4;
+// Bytes of values that elements pass over one after another: they stay in the first cache.
+constexpr std::size_t kStayingBytes = 8 << 10;
 // From a query's scores to the next one's: not a multiple of what the first cache is wide.
 constexpr std::size_t kScoreStride = kSplitTokens + kBlockTokens;
 
@@ -67,7 +69,12 @@ constexpr std::size_t together(std::size_t room, std::size_t each) {
   return room >= 4 * each ? 4 : room >= 2 * each ? 2 : 1;
 }
 
-static inline void fetch(const char* line) { __builtin_prefetch(line, 0, 2); }
+// Into the second cache. Tiles of many queries compute for longer than the processor's own fetching
+// takes, and do without.
+template <typename V, std::size_t queries>
+[[gnu::always_inline]] inline void fetch(const char* line) {
+  if constexpr (queries <= V::kFetchingQueries) __builtin_prefetch(line, 0, 2);
+}
 
 template <typename V>
 void fill(float* from, const float* end, float value) {
@@ -104,13 +111,13 @@ template <typename V, std::size_t queries, std::size_t vectors>
 }
 
 // A line of each page, `offset` bytes from its beginning: of bf16 two dimensions, low and high.
-template <typename V, KvType type, std::size_t pages>
+template <typename V, KvType type, std::size_t queries, std::size_t pages>
 [[gnu::always_inline]] inline void load_lines(const char* const* page, std::size_t offset,
                                               typename V::Vector* low, typename V::Vector* high) {
   constexpr std::size_t each = kBlockTokens / V::kWidth, vector_bytes = V::kWidth * sizeof(float);
   unroll<pages * each>([&](auto v) {
     const char* const from = page[v.at / each] + offset + v.at % each * vector_bytes;
-    if constexpr (v.at % each == 0) fetch(page[v.at / each + kMaxPages] + offset);
+    if constexpr (v.at % each == 0) fetch<V, queries>(page[v.at / each + kMaxPages] + offset);
     if constexpr (type == KvType::f32) {
       low[v.at] = V::load(reinterpret_cast<const float*>(from));
     } else {
@@ -144,7 +151,7 @@ void score_pages(const SplitTile& tile, std::size_t block) {
   const float* x = tile.queries;
   std::size_t offset = 0;
   for (std::size_t i = 0; i < tile.head_dim / dims; ++i, offset += line_bytes) {
-    load_lines<V, type, pages>(page, offset, low, high);
+    load_lines<V, type, queries, pages>(page, offset, low, high);
     add_products<V, queries, vectors>(low, x, sums);
     if constexpr (dims == 2) add_products<V, queries, vectors>(high, x + queries, sums);
     x += dims * queries;
@@ -232,11 +239,11 @@ template <typename V, KvType type, std::size_t queries, std::size_t pairs>
   const float* const end = weights_of(to, tokens.last);
   for (; weights != end; ++weights, offset += row_bytes) {
     unroll<pairs>([&](auto p) {
+      constexpr std::size_t at_bytes = p.at * pair_bytes;
       typename V::Vector low, high;
-      V::template load_pair<type>(page[0] + offset + p.at * pair_bytes, low, high);
-      if constexpr (p.at * pair_bytes % 64 == 0)
-        fetch(page[kMaxPages] + offset + p.at * pair_bytes);
-      if constexpr (pair_bytes > 64) fetch(page[kMaxPages] + offset + p.at * pair_bytes + 64);
+      V::template load_pair<type>(page[0] + offset + at_bytes, low, high);
+      if constexpr (at_bytes % 64 == 0) fetch<V, queries>(page[kMaxPages] + offset + at_bytes);
+      if constexpr (pair_bytes > 64) fetch<V, queries>(page[kMaxPages] + offset + at_bytes + 64);
       unroll<queries>([&](auto q) {
         constexpr std::size_t at = 2 * (q.at * pairs + p.at);
         const typename V::Vector weight = V::broadcast(weights + q.at * kScoreStride);
@@ -306,9 +313,10 @@ void add_elements(Sums to, TokenRange tokens) {
 template <typename V, KvType type, std::size_t queries>
 void add_values(const Sums& to, TokenRange tokens) {
   constexpr std::size_t pairs = together(V::kSums, 2 * queries);
-  // Where elements take several passes, so do the pages of a few blocks, from the second cache.
+  // Where elements take several passes, a few pages at a time do, which stay in the first cache.
   const bool is_single = to.tile.head_dim <= 2 * pairs * V::kWidth;
-  const std::size_t step = is_single ? kSplitTokens : kMaxPages * kBlockTokens;
+  const std::size_t pages = 1 + kStayingBytes / (kBlockTokens * to.tile.head_dim * bytes_of(type));
+  const std::size_t step = is_single ? kSplitTokens : pages * kBlockTokens;
   for (; tokens.first < tokens.last; tokens.first += step) {
     const std::size_t end = tokens.first + step;
     const TokenRange part{tokens.first, end < tokens.last ? end : tokens.last};
