@@ -28,6 +28,8 @@ PREFIX = "AEGAEON_"
 # Read by the build or naming the file itself; not settings.
 NOT_SETTINGS = frozenset({"AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
 
+KvDtype = Literal["auto", "float32", "bfloat16"]
+
 # It becomes part of file names and keys.
 DOMAIN = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?")
 
@@ -71,6 +73,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["best", "baseline", "avx2", "avx512"],
         _doc("instructions that the CPU's operators use (best: the widest it has)"),
     ] = "best"
+    kv_dtype: Annotated[
+        KvDtype,
+        _doc(
+            "type of keys and values (auto: float32, with which tokens are the reference's; "
+            "bfloat16 holds twice as many)"
+        ),
+    ] = "auto"
     model_cache_budget_gb: Annotated[
         float, _doc("weights in the node's cache, for all instances, GB (0: 60 % of memory)", ge=0)
     ] = 0.0

@@ -289,7 +289,7 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     check_outputs(options)
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
-    specs = resolve_all(settings.models, settings.models_dir)
+    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype)
     load = make_load(options, specs)
     with Supervisor(settings, specs) as supervisor:
         supervisor.wait_ready(START_S)

@@ -86,14 +86,16 @@ class PagedRows:
 
     def __init__(
         self,
-        pages: tuple[int, int],
+        pages: tuple[int, int, int],
         shape: tuple[int, int, int],
         sequences: Sequence[tuple[int, int, int, tuple[int, ...]]],
     ) -> None:
-        """Take the arena's address and count of pages, the (layers, kv_heads, head_dim) of a token,
-        and per sequence its first row, rows, first position and block ids.
+        """Take the arena's address, count of pages and their type (0: float32, 1: bfloat16), the
+        (layers, kv_heads, head_dim) of a token, and per sequence its first row, rows, first
+        position and block ids.
 
-        Raises ValueError for blocks outside the arena, or too few of them, and an empty shape.
+        Raises ValueError for blocks outside the arena, or too few of them, an empty shape and
+        another type.
         """
 
 def append_kv(

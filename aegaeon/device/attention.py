@@ -1,6 +1,7 @@
 """Where the rows of a pass put and find their keys and values, in the form native code takes."""
 
 from aegaeon import _native
+from aegaeon.device.packed import TYPE_CODES
 from aegaeon.memory.kv import KvView
 
 
@@ -11,7 +12,7 @@ class AttentionPlan:
         self.kv = kv  # keeps the pages alive
         shape = kv.shape
         self.rows = _native.PagedRows(
-            (kv.pages.data_ptr(), len(kv.pages)),
+            (kv.pages.data_ptr(), len(kv.pages), TYPE_CODES[shape.dtype]),
             (shape.layers, shape.kv_heads, shape.head_dim),
             [(part.first_row, part.rows, part.start, part.blocks) for part in kv.sequences],
         )

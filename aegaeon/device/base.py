@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from aegaeon.device.packed import Matrix
@@ -109,7 +108,6 @@ class Device(Operators):
     """Operators, what comes before a step's first, and who runs a whole step."""
 
     name: str
-    dtype: torch.dtype
 
     @abstractmethod
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:

@@ -1,4 +1,5 @@
-"""The CPU as a device: native operators in place on packed weights and KV pages, in float32.
+"""The CPU as a device: native operators in place on packed weights and KV pages; activations are
+float32.
 
 The operators are native (csrc/ops); what torch does here only allocates and shapes.
 """
@@ -33,7 +34,6 @@ class CpuDevice(Device):
     """
 
     name = "cpu"
-    dtype = torch.float32
 
     def __init__(self, threads: int = 1) -> None:
         self._pool = _native.ThreadPool(threads)

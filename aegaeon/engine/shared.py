@@ -9,7 +9,7 @@ import torch
 
 from aegaeon import _native
 from aegaeon._native import WeightCache
-from aegaeon.config import Settings
+from aegaeon.config import KvDtype, Settings
 from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
@@ -25,6 +25,10 @@ from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId, ModelSpec
 
 Shapes = Mapping[ModelId, KvShape]
+
+KV_DTYPES: dict[KvDtype, torch.dtype] = {
+    "auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def open_parts(
     RegionError, RegionMismatch, and what reading a config.json raises."""
     budgets = choose_budgets(settings, specs)
     device = open_device(settings, budgets)
-    shapes = kv_shapes(specs, device.dtype)
+    shapes = kv_shapes(specs, KV_DTYPES[settings.kv_dtype])
     traffic = Traffic()
     source = open_source(specs, budgets, regions, traffic)
     owned.callback(source.close)

@@ -97,9 +97,9 @@ class KvPool:
     with its shape only. Any thread may call any verb; other processes' clients hold, hand on and
     free blocks at the same time. What a dead process held comes back by itself, zeroed.
 
-    Blocks are not zeroed when they are given out: masked keys and values are read all the same, and
-    count for nothing as long as they are finite. So whoever may have left something else says so
-    when it frees them.
+    Blocks are not zeroed when they are given out: a device may read masked keys and values all the
+    same, which count for nothing as long as they are finite. So whoever may have left something
+    else says so when it frees them.
     """
 
     def __init__(

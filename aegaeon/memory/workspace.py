@@ -4,10 +4,10 @@ from aegaeon.models.config import ModelConfig
 
 # Bounds the activations of a pass; where a prompt is cut never shows in the tokens.
 MAX_PASS_ROWS = 512
-# Query rows of one piece of a prompt: bounds the scores held, and skips keys no row may see.
-PIECE_ROWS = 128
-# Keys that attention looks at together.
-SPLIT_TOKENS = 256
+# Of attention (csrc/ops/cpu/attention.cpp): tokens of a split, and floats that splits may take
+# while they wait to be joined, those of single rows aside.
+SPLIT_TOKENS = 512
+MOST_WAITING = 4 << 20
 FLOAT_BYTES = 4
 
 
@@ -19,8 +19,8 @@ def pass_bytes(config: ModelConfig) -> int:
     """Return the bytes of activations and scores of a pass of MAX_PASS_ROWS rows, at its peak.
 
     Counts what a recorded step needs together in the layer's wider half (csrc/ops/cpu/step_plan.h),
-    what it begins with, and the widest operand of a product, of which the CPU keeps a copy between
-    passes (csrc/ops/cpu/linear.cpp).
+    what it begins with, and what the CPU keeps between passes: a copy of the widest operand of a
+    product (csrc/ops/cpu/linear.cpp), and splits of attention.
     """
     queries = config.heads * config.head_dim
     keys_values = 2 * config.kv_heads * config.head_dim
@@ -30,12 +30,17 @@ def pass_bytes(config: ModelConfig) -> int:
     given = config.hidden_size + 4 * config.head_dim  # the embeddings, the angles
     packed = max(config.hidden_size, queries, config.intermediate_size)
     rows = MAX_PASS_ROWS * (residual + max(attention, inner) + given + packed)
-    scores = 3 * PIECE_ROWS * config.heads * SPLIT_TOKENS  # with the mask and the weights
-    return FLOAT_BYTES * (rows + scores) + HUGE_PAGE_BYTES
+    waiting = min(MAX_PASS_ROWS * waiting_floats(config), MOST_WAITING)
+    return FLOAT_BYTES * (rows + waiting) + HUGE_PAGE_BYTES
 
 
 def sequence_bytes(config: ModelConfig) -> int:
-    """Return the bytes that a pass holds for each of its sequences: a split of its keys and values,
-    gathered, and its logits, copied once for sampling."""
-    gathered = 2 * 2 * SPLIT_TOKENS * config.kv_heads * config.head_dim
-    return FLOAT_BYTES * (gathered + 2 * config.vocab_tokens)
+    """Return the bytes that a pass holds for each of its sequences: the splits of one row's
+    attention, and its logits, copied once for sampling."""
+    return FLOAT_BYTES * (waiting_floats(config) + 2 * config.vocab_tokens)
+
+
+def waiting_floats(config: ModelConfig) -> int:
+    """Return the floats of all splits of one row: of each head its sums, and its softmax."""
+    splits = -(-config.context_tokens // SPLIT_TOKENS)
+    return splits * config.heads * (config.head_dim + 2)

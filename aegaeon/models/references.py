@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from aegaeon.config import KvDtype
 from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
 from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
@@ -16,8 +17,8 @@ from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
 from aegaeon.models.packing import plan_pack
 from aegaeon.types import ModelSpec
 
-# Of an element of keys and values on the CPU.
-KV_BYTES = 4
+# Of an element of keys and values.
+KV_BYTES: dict[KvDtype, int] = {"auto": 4, "float32": 4, "bfloat16": 2}
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,14 +33,16 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-def resolve_all(references: Iterable[str], models_dir: str | Path) -> tuple[ModelSpec, ...]:
+def resolve_all(
+    references: Iterable[str], models_dir: str | Path, kv_dtype: KvDtype = "auto"
+) -> tuple[ModelSpec, ...]:
     """Resolve each reference, in order.
 
     Raises ConfigError if two would be served under one id, and what `resolve` raises.
     """
     specs: dict[str, ModelSpec] = {}
     for reference in references:
-        spec = resolve(reference, models_dir)
+        spec = resolve(reference, models_dir, kv_dtype)
         if spec.id in specs:
             raise ConfigError(
                 f"{specs[spec.id].path} and {spec.path} would both be served as {spec.id!r}; "
@@ -49,8 +52,9 @@ def resolve_all(references: Iterable[str], models_dir: str | Path) -> tuple[Mode
     return tuple(specs.values())
 
 
-def resolve(reference: str, models_dir: str | Path) -> ModelSpec:
-    """Find the model that `reference` means, check its files, and say what it costs.
+def resolve(reference: str, models_dir: str | Path, kv_dtype: KvDtype = "auto") -> ModelSpec:
+    """Find the model that `reference` means, check its files, and say what it costs with keys and
+    values of `kv_dtype`.
 
     A reference is a directory, a name in `models_dir` (`Qwen/Qwen3-0.6B` or `Qwen__Qwen3-0.6B`), a
     hub id, which is then downloaded into `models_dir`, or `name=` before any of these for the id
@@ -66,7 +70,7 @@ def resolve(reference: str, models_dir: str | Path) -> ModelSpec:
                 "(Org/Name); see `aegaeon models list`"
             )
         path = pull(target, models_dir)
-    return describe_model(path, served_id)
+    return describe_model(path, served_id, kv_dtype)
 
 
 def split_reference(reference: str) -> tuple[str | None, str]:
@@ -95,10 +99,11 @@ def locate(target: str, models_dir: str | Path) -> Path | None:
         return None
 
 
-def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
+def describe_model(
+    path: Path, served_id: str | None = None, kv_dtype: KvDtype = "auto"
+) -> ModelSpec:
     """Check the model in `path` and return its costs; its id is `served_id` or its directory's name
-    with `__` as `/`. Weights take the bytes of the packed model; KV is float32, in which the CPU
-    computes.
+    with `__` as `/`. Weights take the bytes of the packed model.
 
     Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
@@ -111,7 +116,7 @@ def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
         path=os.path.abspath(path),  # noqa: PTH100  # resolve() would follow links
         architecture=config.architecture,
         weight_bytes=plan_pack(plan).total_bytes,
-        kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * KV_BYTES,
+        kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * KV_BYTES[kv_dtype],
         context_tokens=config.context_tokens,
         vocab_tokens=config.vocab_tokens,
         pass_bytes=pass_bytes(config),

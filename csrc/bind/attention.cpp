@@ -35,16 +35,21 @@ std::vector<std::size_t> blocks_of(const py::tuple& ids) {
   return blocks;
 }
 
-std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
+std::unique_ptr<PagedRows> make_rows(std::tuple<Address, std::size_t, int> pages,
                                      std::array<std::size_t, 3> shape,
                                      const std::vector<Sequence>& sequences) {
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
     throw std::invalid_argument("layers, KV heads and head_dim must be at least 1");
   }
   constexpr std::size_t kMost = std::numeric_limits<std::uint32_t>::max();
+  const auto [address, page_count, type] = pages;
+  if (type < 0 || type > static_cast<int>(ops::KvType::bf16)) {
+    throw std::invalid_argument("type " + std::to_string(type) + " of the KV is none of 0, 1");
+  }
   auto made = std::make_unique<PagedRows>();
   made->layers = shape[0];
-  made->kv.pages = pointer<float>(pages.first);
+  made->kv.pages = pointer<void>(address);
+  made->kv.type = static_cast<ops::KvType>(type);
   made->kv.kv_heads = shape[1];
   made->kv.head_dim = shape[2];
   const std::size_t block_pages = shape[0] * 2 * shape[1];
@@ -59,7 +64,7 @@ std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
                                   std::to_string(start + rows) + " tokens; allocate more");
     }
     for (const std::size_t block : blocks) {
-      if (block > pages.second || pages.second - block < block_pages) {
+      if (block > page_count || page_count - block < block_pages) {
         throw std::invalid_argument("block " + std::to_string(block) + " lies outside the arena");
       }
     }

@@ -106,16 +106,24 @@ struct SequenceRows {
   std::vector<std::size_t> blocks;
 };
 
+// What an element of keys and values is. bf16 is rounded half to even where it is stored and
+// widened exactly where it is used; everything else stays float32.
+enum class KvType : int { f32 = 0, bf16 = 1 };
+
 // Where a pass finds keys and values. Block b of a layer owns the pages b + layer * 2 * kv_heads +
 // head (keys) and + kv_heads more (values). A page of keys is [head_dim][16 tokens], so that scores
-// are products with lines of it; a page of values is [16 tokens][head_dim].
+// are products with lines of it; of bf16 it has the dimensions in pairs, [head_dim / 2][16 tokens]
+// [2], and an odd last one by itself, so that lines are widened in place. A page of values is
+// [16 tokens][head_dim].
 struct PagedKv {
-  float* pages;
+  void* pages;
   std::size_t kv_heads;
   std::size_t head_dim;
   std::vector<SequenceRows> sequences;
+  KvType type = KvType::f32;
 
-  std::size_t page_floats() const { return kBlockTokens * head_dim; }
+  std::size_t element_bytes() const { return type == KvType::f32 ? 4 : 2; }
+  std::size_t page_bytes() const { return kBlockTokens * head_dim * element_bytes(); }
 };
 
 // Stores the rows' keys and values, both [rows, kv_heads * head_dim], at their positions.
@@ -127,8 +135,9 @@ struct AppendParams {
 };
 
 // out[r][h] = softmax over t of (queries[r][h] . key_t * scale) times value_t, for tokens t up to
-// and with r's position. Block by block of 16 tokens with the online softmax (Milakov & Gimelshein
-// 2018); later tokens have weight zero and are not read beyond the pass's own.
+// and with r's position. Splits of 512 tokens have a softmax each, and are added up in their order
+// as the online softmax does (Milakov & Gimelshein 2018): who computes which of them never shows.
+// Later tokens' keys may be read, and count for nothing whatever is there; their values are not.
 struct AttendParams {
   const PagedKv& kv;
   std::size_t layer;

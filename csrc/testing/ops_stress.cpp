@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "ops/cpu/isa.h"
+#include "ops/cpu/narrow.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/cpu/widen.h"
 #include "ops/ops.h"
@@ -142,34 +143,101 @@ void check_products() {
   force_isa("best");
 }
 
-// Attention of rows 0 .. tokens - 1, whose keys and values go to their blocks first.
-std::vector<float> attend_all(ThreadPool& pool, PagedKv& kv, const std::vector<float>& qkv,
-                              std::size_t heads, std::size_t tokens) {
-  const std::size_t stride = (heads + 2 * kv.kv_heads) * kv.head_dim;
-  const float* const keys = qkv.data() + heads * kv.head_dim;
-  append_kv(pool, {kv, 0, {keys, stride}, {keys + kv.kv_heads * kv.head_dim, stride}});
-  std::vector<float> queries, out(tokens * heads * kv.head_dim);
-  for (std::size_t row = 0; row < tokens; ++row) {
-    const auto from = qkv.begin() + static_cast<std::ptrdiff_t>(row * stride);
-    queries.insert(queries.end(), from, from + static_cast<std::ptrdiff_t>(heads * kv.head_dim));
+// One sequence; queries, keys and values are one row of `qkv` each, and pages, on the heap and to
+// the byte, hold NaN where nobody has written.
+struct Sequence {
+  std::size_t tokens, heads;
+  std::vector<float> qkv;
+  std::vector<std::uint16_t> pages;
+  PagedKv kv;
+
+  Sequence(std::size_t count, std::size_t groups, std::size_t kv_heads, std::size_t head_dim,
+           KvType type)
+      : tokens(count), heads(groups * kv_heads), kv{nullptr, kv_heads, head_dim, {}, type} {
+    qkv = draw(tokens * stride());
+    SequenceRows rows{0, tokens, 0, {}};
+    const std::size_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+    for (std::size_t at = blocks; at-- > 0;) rows.blocks.push_back(at * 2 * kv_heads);
+    kv.sequences = {rows};
+    pages.assign(blocks * 2 * kv_heads * kv.page_bytes() / 2, 0x7FFF);
+    kv.pages = pages.data();
   }
-  attend(pool, {kv, 0, heads, queries.data(), 0.2F, out.data()});
-  return out;
+
+  std::size_t stride() const { return (heads + 2 * kv.kv_heads) * kv.head_dim; }
+
+  // Appends all rows, then attends those from `first` on.
+  std::vector<float> run(ThreadPool& pool, std::size_t first) {
+    const std::size_t width = heads * kv.head_dim;
+    const float* const keys = qkv.data() + width;
+    append_kv(pool, {kv, 0, {keys, stride()}, {keys + kv.kv_heads * kv.head_dim, stride()}});
+    std::vector<float> queries, out((tokens - first) * width);
+    for (std::size_t row = first; row < tokens; ++row) {
+      const auto from = qkv.begin() + static_cast<std::ptrdiff_t>(row * stride());
+      queries.insert(queries.end(), from, from + static_cast<std::ptrdiff_t>(width));
+    }
+    PagedKv rest = kv;
+    rest.sequences[0].rows = tokens - first;
+    rest.sequences[0].start = first;
+    attend(pool, {rest, 0, heads, queries.data(), 0.2F, out.data()});
+    return out;
+  }
+
+  // Element i of token t's keys (0) or values (1), as it is stored.
+  double stored(std::size_t t, std::size_t which, std::size_t head, std::size_t i) const {
+    const std::size_t at = (heads + which * kv.kv_heads + head) * kv.head_dim + i;
+    const float value = qkv[t * stride() + at];
+    return kv.type == KvType::f32 ? value : widen_bf16(narrow_bf16(value));
+  }
+
+  // The last row of a head in double.
+  std::vector<double> last(std::size_t head) const {
+    const float* const query = qkv.data() + (tokens - 1) * stride() + head * kv.head_dim;
+    const std::size_t kv_head = head / (heads / kv.kv_heads);
+    std::vector<double> sums(kv.head_dim + 1);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      double score = 0;
+      for (std::size_t i = 0; i < kv.head_dim; ++i) score += query[i] * stored(t, 0, kv_head, i);
+      const double weight = std::exp(score * 0.2);
+      for (std::size_t i = 0; i < kv.head_dim; ++i) sums[i] += weight * stored(t, 1, kv_head, i);
+      sums[kv.head_dim] += weight;
+    }
+    for (std::size_t i = 0; i < kv.head_dim; ++i) sums[i] /= sums[kv.head_dim];
+    return sums;
+  }
+};
+
+void check_last_row(const Sequence& sequence, const std::vector<float>& out) {
+  const std::size_t head_dim = sequence.kv.head_dim;
+  const float* const row = out.data() + out.size() - sequence.heads * head_dim;
+  for (std::size_t head = 0; head < sequence.heads; ++head) {
+    const std::vector<double> expected = sequence.last(head);
+    for (std::size_t i = 0; i < head_dim; ++i) {
+      require(std::fabs(row[head * head_dim + i] - expected[i]) < 1e-4, "attention is wrong");
+    }
+  }
 }
 
+// Long and short contexts of both types, alone and shared out, whole and of the last rows only.
 void check_attention() {
   ThreadPool alone{1}, several{3};
-  constexpr std::size_t kTokens = 45, kHeads = 6, kKvHeads = 2, kHeadDim = 24;
-  const std::vector<float> qkv = draw(kTokens * (kHeads + 2 * kKvHeads) * kHeadDim);
-  std::vector<float> pages(3 * 2 * kKvHeads * kBlockTokens * kHeadDim, NAN), first;
-  PagedKv kv{pages.data(), kKvHeads, kHeadDim, {{0, kTokens, 0, {8, 0, 4}}}};
-  for (const char* isa : {"baseline", "avx2", "avx512"}) {
-    if (!force(isa)) continue;
-    const std::vector<float> out = attend_all(several, kv, qkv, kHeads, kTokens);
-    require(out == attend_all(alone, kv, qkv, kHeads, kTokens), "threads change attention");
-    if (first.empty()) first = out;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      require(std::fabs(out[i] - first[i]) < 1e-5F, "instruction sets disagree on attention");
+  constexpr std::size_t kShapes[][4] = {
+      {1, 1, 1, 1}, {45, 3, 2, 24}, {530, 1, 2, 33}, {1100, 7, 1, 64}, {1600, 2, 2, 20}};
+  for (const auto& [tokens, group, kv_heads, head_dim] : kShapes) {
+    for (const KvType type : {KvType::f32, KvType::bf16}) {
+      Sequence sequence(tokens, group, kv_heads, head_dim, type);
+      const std::size_t first = tokens - std::min<std::size_t>(tokens, 40);
+      std::vector<float> fused;
+      for (const char* isa : {"baseline", "avx2", "avx512"}) {
+        if (!force(isa)) continue;
+        const std::vector<float> out = sequence.run(alone, first);
+        check_last_row(sequence, out);
+        require(out == sequence.run(several, first), "threads change attention");
+        const std::vector<float> row = sequence.run(several, tokens - 1);
+        require(std::equal(row.rbegin(), row.rend(), out.rbegin()), "a cut changes attention");
+        if (std::strcmp(isa, "baseline") == 0) continue;
+        require(fused.empty() || fused == out, "avx2 and avx512 differ in attention");
+        fused = out;
+      }
     }
   }
   force_isa("best");

@@ -1,7 +1,5 @@
 """The CPU operators against float64 formulas, and the bits of a row against its company."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +7,6 @@ from torch import Tensor
 from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import pack
-from aegaeon.memory.kv import KvShape
-from tests.support.paged import PagedSequences
 
 ROW_COUNTS = (1, 2, 3, 5, 8, 17, 33, 64, 129, 344)
 
@@ -78,89 +74,3 @@ def test_silu_mul_is_the_float64_formula_at_the_extremes_too():
     up = randn(1, 96, seed=1)
     expected = gate.double() * torch.sigmoid(gate.double()) * up.double()
     assert torch.allclose(CpuDevice().silu_mul(gate, up).double(), expected, atol=1e-5)
-
-
-class Attention:
-    """Sequences with random keys and values, attended in any cut."""
-
-    def __init__(self, lengths, heads=6, kv_heads=2, head_dim=16, layers=2, threads=1):
-        self.shape = KvShape(layers, kv_heads, head_dim)
-        self.sequences = PagedSequences(self.shape, lengths)
-        self.q = [randn(n, heads, head_dim, seed=100 + i) for i, n in enumerate(lengths)]
-        self.k = [randn(n, kv_heads, head_dim, seed=200 + i) for i, n in enumerate(lengths)]
-        self.v = [randn(n, kv_heads, head_dim, seed=300 + i) for i, n in enumerate(lengths)]
-        self.device = CpuDevice(threads)
-
-    def run(self, parts, layer=1):
-        batch = self.sequences.batch(parts)
-
-        def cut(of):
-            return torch.cat([of[s][start : start + rows] for s, start, rows in parts])
-
-        self.device.append_kv(layer, cut(self.k), cut(self.v), batch)
-        return self.device.attend(layer, cut(self.q), batch, 0.25)
-
-    def expected(self, sequence):
-        q, k, v = (x[sequence].double() for x in (self.q, self.k, self.v))
-        per_head = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(per_head, dim=1) for x in (k, v))
-        scores = torch.einsum("ihd,jhd->hij", q, k) * 0.25
-        scores = scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), -math.inf)
-        return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1)
-
-
-@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4), (9, 3), (7, 1), (14, 2)])
-def test_attention_is_the_float64_formula(heads, kv_heads):
-    attention = Attention([1, 16, 300, 530], heads=heads, kv_heads=kv_heads)
-    out = attention.run([(0, 0, 1), (1, 0, 16), (2, 0, 300), (3, 0, 530)])
-    expected = torch.cat([attention.expected(i) for i in range(4)])
-    assert torch.allclose(out.double(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("head_dim", [16, 64, 128])
-def test_attention_has_the_same_bits_prefilled_chunked_or_decoded(head_dim):
-    attention = Attention([530], heads=6, kv_heads=2, head_dim=head_dim)
-    whole = attention.run([(0, 0, 530)])
-    for step in (1, 3, 100, 256, 511):
-        starts = range(0, 530, step)
-        if step == 1:
-            starts = [0, 1, 2, 5, 15, 16, 17, 127, 128, 254, 255, 256, 257, 511, 512, 513, 529]
-        for start in starts:
-            rows = min(step, 530 - start)
-            out = attention.run([(0, start, rows)])
-            assert torch.equal(out, whole[start : start + rows]), (step, start)
-
-
-def test_attention_has_the_same_bits_among_other_sequences():
-    lengths = [700, 20, 258, 513, 1, 90]
-    attention = Attention(lengths, heads=9, kv_heads=3, head_dim=64)
-    alone = [attention.run([(i, 0, n)]) for i, n in enumerate(lengths)]
-    together = attention.run([(i, n - 1, 1) for i, n in enumerate(lengths)])
-    for i, row in enumerate(together):
-        assert torch.equal(row, alone[i][-1]), i
-    mixed = attention.run([(1, 19, 1), (0, 640, 60), (3, 512, 1), (2, 0, 258)])
-    assert torch.equal(mixed[1:61], alone[0][640:])
-    assert torch.equal(mixed[61], alone[3][512])
-    assert torch.equal(mixed[62:], alone[2])
-
-
-def test_many_sequences_are_stored_and_attended_to_alike_on_any_threads():
-    lengths = [1 + 7 * i % 40 for i in range(30)]
-    parts = [(i, max(0, n - 1 - i % 3), min(n, 1 + i % 3)) for i, n in enumerate(lengths)]
-    outs = []
-    for threads in (1, 4):
-        attention = Attention(lengths, threads=threads)
-        attention.run([(i, 0, n) for i, n in enumerate(lengths)])
-        outs.append(attention.run(parts, layer=0))
-        pages = attention.sequences.pool.pages(attention.shape)
-        outs[-1] = torch.cat((outs[-1].flatten(), pages.flatten()))
-    assert torch.equal(*outs)
-
-
-def test_a_nan_in_one_sequence_stays_in_it():
-    attention = Attention([40, 40])
-    clean = attention.run([(0, 39, 1), (1, 39, 1)])
-    attention.k[0][39, 0, 0] = math.nan
-    dirty = attention.run([(0, 39, 1), (1, 39, 1)])
-    assert dirty[0].isnan().any()
-    assert torch.equal(dirty[1], clean[1])

@@ -1,5 +1,6 @@
 """Tokens are those of an undisturbed run, whatever befalls weights and KV, on either device."""
 
+import functools
 import random
 from collections import Counter
 from contextlib import ExitStack
@@ -28,24 +29,28 @@ GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
 LENGTHS = (3, 47, 110)
 # Less than half of what the requests of one engine take; of device and of host each.
-KV_GB = 0.00015
+KV_GB = {"float32": 0.00015, "bfloat16": 0.000075}
 # Fewer than there are: the engines take room in the cache from each other.
 CACHED_MODELS = 3.3
 DEVICE_MODELS = 2.3
 # A model takes ten milliseconds and more: longer than a step, shorter than a turn.
 LINK_GB_PER_S = 0.03
-ROOMY = Settings(model_cache_budget_gb=0.05, kv_budget_gb=0.05, threads_per_instance=1)
 SEEDS = 3
 
 
 @pytest.fixture(scope="module")
-def specs(tmp_path_factory):
+def paths(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    paths = [
+    return [
         make_checkpoint(root / name, family, seed=seed, **changes)
         for seed, (name, (family, changes)) in enumerate(MODELS.items())
     ]
-    return tuple(resolve(str(path), str(root)) for path in paths)
+
+
+@pytest.fixture(scope="module")
+def specs_of(paths):
+    """The models with keys and values of a type."""
+    return lambda kv_dtype: tuple(resolve(str(path), path.parent, kv_dtype) for path in paths)
 
 
 def requests_of(specs, prefix=""):
@@ -63,10 +68,18 @@ def requests_of(specs, prefix=""):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(specs):
+def undisturbed(specs_of):
+    """Made once for each type of keys and values."""
+    return functools.cache(lambda kv_dtype: run_undisturbed(specs_of(kv_dtype), kv_dtype))
+
+
+def run_undisturbed(specs, kv_dtype):
     tokens = {}
+    settings = Settings(
+        model_cache_budget_gb=0.05, kv_budget_gb=0.05, threads_per_instance=1, kv_dtype=kv_dtype
+    )
     with own_regions() as regions:
-        engine = open_engine(ROOMY, specs, regions)
+        engine = open_engine(settings, specs, regions)
         for request in requests_of(specs):
             load_in_thread(engine, request.model)
             runner = Runner(engine)
@@ -77,24 +90,28 @@ def undisturbed(specs):
     return tokens
 
 
-def settings_of(device, specs):
+def settings_of(device, specs, kv_dtype):
     largest_gb = max(spec.weight_bytes for spec in specs) / GB
+    kv_gb = KV_GB[kv_dtype]
     return Settings(
+        kv_dtype=kv_dtype,
         device=device,
         colocated_count=2,
         threads_per_instance=1,
         model_cache_budget_gb=CACHED_MODELS * largest_gb,
-        kv_budget_gb=KV_GB,
-        device_memory_gb=KV_GB + DEVICE_MODELS * largest_gb if device == "staged" else 0,
+        kv_budget_gb=kv_gb,
+        device_memory_gb=kv_gb + DEVICE_MODELS * largest_gb if device == "staged" else 0,
         link_gb_per_s=LINK_GB_PER_S,
     )
 
 
-def disturb(devices, specs, seed):
+def disturb(devices, specs, kv_dtype, seed):
     """Return the tokens of all requests, and what happened to them."""
     choose = random.Random(seed)
     with own_regions() as regions, ExitStack() as opened:
-        engines = [open_engine(settings_of(one, specs), specs, regions) for one in devices]
+        engines = [
+            open_engine(settings_of(one, specs, kv_dtype), specs, regions) for one in devices
+        ]
         for engine in engines:
             opened.callback(engine.close)
         whims = Whims(engines, [spec.id for spec in specs], choose)
@@ -113,14 +130,20 @@ def disturb(devices, specs, seed):
 
 
 @pytest.mark.parametrize(
-    "devices", [("cpu", "cpu"), ("staged", "staged"), ("cpu", "staged")], ids=" and ".join
+    ("kv_dtype", "devices"),
+    [
+        ("float32", ("cpu", "cpu")),
+        ("float32", ("staged", "staged")),
+        ("float32", ("cpu", "staged")),
+        ("bfloat16", ("cpu", "staged")),
+    ],
 )
-def test_tokens_are_those_of_an_undisturbed_run(devices, specs, undisturbed):
+def test_tokens_are_those_of_an_undisturbed_run(kv_dtype, devices, specs_of, undisturbed):
     did = Counter()
     for seed in range(SEEDS):
-        tokens, paths = disturb(devices, specs, seed)
-        assert tokens == undisturbed, (seed, paths)
-        did += paths
+        tokens, ways = disturb(devices, specs_of(kv_dtype), kv_dtype, seed)
+        assert tokens == undisturbed(kv_dtype), (seed, ways)
+        did += ways
     # What these seeds are there for; each of it happens many times.
     expected = {"preempted", "handed over", "resumed", "cancelled"}
     expected |= {"prefetch right", "prefetch wrong"}

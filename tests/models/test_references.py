@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from aegaeon.errors import CheckpointError, ConfigError, ModelNotFound, UnsupportedModel
@@ -29,6 +30,8 @@ def test_a_directory_is_served_under_its_name(models_dir: Path) -> None:
     assert (spec.id, spec.path) == ("Qwen/Qwen3-0.6B", str(models_dir / "Qwen__Qwen3-0.6B"))
     assert spec.architecture == "Qwen3ForCausalLM"
     assert spec.kv_token_bytes == 2 * 2 * 2 * 16 * 4
+    half = resolve(str(models_dir / "Qwen__Qwen3-0.6B"), "/nowhere", "bfloat16")
+    assert half == msgspec.structs.replace(spec, kv_token_bytes=spec.kv_token_bytes // 2)
     assert (spec.context_tokens, spec.vocab_tokens) == (512, 384)
 
 

@@ -15,7 +15,7 @@ PAGES = torch.zeros(4, 16, 8)
 
 
 def make_rows(shape=SHAPE, sequences=((0, 3, 0, (0,)),)):
-    return _native.PagedRows((PAGES.data_ptr(), len(PAGES)), shape, sequences)
+    return _native.PagedRows((PAGES.data_ptr(), len(PAGES), 0), shape, sequences)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 8), (1, 0, 8), (1, 2, 0)])

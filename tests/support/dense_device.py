@@ -14,7 +14,6 @@ class DenseDevice(Device):
     """One sequence only; row order is position order. The reference for models and devices."""
 
     name = "dense"
-    dtype = torch.float32
 
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}  # layer -> [tokens, kv_heads, head_dim]

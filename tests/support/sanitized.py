@@ -15,11 +15,13 @@ SANITIZERS = ("thread", "address,undefined")
 FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
 # As in CMakeLists.txt.
 OPS = ["-ffp-contract=off"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 ISA = {
-    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cpp": [
-        *("-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
-    ],
+    "attention_avx2.cpp": AVX2,
+    "attention_avx512.cpp": AVX512,
+    "kernels_avx2.cpp": AVX2,
+    "kernels_avx512.cpp": AVX512,
 }
 
 

@@ -1,137 +1,246 @@
-// How `attend` is cut: each sequence and KV head by itself, its queries in tiles of nearly one
-// size.
+// How `attend` is shared out: each sequence and KV head by itself, its queries in tiles, its tokens
+// in splits. A thread takes all splits of a few tiles, or one split of a tile that is too long for
+// one thread; then whoever ends last joins them. The order is the same either way.
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <vector>
 
-#include "ops/cpu/attention_tile.h"
-#include "ops/cpu/isa.h"
-#include "ops/cpu/panels.h"
+#include "ops/cpu/attention_call.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/ops.h"
 
 namespace aegaeon::ops {
 namespace {
 
-// Keys times queries that are worth waking another thread for.
-constexpr std::size_t kClaimScores = 1024;
-constexpr std::size_t kRowsPerClaim = 8;
+// Products that are worth waking another thread for.
+constexpr std::size_t kClaimProducts = 64 << 10;
+// Shares of a thread that all work is cut into at least, so that nobody waits long for the last.
+constexpr std::size_t kSharesPerThread = 8;
+// Tiles that pass over a split while it is in the second cache.
+constexpr std::size_t kTilesTogether = 4;
+// Floats that splits may take while they wait to be joined, those of single rows aside: counted in
+// aegaeon/memory/workspace.py.
+constexpr std::size_t kMostWaiting = 4 << 20;
 
-AttentionKernel attention_kernel() {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_attention();
-    case Isa::avx2:
-      return avx2_attention();
-    default:
-      break;
-  }
-#endif
-  return baseline_attention();
-}
-
-// Queries first .. first + count - 1 of a sequence and KV head, ordered [row][head of the group].
+// What is claimed: `tiles` tiles of a sequence and KV head from number `tile` on, or, of a tile
+// that is cut, one split.
 struct Unit {
   const SequenceRows* sequence;
   std::size_t kv_head;
-  std::size_t first;
-  std::size_t count;
+  std::size_t tile;
+  std::size_t tiles;
+  std::size_t cut;
+  std::size_t split;
 };
 
-std::vector<Unit> units_of(const AttendParams& params, std::size_t max_queries) {
-  std::vector<Unit> units;
-  const std::size_t group = params.heads / params.kv.kv_heads;
+constexpr std::size_t kUncut = SIZE_MAX;
+
+// A tile whose splits are computed one by one, and where they wait: [splits][count][head_dim] sums
+// and [splits][count] softmaxes from there on.
+struct Cut {
+  Tile tile;
+  std::size_t splits;
+  std::size_t first_sum;
+  std::size_t first_softmax;
+};
+
+// What a thread computes in, and where splits wait that it has others compute. Kept from call to
+// call: memory that is new to a process costs more than what is done in it.
+struct Scratch {
+  std::vector<float> queries, sums, split_sums, scores, waiting;
+  std::vector<Softmax> softmax, waiting_softmax;
+
+  static Scratch& of_this_thread() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+
+  void hold(std::size_t head_dim) {
+    if (split_sums.size() >= kMaxTileQueries * head_dim) return;
+    split_sums.resize(kMaxTileQueries * head_dim);
+    queries.resize(kTilesTogether * kMaxTileQueries * head_dim);
+    sums.resize(kTilesTogether * kMaxTileQueries * head_dim);
+    scores.resize(kMaxTileQueries * kScoreStride);
+    softmax.resize(kTilesTogether * kMaxTileQueries);
+  }
+};
+
+// The units of a call, and how each is computed.
+class Units {
+ public:
+  Units(const AttendParams& params, unsigned threads);
+
+  std::size_t count() const { return units_.size(); }
+  // Units that are worth waking another thread for.
+  std::size_t grain() const { return kClaimProducts * units_.size() / (products_ + 1) + 1; }
+  void run(std::size_t first, std::size_t last);
+
+ private:
+  std::size_t products(const Tile& tile) const {
+    return tile.count * call_.tokens_seen(tile) * call_.head_dim();
+  }
+  bool is_to_be_cut(const Tile& longest, std::size_t share) const;
+  void add_whole(const SequenceRows& sequence, std::size_t together);
+  void add_cut(const SequenceRows& sequence, std::size_t splits);
+  void run_whole(const Unit& unit) const;
+  void run_split(const Unit& unit, const Unit& next);
+  void join(const Cut& cut) const;
+
+  const AttentionCall call_;
+  std::size_t products_ = 0;
+  std::vector<Unit> units_;
+  std::vector<Cut> cuts_;
+  std::size_t sums_ = 0, softmaxes_ = 0;        // of all cuts
+  std::vector<std::atomic<std::size_t>> left_;  // splits of each cut that are not done
+  float* waiting_ = nullptr;
+  Softmax* waiting_softmax_ = nullptr;
+};
+
+Units::Units(const AttendParams& params, unsigned threads) : call_(params) {
+  for (const SequenceRows& sequence : params.kv.sequences) {
+    products_ += sequence.rows * (sequence.start + (sequence.rows + 1) / 2);
+  }
+  products_ *= params.heads * params.kv.head_dim;
+  const std::size_t share = threads == 1 ? SIZE_MAX : products_ / (threads * kSharesPerThread);
   for (const SequenceRows& sequence : params.kv.sequences) {
     if (sequence.rows == 0) continue;
-    const Panels tiles(sequence.rows * group, max_queries);
-    for (std::size_t head = 0; head < params.kv.kv_heads; ++head) {
-      for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
-        units.push_back({&sequence, head, tiles.first_row(tile), tiles.rows(tile)});
+    const Tile longest = call_.tile_of(sequence, 0, call_.tiles_of(sequence).count() - 1);
+    if (is_to_be_cut(longest, share)) {
+      add_cut(sequence, call_.splits_of(longest));
+    } else {
+      const std::size_t fitting = share / products(longest);
+      add_whole(sequence, std::clamp<std::size_t>(fitting, 1, kTilesTogether));
+    }
+  }
+  left_ = std::vector<std::atomic<std::size_t>>(cuts_.size());
+  for (std::size_t at = 0; at < cuts_.size(); ++at) left_[at].store(cuts_[at].splits);
+  Scratch& scratch = Scratch::of_this_thread();
+  if (scratch.waiting.size() < sums_) scratch.waiting.resize(sums_);
+  if (scratch.waiting_softmax.size() < softmaxes_) scratch.waiting_softmax.resize(softmaxes_);
+  waiting_ = scratch.waiting.data();
+  waiting_softmax_ = scratch.waiting_softmax.data();
+}
+
+bool Units::is_to_be_cut(const Tile& longest, std::size_t share) const {
+  const std::size_t splits = call_.splits_of(longest);
+  if (splits == 1 || products(longest) <= share) return false;
+  const SequenceRows& sequence = *longest.sequence;
+  const std::size_t queries = call_.kv_heads() * call_.queries_of(sequence);
+  return sequence.rows == 1 || sums_ + splits * queries * call_.head_dim() <= kMostWaiting;
+}
+
+void Units::add_whole(const SequenceRows& sequence, std::size_t together) {
+  const std::size_t tiles = call_.tiles_of(sequence).count();
+  for (std::size_t head = 0; head < call_.kv_heads(); ++head) {
+    for (std::size_t tile = 0; tile < tiles; tile += together) {
+      units_.push_back({&sequence, head, tile, std::min(together, tiles - tile), kUncut, 0});
+    }
+  }
+}
+
+// Heads of the same split one after another: their pages lie side by side.
+void Units::add_cut(const SequenceRows& sequence, std::size_t splits) {
+  const std::size_t tiles = call_.tiles_of(sequence).count(), first_cut = cuts_.size();
+  for (std::size_t head = 0; head < call_.kv_heads(); ++head) {
+    for (std::size_t at = 0; at < tiles; ++at) {
+      const Tile tile = call_.tile_of(sequence, head, at);
+      const std::size_t own = call_.splits_of(tile);
+      cuts_.push_back({tile, own, sums_, softmaxes_});
+      sums_ += own * tile.count * call_.head_dim();
+      softmaxes_ += own * tile.count;
+    }
+  }
+  for (std::size_t split = 0; split < splits; ++split) {
+    for (std::size_t cut = first_cut; cut < cuts_.size(); ++cut) {
+      if (split >= cuts_[cut].splits) continue;
+      const std::size_t number = cut - first_cut;
+      units_.push_back({&sequence, number / tiles, number % tiles, 1, cut, split});
+    }
+  }
+}
+
+void Units::run(std::size_t first, std::size_t last) {
+  Scratch::of_this_thread().hold(call_.head_dim());
+  for (std::size_t at = first; at < last; ++at) {
+    if (units_[at].cut == kUncut) {
+      run_whole(units_[at]);
+    } else {
+      run_split(units_[at], units_[at + 1 < last ? at + 1 : at]);
+    }
+  }
+}
+
+void Units::run_whole(const Unit& unit) const {
+  Scratch& scratch = Scratch::of_this_thread();
+  const std::size_t head_dim = call_.head_dim(), each = kMaxTileQueries * head_dim;
+  std::fill(scratch.softmax.begin(), scratch.softmax.end(), Softmax{});
+  Tile tiles[kTilesTogether];
+  for (std::size_t i = 0; i < unit.tiles; ++i) {
+    tiles[i] = call_.tile_of(*unit.sequence, unit.kv_head, unit.tile + i);
+    call_.pack(tiles[i], scratch.queries.data() + i * each);
+    std::fill_n(scratch.sums.data() + i * each, tiles[i].count * head_dim, 0.0F);
+  }
+  const Tile& longest = tiles[unit.tiles - 1];
+  for (std::size_t split = 0; split < call_.splits_of(longest); ++split) {
+    for (std::size_t i = 0; i < unit.tiles; ++i) {
+      if (split >= call_.splits_of(tiles[i])) continue;
+      SplitTile part = call_.split_of(tiles[i], split, scratch.queries.data() + i * each);
+      part.scores = scratch.scores.data();
+      part.sums = scratch.split_sums.data();
+      if (i + 1 == unit.tiles) call_.read_next(part, longest, split + 1);
+      call_.run(part);
+      for (std::size_t query = 0; query < part.count; ++query) {
+        if (part.visible[query] == 0) continue;
+        join_split(part.softmax[query], part.sums + query * head_dim,
+                   scratch.softmax[i * kMaxTileQueries + query],
+                   scratch.sums.data() + i * each + query * head_dim, head_dim);
       }
     }
   }
-  return units;
+  for (std::size_t i = 0; i < unit.tiles; ++i) {
+    call_.write(tiles[i], scratch.softmax.data() + i * kMaxTileQueries,
+                scratch.sums.data() + i * each);
+  }
 }
 
-// Offset of a unit's query in queries and out.
-std::size_t offset_of(const AttendParams& params, const Unit& unit, std::size_t query) {
-  const std::size_t group = params.heads / params.kv.kv_heads;
-  const std::size_t row = unit.sequence->first_row + (unit.first + query) / group;
-  const std::size_t head = unit.kv_head * group + (unit.first + query) % group;
-  return (row * params.heads + head) * params.kv.head_dim;
+void Units::run_split(const Unit& unit, const Unit& next) {
+  Scratch& scratch = Scratch::of_this_thread();
+  const Cut& cut = cuts_[unit.cut];
+  call_.pack(cut.tile, scratch.queries.data());
+  SplitTile part = call_.split_of(cut.tile, unit.split, scratch.queries.data());
+  const std::size_t first = unit.split * part.count;
+  part.scores = scratch.scores.data();
+  part.sums = waiting_ + cut.first_sum + first * call_.head_dim();
+  if (next.cut != kUncut) call_.read_next(part, cuts_[next.cut].tile, next.split);
+  call_.run(part);
+  std::copy_n(part.softmax, part.count, waiting_softmax_ + cut.first_softmax + first);
+  if (left_[unit.cut].fetch_sub(1, std::memory_order_acq_rel) == 1) join(cut);
 }
 
-void attend_unit(const AttendParams& params, const Unit& unit, const AttentionKernel& kernel) {
-  thread_local std::vector<float> scratch;
-  const std::size_t head_dim = params.kv.head_dim, group = params.heads / params.kv.kv_heads;
-  scratch.resize(2 * unit.count * head_dim);
-  float* const queries = scratch.data();
-  float* const sums = queries + unit.count * head_dim;
-  const std::size_t head = params.layer * 2 * params.kv.kv_heads + unit.kv_head;
-  const float* const keys = params.kv.pages + head * params.kv.page_floats();
-  const float* const values = keys + params.kv.kv_heads * params.kv.page_floats();
-  AttentionTile tile{keys, values, unit.sequence->blocks.data(), head_dim, queries, unit.count,
-                     {},   sums};
-  for (std::size_t query = 0; query < unit.count; ++query) {
-    tile.tokens[query] = unit.sequence->start + (unit.first + query) / group + 1;
-    const float* const from = params.queries + offset_of(params, unit, query);
-    for (std::size_t at = 0; at < head_dim; ++at) {
-      queries[at * unit.count + query] = from[at] * params.scale;
+void Units::join(const Cut& cut) const {
+  Scratch& scratch = Scratch::of_this_thread();
+  const std::size_t head_dim = call_.head_dim(), count = cut.tile.count;
+  std::fill_n(scratch.softmax.begin(), count, Softmax{});
+  std::fill_n(scratch.sums.begin(), count * head_dim, 0.0F);
+  for (std::size_t split = 0; split < cut.splits; ++split) {
+    for (std::size_t query = 0; query < count; ++query) {
+      if (call_.tokens_seen(cut.tile, query) <= split * kSplitTokens) continue;
+      const std::size_t at = split * count + query;
+      join_split(waiting_softmax_[cut.first_softmax + at], waiting_ + cut.first_sum + at * head_dim,
+                 scratch.softmax[query], scratch.sums.data() + query * head_dim, head_dim);
     }
   }
-  kernel.run(tile);
-  for (std::size_t query = 0; query < unit.count; ++query) {
-    const float* const from = sums + query * head_dim;
-    std::copy(from, from + head_dim, params.out + offset_of(params, unit, query));
-  }
-}
-
-void append_row(const AppendParams& params, const SequenceRows& sequence, std::size_t at) {
-  const PagedKv& kv = params.kv;
-  const std::size_t position = sequence.start + at, offset = position % kBlockTokens;
-  const std::size_t block = sequence.blocks[position / kBlockTokens];
-  const std::size_t first_page = block + params.layer * 2 * kv.kv_heads;
-  const std::size_t row = sequence.first_row + at;
-  for (std::size_t head = 0; head < kv.kv_heads; ++head) {
-    float* const keys = kv.pages + (first_page + head) * kv.page_floats() + offset;
-    const float* const key = params.keys.first + row * params.keys.stride + head * kv.head_dim;
-    for (std::size_t i = 0; i < kv.head_dim; ++i) keys[i * kBlockTokens] = key[i];
-    float* const values = kv.pages + (first_page + kv.kv_heads + head) * kv.page_floats();
-    const float* const value =
-        params.values.first + row * params.values.stride + head * kv.head_dim;
-    std::copy(value, value + kv.head_dim, values + offset * kv.head_dim);
-  }
+  call_.write(cut.tile, scratch.softmax.data(), scratch.sums.data());
 }
 
 }  // namespace
 
-void append_kv(ThreadPool& pool, const AppendParams& params) {
-  std::size_t rows = 0;
-  for (const SequenceRows& sequence : params.kv.sequences) rows += sequence.rows;
-  // Rows of all sequences are one line of work: those that decode have one each.
-  pool.for_ranges(rows, kRowsPerClaim, [&](std::size_t first, std::size_t last) {
-    std::size_t begin = 0;
-    for (const SequenceRows& sequence : params.kv.sequences) {
-      const std::size_t from = std::max(first, begin), to = std::min(last, begin + sequence.rows);
-      for (std::size_t row = from; row < to; ++row) append_row(params, sequence, row - begin);
-      begin += sequence.rows;
-    }
-  });
-}
-
 void attend(ThreadPool& pool, const AttendParams& params) {
-  const AttentionKernel kernel = attention_kernel();
-  const std::vector<Unit> units = units_of(params, kernel.max_queries);
-  std::size_t scores = 0;
-  for (const Unit& unit : units) {
-    scores += unit.count * (unit.sequence->start + unit.sequence->rows);
-  }
-  const std::size_t each = units.empty() ? 1 : scores / units.size() + 1;
-  const std::size_t grain = std::max<std::size_t>(1, kClaimScores / each);
-  pool.for_ranges(units.size(), grain, [&](std::size_t first, std::size_t last) {
-    for (std::size_t at = first; at < last; ++at) attend_unit(params, units[at], kernel);
-  });
+  Units units(params, pool.threads());
+  pool.for_ranges(units.count(), units.grain(),
+                  [&](std::size_t first, std::size_t last) { units.run(first, last); });
 }
 
 }  // namespace aegaeon::ops

@@ -3,7 +3,6 @@
 
 #include <immintrin.h>
 
-#include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
 
 namespace aegaeon::ops {
@@ -20,8 +19,6 @@ struct Avx2 {
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
   static void store(float* to, Vector vector) { _mm256_storeu_ps(to, vector); }
   static Vector broadcast(const float* from) { return _mm256_broadcast_ss(from); }
-  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-  static float multiply_add_one(float a, float b, float sum) { return __builtin_fmaf(a, b, sum); }
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 
   // Of bf16 the low vector takes the even elements, the high one the odd: two plain instructions
@@ -62,8 +59,6 @@ struct Avx2 {
 }  // namespace
 
 PanelKernel avx2_kernel(WeightType type) { return kernel_of<Avx2>(type); }
-
-AttentionKernel avx2_attention() { return {Avx2::kMaxRows, attend_tile<Avx2>}; }
 
 }  // namespace aegaeon::ops
 

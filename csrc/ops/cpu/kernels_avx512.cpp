@@ -3,7 +3,6 @@
 
 #include <immintrin.h>
 
-#include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
 
 namespace aegaeon::ops {
@@ -20,8 +19,6 @@ struct Avx512 {
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, Vector vector) { _mm512_storeu_ps(to, vector); }
   static Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
-  static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
-  static float multiply_add_one(float a, float b, float sum) { return __builtin_fmaf(a, b, sum); }
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
 
   template <WeightType type>
@@ -59,8 +56,6 @@ struct Avx512 {
 }  // namespace
 
 PanelKernel avx512_kernel(WeightType type) { return kernel_of<Avx512>(type); }
-
-AttentionKernel avx512_attention() { return {Avx512::kMaxRows, attend_tile<Avx512>}; }
 
 }  // namespace aegaeon::ops
 

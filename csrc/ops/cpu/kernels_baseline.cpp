@@ -1,6 +1,5 @@
 #include <cstring>
 
-#include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
 #include "ops/cpu/widen.h"
 
@@ -35,16 +34,6 @@ struct Plain {
     return vector;
   }
 
-  static Vector multiply(const Vector& a, const Vector& b) {
-    Vector result;
-    for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      result.lanes[lane] = a.lanes[lane] * b.lanes[lane];
-    }
-    return result;
-  }
-
-  static float multiply_add_one(float a, float b, float sum) { return sum + a * b; }
-
   static Vector multiply_add(const Vector& a, const Vector& b, const Vector& sum) {
     Vector result;
     for (std::size_t lane = 0; lane < kWidth; ++lane) {
@@ -70,7 +59,5 @@ struct Plain {
 }  // namespace
 
 PanelKernel baseline_kernel(WeightType type) { return kernel_of<Plain>(type); }
-
-AttentionKernel baseline_attention() { return {Plain::kMaxRows, attend_tile<Plain>}; }
 
 }  // namespace aegaeon::ops
