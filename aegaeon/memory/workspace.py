@@ -15,13 +15,14 @@ def pass_bytes(config: ModelConfig) -> int:
     """Return the bytes of activations and scores of a pass of MAX_PASS_ROWS rows, at its peak.
 
     Counts what is alive together in the layer's wider half, temporaries included, and the widest
-    operand of a product, of which the CPU keeps a copy between passes (csrc/ops/cpu/linear.cpp).
+    operand of a product, of which the CPU keeps a copy between passes
+    (csrc/ops/cpu/linear_operand.cpp).
     """
     queries = config.heads * config.head_dim
     keys_values = 2 * config.kv_heads * config.head_dim
     residual = 4 * config.hidden_size  # before and after the norm, what is added, the sum
     attention = 2 * (queries + keys_values) + 3 * queries  # projected, normed, rotated, mixed
-    inner = 5 * config.intermediate_size  # gate and up, exp and quotient, their product
+    inner = config.intermediate_size  # gate times up, which are in nobody's memory by themselves
     packed = max(config.hidden_size, queries, config.intermediate_size)
     rows = MAX_PASS_ROWS * (residual + max(attention, inner) + packed)
     scores = 3 * PIECE_ROWS * config.heads * SPLIT_TOKENS  # with the mask and the weights

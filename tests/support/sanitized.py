@@ -15,11 +15,12 @@ SANITIZERS = ("thread", "address,undefined")
 FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
 # As in CMakeLists.txt.
 OPS = ["-ffp-contract=off"]
+UNDEFINED = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
 ISA = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cpp": [
-        *("-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
-    ],
+    "kernels_avx512.cpp": ["-mavx512f", "-mfma", *UNDEFINED],
+    "kernels_avx512bw.cpp": ["-mavx512bw", "-mfma", *UNDEFINED],
+    "kernels_avx512vnni.cpp": ["-mavx512bw", "-mavx512vnni", "-mfma", *UNDEFINED],
 }
 
 

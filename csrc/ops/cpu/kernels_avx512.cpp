@@ -5,6 +5,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/row_kernels.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -59,6 +60,8 @@ struct Avx512 {
 }  // namespace
 
 PanelKernel avx512_kernel(WeightType type) { return kernel_of<Avx512>(type); }
+
+RowKernels avx512_rows() { return {quantize_group, gate_tile}; }
 
 AttentionKernel avx512_attention() { return {Avx512::kMaxRows, attend_tile<Avx512>}; }
 
