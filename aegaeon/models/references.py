@@ -14,7 +14,7 @@ from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
 from aegaeon.models.packing import plan_pack
-from aegaeon.types import ModelSpec
+from aegaeon.types import ModelSpec, Quantize
 
 # Of an element of keys and values on the CPU.
 KV_BYTES = 4
@@ -32,14 +32,16 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-def resolve_all(references: Iterable[str], models_dir: str | Path) -> tuple[ModelSpec, ...]:
+def resolve_all(
+    references: Iterable[str], models_dir: str | Path, quantize: Quantize = "none"
+) -> tuple[ModelSpec, ...]:
     """Resolve each reference, in order.
 
     Raises ConfigError if two would be served under one id, and what `resolve` raises.
     """
     specs: dict[str, ModelSpec] = {}
     for reference in references:
-        spec = resolve(reference, models_dir)
+        spec = resolve(reference, models_dir, quantize)
         if spec.id in specs:
             raise ConfigError(
                 f"{specs[spec.id].path} and {spec.path} would both be served as {spec.id!r}; "
@@ -49,7 +51,7 @@ def resolve_all(references: Iterable[str], models_dir: str | Path) -> tuple[Mode
     return tuple(specs.values())
 
 
-def resolve(reference: str, models_dir: str | Path) -> ModelSpec:
+def resolve(reference: str, models_dir: str | Path, quantize: Quantize = "none") -> ModelSpec:
     """Find the model that `reference` means, check its files, and say what it costs.
 
     A reference is a directory, a name in `models_dir` (`Qwen/Qwen3-0.6B` or `Qwen__Qwen3-0.6B`), a
@@ -66,7 +68,7 @@ def resolve(reference: str, models_dir: str | Path) -> ModelSpec:
                 "(Org/Name); see `aegaeon models list`"
             )
         path = pull(target, models_dir)
-    return describe_model(path, served_id)
+    return describe_model(path, served_id, quantize)
 
 
 def split_reference(reference: str) -> tuple[str | None, str]:
@@ -95,10 +97,12 @@ def locate(target: str, models_dir: str | Path) -> Path | None:
         return None
 
 
-def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
+def describe_model(
+    path: Path, served_id: str | None = None, quantize: Quantize = "none"
+) -> ModelSpec:
     """Check the model in `path` and return its costs; its id is `served_id` or its directory's name
-    with `__` as `/`. Weights take the bytes of the packed model; KV is float32, in which the CPU
-    computes.
+    with `__` as `/`. Weights take the bytes of the packed model, as `quantize` makes it; KV is
+    float32, in which the CPU computes.
 
     Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
@@ -110,12 +114,13 @@ def describe_model(path: Path, served_id: str | None = None) -> ModelSpec:
         id=served_id or id_of_directory(path),
         path=os.path.abspath(path),  # noqa: PTH100  # resolve() would follow links
         architecture=config.architecture,
-        weight_bytes=plan_pack(plan).total_bytes,
+        weight_bytes=plan_pack(plan, quantize).total_bytes,
         kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * KV_BYTES,
         context_tokens=config.context_tokens,
         vocab_tokens=config.vocab_tokens,
         pass_bytes=pass_bytes(config),
         sequence_bytes=sequence_bytes(config),
+        quantize=quantize,
     )
 
 
