@@ -46,7 +46,7 @@ GROUPS = {
     "what it serves": ("models", "models_dir", "preload_models", "preload_per_instance"),
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
-        *("threads_per_instance", "instruction_set", "kv_dtype"),
+        *("threads_per_instance", "instruction_set", "quantize", "kv_dtype"),
     ),
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": (
@@ -245,7 +245,7 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
         _native.die_with_parent(signal.SIGTERM)
     if with_proxy and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=free_port(settings.host))
-    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype)
+    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
     supervisor = Supervisor(settings, specs, with_proxy)
     parent = os.getppid()
 
@@ -281,7 +281,8 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     print(f"aegaeon {__version__} listens on http://{settings.host}:{settings.port}")
     for spec in specs:
         print(
-            f"  model {spec.id}: {spec.architecture}, {spec.weight_bytes / 1e9:.2f} GB, "
+            f"  model {spec.id}: {spec.architecture}, {spec.weight_bytes / 1e9:.2f} GB"
+            f"{'' if spec.quantize == 'none' else f' in {spec.quantize}'}, "
             f"context {spec.context_tokens} tokens"
         )
     line = f"  {settings.instance_count} instance(s) on {settings.device}"
@@ -302,7 +303,7 @@ def _plan(settings: Settings, as_json: bool) -> None:
         target = split_reference(reference)[1]
         if locate(target, settings.models_dir) is None:
             raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
-    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype)
+    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
     machine = read_machine(removable_files(settings))
     node = lay_out(settings, specs, machine)
     check_room(node, specs, machine)

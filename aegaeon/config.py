@@ -17,7 +17,7 @@ import yaml
 from msgspec import Meta
 
 from aegaeon.errors import ConfigError
-from aegaeon.types import Role
+from aegaeon.types import Quantize, Role
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         _doc("models to serve: directories, names in --models-dir, hub ids, or name=reference"),
     ] = ()
+    quantize: Annotated[
+        Quantize,
+        _doc("what matrices become in memory; int8 is half of bf16 (none: as in their files)"),
+    ] = "none"
     models_dir: Annotated[str, _doc("where imported and downloaded models live")] = (
         "~/.cache/aegaeon/models"
     )
@@ -70,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _doc("compute threads of an instance (0: processors shared out)", ge=0, le=1024)
     ] = 0
     instruction_set: Annotated[
-        Literal["best", "baseline", "avx2", "avx512"],
+        Literal["best", "baseline", "avx2", "avx512", "avx512_vnni"],
         _doc("instructions that the CPU's operators use (best: the widest it has)"),
     ] = "best"
     kv_dtype: Annotated[

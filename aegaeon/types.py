@@ -14,6 +14,7 @@ InstanceId: TypeAlias = str
 
 Role = Literal["colocated", "prefill", "decode"]
 FinishReason = Literal["stop", "length"]
+Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -341,10 +342,8 @@ class PhaseTotal(msgspec.Struct, frozen=True):
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A served model: where its files are and what it costs. `id` is what clients ask for.
 
-    `weight_bytes` are the bytes resident on the device in its compute dtype; `kv_token_bytes`
-    those of one token's keys and values over all layers. A forward pass holds up to `pass_bytes`
-    of activations, and `sequence_bytes` for each sequence in it.
-    """
+    `weight_bytes` are those on the device, as `quantize` makes them, `kv_token_bytes` those of a
+    token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it."""
 
     id: ModelId
     path: str
@@ -355,6 +354,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     vocab_tokens: int
     pass_bytes: int = 0
     sequence_bytes: int = 0
+    quantize: Quantize = "none"
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):

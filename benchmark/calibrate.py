@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import msgspec
 
@@ -23,7 +24,7 @@ from aegaeon.memory.budget import GB, choose_budgets
 from aegaeon.models.references import resolve_all
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.refine import guessed_cost
-from aegaeon.types import ModelSpec
+from aegaeon.types import ModelSpec, Quantize
 from benchmark.calibration_copies import Copies, measure_copies
 from benchmark.calibration_fit import (
     Kind,
@@ -253,6 +254,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--models", required=True, help="what to measure, as `aegaeon serve` has it"
     )
     parser.add_argument("--models-dir", default="models", help="where the models are")
+    parser.add_argument(
+        "--quantize", choices=get_args(Quantize), default="none", help="as `aegaeon serve` has it"
+    )
     parser.add_argument("--device", choices=("cpu", "staged"), default="cpu")
     parser.add_argument(
         "--link-gb-per-s", type=float, default=0.0, help="of a staged device (0: as memory goes)"
@@ -276,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     device = settings_of(options)
     try:
-        specs = resolve_all(options.models.split(","), options.models_dir)
+        specs = resolve_all(
+            options.models.split(","), options.models_dir, quantize=options.quantize
+        )
         costs, rows = calibrate(device, specs, QUICK if options.quick else Scale())
     except AegaeonError as error:
         sys.exit(str(error))
@@ -284,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine = this_machine()
         source = (
             f"benchmark/calibrate.py, {device.device} with {device.threads_per_instance} threads, "
-            f"{machine.cpu}, {machine.processors} processors"
+            f"{machine.cpu}, {machine.processors} processors, --quantize {options.quantize}"
         )
         text = msgspec.json.encode({"source": source} | msgspec.to_builtins(costs))
         options.out.write_bytes(msgspec.json.format(text, indent=2) + b"\n")

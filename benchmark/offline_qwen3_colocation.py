@@ -118,6 +118,7 @@ def _add_node_flags(group: "argparse._ArgumentGroup") -> None:
     add(
         "--model-cache-budget-gb", type=float, default=0.0, help="weights of an instance; 0: chosen"
     )
+    add("--quantize", default=default.quantize, help="none, int8 (default: %(default)s)")
     add("--threads-per-instance", type=int, default=0, help="0: processors shared out")
     add("--metadata-backend", choices=("shared_memory", "redis"), default="shared_memory")
     add("--redis-url", default=default.redis_url, help="(default: %(default)s)")
@@ -137,6 +138,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         *("models_dir", "colocated_count", "prefill_count", "decode_count"),
         *("model_cache_budget_gb", "threads_per_instance"),
         *("metadata_backend", "redis_url", "device", "log_level", "preload_per_instance"),
+        "quantize",
     )
     values: dict[str, Any] = {name: getattr(options, name) for name in same}
     return check_settings(
@@ -289,7 +291,7 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     check_outputs(options)
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
-    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype)
+    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
     load = make_load(options, specs)
     with Supervisor(settings, specs) as supervisor:
         supervisor.wait_ready(START_S)

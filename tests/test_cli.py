@@ -128,6 +128,11 @@ def test_a_plan_tells_bytes_tiers_and_times_and_leaves_nothing(tmp_path, capsys)
     assert [model["tier"] for model in plan["models"]] == ["device", "device"]
     assert plan["node"]["instance"]["device_kv_bytes"] == 50_000_000
     assert plan["link_bytes_per_s"] == 2e9
+    assert main(["plan", "--json", *sizes, "--quantize", "int8", str(config)]) == 0
+    int8 = json.loads(capsys.readouterr().out)
+    for before, after in zip(plan["models"], int8["models"], strict=True):
+        assert after["weight_bytes"] < before["weight_bytes"] / 2  # which are float32
+        assert after["file_bytes"] == before["file_bytes"]
     assert main(["plan", *sizes, *staged, "--config", str(config)]) == 0
     assert "2.00 GB/s in each direction (as set)" in capsys.readouterr().out
     assert shared_memory_files() == set()

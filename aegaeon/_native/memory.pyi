@@ -148,13 +148,14 @@ class CachedModel:
 
         A job is a tensor: `rows` rows of `row_bytes` at `file_offset` of a file. Layout 0 copies
         them; 1 makes tiles, [ceil(rows/32)][columns][32] elements, missing rows zero, of elements
-        of 2 or 4 bytes. `convert`: 0 none, 1 bf16 to f32, 2 f16 to f32. Destinations are multiples
-        of 64, apart from each other, and in the order of stages.
+        of 2 or 4 bytes; 2 makes int8 tiles (csrc/ops/ops.h) of what is f32, or becomes it.
+        `convert`: 0 none, 1 bf16 to f32, 2 f16 to f32. Destinations are multiples of 64, apart from
+        each other, and in the order of stages.
 
         Raises RuntimeError when we are not its loader, LoadCancelled after `cancel` or a close:
         others may take the load over. CheckpointError (file missing, changed since it was planned,
-        unreadable; jobs that make no sense; no room in shared memory) frees the model, and is what
-        all others who wait for it get.
+        unreadable, or with infinity or NaN for int8; jobs that make no sense; no room in shared
+        memory) frees the model, and is what all others who wait for it get.
         """
 
     def cancel(self) -> None:
@@ -282,3 +283,10 @@ class KvPool:
         """Where the arena begins in this process."""
 
     def __buffer__(self, flags: int) -> memoryview: ...
+
+def quantize_tiles(source: int, shape: tuple[int, int], convert: int, out: int) -> None:
+    """Round a matrix of `shape` (rows, columns) at the address `source` to int8 tiles at `out`, as
+    a load does (csrc/memory/quantize.h). `convert`: 0 it is f32, 1 bf16, 2 f16.
+
+    Raises ValueError for infinity and NaN.
+    """

@@ -22,7 +22,7 @@ class ThreadPool:
 
 # Operators take addresses of float32 rows, one after another, and write to `out`, which must not
 # overlap. A row's bits depend on that row alone. Weights are (address, out_features, type): tiles
-# as in aegaeon.device.packed, 64-byte aligned; type 0 is float32, 1 bfloat16, 2 float16.
+# as in aegaeon.device.packed, 64-byte aligned; type 0 is float32, 1 bfloat16, 2 float16, 3 int8.
 
 def linear(
     pool: ThreadPool,
@@ -35,6 +35,16 @@ def linear(
     """Multiply x of `shape` (rows, in_features) with `parts`: weights and an address of biases
     (or 0) each. `out` is [rows, sum of out_features], and so is `residual` (or 0), which is added
     last. Raises ValueError for malformed parts and no in_features."""
+
+def gated(
+    pool: ThreadPool,
+    x: int,
+    shape: tuple[int, int],
+    parts: tuple[tuple[int, int, int, int], ...],
+    out: int,
+) -> None:
+    """Multiply as `linear` does with two parts of as many outputs, and write
+    silu(first) * second to `out`, [rows, outputs of one]. Raises ValueError for other parts."""
 
 def embed(
     pool: ThreadPool,
@@ -70,15 +80,6 @@ def rotate(
 
     `angles` are the addresses of cos and sin [rows, head_dim]. Raises ValueError for odd head_dim.
     """
-
-def silu_mul(
-    pool: ThreadPool,
-    gate: tuple[int, int],
-    up: tuple[int, int],
-    shape: tuple[int, int],
-    out: int,
-) -> None:
-    """Write silu(gate) * up, both (address, row stride) of `shape` (rows, features)."""
 
 @final
 class PagedRows:
@@ -164,7 +165,9 @@ class StepPlan:
         cos: tuple[int, int, int],
         sin: tuple[int, int, int],
     ) -> int: ...
-    def silu_mul(self, gate: tuple[int, int, int], up: tuple[int, int, int]) -> int: ...
+    def gated(
+        self, x: tuple[int, int, int], parts: tuple[tuple[int, int, int, int], ...]
+    ) -> int: ...
     def append_kv(
         self, layer: int, kv_heads: int, keys: tuple[int, int, int], values: tuple[int, int, int]
     ) -> None: ...
@@ -206,7 +209,7 @@ class StepPlan:
         """
 
 def force_isa(name: str) -> None:
-    """Use "baseline", "avx2", "avx512" or "best" from now on. Raises ValueError."""
+    """Use "baseline", "avx2", "avx512", "avx512_vnni" or "best" from now on. Raises ValueError."""
 
 def current_isa() -> str:
     """Return which of them is in use."""

@@ -55,6 +55,11 @@ class Operators(ABC):
         """Return [rows, outputs of all parts]: x @ weight.T + bias for each part, + residual."""
 
     @abstractmethod
+    def gated(self, x: Tensor, projection: Projection) -> Tensor:
+        """Return silu(gate) * up, [rows, outputs of a part], where gate and up are what `linear`
+        makes of the projection's two parts of as many outputs."""
+
+    @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
         """Return x / sqrt(mean(x^2) + eps) * weight over the last dimension (any leading ones).
 
@@ -64,10 +69,6 @@ class Operators(ABC):
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate half-split pairs of x [rows, heads, head_dim] by cos, sin [rows, head_dim]."""
-
-    @abstractmethod
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return silu(gate) * up."""
 
     @abstractmethod
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:

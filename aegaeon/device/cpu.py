@@ -68,6 +68,13 @@ class CpuDevice(Device):
         _native.linear(self._pool, x.data_ptr(), shape, projection.operands, out.data_ptr(), added)
         return out
 
+    def gated(self, x: Tensor, projection: Projection) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty((len(x), projection.out_features // 2))
+        shape = (len(x), projection.in_features)
+        _native.gated(self._pool, x.data_ptr(), shape, projection.operands, out.data_ptr())
+        return out
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
         x = _in_rows(x if rows is None else x[rows])
         out = torch.empty(x.shape)
@@ -82,13 +89,6 @@ class CpuDevice(Device):
         out = torch.empty((rows, heads, head_dim))
         angles = (cos.data_ptr(), sin.data_ptr())
         _native.rotate(self._pool, _operand(x), (rows, heads, head_dim), angles, out.data_ptr())
-        return out
-
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = _in_rows(gate), _in_rows(up)
-        out = torch.empty(gate.shape)
-        shape = (gate.shape[0], gate.shape[1])
-        _native.silu_mul(self._pool, _operand(gate), _operand(up), shape, out.data_ptr())
         return out
 
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:

@@ -1,6 +1,7 @@
 """Weights in the layout that operators compute in place on: tiles of 32 outputs.
 
-A tile is [in_features, 32]: line k holds the k-th weight of 32 outputs, 64 bytes in the half types.
+A tile of floats is [in_features, 32]: line k holds the k-th weight of 32 outputs, 64 bytes in the
+half types. One of int8 is groups of 64 inputs with a scale per output: see csrc/ops/ops.h.
 """
 
 import ctypes
@@ -9,15 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aegaeon import _native
+
 TILE_OUTPUTS = 32
+GROUP_INPUTS = 64
 ALIGNMENT_BYTES = 64
+LINE_BYTES = 2 * TILE_OUTPUTS  # of int8 tiles: scales, or two inputs
+GROUP_BYTES = (1 + GROUP_INPUTS // 2) * LINE_BYTES
 # The codes of csrc/ops/ops.h.
-TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+# Those of csrc/memory/pack.h, of what int8 is made of.
+CONVERT_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight [out_features, in_features] at `address`: [ceil(out / 32)][in][32] of `dtype`.
+    """A weight [out_features, in_features] at `address`, tiles of `dtype`; int8 has scales.
 
     `owner` is what keeps the memory alive; nobody writes there.
     """
@@ -34,17 +42,34 @@ class Matrix:
         return self.address, self.out_features, TYPE_CODES[self.dtype]
 
 
+def tile_bytes(in_features: int, dtype: torch.dtype) -> int:
+    """Return the bytes of a tile of 32 outputs."""
+    if dtype != torch.int8:
+        return TILE_OUTPUTS * in_features * dtype.itemsize
+    return LINE_BYTES * (-(-in_features // GROUP_INPUTS) + -(-in_features // 2))
+
+
 def pack(weight: Tensor, dtype: torch.dtype) -> Matrix:
-    """Return `weight` [out, in] packed as `dtype` in memory of its own."""
+    """Return `weight` [out, in] packed as `dtype` in memory of its own. Raises ValueError where
+    int8 is to hold infinity or NaN."""
     out_features, in_features = weight.shape
-    tiles = torch.empty((-(-out_features // TILE_OUTPUTS), in_features, TILE_OUTPUTS), dtype=dtype)
-    pack_into(tiles, weight)
+    tiles = -(-out_features // TILE_OUTPUTS)
     # torch aligns what it allocates to 64 bytes.
-    return Matrix(tiles, tiles.data_ptr(), out_features, in_features, dtype)
+    place = torch.empty(tiles * tile_bytes(in_features, dtype), dtype=torch.uint8)
+    pack_into(place, weight, dtype)
+    return Matrix(place, place.data_ptr(), out_features, in_features, dtype)
 
 
-def pack_into(tiles: Tensor, weight: Tensor) -> None:
-    """Write `weight` [out, in] to `tiles` [ceil(out / 32), in, 32], converting the type."""
+def pack_into(place: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
+    """Write `weight` [out, in] as tiles of `dtype` to the bytes `place`, 64-byte aligned. Raises
+    ValueError where int8 is to hold infinity or NaN."""
+    if dtype == torch.int8:
+        weight = weight.contiguous()
+        shape = (weight.shape[0], weight.shape[1])
+        convert = CONVERT_CODES[weight.dtype]
+        _native.quantize_tiles(weight.data_ptr(), shape, convert, place.data_ptr())
+        return
+    tiles = place.view(dtype).view(-1, weight.shape[1], TILE_OUTPUTS)
     whole, rest = divmod(weight.shape[0], TILE_OUTPUTS)
     rows = weight[: whole * TILE_OUTPUTS].view(whole, TILE_OUTPUTS, weight.shape[1])
     tiles[:whole] = rows.transpose(1, 2)
@@ -54,10 +79,25 @@ def pack_into(tiles: Tensor, weight: Tensor) -> None:
 
 
 def unpack(matrix: Matrix) -> Tensor:
-    """Return a copy [out, in] of the matrix, in its type."""
+    """Return a copy [out, in] of the matrix, in its type; of int8, float32."""
     tiles = -(-matrix.out_features // TILE_OUTPUTS)
-    count = tiles * matrix.in_features * TILE_OUTPUTS
-    memory = (ctypes.c_char * (count * matrix.dtype.itemsize)).from_address(matrix.address)
-    lines = torch.frombuffer(memory, dtype=matrix.dtype)
-    rows = lines.view(tiles, matrix.in_features, TILE_OUTPUTS).transpose(1, 2)
-    return rows.reshape(-1, matrix.in_features)[: matrix.out_features].clone()
+    count = tiles * tile_bytes(matrix.in_features, matrix.dtype)
+    memory = (ctypes.c_char * count).from_address(matrix.address)
+    place = torch.frombuffer(memory, dtype=torch.uint8)
+    rows = torch.arange(matrix.out_features)
+    return unpack_rows(place, matrix.in_features, matrix.dtype, rows)
+
+
+def unpack_rows(place: Tensor, in_features: int, dtype: torch.dtype, rows: Tensor) -> Tensor:
+    """Return copies [len(rows), in] of rows of the tiles in the bytes `place`, in their type; of
+    int8, float32, as operators take them."""
+    tiles, outputs = rows // TILE_OUTPUTS, rows % TILE_OUTPUTS
+    if dtype != torch.int8:
+        return place.view(dtype).view(-1, in_features, TILE_OUTPUTS)[tiles, :, outputs]
+    inputs = torch.arange(in_features)
+    groups = inputs // GROUP_INPUTS * GROUP_BYTES
+    lines = groups + (1 + inputs % GROUP_INPUTS // 2) * LINE_BYTES
+    first = (tiles * tile_bytes(in_features, dtype) + 2 * outputs)[:, None]
+    weights = place.view(torch.int8)[first + lines + inputs % 2]
+    scales = place.view(torch.bfloat16)[(first + groups) // 2]
+    return weights.float() * scales.float()

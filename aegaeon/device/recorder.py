@@ -80,9 +80,11 @@ class Recorder(Operators):
         slot = self.plan.rotate(self._columns(x), x.shape[1], *angles)
         return self._tensor(slot, *x.shape[1:])
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        slot = self.plan.silu_mul(self._columns(gate), self._columns(up))
-        return self._tensor(slot, *gate.shape[1:])
+    def gated(self, x: Tensor, projection: Projection) -> Tensor:
+        assert x.shape[1] == projection.in_features
+        self.weights.append(projection)
+        slot = self.plan.gated(self._columns(x), projection.operands)
+        return self._tensor(slot, projection.out_features // 2)
 
     def append_kv(
         self,

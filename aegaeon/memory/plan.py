@@ -10,7 +10,7 @@ from aegaeon.config import Settings
 from aegaeon.memory.budget import GB, Budgets, NodeBudget
 from aegaeon.memory.machine import DiskRate, Machine
 from aegaeon.models.checkpoint import LoadPlan, plan_load
-from aegaeon.types import ModelId, ModelSpec
+from aegaeon.types import ModelId, ModelSpec, Quantize
 
 BLOCK_TOKENS = 16
 Tier = Literal["device", "memory", "disk"]
@@ -106,16 +106,16 @@ def place(specs: Sequence[ModelSpec], node: NodeBudget) -> dict[ModelId, Tier]:
     so nothing is nearer to it than memory.
     """
     left_bytes = node.weight_bytes
-    cached: set[str] = set()
+    cached: set[tuple[str, Quantize]] = set()
     device_bytes = node.instance.device_weight_bytes
     tiers: dict[ModelId, Tier] = {}
     for spec in specs:
-        if spec.path not in cached:
+        if (spec.path, spec.quantize) not in cached:
             if spec.weight_bytes > left_bytes:
                 tiers[spec.id] = "disk"
                 continue
             left_bytes -= spec.weight_bytes
-            cached.add(spec.path)
+            cached.add((spec.path, spec.quantize))
         tiers[spec.id] = "memory"
         if spec.weight_bytes <= device_bytes:
             device_bytes -= spec.weight_bytes

@@ -159,7 +159,7 @@ class _Planned:
     """A model's plan, made when first needed and again when its files have changed."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._path = spec.path
+        self._path, self._quantize = spec.path, spec.quantize
         self._plan: PackPlan | None = None
         self.key: bytes | None = None
         self.is_wanted = False
@@ -175,6 +175,6 @@ class _Planned:
         before = self.before
         if before is not None and before[0].is_current():
             return before
-        plan = plan_pack(plan_load(self._path))
+        plan = plan_pack(plan_load(self._path), self._quantize)
         self._plan, self.key = plan, plan.digest()
         return plan, self.key

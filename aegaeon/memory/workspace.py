@@ -20,13 +20,13 @@ def pass_bytes(config: ModelConfig) -> int:
 
     Counts what a recorded step needs together in the layer's wider half (csrc/ops/cpu/step_plan.h),
     what it begins with, and what the CPU keeps between passes: a copy of the widest operand of a
-    product (csrc/ops/cpu/linear.cpp), and splits of attention.
+    product (csrc/ops/cpu/linear_operand.cpp), and splits of attention.
     """
     queries = config.heads * config.head_dim
     keys_values = 2 * config.kv_heads * config.head_dim
     residual = 2 * config.hidden_size  # before and after a norm, or a sum
     attention = 2 * (queries + keys_values)  # projected, and normed or rotated
-    inner = 3 * config.intermediate_size  # gate and up, their product
+    inner = config.intermediate_size  # gate times up, which are in nobody's memory by themselves
     given = config.hidden_size + 4 * config.head_dim  # the embeddings, the angles
     packed = max(config.hidden_size, queries, config.intermediate_size)
     rows = MAX_PASS_ROWS * (residual + max(attention, inner) + given + packed)

@@ -12,10 +12,10 @@ import time
 import torch
 from torch import Tensor
 
-from aegaeon.device.packed import TILE_OUTPUTS, Matrix, pack
+from aegaeon.device.packed import Matrix, pack, unpack, unpack_rows
 from aegaeon.errors import AegaeonError, CheckpointError
 from aegaeon.models.checkpoint import EMBEDDING
-from aegaeon.models.packing import PackPlan
+from aegaeon.models.packing import PackedTensor, PackPlan
 from aegaeon.models.safetensors import FileVersion, StoredTensor
 from aegaeon.models.stages import Stages
 from aegaeon.models.weights import DTYPES
@@ -41,7 +41,8 @@ class EmbeddingRows:
 
     def gather(self, token_ids: Tensor) -> tuple[Tensor, Matrix] | None:
         """Return a matrix of the rows that `token_ids` [rows] name, each once, and the ids' places
-        in it [rows]; None when the stage is to be awaited."""
+        in it [rows]; None when the stage is to be awaited. Rows of int8 come as the float32 that
+        they stand for: to be rounded again, they would not be the same."""
         distinct, places = torch.unique(token_ids, return_inverse=True)
         if not 0 < len(distinct) <= MOST_ROWS:
             return None
@@ -59,10 +60,10 @@ class EmbeddingRows:
             with self._stages.cached(place.stage) as memory:
                 if memory is None:
                     return None
-                count = place.data_bytes // dtype.itemsize
-                packed = torch.frombuffer(memory, dtype=dtype, count=count, offset=place.offset)
-                tiles = packed.view(-1, place.shape[1], TILE_OUTPUTS)
-                return tiles[ids // TILE_OUTPUTS, :, ids % TILE_OUTPUTS]
+                packed = torch.frombuffer(
+                    memory, dtype=torch.uint8, count=place.data_bytes, offset=place.offset
+                )
+                return unpack_rows(packed, place.shape[1], dtype, ids)
         except AegaeonError as error:
             log.debug("no embedding rows in the cache error=%s", error)
             return None
@@ -72,7 +73,7 @@ class EmbeddingRows:
             return None
         give_up_s = time.monotonic() + READ_S
         try:
-            self._reading = _Reading(self._place.source, self._version, ids.tolist())
+            self._reading = _Reading(self._place, self._version, ids.tolist())
         except RuntimeError as error:
             log.debug("no thread for embedding rows error=%s", error)
             return None
@@ -85,11 +86,11 @@ class EmbeddingRows:
 class _Reading:
     """A read on a thread of its own, which a disk that hangs keeps until it answers."""
 
-    def __init__(self, tensor: StoredTensor, version: FileVersion, ids: list[int]) -> None:
+    def __init__(self, place: PackedTensor, version: FileVersion, ids: list[int]) -> None:
         """Begin. Raises RuntimeError when the system gives no thread."""
         self.rows: Tensor | None = None  # [len(ids), columns] once ended, unless that failed
         self._thread = threading.Thread(
-            target=self._read, args=(tensor, version, ids), name="embedding rows", daemon=True
+            target=self._read, args=(place, version, ids), name="embedding rows", daemon=True
         )
         self._thread.start()
 
@@ -98,11 +99,13 @@ class _Reading:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _read(self, tensor: StoredTensor, version: FileVersion, ids: list[int]) -> None:
+    def _read(self, place: PackedTensor, version: FileVersion, ids: list[int]) -> None:
         try:
-            self.rows = read_rows(tensor, version, ids)
-        except (OSError, CheckpointError) as error:
-            log.debug("no embedding rows from the file path=%s error=%s", tensor.path, error)
+            rows = read_rows(place.source, version, ids)
+            dtype = DTYPES[place.dtype]
+            self.rows = unpack(pack(rows, dtype)) if dtype == torch.int8 else rows
+        except (OSError, CheckpointError, ValueError) as error:
+            log.debug("no embedding rows from the file path=%s error=%s", place.source.path, error)
 
 
 def read_rows(tensor: StoredTensor, version: FileVersion, ids: list[int]) -> Tensor:

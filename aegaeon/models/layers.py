@@ -120,8 +120,7 @@ class Decoder:
     def _gated(self, device: Operators, layer: LayerWeights, x: Tensor) -> Tensor:
         """Return the inner activations of the MLP, [rows, intermediate]."""
         normed = device.rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
-        gate, up = device.linear(normed, layer.gate_up).chunk(2, dim=-1)
-        return device.silu_mul(gate, up)
+        return device.gated(normed, layer.gate_up)
 
 
 def view_layer(weights: PackedWeights, prefix: str) -> LayerWeights:

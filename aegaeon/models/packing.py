@@ -1,9 +1,10 @@
 """A load plan -> where each tensor lies in the packed model, and what reads it there. No torch.
 
-Matrices lie in tiles of 32 outputs in the type of their files, so that operators compute in place;
-norms and biases are float32. Stages are in the order of need, each a contiguous range: layer i is
-stage i, the final norm and the head follow. The embedding, of which a step needs a few rows, is
-part of that last stage where it is the head, else a stage behind it.
+Matrices lie in tiles of 32 outputs, in the type of their files or as int8 with a scale for every 64
+inputs, so that operators compute in place; norms and biases are float32. Stages are in the order of
+need, each a contiguous range: layer i is stage i, the final norm and the head follow. The
+embedding, of which a step needs a few rows, is part of that last stage where it is the head, else a
+stage behind it.
 """
 
 import hashlib
@@ -16,16 +17,22 @@ from aegaeon.models import checkpoint
 from aegaeon.models.checkpoint import LoadPlan, tensor_shapes
 from aegaeon.models.config import ModelConfig
 from aegaeon.models.safetensors import ELEMENT_BYTES, StoredTensor, version_of
+from aegaeon.types import Quantize
 
 # Part of the digest: another layout must not be taken for this one.
 LAYOUT_VERSION = 2
 ALIGNMENT_BYTES = 64
 TILE_OUTPUTS = 32
+GROUP_INPUTS = 64
 
 Layout = Literal["rows", "tiles"]
 LAYOUT_CODES: dict[Layout, int] = {"rows": 0, "tiles": 1}
-# What becomes of an element on its way, by (type in the file, type in memory).
-CONVERSIONS = {("BF16", "F32"): 1, ("F16", "F32"): 2}
+QUANTIZED_TILES = 2
+# What becomes of an element on its way, by (type in the file, type in memory). What becomes int8 is
+# rounded as the float32 that it stands for.
+CONVERSIONS = {("BF16", "F32"): 1, ("F16", "F32"): 2, ("BF16", "I8"): 1, ("F16", "I8"): 2}
+# Of matrices, by setting; None: that of the file.
+MATRIX_TYPES: dict[Quantize, str | None] = {"none": None, "int8": "I8"}
 
 # (path, bytes, mtime_ns, inode)
 PlannedFile = tuple[str, int, int, int]
@@ -38,7 +45,7 @@ class PackedTensor(msgspec.Struct, frozen=True):
     """A tensor's place: `data_bytes` at `offset` of the packed model, elements of type `dtype`.
 
     Layout "rows" is `shape` row by row; "tiles" is [ceil(out / 32)][in][32], zero beyond `out`, for
-    a `shape` of (out, in).
+    a `shape` of (out, in). Tiles of "I8" are those of csrc/ops/ops.h.
     """
 
     name: str
@@ -61,7 +68,7 @@ class PackedTensor(msgspec.Struct, frozen=True):
             rows,
             source.data_bytes // rows,
             ELEMENT_BYTES[source.dtype],
-            LAYOUT_CODES[self.layout],
+            QUANTIZED_TILES if self.dtype == "I8" else LAYOUT_CODES[self.layout],
             self.offset,
             self.stage,
             CONVERSIONS.get((source.dtype, self.dtype), 0),
@@ -104,14 +111,15 @@ class PackPlan(msgspec.Struct, frozen=True):
         return all(version_of(path) == version for path, version in self.load_plan.files.items())
 
 
-def plan_pack(load_plan: LoadPlan) -> PackPlan:
-    """Return the places of all tensors that the model of `load_plan` uses."""
+def plan_pack(load_plan: LoadPlan, quantize: Quantize = "none") -> PackPlan:
+    """Return the places of all tensors that the model of `load_plan` uses, matrices as `quantize`
+    says."""
     tensors: dict[str, PackedTensor] = {}
     stages = {name: _stage(name, load_plan.config) for name, _ in tensor_shapes(load_plan.config)}
     stage_ends = [0] * (max(stages.values()) + 1)
     offset = 0
     for name, stage in sorted(stages.items(), key=lambda item: item[1]):
-        tensor = _place(load_plan.tensors[name], offset, stage)
+        tensor = _place(load_plan.tensors[name], offset, stage, MATRIX_TYPES[quantize])
         tensors[name] = tensor
         offset += -(-tensor.data_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         stage_ends[stage] = offset
@@ -128,18 +136,24 @@ def _stage(name: str, config: ModelConfig) -> int:
             return int(name.split(".", 3)[2])
 
 
-def _place(source: StoredTensor, offset: int, stage: int) -> PackedTensor:
-    layout: Layout = "tiles" if len(source.shape) == 2 else "rows"
-    dtype = source.dtype if layout == "tiles" else "F32"
-    rows = -(-source.shape[0] // TILE_OUTPUTS) * TILE_OUTPUTS if layout == "tiles" else 1
-    columns = source.shape[-1]
+def _place(source: StoredTensor, offset: int, stage: int, matrix_type: str | None) -> PackedTensor:
+    is_matrix = len(source.shape) == 2
+    dtype = (matrix_type or source.dtype) if is_matrix else "F32"
     return PackedTensor(
         name=source.name,
         shape=source.shape,
         dtype=dtype,
-        layout=layout,
+        layout="tiles" if is_matrix else "rows",
         offset=offset,
-        data_bytes=rows * columns * ELEMENT_BYTES[dtype],
+        data_bytes=_matrix_bytes(source.shape, dtype) if is_matrix else 4 * source.shape[0],
         stage=stage,
         source=source,
     )
+
+
+def _matrix_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    outputs, inputs = shape
+    tiles = -(-outputs // TILE_OUTPUTS)
+    if dtype == "I8":  # groups' scales, and pairs of inputs
+        return tiles * 2 * TILE_OUTPUTS * (-(-inputs // GROUP_INPUTS) + -(-inputs // 2))
+    return tiles * TILE_OUTPUTS * inputs * ELEMENT_BYTES[dtype]

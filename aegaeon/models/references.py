@@ -15,7 +15,7 @@ from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
 from aegaeon.models.packing import plan_pack
-from aegaeon.types import ModelSpec
+from aegaeon.types import ModelSpec, Quantize
 
 # Of an element of keys and values.
 KV_BYTES: dict[KvDtype, int] = {"auto": 4, "float32": 4, "bfloat16": 2}
@@ -34,7 +34,10 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve_all(
-    references: Iterable[str], models_dir: str | Path, kv_dtype: KvDtype = "auto"
+    references: Iterable[str],
+    models_dir: str | Path,
+    kv_dtype: KvDtype = "auto",
+    quantize: Quantize = "none",
 ) -> tuple[ModelSpec, ...]:
     """Resolve each reference, in order.
 
@@ -42,7 +45,7 @@ def resolve_all(
     """
     specs: dict[str, ModelSpec] = {}
     for reference in references:
-        spec = resolve(reference, models_dir, kv_dtype)
+        spec = resolve(reference, models_dir, kv_dtype, quantize)
         if spec.id in specs:
             raise ConfigError(
                 f"{specs[spec.id].path} and {spec.path} would both be served as {spec.id!r}; "
@@ -52,9 +55,14 @@ def resolve_all(
     return tuple(specs.values())
 
 
-def resolve(reference: str, models_dir: str | Path, kv_dtype: KvDtype = "auto") -> ModelSpec:
+def resolve(
+    reference: str,
+    models_dir: str | Path,
+    kv_dtype: KvDtype = "auto",
+    quantize: Quantize = "none",
+) -> ModelSpec:
     """Find the model that `reference` means, check its files, and say what it costs with keys and
-    values of `kv_dtype`.
+    values of `kv_dtype` and weights as `quantize` makes them.
 
     A reference is a directory, a name in `models_dir` (`Qwen/Qwen3-0.6B` or `Qwen__Qwen3-0.6B`), a
     hub id, which is then downloaded into `models_dir`, or `name=` before any of these for the id
@@ -70,7 +78,7 @@ def resolve(reference: str, models_dir: str | Path, kv_dtype: KvDtype = "auto") 
                 "(Org/Name); see `aegaeon models list`"
             )
         path = pull(target, models_dir)
-    return describe_model(path, served_id, kv_dtype)
+    return describe_model(path, served_id, kv_dtype, quantize)
 
 
 def split_reference(reference: str) -> tuple[str | None, str]:
@@ -100,10 +108,13 @@ def locate(target: str, models_dir: str | Path) -> Path | None:
 
 
 def describe_model(
-    path: Path, served_id: str | None = None, kv_dtype: KvDtype = "auto"
+    path: Path,
+    served_id: str | None = None,
+    kv_dtype: KvDtype = "auto",
+    quantize: Quantize = "none",
 ) -> ModelSpec:
     """Check the model in `path` and return its costs; its id is `served_id` or its directory's name
-    with `__` as `/`. Weights take the bytes of the packed model.
+    with `__` as `/`. Weights take the bytes of the packed model, as `quantize` makes it.
 
     Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
@@ -115,12 +126,13 @@ def describe_model(
         id=served_id or id_of_directory(path),
         path=os.path.abspath(path),  # noqa: PTH100  # resolve() would follow links
         architecture=config.architecture,
-        weight_bytes=plan_pack(plan).total_bytes,
+        weight_bytes=plan_pack(plan, quantize).total_bytes,
         kv_token_bytes=2 * config.layers * config.kv_heads * config.head_dim * KV_BYTES[kv_dtype],
         context_tokens=config.context_tokens,
         vocab_tokens=config.vocab_tokens,
         pass_bytes=pass_bytes(config),
         sequence_bytes=sequence_bytes(config),
+        quantize=quantize,
     )
 
 

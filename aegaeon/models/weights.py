@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegaeon.device.packed import TILE_OUTPUTS, Matrix, pack_into
+from aegaeon.device.packed import Matrix, pack_into
 from aegaeon.errors import CheckpointError
 from aegaeon.models.packing import PackedTensor, PackPlan
 from aegaeon.models.safetensors import StoredTensor
@@ -16,7 +16,9 @@ from aegaeon.models.stages import AllIn, Stages
 
 OnProgress = Callable[[int, int], None]
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8
+}  # fmt: skip
 
 
 class PackedWeights:
@@ -54,7 +56,7 @@ def read_weights(plan: PackPlan, on_progress: OnProgress | None = None) -> Packe
     """Read all tensors into private memory, one after another.
 
     `on_progress(bytes_done, bytes_total)` counts file bytes, after each tensor. Raises
-    CheckpointError if a file has changed since it was planned.
+    CheckpointError if a file has changed since it was planned, or holds what int8 cannot.
     """
     memory = mmap.mmap(-1, plan.total_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -71,11 +73,17 @@ def read_weights(plan: PackPlan, on_progress: OnProgress | None = None) -> Packe
 
 def _pack_into(place: Tensor, tensor: PackedTensor) -> None:
     read = _read(tensor.source)
-    elements = place.view(DTYPES[tensor.dtype])
-    if tensor.layout == "tiles":
-        pack_into(elements.view(-1, tensor.shape[1], TILE_OUTPUTS), read)
-    else:
-        elements.copy_(read)
+    dtype = DTYPES[tensor.dtype]
+    if tensor.layout == "rows":
+        place.view(dtype).copy_(read)
+        return
+    try:
+        pack_into(place, read, dtype)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{tensor.source.path}: tensor {tensor.name!r}: {error}; serve the model as it is "
+            "(--quantize none), or restore the file"
+        ) from None
 
 
 def _read(tensor: StoredTensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from aegaeon.types import FinishReason
+from aegaeon.types import FinishReason, Quantize
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -182,13 +182,15 @@ class InstanceHealth(msgspec.Struct, frozen=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model. `status` says where its weights are now; asking never moves them."""
+    """A served model. `quantize` is what its weights have become in memory; `status` says where
+    they are now; asking never moves them."""
 
     id: str
     object: str = "model"
     created: int
     owned_by: str = "aegaeon"
     max_model_len: int
+    quantize: Quantize
     status: Literal["running", "resident", "loading", "idle"]
 
 

@@ -32,7 +32,7 @@ def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
     resolve_all raises."""
     if not settings.models:
         raise ConfigError("no models to serve; set AEGAEON_MODELS or `models` in AEGAEON_CONFIG")
-    return resolve_all(settings.models, settings.models_dir, settings.kv_dtype)
+    return resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
 
 
 @asynccontextmanager

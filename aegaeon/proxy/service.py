@@ -191,6 +191,7 @@ class Service:
             id=spec.id,
             created=self._started_s,
             max_model_len=spec.context_tokens,
+            quantize=spec.quantize,
             status=_whereabouts(spec.id, rows),
         )
 

@@ -5,6 +5,7 @@
 #include "bind/kv_pool.h"
 #include "bind/ops.h"
 #include "bind/process.h"
+#include "bind/quantize.h"
 #include "bind/ring.h"
 #include "bind/table.h"
 #include "bind/weight_cache.h"
@@ -24,5 +25,6 @@ PYBIND11_MODULE(_native, module) {
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
   aegaeon::bind_weight_cache(module);
+  aegaeon::bind_quantize(module);
   aegaeon::bind_kv_pool(module);
 }

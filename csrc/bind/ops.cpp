@@ -27,8 +27,8 @@ using Shape = std::pair<std::size_t, std::size_t>;
 ops::Matrix matrix_of(const py::handle& part) {
   const auto fields = py::reinterpret_borrow<py::tuple>(part);
   const int type = fields[2].cast<int>();
-  if (type < 0 || type > static_cast<int>(ops::WeightType::f16)) {
-    throw std::invalid_argument("weight type " + std::to_string(type) + " is none of 0, 1, 2");
+  if (type < 0 || type > static_cast<int>(ops::WeightType::i8)) {
+    throw std::invalid_argument("weight type " + std::to_string(type) + " is none of 0 to 3");
   }
   const Address address = fields[0].cast<Address>();
   if (address % 64 != 0) {
@@ -44,6 +44,16 @@ void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& part
   const py::gil_scoped_release released;
   ops::linear(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
                      matrices.size(), pointer<const float>(residual), pointer<float>(out)});
+}
+
+void gated(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out) {
+  const std::vector<ops::BiasedMatrix> matrices = projection_of(parts, shape.second);
+  if (matrices.size() != 2 || matrices[0].matrix.out_features != matrices[1].matrix.out_features) {
+    throw std::invalid_argument("a gated projection has two parts of as many outputs");
+  }
+  const py::gil_scoped_release released;
+  ops::gated(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
+                    pointer<float>(out)});
 }
 
 void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tuple& table,
@@ -71,18 +81,11 @@ void rotate(ops::ThreadPool& pool, Strided x, std::array<std::size_t, 3> shape,
                      pointer<const float>(angles.second), pointer<float>(out)});
 }
 
-void silu_mul(ops::ThreadPool& pool, Strided gate, Strided up, Shape shape, Address out) {
-  const py::gil_scoped_release released;
-  ops::silu_mul(pool, {rows_of(gate), rows_of(up), shape.first, shape.second, pointer<float>(out)});
-}
-
 void bind_elementwise(py::module_& module) {
   module.def("rms_norm", &rms_norm, py::arg("pool"), py::arg("x"), py::arg("shape"),
              py::arg("weight"), py::arg("eps"), py::arg("out"));
   module.def("rotate", &rotate, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("angles"),
              py::arg("out"));
-  module.def("silu_mul", &silu_mul, py::arg("pool"), py::arg("gate"), py::arg("up"),
-             py::arg("shape"), py::arg("out"));
 }
 
 }  // namespace
@@ -108,13 +111,15 @@ void bind_ops(py::module_& module) {
       .def_property_readonly("threads", &ops::ThreadPool::threads);
   module.def("linear", &linear, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("parts"),
              py::arg("out"), py::arg("residual") = 0);
+  module.def("gated", &gated, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("parts"),
+             py::arg("out"));
   module.def("embed", &embed, py::arg("pool"), py::arg("token_ids"), py::arg("shape"),
              py::arg("table"), py::arg("out"));
   bind_elementwise(module);
   bind_attention(module);
   bind_step_plan(module);
   module.def("force_isa", &ops::force_isa, py::arg("name"));
-  module.def("current_isa", [] { return std::string(ops::isa_name(ops::current_isa())); });
+  module.def("current_isa", [] { return std::string(ops::isa_name()); });
 }
 
 }  // namespace aegaeon

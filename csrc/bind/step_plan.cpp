@@ -87,8 +87,8 @@ ops::Slot add_rotate(ops::StepPlan& plan, const Columns& x, std::size_t heads, c
   return plan.rotate(view_of(x), heads, view_of(cos), view_of(sin));
 }
 
-ops::Slot add_silu_mul(ops::StepPlan& plan, const Columns& gate, const Columns& up) {
-  return plan.silu_mul(view_of(gate), view_of(up));
+ops::Slot add_gated(ops::StepPlan& plan, const Columns& x, const py::tuple& parts) {
+  return plan.gated(view_of(x), projection_of(parts, x[2]));
 }
 
 void add_append_kv(ops::StepPlan& plan, std::size_t layer, std::size_t kv_heads,
@@ -116,7 +116,7 @@ void bind_step_plan(py::module_& module) {
       .def("rms_norm_outputs", &add_rms_norm_outputs, py::arg("x"), py::arg("weight"),
            py::arg("eps"))
       .def("rotate", &add_rotate, py::arg("x"), py::arg("heads"), py::arg("cos"), py::arg("sin"))
-      .def("silu_mul", &add_silu_mul, py::arg("gate"), py::arg("up"))
+      .def("gated", &add_gated, py::arg("x"), py::arg("parts"))
       .def("append_kv", &add_append_kv, py::arg("layer"), py::arg("kv_heads"), py::arg("keys"),
            py::arg("values"))
       .def("attend", &add_attend, py::arg("layer"), py::arg("heads"), py::arg("queries"),

@@ -4,6 +4,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "memory/quantize.h"
+
 namespace aegaeon::memory {
 namespace {
 
@@ -24,15 +26,20 @@ void check_job(const Job& job, std::uint64_t size_bytes, std::uint32_t stages) {
       job.data_bytes != job.rows * job.row_bytes || job.file_offset > kLargest) {
     refuse(job, "has a size that is not that of its rows");
   }
-  if (job.layout > Layout::tiles || static_cast<std::uint32_t>(job.convert) >= kConvertCount) {
+  if (job.layout > Layout::quantized_tiles ||
+      static_cast<std::uint32_t>(job.convert) >= kConvertCount) {
     refuse(job, "has an unknown layout or conversion");
   }
   if (job.convert != Convert::none && job.element_bytes != 2) {
     refuse(job, "converts elements that are not of 16 bits");
   }
-  if (job.layout == Layout::tiles &&
+  if (job.is_tiled() &&
       (job.row_bytes > kMaxRowBytes || (job.element_bytes != 2 && job.element_bytes != 4))) {
     refuse(job, "has rows or elements that no tile takes");
+  }
+  if (job.layout == Layout::quantized_tiles &&
+      (job.convert == Convert::none) != (job.element_bytes == 4)) {
+    refuse(job, "rounds elements that are neither float32 nor become it");
   }
   if (job.stage >= stages) {
     refuse(job, "belongs to a stage that the model does not have");
@@ -46,10 +53,15 @@ void check_job(const Job& job, std::uint64_t size_bytes, std::uint32_t stages) {
 }  // namespace
 
 std::uint64_t Job::rows_out(std::uint64_t count) const {
-  return layout == Layout::tiles ? (count + kTileRows - 1) / kTileRows * kTileRows : count;
+  return is_tiled() ? (count + kTileRows - 1) / kTileRows * kTileRows : count;
 }
 
-std::uint64_t Job::dest_bytes() const { return rows_out(rows) * columns() * out_element_bytes(); }
+std::uint64_t Job::out_row_bytes() const {
+  return layout == Layout::quantized_tiles ? quantized_row_bytes(columns())
+                                           : columns() * out_element_bytes();
+}
+
+std::uint64_t Job::dest_bytes() const { return rows_out(rows) * out_row_bytes(); }
 
 LoadPlan::LoadPlan(std::vector<Job> unordered, std::uint64_t size_bytes, std::uint32_t stage_count,
                    std::uint64_t chunk_bytes)
@@ -78,7 +90,7 @@ LoadPlan::LoadPlan(std::vector<Job> unordered, std::uint64_t size_bytes, std::ui
 
 std::uint64_t LoadPlan::slice_rows(const Chunk& chunk) const {
   const Job& job = jobs[chunk.job];
-  const std::uint64_t unit = job.layout == Layout::tiles ? kTileRows : 1;
+  const std::uint64_t unit = job.is_tiled() ? kTileRows : 1;
   const std::uint64_t row_bytes = chunk.dest_bytes / job.rows_out(chunk.rows);
   return std::max(unit, kSliceBytes / row_bytes / unit * unit);
 }
@@ -102,12 +114,12 @@ void LoadPlan::cut(std::size_t at, std::uint64_t chunk_bytes) {
   const std::size_t file = file_of(jobs[at].file);
   const Job& job = jobs[at];
   // Rows of a "rows" job mean nothing to us: it is cut anywhere between elements.
-  const bool is_tiled = job.layout == Layout::tiles;
-  const std::uint64_t row_bytes = is_tiled ? job.row_bytes : job.element_bytes;
+  const std::uint64_t row_bytes = job.is_tiled() ? job.row_bytes : job.element_bytes;
   const std::uint64_t rows = job.data_bytes / row_bytes;
-  const std::uint64_t unit = is_tiled ? kTileRows : kPageBytes;
+  const std::uint64_t unit = job.is_tiled() ? kTileRows : kPageBytes;
   const std::uint64_t step = std::max(unit, chunk_bytes / row_bytes / unit * unit);
-  const std::uint64_t out_row_bytes = row_bytes / job.element_bytes * job.out_element_bytes();
+  const std::uint64_t out_row_bytes =
+      job.is_tiled() ? job.out_row_bytes() : job.out_element_bytes();
   for (std::uint64_t row = 0; row < rows; row += step) {
     const std::uint64_t count = std::min(step, rows - row);
     chunks.push_back({at, file, job.file_offset + row * row_bytes, count * row_bytes, count,

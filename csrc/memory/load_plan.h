@@ -11,7 +11,8 @@
 
 namespace aegaeon::memory {
 
-enum class Layout : std::uint32_t { rows = 0, tiles = 1 };
+// Quantized tiles are of int8, made of float32 or what `convert` makes that of.
+enum class Layout : std::uint32_t { rows = 0, tiles = 1, quantized_tiles = 2 };
 
 // The widest row: a tile of such rows is what a thread must hold at once.
 constexpr std::size_t kMaxRowBytes = std::size_t{1} << 22;
@@ -34,10 +35,13 @@ struct Job {
 
   std::uint64_t columns() const { return row_bytes / element_bytes; }
   std::uint64_t out_element_bytes() const { return convert == Convert::none ? element_bytes : 4; }
+  bool is_tiled() const { return layout != Layout::rows; }
   // Whether its bytes are kept as they are.
   bool is_plain() const { return layout == Layout::rows && convert == Convert::none; }
   // What `count` of its rows take, those included that fill up a tile.
   std::uint64_t rows_out(std::uint64_t count) const;
+  // What one of those takes.
+  std::uint64_t out_row_bytes() const;
   std::uint64_t dest_bytes() const;
 };
 

@@ -11,13 +11,12 @@ namespace aegaeon::memory {
 namespace {
 
 template <typename Element>
-void pack_block(const std::byte* source, std::byte* out, std::size_t rows, std::size_t columns,
-                std::size_t first_column) {
-  const std::size_t row_bytes = columns * sizeof(Element);
-  for (std::size_t column = first_column; column < columns; ++column) {
+void pack_block(const TileSource& source, std::byte* out, std::size_t first_column) {
+  for (std::size_t column = first_column; column < source.columns; ++column) {
     Element line[kTileRows] = {};
-    for (std::size_t row = 0; row < rows; ++row) {
-      std::memcpy(&line[row], source + row * row_bytes + column * sizeof(Element), sizeof(Element));
+    const std::byte* from = source.first_row + column * sizeof(Element);
+    for (std::size_t row = 0; row < source.rows; ++row, from += source.row_bytes) {
+      std::memcpy(&line[row], from, sizeof(Element));
     }
     std::memcpy(out + column * sizeof line, line, sizeof line);
   }
@@ -87,11 +86,12 @@ void transpose_4x4(const std::byte* source, std::size_t row_bytes, std::byte* ou
 // loops take a line of each of a few rows at once: all 32, a power of two apart, would drive each
 // other out of the first cache before the rest of their lines is used.
 template <std::size_t kElement, std::size_t kSide, typename Transpose>
-std::size_t pack_lines(const std::byte* source, std::byte* out, std::size_t columns, Fate fate,
+std::size_t pack_lines(const TileSource& tile, std::byte* out, Fate fate,
                        const Transpose& transpose) {
   constexpr std::size_t kLineColumns = 64 / kElement;
-  const std::size_t row_bytes = columns * kElement;
-  const std::size_t whole = columns / kLineColumns * kLineColumns;
+  const std::byte* const source = tile.first_row;
+  const std::size_t row_bytes = tile.row_bytes;
+  const std::size_t whole = tile.columns / kLineColumns * kLineColumns;
   alignas(64) std::byte block[kLineColumns * kTileRows * kElement];
   for (std::size_t column = 0; column < whole; column += kLineColumns) {
     for (std::size_t row = 0; row < kTileRows; ++row) {
@@ -108,17 +108,15 @@ std::size_t pack_lines(const std::byte* source, std::byte* out, std::size_t colu
   return whole;
 }
 
-std::size_t pack_whole_lines(const std::byte* source, std::byte* out, std::size_t columns,
-                             std::size_t element_bytes, Fate fate) {
-  return element_bytes == 2 ? pack_lines<2, 8>(source, out, columns, fate, transpose_8x8)
-                            : pack_lines<4, 4>(source, out, columns, fate, transpose_4x4);
+std::size_t pack_whole_lines(const TileSource& source, std::byte* out, std::size_t element_bytes,
+                             Fate fate) {
+  return element_bytes == 2 ? pack_lines<2, 8>(source, out, fate, transpose_8x8)
+                            : pack_lines<4, 4>(source, out, fate, transpose_4x4);
 }
 
 #else
 
-std::size_t pack_whole_lines(const std::byte*, std::byte*, std::size_t, std::size_t, Fate) {
-  return 0;
-}
+std::size_t pack_whole_lines(const TileSource&, std::byte*, std::size_t, Fate) { return 0; }
 
 #endif
 
@@ -128,49 +126,63 @@ float float_of(std::uint32_t bits) {
   return value;
 }
 
+// In operations that all compile to vectors: whole matrices come this way.
 float half_to_float(std::uint16_t half) {
   const std::uint32_t sign = (half & 0x8000u) << 16;
-  const std::uint32_t exponent = half >> 10 & 0x1f;
-  const std::uint32_t fraction = half & 0x3ffu;
-  if (exponent == 31) {
-    return float_of(sign | 0x7f800000u | fraction << 13);
+  const std::uint32_t magnitude = half & 0x7fffu;
+  // 2^112 is what the two exponents' biases differ by; it makes subnormals normal as well.
+  const float finite = float_of(magnitude << 13) * 0x1p112f;
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &finite, sizeof bits);
+  const std::uint32_t other = 0x7f800000u | magnitude << 13;  // infinity or NaN
+  return float_of(sign | (magnitude >= 0x7c00u ? other : bits));
+}
+
+template <typename Widen>
+void widen_all(const std::byte* source, float* out, std::size_t count, const Widen& widen_one) {
+  for (std::size_t at = 0; at < count; ++at) {
+    std::uint16_t half = 0;
+    std::memcpy(&half, source + at * sizeof half, sizeof half);
+    out[at] = widen_one(half);
   }
-  if (exponent == 0) {
-    constexpr float kSmallest = 1.0f / (1 << 24);  // of the subnormal halves
-    const float value = static_cast<float>(fraction) * kSmallest;
-    return sign != 0 ? -value : value;
-  }
-  return float_of(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
 }  // namespace
 
-void pack_tiles(const std::byte* source, std::byte* out, std::size_t rows, std::size_t columns,
-                std::size_t element_bytes, Fate fate) {
-  const std::size_t tile_bytes = kTileRows * columns * element_bytes;
-  for (std::size_t row = 0; row < rows; row += kTileRows) {
-    const std::size_t count = std::min(kTileRows, rows - row);
-    const std::size_t done =
-        count == kTileRows ? pack_whole_lines(source, out, columns, element_bytes, fate) : 0;
-    if (element_bytes == 2) {
-      pack_block<std::uint16_t>(source, out, count, columns, done);
-    } else {
-      pack_block<std::uint32_t>(source, out, count, columns, done);
-    }
-    source += tile_bytes;
-    out += tile_bytes;
+void pack_tile(const TileSource& source, std::byte* out, std::size_t element_bytes, Fate fate) {
+  const std::size_t done =
+      source.rows == kTileRows ? pack_whole_lines(source, out, element_bytes, fate) : 0;
+  if (element_bytes == 2) {
+    pack_block<std::uint16_t>(source, out, done);
+  } else {
+    pack_block<std::uint32_t>(source, out, done);
   }
+}
+
+void fence_tiles() {
 #if defined(__SSE2__)
   _mm_sfence();  // so that who is told of it finds it
 #endif
 }
 
+void pack_tiles(const std::byte* source, std::byte* out, std::size_t rows, std::size_t columns,
+                std::size_t element_bytes, Fate fate) {
+  const std::size_t row_bytes = columns * element_bytes;
+  for (std::size_t row = 0; row < rows; row += kTileRows) {
+    const std::size_t count = std::min(kTileRows, rows - row);
+    pack_tile({source, row_bytes, count, columns}, out, element_bytes, fate);
+    source += kTileRows * row_bytes;
+    out += kTileRows * row_bytes;
+  }
+  fence_tiles();
+}
+
 void widen(const std::byte* source, float* out, std::size_t count, Convert convert) {
-  for (std::size_t at = 0; at < count; ++at) {
-    std::uint16_t half = 0;
-    std::memcpy(&half, source + at * sizeof half, sizeof half);
-    out[at] =
-        convert == Convert::bf16_to_f32 ? float_of(std::uint32_t{half} << 16) : half_to_float(half);
+  if (convert == Convert::bf16_to_f32) {
+    widen_all(source, out, count,
+              [](std::uint16_t half) { return float_of(std::uint32_t{half} << 16); });
+  } else {
+    widen_all(source, out, count, half_to_float);
   }
 }
 

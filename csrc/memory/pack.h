@@ -23,6 +23,17 @@ constexpr std::uint32_t kConvertCount = 3;
 void pack_tiles(const std::byte* source, std::byte* out, std::size_t rows, std::size_t columns,
                 std::size_t element_bytes, Fate fate);
 
+// The same for up to 32 rows that lie `row_bytes` apart, of which others may learn only behind a
+// fence: streamed stores.
+struct TileSource {
+  const std::byte* first_row;
+  std::size_t row_bytes;
+  std::size_t rows;
+  std::size_t columns;
+};
+void pack_tile(const TileSource& source, std::byte* out, std::size_t element_bytes, Fate fate);
+void fence_tiles();
+
 // `count` elements of 16 bits, at `source` (unaligned), as float32; exact, NaNs stay NaNs.
 void widen(const std::byte* source, float* out, std::size_t count, Convert convert);
 

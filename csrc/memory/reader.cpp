@@ -12,6 +12,7 @@
 
 #include "memory/errors.h"
 #include "memory/huge_pages.h"
+#include "memory/quantize.h"
 #include "memory/source_buffer.h"
 
 namespace aegaeon::memory {
@@ -20,6 +21,19 @@ namespace {
 constexpr std::uint64_t kPageBytes = 4096;
 
 void touch(const std::byte* at) { *static_cast<const volatile std::byte*>(at); }
+
+// Makes tiles of `rows` rows at `source`, which are float32 already where that is what they become.
+void make_tiles(const Job& job, const std::byte* source, std::byte* out, std::uint64_t rows,
+                Fate fate) {
+  if (job.layout == Layout::tiles) {
+    pack_tiles(source, out, rows, job.columns(), job.out_element_bytes(), fate);
+  } else if (!quantize_tiles(source, out, rows, job.columns(), job.convert, fate)) {
+    throw CheckpointError(job.file.path + ": the tensor at byte " +
+                          std::to_string(job.file_offset) +
+                          " holds infinity or NaN, which int8 cannot hold; serve the model as it "
+                          "is (--quantize none), or restore the file");
+  }
+}
 
 }  // namespace
 
@@ -138,23 +152,23 @@ void Reader::load(const Chunk& chunk, Buffers& buffers) {
 void Reader::pack(const Chunk& chunk, const std::byte* data, Buffers& buffers) {
   const Job& job = plan_.jobs[chunk.job];
   const std::uint64_t row_bytes = chunk.source_bytes / chunk.rows;
-  const std::uint64_t columns = row_bytes / job.element_bytes;
-  const std::uint64_t out_row_bytes = columns * job.out_element_bytes();
+  const std::uint64_t out_row_bytes = chunk.dest_bytes / job.rows_out(chunk.rows);
+  const bool is_widened = job.convert != Convert::none && job.layout != Layout::quantized_tiles;
   const std::uint64_t step = plan_.slice_rows(chunk);
   for (std::uint64_t row = 0; row < chunk.rows; row += step) {
     const std::uint64_t count = std::min(step, chunk.rows - row);
     const std::byte* out = data + row * row_bytes;
-    if (job.convert != Convert::none) {
-      widen(out, reinterpret_cast<float*>(buffers.wide.get()), count * columns, job.convert);
+    if (is_widened) {
+      const std::uint64_t elements = count * (row_bytes / job.element_bytes);
+      widen(out, reinterpret_cast<float*>(buffers.wide.get()), elements, job.convert);
       out = buffers.wide.get();
     }
     const std::uint64_t at = chunk.dest_offset + row * out_row_bytes;
     const std::uint64_t bytes = job.rows_out(count) * out_row_bytes;
-    if (job.layout == Layout::tiles) {
+    if (job.is_tiled()) {
       std::byte* const ready = ready_at(at, bytes);
       std::byte* const packed = ready == nullptr ? buffers.packed.get() : ready;
-      pack_tiles(out, packed, count, columns, job.out_element_bytes(),
-                 ready == nullptr ? Fate::copied : Fate::kept);
+      make_tiles(job, out, packed, count, ready == nullptr ? Fate::copied : Fate::kept);
       if (ready != nullptr) continue;
       out = packed;
     }

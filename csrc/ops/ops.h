@@ -11,14 +11,21 @@ namespace aegaeon::ops {
 
 class ThreadPool;
 
-enum class WeightType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class WeightType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 
 // Outputs that lie side by side in memory.
 constexpr std::size_t kTileOutputs = 32;
+// Inputs of an int8 weight that share a scale.
+constexpr std::size_t kGroupInputs = 64;
 
-// A weight [out_features, in_features] in tiles: [ceil(out / 32)][in_features][32] elements,
-// 64-byte aligned; output o of a tile's k-th line is weight[32 * tile + o][k], zero beyond
-// out_features.
+// A weight [out_features, in_features] in tiles of 32 outputs, 64-byte aligned.
+// Floats: [ceil(out / 32)][in_features][32] elements; output o of a tile's k-th line is
+// weight[32 * tile + o][k], zero beyond out_features.
+// i8: a tile is a sequence of groups of 64 inputs, of which the last may be shorter. A group is a
+// line of 32 scales (bf16, not negative), one for each output, then a line of 64 int8 for every two
+// inputs: the weights 2 * j and 2 * j + 1 of output o are the bytes 2 * o and 2 * o + 1 of its j-th
+// line, -127 .. 127, zero beyond in_features and out_features. A weight is its byte times its
+// scale.
 struct Matrix {
   const void* tiles;
   std::size_t out_features;
@@ -35,6 +42,11 @@ struct BiasedMatrix {
 // one below the other.
 // Each sum is one chain of fused multiply-adds over k = 0, 1, ... from zero; products and sums are
 // rounded apart where the processor cannot fuse. Then the bias is added, then residual[r][c].
+// Before it meets int8 weights, x is rounded to 16 bits, group by group: x ~ q * s, where
+// s = max(max |x| / 32767, 2^-126), |q| <= 32767 and |x - q * s| <= s / 2 but for the last bits of
+// a float. A group's sum of q * w is exact in 32 bits: at most 64 * 32767 * 127 < 2^28; the chain
+// is then over groups, of (float(sum) * the weights' scale) times s. Infinity or NaN in x makes its
+// whole row NaN.
 struct LinearParams {
   const float* x;  // [rows, in_features]
   std::size_t rows;
@@ -43,6 +55,16 @@ struct LinearParams {
   std::size_t part_count;
   const float* residual;  // as `out`, or null
   float* out;             // [rows, sum of out_features]
+};
+
+// out = gate / (1 + exp(-gate)) * up, where gate and up are the products of x with gate_up[0] and
+// gate_up[1], biases included, to the bit as `linear` makes them; both have as many outputs.
+struct GatedParams {
+  const float* x;  // [rows, in_features]
+  std::size_t rows;
+  std::size_t in_features;
+  const BiasedMatrix* gate_up;
+  float* out;  // [rows, out_features of either]
 };
 
 // out[r][k] = table[token_ids[r]][k]. Throws std::out_of_range for an id outside the table.
@@ -83,15 +105,6 @@ struct RotateParams {
   const float* cos;      // [rows, head_dim]
   const float* sin;      // [rows, head_dim]
   float* out;            // [rows, heads, head_dim]
-};
-
-// out = gate / (1 + exp(-gate)) * up.
-struct SiluMulParams {
-  Rows gate;  // [rows, features]
-  Rows up;    // [rows, features]
-  std::size_t rows;
-  std::size_t features;
-  float* out;  // [rows, features]
 };
 
 // Tokens of a page: one head's keys or values in one layer.
@@ -151,8 +164,8 @@ void append_kv(ThreadPool& pool, const AppendParams& params);
 void attend(ThreadPool& pool, const AttendParams& params);
 void rms_norm(ThreadPool& pool, const RmsNormParams& params);
 void rotate(ThreadPool& pool, const RotateParams& params);
-void silu_mul(ThreadPool& pool, const SiluMulParams& params);
 void linear(ThreadPool& pool, const LinearParams& params);
+void gated(ThreadPool& pool, const GatedParams& params);
 void embed(ThreadPool& pool, const EmbedParams& params);
 
 }  // namespace aegaeon::ops

@@ -49,6 +49,22 @@ std::uint16_t draw_half(WeightType type) {
                                                              : bits & 0xBFFFU);
 }
 
+// Fills groups with any weights, and scales between 2^-7 and 2^-6.
+void draw_groups(char* to, std::size_t tiles, std::size_t columns) {
+  for (std::size_t tile = 0; tile < tiles; ++tile) {
+    for (std::size_t k = 0; k < columns; k += kGroupInputs) {
+      for (std::size_t output = 0; output < kTileOutputs; ++output, to += 2) {
+        const auto scale = static_cast<std::uint16_t>((random_bits() & 0x7FU) | 0x3C00U);
+        std::memcpy(to, &scale, sizeof scale);
+      }
+      const std::size_t inputs = (std::min(kGroupInputs, columns - k) + 1) / 2 * 2;
+      for (std::size_t i = 0; i < inputs * kTileOutputs; ++i, ++to) {
+        *to = static_cast<char>(static_cast<int>(random_bits() % 255U) - 127);
+      }
+    }
+  }
+}
+
 // Tiles on the heap and to the byte, so that a read beyond them is found.
 struct Tiles {
   struct Free {
@@ -61,10 +77,12 @@ struct Tiles {
   Tiles(std::size_t outputs, std::size_t in_features, WeightType type) : columns(in_features) {
     const std::size_t tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
     const std::size_t count = tiles * columns * kTileOutputs;
-    memory.reset(
-        static_cast<char*>(::operator new[](count * element_bytes(type), std::align_val_t{64})));
+    memory.reset(static_cast<char*>(
+        ::operator new[](tiles * tile_bytes(type, columns), std::align_val_t{64})));
     matrix = {memory.get(), outputs, type};
-    if (type == WeightType::f32) {
+    if (type == WeightType::i8) {
+      draw_groups(memory.get(), tiles, columns);
+    } else if (type == WeightType::f32) {
       const std::vector<float> values = draw(count);
       std::memcpy(memory.get(), values.data(), count * sizeof(float));
     } else {
@@ -74,9 +92,12 @@ struct Tiles {
   }
 
   float at(std::size_t output, std::size_t k) const {
-    const std::size_t index =
-        (output / kTileOutputs * columns + k) * kTileOutputs + output % kTileOutputs;
+    const std::size_t tile = output / kTileOutputs;
+    const std::size_t index = (tile * columns + k) * kTileOutputs + output % kTileOutputs;
     switch (matrix.type) {
+      case WeightType::i8:
+        return dequantized(memory.get() + tile * tile_bytes(matrix.type, columns),
+                           output % kTileOutputs, k);
       case WeightType::f32:
         return widen_at<WeightType::f32>(memory.get(), index);
       case WeightType::bf16:
@@ -87,17 +108,30 @@ struct Tiles {
   }
 };
 
+// What x[k] may have lost when it was rounded to 16 bits.
+double rounding(const Tiles& tiles, const float* x, std::size_t k) {
+  if (tiles.matrix.type != WeightType::i8) return 0;
+  const std::size_t first = k / kGroupInputs * kGroupInputs;
+  double largest = 0;
+  for (std::size_t i = first; i < std::min(first + kGroupInputs, tiles.columns); ++i) {
+    largest = std::max(largest, std::fabs(static_cast<double>(x[i])));
+  }
+  return largest * 1.01 / 65534;
+}
+
 void check_product(const Tiles& tiles, const std::vector<float>& x, const std::vector<float>& out) {
   const std::size_t outputs = tiles.matrix.out_features, columns = tiles.columns;
   for (std::size_t row = 0; row < out.size() / outputs; ++row) {
     for (std::size_t c = 0; c < outputs; ++c) {
-      double sum = 0, size = 0;
+      const float* const from = x.data() + row * columns;
+      double sum = 0, bound = 1e-30;
       for (std::size_t k = 0; k < columns; ++k) {
-        const double product = static_cast<double>(x[row * columns + k]) * tiles.at(c, k);
-        sum += product;
-        size += std::fabs(product);
+        const double weight = tiles.at(c, k);
+        sum += from[k] * weight;
+        bound += 1e-6 * std::fabs(from[k] * weight);
+        bound += rounding(tiles, from, k) * std::fabs(weight);
       }
-      require(std::fabs(out[row * outputs + c] - sum) <= 1e-6 * size + 1e-30, "a product is wrong");
+      require(std::fabs(out[row * outputs + c] - sum) <= bound, "a product is wrong");
     }
   }
 }
@@ -110,6 +144,20 @@ std::vector<float> multiply(ThreadPool& pool, const Tiles& tiles, const std::vec
   return out;
 }
 
+// A gate and what it lets through, against the products of both alone.
+void check_gated(ThreadPool& pool, const Tiles& gate, const Tiles& up,
+                 const std::vector<float>& x) {
+  const std::vector<float> gates = multiply(pool, gate, x), ups = multiply(pool, up, x);
+  std::vector<float> out(gates.size());
+  const BiasedMatrix parts[] = {{gate.matrix, nullptr}, {up.matrix, nullptr}};
+  gated(pool, {x.data(), x.size() / gate.columns, gate.columns, parts, out.data()});
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const double wide = gates[i];
+    const double expected = wide / (1 + std::exp(-wide)) * ups[i];
+    require(std::fabs(out[i] - expected) <= 1e-6 * (1 + std::fabs(expected)), "a gate is wrong");
+  }
+}
+
 bool force(const char* isa) {
   try {
     force_isa(isa);
@@ -119,23 +167,28 @@ bool force(const char* isa) {
   }
 }
 
+constexpr WeightType kTypes[] = {WeightType::f32, WeightType::bf16, WeightType::f16,
+                                 WeightType::i8};
+constexpr const char* kIsas[] = {"baseline", "avx2", "avx512", "avx512_vnni"};
+
 // All shapes on all instruction sets; those that fuse agree to the bit.
 void check_products() {
   ThreadPool alone{1}, several{3};
   constexpr std::size_t kShapes[][3] = {{1, 33, 70},  {2, 1, 1},     {5, 129, 32},  {6, 7, 31},
                                         {13, 64, 65}, {40, 300, 96}, {280, 130, 40}};
   for (const auto& [rows, columns, outputs] : kShapes) {
-    for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::f16}) {
-      const Tiles tiles(outputs, columns, type);
+    for (const WeightType type : kTypes) {
+      const Tiles tiles(outputs, columns, type), other(outputs, columns, type);
       const std::vector<float> x = draw(rows * columns);
       std::vector<float> fused;
-      for (const char* isa : {"baseline", "avx2", "avx512"}) {
+      for (const char* isa : kIsas) {
         if (!force(isa)) continue;
         const std::vector<float> out = multiply(several, tiles, x);
         check_product(tiles, x, out);
+        check_gated(several, tiles, other, x);
         require(out == multiply(alone, tiles, x), "threads change bits");
         if (std::strcmp(isa, "baseline") == 0) continue;
-        require(fused.empty() || fused == out, "avx2 and avx512 differ");
+        require(fused.empty() || fused == out, "sets that fuse differ");
         fused = out;
       }
     }
@@ -227,7 +280,7 @@ void check_attention() {
       Sequence sequence(tokens, group, kv_heads, head_dim, type);
       const std::size_t first = tokens - std::min<std::size_t>(tokens, 40);
       std::vector<float> fused;
-      for (const char* isa : {"baseline", "avx2", "avx512"}) {
+      for (const char* isa : kIsas) {
         if (!force(isa)) continue;
         const std::vector<float> out = sequence.run(alone, first);
         check_last_row(sequence, out);

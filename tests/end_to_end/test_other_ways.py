@@ -32,6 +32,7 @@ def test_uvicorn_alone_serves_and_takes_its_instances_along(checkpoints, tmp_pat
         AEGAEON_MODELS=",".join(f"{name}={path}" for name, path in checkpoints.items()),
         AEGAEON_DOMAIN=domain,
         AEGAEON_THREADS_PER_INSTANCE="1",
+        AEGAEON_QUANTIZE="int8",
     )
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=settings, cwd=ROOT, stdout=log, stderr=log)
@@ -45,6 +46,8 @@ def test_uvicorn_alone_serves_and_takes_its_instances_along(checkpoints, tmp_pat
 
     try:
         eventually(is_healthy, within_s=60)
+        cards = httpx.get(f"{url}/v1/models", timeout=5).json()["data"]
+        assert {card["quantize"] for card in cards} == {"int8"}
         assert Streamed(url, "bob", "the device", 10).whole()
     finally:
         process.terminate()
@@ -52,12 +55,13 @@ def test_uvicorn_alone_serves_and_takes_its_instances_along(checkpoints, tmp_pat
     assert left_in_shared_memory(domain) == []
 
 
-@pytest.mark.parametrize("backend", ["shared_memory", "redis"])
-def test_the_offline_benchmark_reports_three_models(checkpoints, tmp_path, backend):
+@pytest.mark.parametrize(("backend", "quantize"), [("shared_memory", "int8"), ("redis", "none")])
+def test_the_offline_benchmark_reports_three_models(checkpoints, tmp_path, backend, quantize):
     flags = ["--models", ",".join(f"{name}={path}" for name, path in checkpoints.items())]
     flags += ["--num-requests", "6", "--max-new-tokens", "16", "--prompt-chars", "40"]
     flags += ["--colocated-count", "2", "--preload-per-instance", "2", "--seed", "3"]
     flags += ["--metadata-backend", backend, "--threads-per-instance", "1"]
+    flags += ["--quantize", quantize]
     flags += ["--trace-json", str(tmp_path / "trace"), "--out-json", str(tmp_path / "out")]
     server = None
     if backend == "redis":

@@ -33,6 +33,13 @@ def test_the_same_files_lie_in_the_cache_once():
     assert place(specs, make_node(cache=100)) == {"a": "memory", "b": "memory", "c": "disk"}
 
 
+def test_the_same_files_as_int8_lie_there_beside():
+    one = make_spec("a", 60)
+    specs = [one, msgspec.structs.replace(one, id="b", quantize="int8", weight_bytes=30)]
+    assert place(specs, make_node(cache=80)) == {"a": "memory", "b": "disk"}
+    assert place(specs, make_node(cache=90)) == {"a": "memory", "b": "memory"}
+
+
 def no_copy() -> float:
     raise AssertionError("nothing asks for it")
 

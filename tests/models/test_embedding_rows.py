@@ -37,18 +37,21 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous().view(torch.int32)
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("is_cached", [False, True])
-def test_rows_are_those_of_the_whole_embedding_to_the_bit(tmp_path, dtype, is_cached):
-    directory = make_checkpoint(tmp_path, "llama", dtype=dtype, vocab_size=390)
+def test_rows_are_those_of_the_whole_embedding_to_the_bit(tmp_path, dtype, is_cached, quantize):
+    directory = make_checkpoint(tmp_path, "llama", dtype=dtype, vocab_size=390, hidden_size=80)
     stored = load_file(directory / "model.safetensors")
-    stored[EMBEDDING][7, :4] = torch.tensor([-0.0, float("inf"), 1e-7, -1e-7]).to(dtype)
+    large = float("inf") if quantize == "none" else 6e4
+    stored[EMBEDDING][7, :4] = torch.tensor([-0.0, large, 1e-7, -1e-7]).to(dtype)
     save_file(stored, directory / "model.safetensors")
-    coming = Coming(plan_pack(plan_load(directory)))
+    coming = Coming(plan_pack(plan_load(directory), quantize))
     coming.is_cached = is_cached
     device = CpuDevice()
     places, rows = EmbeddingRows(coming.plan, coming).gather(IDS)
-    assert rows.out_features == 6 and rows.dtype == dtype
+    assert rows.out_features == 6
+    assert rows.dtype == (dtype if quantize == "none" else torch.float32)
     expected = device.embed(IDS, coming.whole.matrix(EMBEDDING))
     assert torch.equal(bits(device.embed(places, rows)), bits(expected))
     assert coming.awaited == []

@@ -5,19 +5,24 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from aegaeon.device.base import StepBatch
 from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.packed import pack, unpack
 from aegaeon.memory.kv import KvPool, KvRows, KvShape, blocks_for
+from aegaeon.models.config import read_config
 from aegaeon.models.layers import Decoder
 from aegaeon.models.registry import load_model
+from aegaeon.types import Quantize
 from tests.support.checkpoints import make_checkpoint
 from tests.support.dense_device import DenseDevice, dense_batch
 from tests.support.smollm2 import smollm2_directory
 
 TOLERANCE = 1e-4
+INT8_TOLERANCE = 5e-3  # activations are rounded to 16 bits in each product
 SMOLLM2_PROMPTS = (
     "The capital of France is",
     "def add(a, b):\n",
@@ -155,9 +160,44 @@ def test_smollm2_continues_as_under_transformers() -> None:
         assert continued == logits[len(prompt) - 1 :].argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("name", ["llama with biases", "qwen2", "qwen3 untied with biases"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int8_logits_are_those_of_the_weights_that_int8_stands_for(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    family, overrides = VARIANTS[name]
+    directory = make_checkpoint(tmp_path, family, dtype=dtype, hidden_size=200, **overrides)
+    config, prompt = read_config(directory), PROMPT * 3
+    decoder = load_model(directory, CpuDevice(2), quantize="int8")
+    pool = KvPool(16 << 20, [KvShape(config.layers, config.kv_heads, config.head_dim)])
+    ours = forward_alone(decoder, pool, prompt)
+    file = directory / "model.safetensors"
+    weights = {
+        name: unpack(pack(weight, torch.int8)) if weight.dim() == 2 else weight
+        for name, weight in load_file(file).items()
+    }
+    save_file(weights, file, metadata={"format": "pt"})
+    assert (ours - reference_logits(directory, prompt)).abs().max() < INT8_TOLERANCE
+
+
+def forward_alone(decoder: Decoder, pool: KvPool, prompt: list[int]) -> torch.Tensor:
+    """Return the logits of every row of `prompt`."""
+    config = decoder.config
+    shape = KvShape(config.layers, config.kv_heads, config.head_dim)
+    blocks = tuple(pool.allocate(shape, blocks_for(len(prompt))))
+    batch = dense_batch(prompt)
+    rows = [KvRows(0, len(prompt), 0, blocks)]
+    view = pool.view(shape, rows)
+    return decoder.forward(StepBatch(batch.token_ids, batch.positions, batch.logit_rows, view))
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_logits_have_the_same_bits_alone_and_together(family: str, tmp_path: Path) -> None:
-    decoder = load_model(make_checkpoint(tmp_path, family, hidden_size=96), CpuDevice())
+def test_logits_have_the_same_bits_alone_and_together(
+    family: str, quantize: Quantize, tmp_path: Path
+) -> None:
+    directory = make_checkpoint(tmp_path, family, hidden_size=96)
+    decoder = load_model(directory, CpuDevice(), quantize=quantize)
     prompts = [PROMPT[:1], PROMPT * 15, PROMPT[3:9], PROMPT * 2, PROMPT[1:]]
     _, together = continue_greedily(decoder, prompts, 3)
     for i, prompt in enumerate(prompts):

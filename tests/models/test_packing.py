@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aegaeon.device.packed import unpack
+from aegaeon.device.packed import pack, unpack
 from aegaeon.errors import CheckpointError
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.layers import Decoder
@@ -15,6 +15,7 @@ from aegaeon.models.packing import PackPlan, plan_pack
 from aegaeon.models.references import resolve
 from aegaeon.models.safetensors import version_of
 from aegaeon.models.weights import read_weights
+from aegaeon.types import Quantize
 from tests.support.checkpoints import make_checkpoint
 from tests.support.coming import Coming
 from tests.support.dense_device import DenseDevice, dense_batch
@@ -99,18 +100,50 @@ def test_a_digest_names_the_files_as_they_were_planned(model: Path) -> None:
         plan.is_current()
 
 
+def test_int8_is_another_content_of_half_the_bytes_and_a_little(model: Path) -> None:
+    plan, int8 = plan_of(model), plan_pack(plan_load(model), "int8")
+    assert int8.digest() != plan.digest()
+    assert int8.stages == plan.stages
+    table, norm = int8.tensors["model.embed_tokens.weight"], int8.tensors["model.norm.weight"]
+    # 13 tiles of one group: 32 lines of two inputs, and one of scales.
+    assert (table.dtype, table.data_bytes) == ("I8", 13 * 33 * 64)
+    assert norm.dtype == "F32"
+    jobs = dict(zip(int8.tensors, int8.jobs(), strict=True))
+    assert jobs[table.name][5:7] == (2, 2) and jobs[table.name][9] == 1
+    assert jobs[norm.name][6] == 0
+    assert resolve(str(model), "/nowhere", quantize="int8").weight_bytes == int8.total_bytes
+
+
+def test_weights_that_int8_cannot_hold_are_told_of(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "llama")
+    file = directory / "model.safetensors"
+    stored = load_file(file)
+    stored["model.norm.weight"][3] = torch.inf  # stays float32
+    save_file(stored, file)
+    read_weights(plan_pack(plan_load(directory), "int8"))
+    stored["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(stored, file)
+    read_weights(plan_pack(plan_load(directory)))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*--quantize none"):
+        read_weights(plan_pack(plan_load(directory), "int8"))
+
+
 def test_two_models_have_two_digests(tmp_path: Path) -> None:
     first, second = (plan_of(make_checkpoint(tmp_path / name, "llama")) for name in "ab")
     assert first.digest() != second.digest()
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_read_is_what_the_files_hold(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_what_is_read_is_what_the_files_hold(
+    dtype: torch.dtype, quantize: Quantize, tmp_path: Path
+) -> None:
     directory = make_checkpoint(tmp_path, "qwen2", dtype=dtype, intermediate_size=75)
-    weights = read_weights(plan_of(directory))
+    weights = read_weights(plan_pack(plan_load(directory), quantize))
     for name, stored in load_file(directory / "model.safetensors").items():
         if stored.dim() == 2:
-            assert torch.equal(unpack(weights.matrix(name)), stored), name
+            wanted = stored if quantize == "none" else unpack(pack(stored, torch.int8))
+            assert torch.equal(unpack(weights.matrix(name)), wanted), name
         else:
             assert weights.vector(name).dtype == torch.float32
             assert torch.equal(weights.vector(name), stored.float()), name

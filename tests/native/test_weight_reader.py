@@ -15,6 +15,8 @@ from aegaeon.errors import CheckpointError, LoadCancelled
 from tests.support.weight_files import (
     FROM_BF16,
     FROM_F16,
+    NO_CONVERSION,
+    QUANTIZED_TILES,
     ROWS,
     TILES,
     Plan,
@@ -53,6 +55,37 @@ def test_tiles_hold_32_rows_column_by_column(cache, tmp_path, rows, columns, dty
     model = load(cache, plan.write())
     plan.check(model)
     model.unpin()
+
+
+@pytest.mark.parametrize("convert", [NO_CONVERSION, FROM_BF16, FROM_F16])
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_quantized_tiles_hold_what_numpy_rounds(cache, tmp_path, rows, columns, convert):
+    plan = Plan(tmp_path / "file", before=77)
+    rng = np.random.default_rng(rows)
+    matrix = rng.standard_normal((rows, columns), np.float32)
+    if convert == FROM_BF16:
+        matrix = (matrix.view(np.uint32) >> 16).astype(np.uint16)
+    elif convert == FROM_F16:
+        matrix = matrix.astype(np.float16).view(np.uint16)
+    plan.add(matrix, QUANTIZED_TILES, convert)
+    model = load(cache, plan.write())
+    plan.check(model)
+    model.unpin()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_int8_cannot_hold_fails_that_load_alone(cache, tmp_path, bad):
+    plan, other = Plan(tmp_path / "file", before=64), Plan(tmp_path / "other")
+    for one in (plan, other):
+        one.add(np.ones((100, 70), np.float32), QUANTIZED_TILES)
+        one.write()
+    content = plan.path.read_bytes()
+    plan.path.write_bytes(content[:-4] + np.float32(bad).tobytes())
+    with pytest.raises(CheckpointError, match=r"file: the tensor at byte 64 holds infinity or NaN"):
+        plan.acquire(cache).load(plan.jobs, 2)
+    model = other.acquire(cache, 1)
+    model.load(other.jobs, 2)
+    other.check(model)
 
 
 def test_every_16_bit_pattern_becomes_the_float_it_stands_for(cache, tmp_path):
@@ -95,9 +128,10 @@ def test_gaps_between_tensors_are_zero_and_take_their_room_at_once(cache, tmp_pa
 
 
 BROKEN = {
-    "sizes": {2: 65535}, "rows": {3: 0}, "elements": {5: 3}, "layout": {6: 2},
+    "sizes": {2: 65535}, "rows": {3: 0}, "elements": {5: 3}, "layout": {6: 3},
     "alignment": {7: 32}, "end": {7: 1 << 30}, "stage": {8: 4}, "conversion": {9: 3},
-    "convert bytes": {9: 1}, "no elements": {5: 0}, "overflow": {3: 1 << 63},
+    "convert bytes": {9: 1}, "halves to int8": {5: 2, 6: 2}, "bytes to int8": {6: 2, 9: 1},
+    "no elements": {5: 0}, "overflow": {3: 1 << 63},
 }  # fmt: skip
 
 

@@ -169,6 +169,7 @@ def test_models_are_listed_with_where_they_are(proxy):
     assert [card["id"] for card in cards] == ["m", "org/other"]
     assert one.json() == cards[1]
     assert one.json()["max_model_len"] == CONTEXT_TOKENS
+    assert one.json()["quantize"] == "none"
     assert missing.status_code == 404
     assert error_of(missing)["code"] == "model_not_found"
     assert not proxy.instance.submitted

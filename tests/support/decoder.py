@@ -45,14 +45,14 @@ class TinyDecoder:
         self.norm = torch.ones(HIDDEN)
         qkv = (HEADS + 2 * kv_heads) * HEAD_DIM
         self.layers = [
-            tuple(
-                Projection((matrix(out, into),))
-                for out, into in (
-                    (qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * 64, HIDDEN), (HIDDEN, 64),
-                )
+            (
+                Projection((matrix(qkv, HIDDEN),)),
+                Projection((matrix(HIDDEN, HEADS * HEAD_DIM),)),
+                Projection((matrix(64, HIDDEN), matrix(64, HIDDEN))),
+                Projection((matrix(HIDDEN, 64),)),
             )
             for _ in range(layers)
-        ]  # fmt: skip
+        ]
         self.poison_token: int | None = None
 
     @property
@@ -75,8 +75,8 @@ class TinyDecoder:
             device.append_kv(i, device.rotate(k, cos, sin), v, batch)
             seen = device.attend(i, device.rotate(q, cos, sin), batch, HEAD_DIM**-0.5)
             x = device.linear(seen, out, residual=x)
-            gate, up = device.linear(device.rms_norm(x, self.norm, 1e-6), gate_up).chunk(2, dim=1)
-            x = device.linear(device.silu_mul(gate, up), down, residual=x)
+            inner = device.gated(device.rms_norm(x, self.norm, 1e-6), gate_up)
+            x = device.linear(inner, down, residual=x)
         rows = device.rms_norm(x[batch.logit_rows], self.norm, 1e-6)
         return device.linear(rows, Projection((self.embedding,)))
 

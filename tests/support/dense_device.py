@@ -36,7 +36,8 @@ class DenseDevice(Device):
         first, second = x.chunk(2, dim=-1)
         return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+    def gated(self, x: Tensor, projection: Projection) -> Tensor:
+        gate, up = self.linear(x, projection).chunk(2, dim=-1)
         return functional.silu(gate) * up
 
     def append_kv(self, layer: int, keys: Tensor, values: Tensor, batch: StepBatch) -> None:

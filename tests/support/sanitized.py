@@ -15,13 +15,16 @@ SANITIZERS = ("thread", "address,undefined")
 FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
 # As in CMakeLists.txt.
 OPS = ["-ffp-contract=off"]
+UNDEFINED = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = ["-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+AVX512 = ["-mavx512f", "-mfma", *UNDEFINED]
 ISA = {
     "attention_avx2.cpp": AVX2,
     "attention_avx512.cpp": AVX512,
     "kernels_avx2.cpp": AVX2,
     "kernels_avx512.cpp": AVX512,
+    "kernels_avx512bw.cpp": ["-mavx512bw", "-mfma", *UNDEFINED],
+    "kernels_avx512vnni.cpp": ["-mavx512bw", "-mavx512vnni", "-mfma", *UNDEFINED],
 }
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from aegaeon import _native
+from tests.support.int8_tiles import int8_tiles
 
-ROWS, TILES = 0, 1
+ROWS, TILES, QUANTIZED_TILES = 0, 1, 2
 NO_CONVERSION, FROM_BF16, FROM_F16 = 0, 1, 2
 TILE_ROWS = 32
 KEY = b"k" * 32
@@ -50,7 +51,10 @@ class Plan:
         stage = self.stages if stage is None else stage
         rows, columns = matrix.shape
         wanted = converted(matrix, convert)
-        wanted = tiles(wanted) if layout == TILES else wanted
+        if layout == TILES:
+            wanted = tiles(wanted)
+        elif layout == QUANTIZED_TILES:
+            wanted = int8_tiles(wanted)
         offset = sum(map(len, self._content))
         self._jobs.append(
             (

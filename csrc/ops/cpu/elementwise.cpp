@@ -1,9 +1,8 @@
-// rms_norm, rotate and silu_mul, in plain loops that compilers make vectors of.
+// rms_norm and rotate, in plain loops that compilers make vectors of.
 
 #include <algorithm>
 #include <cmath>
 
-#include "ops/cpu/exp.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/ops.h"
 
@@ -59,15 +58,6 @@ void rotate_row(const RotateParams& params, std::size_t row) {
   }
 }
 
-void silu_row(const SiluMulParams& params, std::size_t row) {
-  const float* const gate = params.gate.first + row * params.gate.stride;
-  const float* const up = params.up.first + row * params.up.stride;
-  float* const out = params.out + row * params.features;
-  for (std::size_t i = 0; i < params.features; ++i) {
-    out[i] = gate[i] / (1.0F + exp_float(-gate[i])) * up[i];
-  }
-}
-
 // Calls row(params, r) for every row.
 template <typename Params, typename Row>
 void each_row(ThreadPool& pool, const Params& params, std::size_t features, const Row& row) {
@@ -84,10 +74,6 @@ void rms_norm(ThreadPool& pool, const RmsNormParams& params) {
 
 void rotate(ThreadPool& pool, const RotateParams& params) {
   each_row(pool, params, params.heads * params.head_dim, rotate_row);
-}
-
-void silu_mul(ThreadPool& pool, const SiluMulParams& params) {
-  each_row(pool, params, params.features, silu_row);
 }
 
 }  // namespace aegaeon::ops

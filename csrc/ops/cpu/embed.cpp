@@ -21,6 +21,16 @@ void embed_row(const EmbedParams& params, std::size_t row) {
   }
 }
 
+void embed_quantized_row(const EmbedParams& params, std::size_t row) {
+  const std::size_t id = static_cast<std::size_t>(params.token_ids[row]);
+  const char* const tile = static_cast<const char*>(params.table.tiles) +
+                           id / kTileOutputs * tile_bytes(WeightType::i8, params.in_features);
+  float* const out = params.out + row * params.in_features;
+  for (std::size_t k = 0; k < params.in_features; ++k) {
+    out[k] = dequantized(tile, id % kTileOutputs, k);
+  }
+}
+
 void embed_rows(const EmbedParams& params, std::size_t first, std::size_t last) {
   for (std::size_t row = first; row < last; ++row) {
     switch (params.table.type) {
@@ -32,6 +42,9 @@ void embed_rows(const EmbedParams& params, std::size_t first, std::size_t last) 
         break;
       case WeightType::f16:
         embed_row<WeightType::f16>(params, row);
+        break;
+      case WeightType::i8:
+        embed_quantized_row(params, row);
         break;
     }
   }

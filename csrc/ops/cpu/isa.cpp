@@ -6,6 +6,19 @@
 namespace aegaeon::ops {
 namespace {
 
+struct Level {
+  const char* name;
+  Isa floats;
+  IntegerIsa integers;
+};
+
+constexpr Level kLevels[] = {
+    {"baseline", Isa::baseline, IntegerIsa::baseline},
+    {"avx2", Isa::avx2, IntegerIsa::avx2},
+    {"avx512", Isa::avx512, IntegerIsa::avx512bw},
+    {"avx512_vnni", Isa::avx512, IntegerIsa::avx512_vnni},
+};
+
 // The compiler's test asks the system too whether it saves the wide registers.
 bool is_supported(Isa isa) {
 #if defined(__x86_64__)
@@ -24,48 +37,72 @@ bool is_supported(Isa isa) {
 #endif
 }
 
-Isa best_isa() {
-  for (const Isa isa : {Isa::avx512, Isa::avx2}) {
-    if (is_supported(isa)) return isa;
+bool is_supported(IntegerIsa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case IntegerIsa::baseline:
+      return true;
+    case IntegerIsa::avx2:
+      return is_supported(Isa::avx2);
+    case IntegerIsa::avx512bw:
+      return __builtin_cpu_supports("avx512bw") && is_supported(Isa::avx512);
+    case IntegerIsa::avx512_vnni:
+      return __builtin_cpu_supports("avx512vnni") && is_supported(IntegerIsa::avx512bw);
   }
-  return Isa::baseline;
+  return false;
+#else
+  return isa == IntegerIsa::baseline;
+#endif
 }
 
-std::atomic<Isa>& chosen() {
-  static std::atomic<Isa> isa{best_isa()};
-  return isa;
+// AVX-512BW alone is no level: without it, avx512 computes with integers as AVX2 does.
+bool is_supported(const Level& level) {
+  return is_supported(level.floats) &&
+         (level.integers == IntegerIsa::avx512bw || is_supported(level.integers));
 }
+
+const Level& best_level() {
+  const Level* best = &kLevels[0];
+  for (const Level& level : kLevels) {
+    if (is_supported(level)) best = &level;
+  }
+  return *best;
+}
+
+std::atomic<const Level*>& chosen() {
+  static std::atomic<const Level*> level{&best_level()};
+  return level;
+}
+
+const Level& current() { return *chosen().load(std::memory_order_relaxed); }
 
 }  // namespace
 
-Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
+Isa current_isa() { return current().floats; }
+
+IntegerIsa current_integer_isa() {
+  static const bool has_avx512bw = is_supported(IntegerIsa::avx512bw);
+  const IntegerIsa isa = current().integers;
+  return isa == IntegerIsa::avx512bw && !has_avx512bw ? IntegerIsa::avx2 : isa;
+}
 
 void force_isa(const std::string& name) {
   if (name == "best") {
-    chosen().store(best_isa());
+    chosen().store(&best_level());
     return;
   }
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (name != isa_name(isa)) continue;
-    if (!is_supported(isa)) {
+  for (const Level& level : kLevels) {
+    if (name != level.name) continue;
+    if (!is_supported(level)) {
       throw std::invalid_argument("this processor has no " + name + "; use best");
     }
-    chosen().store(isa);
+    chosen().store(&level);
     return;
   }
   throw std::invalid_argument("no instruction set " + name +
-                              "; use best, baseline, avx2 or avx512");
+                              "; use best, baseline, avx2, avx512 or avx512_vnni");
 }
 
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::avx512:
-      return "avx512";
-    case Isa::avx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
-}
+const char* isa_name() { return current().name; }
 
 }  // namespace aegaeon::ops

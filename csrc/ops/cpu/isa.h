@@ -5,15 +5,22 @@
 
 namespace aegaeon::ops {
 
+// Of operators on floats.
 enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+// Of products of integers, whose instructions came one by one: for the level avx512 they are those
+// that the processor has of AVX2 and AVX-512BW.
+enum class IntegerIsa { baseline = 0, avx2 = 1, avx512bw = 2, avx512_vnni = 3 };
 
-// The one in use.
+// Those in use.
 Isa current_isa();
+IntegerIsa current_integer_isa();
 
-// Uses `name` from now on: "baseline", "avx2", "avx512" or "best". Throws std::invalid_argument for
-// other names and for what this processor lacks. Results of the first differ in their last bits.
+// Uses the level `name` from now on: "baseline", "avx2", "avx512", "avx512_vnni" or "best". Throws
+// std::invalid_argument for other names and for what this processor lacks. Results of the first
+// differ in their last bits.
 void force_isa(const std::string& name);
 
-const char* isa_name(Isa isa);
+// The name of the level in use.
+const char* isa_name();
 
 }  // namespace aegaeon::ops

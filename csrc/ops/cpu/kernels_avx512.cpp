@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/row_kernels.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -56,6 +57,8 @@ struct Avx512 {
 }  // namespace
 
 PanelKernel avx512_kernel(WeightType type) { return kernel_of<Avx512>(type); }
+
+RowKernels avx512_rows() { return {quantize_group, gate_tile}; }
 
 }  // namespace aegaeon::ops
 

@@ -1,6 +1,9 @@
+#include <cstdint>
 #include <cstring>
 
+#include "ops/cpu/linear_groups.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/row_kernels.h"
 #include "ops/cpu/widen.h"
 
 namespace aegaeon::ops {
@@ -56,8 +59,78 @@ struct Plain {
   }
 };
 
+struct PlainGroups : Plain {
+  using Floats = Vector;
+  struct Integers {
+    std::int32_t lanes[2 * kWidth];  // pairs
+  };
+  struct Sums {
+    std::int32_t lanes[kWidth];
+  };
+
+  static Sums no_sum() { return Sums{}; }
+
+  static Sums add(Sums a, const Sums& b) {
+    for (std::size_t lane = 0; lane < kWidth; ++lane) a.lanes[lane] += b.lanes[lane];
+    return a;
+  }
+
+  static Integers widen(const char* bytes) {
+    std::int8_t narrow[2 * kWidth];
+    std::memcpy(narrow, bytes, sizeof narrow);
+    Integers pairs;
+    for (std::size_t lane = 0; lane < 2 * kWidth; ++lane) pairs.lanes[lane] = narrow[lane];
+    return pairs;
+  }
+
+  static Integers broadcast_pair(const std::uint32_t* pair) {
+    std::int16_t both[2];
+    std::memcpy(both, pair, sizeof both);
+    Integers pairs;
+    for (std::size_t lane = 0; lane < 2 * kWidth; ++lane) pairs.lanes[lane] = both[lane % 2];
+    return pairs;
+  }
+
+  static Sums multiply_add(const Integers& weights, const Integers& pair, Sums sum) {
+    for (std::size_t lane = 0; lane < kWidth; ++lane) {
+      sum.lanes[lane] += weights.lanes[2 * lane] * pair.lanes[2 * lane] +
+                         weights.lanes[2 * lane + 1] * pair.lanes[2 * lane + 1];
+    }
+    return sum;
+  }
+
+  static Floats to_floats(const Sums& sums) {
+    Floats floats;
+    for (std::size_t lane = 0; lane < kWidth; ++lane) {
+      floats.lanes[lane] = static_cast<float>(sums.lanes[lane]);
+    }
+    return floats;
+  }
+
+  static Floats scales(const char* bf16) {
+    Floats floats;
+    for (std::size_t lane = 0; lane < kWidth; ++lane) {
+      floats.lanes[lane] = widen_at<WeightType::bf16>(bf16, lane);
+    }
+    return floats;
+  }
+
+  static Floats broadcast_scale(const std::uint32_t* bits) {
+    const float scale = float_of_bits(*bits);
+    return broadcast(&scale);
+  }
+
+  static Floats multiply_add_floats(const Floats& a, const Floats& b, const Floats& sum) {
+    return Plain::multiply_add(a, b, sum);
+  }
+};
+
 }  // namespace
 
-PanelKernel baseline_kernel(WeightType type) { return kernel_of<Plain>(type); }
+PanelKernel baseline_kernel(WeightType type) {
+  return type == WeightType::i8 ? group_kernel_of<PlainGroups>() : kernel_of<Plain>(type);
+}
+
+RowKernels baseline_rows() { return {quantize_group, gate_tile}; }
 
 }  // namespace aegaeon::ops

@@ -1,11 +1,11 @@
-// How `linear` is cut: rows into blocks and panels, outputs into tiles, columns into blocks that
-// stay in the first cache while all panels of a block pass over them.
+// How `linear` and `gated` are cut: rows into blocks and panels, outputs into tiles, inputs into
+// blocks that stay in the first cache while all panels of a block pass over them.
 
 #include <algorithm>
 #include <vector>
 
-#include "ops/cpu/isa.h"
-#include "ops/cpu/linear_panel.h"
+#include "ops/cpu/kernel_choice.h"
+#include "ops/cpu/linear_operand.h"
 #include "ops/cpu/panels.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/cpu/widen.h"
@@ -26,75 +26,146 @@ constexpr std::size_t kAheadBytes = 1024;
 constexpr std::size_t kStreamBytes = 128 << 10;
 constexpr std::size_t kClaimsPerThread = 4;
 
-PanelKernel kernel_for(WeightType type) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_kernel(type);
-    case Isa::avx2:
-      return avx2_kernel(type);
-    default:
-      break;
-  }
-#endif
-  return baseline_kernel(type);
-}
-
-// Lays the rows of a panel side by side: [in_features][rows].
-void pack_panel(const LinearParams& params, const Panels& panels, std::size_t panel,
-                float* packed) {
-  const std::size_t rows = panels.rows(panel), first = panels.first_row(panel);
-  float* const to = packed + first * params.in_features;
-  for (std::size_t r = 0; r < rows; ++r) {
-    const float* const from = params.x + (first + r) * params.in_features;
-    for (std::size_t k = 0; k < params.in_features; ++k) {
-      to[k * rows + r] = from[k];
-    }
-  }
-}
-
-// The packed rows; x itself where every panel is one row.
-const float* pack(ThreadPool& pool, const LinearParams& params, const Panels& panels) {
-  if (panels.count() == params.rows) return params.x;
-  // Kept, as large as it ever was: aegaeon/memory/workspace.py counts it in what a pass takes.
-  thread_local std::vector<float> packed;
-  if (packed.size() < params.rows * params.in_features) {
-    packed.resize(params.rows * params.in_features);
-  }
-  float* const to = packed.data();
-  pool.for_ranges(panels.count(), 8, [&](std::size_t first, std::size_t last) {
-    for (std::size_t panel = first; panel < last; ++panel) {
-      pack_panel(params, panels, panel, to);
-    }
-  });
-  return to;
-}
-
-// A part of the projection as one thread sees it.
-struct Part {
-  const LinearParams& params;
-  const Matrix& matrix;
-  const float* bias;
-  std::size_t first_output;
-  std::size_t out_stride;
-  PanelKernel kernel;
-  const float* packed;
+// The panels that pass over a tile together.
+struct Block {
   const Panels& panels;
+  std::size_t first;
+  std::size_t last;
 
-  void tile(std::size_t tile, std::size_t first_panel, std::size_t last_panel) const;
-  void write(std::size_t tile, std::size_t first_row, std::size_t last_row, float* sums) const;
+  std::size_t first_row() const { return panels.first_row(first); }
+  std::size_t last_row() const { return panels.first_row(last); }
+  bool is_single() const { return last - first == 1; }
 };
 
-// Writes the sums of rows first_row .. last_row, which begin at `sums`, to their outputs.
-void Part::write(std::size_t tile, std::size_t first_row, std::size_t last_row, float* sums) const {
-  const std::size_t begin = tile * kTileOutputs;
-  const std::size_t count = std::min(kTileOutputs, matrix.out_features - begin);
-  for (std::size_t row = first_row; row < last_row; ++row, sums += kTileOutputs) {
-    const std::size_t at = row * out_stride + first_output + begin;
-    kernel.finish(sums, sums);
-    if (bias != nullptr) {
-      for (std::size_t output = 0; output < count; ++output) sums[output] += bias[begin + output];
+// The product of the packed rows with one matrix.
+class Product {
+ public:
+  Product(const BiasedMatrix& part, std::size_t in_features, const void* x)
+      : matrix_(part.matrix),
+        bias_(part.bias),
+        in_features_(in_features),
+        x_(static_cast<const char*>(x)),
+        kernel_(kernel_for(part.matrix.type)) {}
+
+  std::size_t tiles() const { return (matrix_.out_features + kTileOutputs - 1) / kTileOutputs; }
+  std::size_t bytes() const { return tile_bytes(matrix_.type, in_features_); }
+  std::size_t out_features() const { return matrix_.out_features; }
+  // Outputs of a tile that are there.
+  std::size_t outputs(std::size_t tile) const {
+    return std::min(kTileOutputs, matrix_.out_features - tile * kTileOutputs);
+  }
+
+  // Writes 32 sums for each row of the block, which `finish` makes outputs of.
+  void sum(std::size_t tile, const Block& block, float* sums) const;
+  void finish(std::size_t tile, float* sums) const;
+
+ private:
+  Matrix matrix_;
+  const float* bias_;
+  std::size_t in_features_;
+  const char* x_;
+  PanelKernel kernel_;
+};
+
+void Product::sum(std::size_t tile, const Block& block, float* sums) const {
+  constexpr std::size_t kWord = 4;
+  const Step step = step_of(matrix_.type);
+  const char* const weights = static_cast<const char*>(matrix_.tiles) + tile * bytes();
+  const std::size_t row_words = x_words(matrix_.type, in_features_);
+  const bool is_streamed = block.is_single() && block.panels.rows(block.first) <= 2;
+  const std::size_t inputs = is_streamed ? in_features_ : kBlockBytes / step.bytes * step.inputs;
+  // While panels pass over a block, the next one comes in; the last one's next is the next tile.
+  const std::size_t ahead = block.is_single() ? kAheadBytes : kBlockBytes;
+  for (std::size_t k = 0; k < in_features_; k += inputs) {
+    const std::size_t steps = k / step.inputs;
+    for (std::size_t panel = block.first; panel < block.last; ++panel) {
+      const std::size_t rows = block.panels.rows(panel), row = block.panels.first_row(panel);
+      const char* const x = x_ + (row * row_words + steps * step.x_words * rows) * kWord;
+      kernel_.accumulate({x, rows, weights + steps * step.bytes, std::min(inputs, in_features_ - k),
+                          sums + (row - block.first_row()) * kTileOutputs, k == 0, ahead});
     }
+  }
+}
+
+void Product::finish(std::size_t tile, float* sums) const {
+  kernel_.finish(sums, sums);
+  if (bias_ == nullptr) return;
+  const float* const bias = bias_ + tile * kTileOutputs;
+  const std::size_t count = outputs(tile);
+  for (std::size_t output = 0; output < count; ++output) sums[output] += bias[output];
+}
+
+// The parts of a projection over the same rows.
+class Products {
+ public:
+  Products(ThreadPool& pool, const Operand& operand, const BiasedMatrix* parts, std::size_t count) {
+    const void* floats = nullptr;
+    const void* groups = nullptr;
+    products_.reserve(count);
+    for (std::size_t at = 0; at < count; ++at) {
+      const WeightType type = parts[at].matrix.type;
+      const void*& x = type == WeightType::i8 ? groups : floats;
+      if (x == nullptr) x = pack_operand(pool, operand, type);
+      products_.emplace_back(parts[at], operand.in_features, x);
+    }
+  }
+
+  const Product& operator[](std::size_t part) const { return products_[part]; }
+  const Product* begin() const { return products_.data(); }
+  const Product* end() const { return products_.data() + products_.size(); }
+
+ private:
+  std::vector<Product> products_;
+};
+
+Panels panels_of(std::size_t rows, const BiasedMatrix* parts, std::size_t count) {
+  std::size_t max_rows = kBlockRows;
+  for (std::size_t at = 0; at < count; ++at) {
+    max_rows = std::min(max_rows, kernel_for(parts[at].matrix.type).max_rows);
+  }
+  return {rows, max_rows};
+}
+
+struct Tiles {
+  std::size_t count;
+  std::size_t bytes;  // of each
+};
+
+std::size_t tiles_per_claim(const Tiles& tiles, unsigned threads, bool is_single) {
+  const std::size_t fair = tiles.count / (threads * kClaimsPerThread * (is_single ? 1 : 4)) + 1;
+  const std::size_t least = is_single ? std::max<std::size_t>(1, kStreamBytes / tiles.bytes) : 1;
+  return std::min(std::max(fair, least), (tiles.count + threads - 1) / threads);
+}
+
+// Calls work(tile, block, sums), sums of `tiles_at_once` tiles, for every tile and block of panels.
+template <typename Work>
+void share_out(ThreadPool& pool, const Panels& panels, const Tiles& tiles,
+               std::size_t tiles_at_once, const Work& work) {
+  const std::size_t count = std::max<std::size_t>(1, kBlockRows / panels.rows(0));
+  for (std::size_t first = 0; first < panels.count(); first += count) {
+    const Block block{panels, first, std::min(first + count, panels.count())};
+    const std::size_t grain = tiles_per_claim(tiles, pool.threads(), block.is_single());
+    pool.for_ranges(tiles.count, grain, [&](std::size_t begin, std::size_t end) {
+      thread_local std::vector<float> sums;
+      sums.resize(std::max(sums.size(), tiles_at_once * kBlockRows * kTileOutputs));
+      for (std::size_t tile = begin; tile < end; ++tile) work(tile, block, sums.data());
+    });
+  }
+}
+
+// Where a part's outputs lie in a row of the result.
+struct Place {
+  std::size_t first;
+  std::size_t stride;
+};
+
+// Writes the sums of a tile's rows to their outputs.
+void write(const LinearParams& params, const Product& product, const Place& place, std::size_t tile,
+           const Block& block, float* sums) {
+  const std::size_t count = product.outputs(tile);
+  for (std::size_t row = block.first_row(); row < block.last_row(); ++row, sums += kTileOutputs) {
+    const std::size_t at = row * place.stride + place.first + tile * kTileOutputs;
+    product.finish(tile, sums);
     if (params.residual != nullptr) {
       const float* const added = params.residual + at;
       for (std::size_t output = 0; output < count; ++output) sums[output] += added[output];
@@ -103,64 +174,53 @@ void Part::write(std::size_t tile, std::size_t first_row, std::size_t last_row, 
   }
 }
 
-void Part::tile(std::size_t tile, std::size_t first_panel, std::size_t last_panel) const {
-  thread_local std::vector<float> sums(kBlockRows * kTileOutputs);
-  const std::size_t columns = params.in_features;
-  const std::size_t line_bytes = kTileOutputs * element_bytes(matrix.type);
-  const char* const weights = static_cast<const char*>(matrix.tiles) + tile * columns * line_bytes;
-  const std::size_t begin_row = panels.first_row(first_panel);
-  const bool is_single = last_panel - first_panel == 1;
-  const bool is_streamed = is_single && panels.rows(first_panel) <= 2;
-  const std::size_t block = is_streamed ? columns : kBlockBytes / line_bytes;
-  // While panels pass over a block, the next one comes in; the last one's next is the next tile.
-  const std::size_t ahead = is_single ? kAheadBytes : kBlockBytes;
-  for (std::size_t k = 0; k < columns; k += block) {
-    for (std::size_t panel = first_panel; panel < last_panel; ++panel) {
-      const std::size_t rows = panels.rows(panel), row = panels.first_row(panel);
-      kernel.accumulate({packed + row * columns + k * rows, rows, weights + k * line_bytes,
-                         std::min(block, columns - k),
-                         sums.data() + (row - begin_row) * kTileOutputs, k == 0, ahead});
-    }
-  }
-  const std::size_t end_row = panels.first_row(last_panel - 1) + panels.rows(last_panel - 1);
-  write(tile, begin_row, end_row, sums.data());
-}
-
-std::size_t tiles_per_claim(std::size_t tiles, std::size_t tile_bytes, unsigned threads,
-                            bool is_single) {
-  const std::size_t fair = tiles / (threads * kClaimsPerThread * (is_single ? 1 : 4)) + 1;
-  const std::size_t least = is_single ? std::max<std::size_t>(1, kStreamBytes / tile_bytes) : 1;
-  return std::min(std::max(fair, least), (tiles + threads - 1) / threads);
-}
-
 }  // namespace
 
 void linear(ThreadPool& pool, const LinearParams& params) {
   if (params.rows == 0) return;
-  std::size_t out_stride = 0;
-  for (std::size_t at = 0; at < params.part_count; ++at) {
-    out_stride += params.parts[at].matrix.out_features;
+  const Panels panels = panels_of(params.rows, params.parts, params.part_count);
+  const Products products(pool, {params.x, params.in_features, panels}, params.parts,
+                          params.part_count);
+  Tiles tiles{0, 1};
+  std::size_t stride = 0;
+  for (const Product& product : products) {
+    tiles = {tiles.count + product.tiles(), std::max(tiles.bytes, product.bytes())};
+    stride += product.out_features();
   }
-  const Panels panels(params.rows, kernel_for(WeightType::f32).max_rows);
-  const float* const packed = pack(pool, params, panels);
-  std::size_t first_output = 0;
-  for (std::size_t at = 0; at < params.part_count; ++at) {
-    const Matrix& matrix = params.parts[at].matrix;
-    const Part part{params,       matrix,     params.parts[at].bias,
-                    first_output, out_stride, kernel_for(matrix.type),
-                    packed,       panels};
-    const std::size_t block = std::max<std::size_t>(1, kBlockRows / part.kernel.max_rows);
-    const std::size_t tiles = (matrix.out_features + kTileOutputs - 1) / kTileOutputs;
-    for (std::size_t first = 0; first < panels.count(); first += block) {
-      const std::size_t last = std::min(first + block, panels.count());
-      const std::size_t bytes = params.in_features * kTileOutputs * element_bytes(matrix.type);
-      const std::size_t grain = tiles_per_claim(tiles, bytes, pool.threads(), last - first == 1);
-      pool.for_ranges(tiles, grain, [&](std::size_t begin, std::size_t end) {
-        for (std::size_t tile = begin; tile < end; ++tile) part.tile(tile, first, last);
-      });
+  // Tiles of all parts are one line of work: threads meet once.
+  share_out(pool, panels, tiles, 1, [&](std::size_t tile, const Block& block, float* sums) {
+    const Product* product = products.begin();
+    Place place{0, stride};
+    for (; tile >= product->tiles(); ++product) {
+      tile -= product->tiles();
+      place.first += product->out_features();
     }
-    first_output += matrix.out_features;
-  }
+    product->sum(tile, block, sums);
+    write(params, *product, place, tile, block, sums);
+  });
+}
+
+void gated(ThreadPool& pool, const GatedParams& params) {
+  if (params.rows == 0) return;
+  const Panels panels = panels_of(params.rows, params.gate_up, 2);
+  const Products products(pool, {params.x, params.in_features, panels}, params.gate_up, 2);
+  const Product &gate = products[0], &up = products[1];
+  const auto let_through = row_kernels().gate;
+  const Tiles tiles{gate.tiles(), gate.bytes() + up.bytes()};
+  share_out(pool, panels, tiles, 2, [&](std::size_t tile, const Block& block, float* sums) {
+    float* ups = sums + kBlockRows * kTileOutputs;
+    gate.sum(tile, block, sums);
+    up.sum(tile, block, ups);
+    for (std::size_t row = block.first_row(); row < block.last_row(); ++row) {
+      gate.finish(tile, sums);
+      up.finish(tile, ups);
+      let_through(sums, ups);
+      std::copy_n(sums, gate.outputs(tile),
+                  params.out + row * gate.out_features() + tile * kTileOutputs);
+      sums += kTileOutputs;
+      ups += kTileOutputs;
+    }
+  });
 }
 
 }  // namespace aegaeon::ops

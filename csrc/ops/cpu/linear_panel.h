@@ -1,4 +1,5 @@
-// The inner loop of `linear`, for any vector type: a panel of rows times one tile of outputs.
+// The inner loop of `linear` on float weights, for any vector type: a panel of rows times one tile
+// of outputs. That on int8 weights is in linear_groups.h.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +11,11 @@ namespace aegaeon::ops {
 
 // `sums` are 32 per row in an order that is the kernel's own, until `finish` has put them in order.
 struct Panel {
-  const float* x;  // [columns][rows]: what is multiplied with one line of weights lies together
+  // What is multiplied with one line of weights lies together: [columns][rows] floats, or, for
+  // int8, group by group: [rows] scales, then [pairs][rows] pairs of 16 bits.
+  const void* x;
   std::size_t rows;
-  const void* weights;  // [columns][32]
+  const void* weights;  // a tile from some line, or group, on
   std::size_t columns;
   float* sums;        // [rows][32]
   bool is_first;      // the sums start at zero
@@ -28,7 +31,9 @@ struct PanelKernel {
 // Kernels by instruction set; those that the compiler's target lacks are not there.
 PanelKernel baseline_kernel(WeightType type);
 PanelKernel avx2_kernel(WeightType type);
-PanelKernel avx512_kernel(WeightType type);
+PanelKernel avx512_kernel(WeightType type);  // not i8, which needs more than AVX-512F
+PanelKernel avx512bw_group_kernel();
+PanelKernel avx512_vnni_group_kernel();
 
 // `V` names a vector type and its operations. A pair is two vectors: V::widen_pair<type>(line, i)
 // makes the i-th pair of a line of weights of them, and V::finish<type> undoes its order.
@@ -47,7 +52,7 @@ void accumulate_pairs(const Panel& panel, std::size_t first_pair) {
   });
   const char* line = static_cast<const char*>(panel.weights);
   const char* const end = line + panel.columns * line_bytes;
-  const float* x = panel.x;
+  const float* x = static_cast<const float*>(panel.x);
   for (; line != end; line += line_bytes, x += rows) {
     __builtin_prefetch(line + panel.ahead, 0, 2);
     unroll<pairs>([&](auto p) {

@@ -107,10 +107,13 @@ Slot StepPlan::rotate(const View& x, std::size_t heads, const View& cos, const V
   });
 }
 
-Slot StepPlan::silu_mul(const View& gate, const View& up) {
-  require(gate.width == up.width, "a gate and what it opens differ in width");
-  return add(gate.width, {gate, up}, [=](const Pass& pass, float* out) {
-    ops::silu_mul(pass.pool, {pass.of(gate), pass.of(up), pass.rows(gate), gate.width, out});
+Slot StepPlan::gated(const View& x, std::vector<BiasedMatrix> gate_up) {
+  check_whole(x, "what is multiplied");
+  require(gate_up.size() == 2 && gate_up[0].matrix.out_features == gate_up[1].matrix.out_features,
+          "a gated projection has two parts of as many outputs");
+  const std::size_t width = gate_up[0].matrix.out_features;
+  return add(width, {x}, [x, gate_up = std::move(gate_up)](const Pass& pass, float* out) {
+    ops::gated(pass.pool, {pass.of(x).first, pass.rows(x), x.width, gate_up.data(), out});
   });
 }
 

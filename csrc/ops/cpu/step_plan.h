@@ -52,7 +52,7 @@ class StepPlan {
   Slot rms_norm(const View& x, std::size_t heads, const float* weight, float eps);
   Slot rms_norm_outputs(const View& x, const float* weight, float eps);
   Slot rotate(const View& x, std::size_t heads, const View& cos, const View& sin);
-  Slot silu_mul(const View& gate, const View& up);
+  Slot gated(const View& x, std::vector<BiasedMatrix> gate_up);
   void append_kv(std::size_t layer, std::size_t kv_heads, const View& keys, const View& values);
   Slot attend(std::size_t layer, std::size_t heads, const View& queries, float scale);
   // The operators that follow need the first `stages` stages of the weights.

@@ -1,6 +1,7 @@
-// One weight to float32, exactly; NaNs stay NaNs.
+// One weight to float32, exactly; NaNs stay NaNs. And what tiles of weights take.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -32,6 +33,7 @@ inline float widen_f16(std::uint16_t bits) {
   return float_of_bits(sign | positive);
 }
 
+// Of float tiles.
 template <WeightType type>
 float widen_at(const void* elements, std::size_t index) {
   if constexpr (type == WeightType::f32) {
@@ -42,6 +44,52 @@ float widen_at(const void* elements, std::size_t index) {
   }
 }
 
-inline std::size_t element_bytes(WeightType type) { return type == WeightType::f32 ? 4 : 2; }
+constexpr std::size_t kGroupLineBytes = 2 * kTileOutputs;
+constexpr std::size_t kGroupBytes = (1 + kGroupInputs / 2) * kGroupLineBytes;
+
+// Weight [output][k] of a tile of type i8.
+inline float dequantized(const void* tile, std::size_t output, std::size_t k) {
+  const char* const group = static_cast<const char*>(tile) + k / kGroupInputs * kGroupBytes;
+  std::uint16_t scale;
+  std::memcpy(&scale, group + output * sizeof scale, sizeof scale);
+  const std::size_t line = 1 + k % kGroupInputs / 2;
+  std::int8_t weight;
+  std::memcpy(&weight, group + line * kGroupLineBytes + 2 * output + k % 2, 1);
+  return static_cast<float>(weight) * widen_bf16(scale);
+}
+
+// What a tile is made of, one behind the other: lines of floats, or groups of int8. The last group
+// of a tile may be shorter.
+struct Step {
+  std::size_t inputs;
+  std::size_t bytes;    // of the tile
+  std::size_t x_words;  // of four bytes, that a row of x takes beside it
+};
+
+constexpr Step step_of(WeightType type) {
+  switch (type) {
+    case WeightType::f32:
+      return {1, 4 * kTileOutputs, 1};
+    case WeightType::i8:
+      return {kGroupInputs, kGroupBytes, 1 + kGroupInputs / 2};
+    default:
+      return {1, 2 * kTileOutputs, 1};
+  }
+}
+
+// Lines of `inputs` inputs in whole groups, scales included.
+constexpr std::size_t group_lines(std::size_t inputs) {
+  return (inputs + kGroupInputs - 1) / kGroupInputs + (inputs + 1) / 2;
+}
+
+constexpr std::size_t tile_bytes(WeightType type, std::size_t inputs) {
+  return type == WeightType::i8 ? group_lines(inputs) * kGroupLineBytes
+                                : inputs * step_of(type).bytes;
+}
+
+// What a row of x takes: a scale and pairs of 16 bits for each group, or plain floats.
+constexpr std::size_t x_words(WeightType type, std::size_t inputs) {
+  return type == WeightType::i8 ? group_lines(inputs) : inputs;
+}
 
 }  // namespace aegaeon::ops
