@@ -49,9 +49,15 @@ def embed(
     """
 
 def rms_norm(
-    pool: ThreadPool, x: int, shape: tuple[int, int], weight: int, eps: float, out: int
+    pool: ThreadPool,
+    x: tuple[int, int],
+    shape: tuple[int, int, int],
+    weight: int,
+    eps: float,
+    out: int,
 ) -> None:
-    """Norm rows x of `shape` (rows, features): x / sqrt(mean(x^2) + eps) * weight."""
+    """Norm x, (address, row stride), of `shape` (rows, heads, features), each head by itself:
+    x / sqrt(mean(x^2) + eps) * weight."""
 
 def rotate(
     pool: ThreadPool,
@@ -82,7 +88,7 @@ class PagedRows:
         self,
         pages: tuple[int, int],
         shape: tuple[int, int, int],
-        sequences: Sequence[tuple[int, int, int, Sequence[int]]],
+        sequences: Sequence[tuple[int, int, int, tuple[int, ...]]],
     ) -> None:
         """Take the arena's address and count of pages, the (layers, kv_heads, head_dim) of a token,
         and per sequence its first row, rows, first position and block ids.
@@ -116,6 +122,86 @@ def attend(
 
     Raises ValueError where the heads are no multiple of the KV heads.
     """
+
+@final
+class Workspace:
+    """Memory for the activations of one step at a time, as large as any of them needed it."""
+
+    def __init__(self) -> None: ...
+    @property
+    def bytes(self) -> int:
+        """What it has come to."""
+
+@final
+class StepPlan:
+    """A model's step, recorded operator by operator, then run for any rows without Python.
+
+    Operands are (slot, first column, columns); a verb returns the slot that its operator makes, of
+    the rows of what it reads. Weights are as of the operators above and must outlive the plan.
+    Verbs raise ValueError for operands that do not fit.
+    """
+
+    def __init__(self) -> None: ...
+    def input(self, width: int) -> int:
+        """Return a slot that each run is given; before all operators."""
+
+    def linear(
+        self,
+        x: tuple[int, int, int],
+        parts: tuple[tuple[int, int, int, int], ...],
+        residual: tuple[int, int, int] | None = None,
+    ) -> int: ...
+    def rms_norm(self, x: tuple[int, int, int], heads: int, weight: int, eps: float) -> int: ...
+    def rms_norm_outputs(self, x: tuple[int, int, int], weight: int, eps: float) -> int:
+        """Norm the rows whose result is wanted; all that follows works on these alone."""
+
+    def rotate(
+        self,
+        x: tuple[int, int, int],
+        heads: int,
+        cos: tuple[int, int, int],
+        sin: tuple[int, int, int],
+    ) -> int: ...
+    def silu_mul(self, gate: tuple[int, int, int], up: tuple[int, int, int]) -> int: ...
+    def append_kv(
+        self, layer: int, kv_heads: int, keys: tuple[int, int, int], values: tuple[int, int, int]
+    ) -> None: ...
+    def attend(
+        self, layer: int, heads: int, queries: tuple[int, int, int], scale: float
+    ) -> int: ...
+    def need_stages(self, stages: int) -> None:
+        """Say that what follows needs the first `stages` stages of the weights."""
+
+    def finish(self, result: int) -> None:
+        """End the recording; `result` is the last slot, of the rows whose result is wanted."""
+
+    @property
+    def operators(self) -> int:
+        """How many there are."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the workspace for each row of a run."""
+
+    def stages_of(self, operator: int) -> int:
+        """Return how many stages an operator needs."""
+
+    def run(
+        self,
+        pool: ThreadPool,
+        workspace: Workspace,
+        kv: PagedRows,
+        given: tuple[int, tuple[int, ...], tuple[int, int], int],
+        progress: tuple[int, int],
+    ) -> int:
+        """Run on from an operator with so many stages in, `progress`; return the first operator
+        that needs more stages, or `operators`.
+
+        `given` are the rows, the address of each input [rows, width], (wanted rows, address of
+        their int64 numbers) and the address of the result [wanted rows, width of the result].
+        Between two calls for one run nobody else may use the workspace. Raises IndexError for a
+        wanted row that is none, ValueError for keys and values of another form.
+        """
 
 def force_isa(name: str) -> None:
     """Use "baseline", "avx2", "avx512" or "best" from now on. Raises ValueError."""

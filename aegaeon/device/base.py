@@ -5,6 +5,7 @@ bit: batch mates, padding and where a prompt was cut never show.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,23 +45,22 @@ class Projection:
         )
 
 
-class Device(ABC):
-    """Operators on float32 activations. `x` is [rows, features], row-major, unless said."""
+class Operators(ABC):
+    """What a step is made of: float32 activations; `x` is [rows, features], row-major, unless said.
 
-    name: str
-    dtype: torch.dtype
-
-    @abstractmethod
-    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
-        """Return rows of `table` [vocab, features], float32."""
+    Between them a step only looks: slices, `view`, `chunk`.
+    """
 
     @abstractmethod
     def linear(self, x: Tensor, projection: Projection, residual: Tensor | None = None) -> Tensor:
         """Return [rows, outputs of all parts]: x @ weight.T + bias for each part, + residual."""
 
     @abstractmethod
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Return x / sqrt(mean(x^2) + eps) * weight over the last dimension (any leading ones)."""
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
+        """Return x / sqrt(mean(x^2) + eps) * weight over the last dimension (any leading ones).
+
+        With `rows`, the batch's `logit_rows`, only of those rows of x [rows, features].
+        """
 
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -78,3 +78,52 @@ class Device(ABC):
     def attend(self, layer: int, queries: Tensor, batch: StepBatch, scale: float) -> Tensor:
         """Causal attention of queries [rows, heads, head_dim] over each row's own sequence up to
         and with its position; returns [rows, heads * head_dim]."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What a step begins with."""
+
+    x: Tensor  # [rows, hidden], the tokens' embeddings
+    cos: Tensor  # [rows, head_dim], of the rows' positions
+    sin: Tensor  # likewise
+    batch: StepBatch
+
+
+# Called with a stage of the weights before what needs it; stages come in order.
+AwaitStage = Callable[[int], None]
+# Returns logits [len(logit_rows), vocab]. The same operators in the same order whatever the inputs,
+# but for those on `logit_rows`, which end the step where there are any.
+Step = Callable[[Operators, StepInputs, AwaitStage], Tensor]
+
+
+class StepRunner(ABC):
+    """Runs the one step of one model on a device."""
+
+    @abstractmethod
+    def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
+        """Return what `step`, always the same, returns; raises what `await_stage` raises."""
+
+
+class Device(Operators):
+    """Operators, what comes before a step's first, and who runs a whole step."""
+
+    name: str
+    dtype: torch.dtype
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
+        """Return rows of `table` [vocab, features], float32."""
+
+    def new_runner(self) -> StepRunner:
+        """Return what runs a model's step here: one operator after another, unless the device
+        knows better."""
+        return _OneByOne(self)
+
+
+class _OneByOne(StepRunner):
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
+        return step(self._device, inputs, await_stage)

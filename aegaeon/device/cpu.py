@@ -3,17 +3,34 @@
 The operators are native (csrc/ops); what torch does here only allocates and shapes.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from aegaeon import _native
 from aegaeon.device.attention import AttentionPlan
-from aegaeon.device.base import Device, Projection, StepBatch
+from aegaeon.device.base import (
+    AwaitStage,
+    Device,
+    Projection,
+    Step,
+    StepBatch,
+    StepInputs,
+    StepRunner,
+)
 from aegaeon.device.packed import Matrix
+from aegaeon.device.recorder import RecordedStep, record
 
 
 class CpuDevice(Device):
-    """Computes on `threads` threads, the caller's among them; one forward pass at a time."""
+    """Computes on `threads` threads, the caller's among them; one step at a time, others wait.
+
+    A model's step is recorded at its first run and native from then on. All models' steps share
+    one workspace.
+    """
 
     name = "cpu"
     dtype = torch.float32
@@ -21,6 +38,17 @@ class CpuDevice(Device):
     def __init__(self, threads: int = 1) -> None:
         self._pool = _native.ThreadPool(threads)
         self._plan: AttentionPlan | None = None
+        self._workspace = _native.Workspace()
+        self._turn = threading.Lock()
+
+    def new_runner(self) -> StepRunner:
+        return _Replay(self)
+
+    @contextmanager
+    def turn(self) -> Iterator[tuple[_native.ThreadPool, _native.Workspace]]:
+        """Have the threads and the workspace to oneself."""
+        with self._turn:
+            yield self._pool, self._workspace
 
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
         token_ids = token_ids.contiguous()
@@ -40,12 +68,12 @@ class CpuDevice(Device):
         _native.linear(self._pool, x.data_ptr(), shape, projection.operands, out.data_ptr(), added)
         return out
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        features = x.shape[-1]
-        shape = (x.numel() // features, features)
-        _native.rms_norm(self._pool, x.data_ptr(), shape, weight.data_ptr(), eps, out.data_ptr())
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
+        x = _in_rows(x if rows is None else x[rows])
+        out = torch.empty(x.shape)
+        heads = x.shape[1] if x.dim() > 2 else 1
+        shape = (len(x), heads, x.shape[-1])
+        _native.rms_norm(self._pool, _operand(x), shape, weight.data_ptr(), eps, out.data_ptr())
         return out
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -82,6 +110,37 @@ class CpuDevice(Device):
         if self._plan is None or self._plan.kv is not batch.kv:
             self._plan = AttentionPlan(batch.kv)
         return self._plan
+
+
+class _Replay(StepRunner):
+    def __init__(self, device: CpuDevice) -> None:
+        self._device = device
+        self._recorded: RecordedStep | None = None
+        self._stages = 0  # that are in, from the first on; none goes while the model is here
+
+    def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
+        if self._recorded is None:
+            self._recorded = record(step, inputs)
+        recorded, batch = self._recorded, inputs.batch
+        x, cos, sin = inputs.x.contiguous(), inputs.cos.contiguous(), inputs.sin.contiguous()
+        wanted = batch.logit_rows.contiguous()
+        result = torch.empty((len(wanted), recorded.result_features))
+        given = (
+            len(x),
+            (x.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+            (len(wanted), wanted.data_ptr()),
+            result.data_ptr(),
+        )
+        kv, plan = AttentionPlan(batch.kv), recorded.plan
+        at = 0
+        with self._device.turn() as (pool, workspace):
+            while True:
+                at = plan.run(pool, workspace, kv.rows, given, (at, self._stages))
+                if at == plan.operators:
+                    return result
+                needed = plan.stages_of(at)
+                await_stage(needed - 1)
+                self._stages = needed
 
 
 def _in_rows(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -57,8 +58,7 @@ class KvShape:
         return self.layers * 2 * self.kv_heads
 
 
-@dataclass(frozen=True, slots=True)
-class KvRows:
+class KvRows(msgspec.Struct, frozen=True):
     """The rows of one sequence in a forward pass: `rows` of them, from row `first_row` on.
 
     The first has position `start`; `blocks` are the sequence's block ids, in token order, enough
@@ -135,6 +135,7 @@ class KvPool:
         else:
             self._native = _native.KvPool.open_shared(path, slabs, records, self.budget_bytes)
         self._arena = torch.frombuffer(self._native, dtype=torch.uint8)
+        self._pages: dict[KvShape, Tensor] = {}  # views of it, made at their first use
         self._backing: threading.Thread | None = None
         self._is_wanted = threading.Event()
         self._slab_searches = 0
@@ -222,8 +223,12 @@ class KvPool:
 
     def pages(self, shape: KvShape) -> Tensor:
         """Return the arena as pages of `shape`: [pages, block_tokens, head_dim]."""
-        whole = len(self._arena) // shape.page_bytes * shape.page_bytes
-        return self._arena[:whole].view(shape.dtype).view(-1, BLOCK_TOKENS, shape.head_dim)
+        pages = self._pages.get(shape)
+        if pages is None:
+            whole = len(self._arena) // shape.page_bytes * shape.page_bytes
+            pages = self._arena[:whole].view(shape.dtype).view(-1, BLOCK_TOKENS, shape.head_dim)
+            self._pages[shape] = pages
+        return pages
 
     def view(self, shape: KvShape, sequences: Sequence[KvRows]) -> KvView:
         """Return what a device needs to run `sequences`."""

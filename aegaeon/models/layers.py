@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aegaeon.device.base import Device, Projection, StepBatch
+from aegaeon.device.base import (
+    AwaitStage,
+    Device,
+    Operators,
+    Projection,
+    StepBatch,
+    StepInputs,
+)
 from aegaeon.models.checkpoint import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 from aegaeon.models.config import ModelConfig
 from aegaeon.models.embedding_rows import EmbeddingRows
@@ -28,7 +35,7 @@ class LayerWeights:
 
 
 class Decoder:
-    """A model on a device: views of its weights, which `weights` owns. Keeps nothing between steps.
+    """A model on a device: views of its weights, which `weights` owns. Keeps nothing of a step.
 
     Making one reads no weight and looks at no layer: views are made at their first use, so that a
     switch to the model waits for none.
@@ -47,6 +54,7 @@ class Decoder:
         self._norm = weights.vector(FINAL_NORM)
         tied = config.tie_word_embeddings
         self._head = Projection((self._embedding if tied else weights.matrix(HEAD),))
+        self._runner = device.new_runner()
 
     @torch.no_grad()
     def forward(self, batch: StepBatch) -> Tensor:
@@ -55,19 +63,23 @@ class Decoder:
         Waits for each stage of the weights before its first use; for that of the embedding only
         where its rows are not to be had before.
         """
-        device, await_stage = self._device, self._weights.stages.await_stage
         x = self._embed(batch.token_ids)
-        angles = self._rotary.tables(batch.positions)
+        inputs = StepInputs(x, *self._rotary.tables(batch.positions), batch)
+        return self._runner.run(self._step, inputs, self._weights.stages.await_stage)
+
+    def _step(self, device: Operators, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
+        """The decoder of every family; see `Step`."""
+        x, batch = inputs.x, inputs.batch
         for index in range(self.config.layers):
             await_stage(index)
             layer = self._layer(index)
-            mixed = self._attention(index, layer, x, angles, batch)
+            mixed = self._attention(device, index, x, inputs)
             x = device.linear(mixed, layer.output, residual=x)
-            x = device.linear(self._gated(layer, x), layer.down, residual=x)
+            x = device.linear(self._gated(device, layer, x), layer.down, residual=x)
         if len(batch.logit_rows) == 0:
             return x.new_empty((0, self.config.vocab_tokens))
         await_stage(self.config.layers)
-        x = device.rms_norm(x[batch.logit_rows], self._norm, self.config.rms_norm_eps)
+        x = device.rms_norm(x, self._norm, self.config.rms_norm_eps, rows=batch.logit_rows)
         return device.linear(x, self._head)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
@@ -85,16 +97,9 @@ class Decoder:
             layer = self._layers[index] = view_layer(self._weights, layer_prefix(index))
         return layer
 
-    def _attention(
-        self,
-        index: int,
-        layer: LayerWeights,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        batch: StepBatch,
-    ) -> Tensor:
+    def _attention(self, device: Operators, index: int, x: Tensor, inputs: StepInputs) -> Tensor:
         """Return what the heads see, [rows, heads * head_dim]."""
-        device, config = self._device, self.config
+        layer, config = self._layer(index), self.config
         normed = device.rms_norm(x, layer.input_norm, config.rms_norm_eps)
         qkv = device.linear(normed, layer.qkv)
         qkv = qkv.view(len(x), config.heads + 2 * config.kv_heads, config.head_dim)
@@ -107,14 +112,13 @@ class Decoder:
         if layer.query_norm is not None and layer.key_norm is not None:
             queries = device.rms_norm(queries, layer.query_norm, config.rms_norm_eps)
             keys = device.rms_norm(keys, layer.key_norm, config.rms_norm_eps)
-        cos, sin = angles
-        device.append_kv(index, device.rotate(keys, cos, sin), values, batch)
-        queries = device.rotate(queries, cos, sin)
-        return device.attend(index, queries, batch, config.head_dim**-0.5)
+        keys = device.rotate(keys, inputs.cos, inputs.sin)
+        device.append_kv(index, keys, values, inputs.batch)
+        queries = device.rotate(queries, inputs.cos, inputs.sin)
+        return device.attend(index, queries, inputs.batch, config.head_dim**-0.5)
 
-    def _gated(self, layer: LayerWeights, x: Tensor) -> Tensor:
+    def _gated(self, device: Operators, layer: LayerWeights, x: Tensor) -> Tensor:
         """Return the inner activations of the MLP, [rows, intermediate]."""
-        device = self._device
         normed = device.rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
         gate, up = device.linear(normed, layer.gate_up).chunk(2, dim=-1)
         return device.silu_mul(gate, up)

@@ -21,28 +21,23 @@ namespace py = pybind11;
 namespace aegaeon {
 namespace {
 
-using Sequence = std::tuple<std::size_t, std::size_t, std::size_t, std::vector<std::size_t>>;
+using Sequence = std::tuple<std::size_t, std::size_t, std::size_t, py::tuple>;
 
-// What the operators trust is checked here, once per pass.
-struct PagedRows {
-  ops::PagedKv kv;
-  std::size_t layers = 0;
-  std::size_t rows = 0;  // that a pass has at least
-
-  void check(std::size_t layer, std::size_t given_rows) const {
-    if (layer >= layers) {
-      throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(layers));
-    }
-    if (given_rows < rows) {
-      throw std::invalid_argument(std::to_string(given_rows) +
-                                  " rows are given, the sequences have " + std::to_string(rows));
+// Block tables grow with the context and are read in each pass: a plain conversion for each id.
+std::vector<std::size_t> blocks_of(const py::tuple& ids) {
+  std::vector<std::size_t> blocks(ids.size());
+  for (std::size_t at = 0; at < blocks.size(); ++at) {
+    blocks[at] = PyLong_AsSize_t(PyTuple_GET_ITEM(ids.ptr(), static_cast<Py_ssize_t>(at)));
+    if (blocks[at] == std::numeric_limits<std::size_t>::max() && PyErr_Occurred() != nullptr) {
+      throw py::error_already_set();
     }
   }
-};
+  return blocks;
+}
 
 std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
                                      std::array<std::size_t, 3> shape,
-                                     std::vector<Sequence> sequences) {
+                                     const std::vector<Sequence>& sequences) {
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
     throw std::invalid_argument("layers, KV heads and head_dim must be at least 1");
   }
@@ -53,7 +48,8 @@ std::unique_ptr<PagedRows> make_rows(std::pair<Address, std::size_t> pages,
   made->kv.kv_heads = shape[1];
   made->kv.head_dim = shape[2];
   const std::size_t block_pages = shape[0] * 2 * shape[1];
-  for (auto& [first_row, rows, start, blocks] : sequences) {
+  for (const auto& [first_row, rows, start, ids] : sequences) {
+    std::vector<std::size_t> blocks = blocks_of(ids);
     if (std::max({first_row, rows, start}) > kMost) {
       throw std::invalid_argument("rows and positions must be less than 2^32");
     }
@@ -93,6 +89,16 @@ void attend(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer,
 }
 
 }  // namespace
+
+void PagedRows::check(std::size_t layer, std::size_t given_rows) const {
+  if (layer >= layers) {
+    throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(layers));
+  }
+  if (given_rows < rows) {
+    throw std::invalid_argument(std::to_string(given_rows) +
+                                " rows are given, the sequences have " + std::to_string(rows));
+  }
+}
 
 void bind_attention(py::module_& module) {
   py::class_<PagedRows>(module, "PagedRows")

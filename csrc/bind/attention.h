@@ -3,7 +3,21 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
+
+#include "ops/ops.h"
+
 namespace aegaeon {
+
+// What the operators trust is checked here, once per pass.
+struct PagedRows {
+  ops::PagedKv kv;
+  std::size_t layers = 0;
+  std::size_t rows = 0;  // that a pass has at least
+
+  // Throws std::out_of_range and std::invalid_argument.
+  void check(std::size_t layer, std::size_t given_rows) const;
+};
 
 void bind_attention(pybind11::module_& module);
 

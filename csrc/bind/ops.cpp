@@ -13,6 +13,7 @@
 #include "bind/attention.h"
 #include "bind/operands.h"
 #include "bind/ops.h"
+#include "bind/step_plan.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/thread_pool.h"
 
@@ -39,13 +40,7 @@ ops::Matrix matrix_of(const py::handle& part) {
 
 void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out,
             Address residual) {
-  if (shape.second == 0) throw std::invalid_argument("a product needs at least 1 column");
-  std::vector<ops::BiasedMatrix> matrices;
-  matrices.reserve(parts.size());
-  for (const py::handle part : parts) {
-    const auto bias = py::reinterpret_borrow<py::tuple>(part)[3].cast<Address>();
-    matrices.push_back({matrix_of(part), pointer<const float>(bias)});
-  }
+  const std::vector<ops::BiasedMatrix> matrices = projection_of(parts, shape.second);
   const py::gil_scoped_release released;
   ops::linear(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
                      matrices.size(), pointer<const float>(residual), pointer<float>(out)});
@@ -59,11 +54,11 @@ void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tupl
                     pointer<float>(out)});
 }
 
-void rms_norm(ops::ThreadPool& pool, Address x, Shape shape, Address weight, float eps,
-              Address out) {
+void rms_norm(ops::ThreadPool& pool, Strided x, std::array<std::size_t, 3> shape, Address weight,
+              float eps, Address out) {
   const py::gil_scoped_release released;
-  ops::rms_norm(pool, {pointer<const float>(x), shape.first, shape.second,
-                       pointer<const float>(weight), eps, pointer<float>(out)});
+  ops::rms_norm(pool, {rows_of(x), shape[0], shape[1], shape[2], pointer<const float>(weight), eps,
+                       pointer<float>(out), nullptr});
 }
 
 void rotate(ops::ThreadPool& pool, Strided x, std::array<std::size_t, 3> shape,
@@ -92,6 +87,17 @@ void bind_elementwise(py::module_& module) {
 
 }  // namespace
 
+std::vector<ops::BiasedMatrix> projection_of(const py::tuple& parts, std::size_t columns) {
+  if (columns == 0) throw std::invalid_argument("a product needs at least 1 column");
+  std::vector<ops::BiasedMatrix> matrices;
+  matrices.reserve(parts.size());
+  for (const py::handle part : parts) {
+    const auto bias = py::reinterpret_borrow<py::tuple>(part)[3].cast<Address>();
+    matrices.push_back({matrix_of(part), pointer<const float>(bias)});
+  }
+  return matrices;
+}
+
 void bind_ops(py::module_& module) {
   py::class_<ops::ThreadPool>(module, "ThreadPool")
       .def(py::init([](unsigned threads) {
@@ -106,6 +112,7 @@ void bind_ops(py::module_& module) {
              py::arg("table"), py::arg("out"));
   bind_elementwise(module);
   bind_attention(module);
+  bind_step_plan(module);
   module.def("force_isa", &ops::force_isa, py::arg("name"));
   module.def("current_isa", [] { return std::string(ops::isa_name(ops::current_isa())); });
 }

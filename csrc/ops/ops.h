@@ -60,14 +60,17 @@ struct Rows {
   std::size_t stride;
 };
 
-// out[r][i] = x[r][i] / sqrt(mean over i of x[r][i]^2 + eps) * weight[i].
+// out[r][h][i] = x[r][h][i] / sqrt(mean over i of x[r][h][i]^2 + eps) * weight[i], where row r of x
+// is its row chosen[r] if some are chosen.
 struct RmsNormParams {
-  const float* x;  // [rows, features]
+  Rows x;  // [rows, heads * features]
   std::size_t rows;
+  std::size_t heads;  // each normed by itself
   std::size_t features;
   const float* weight;  // [features]
   float eps;
-  float* out;  // [rows, features]
+  float* out;                  // [rows, heads, features]
+  const std::int64_t* chosen;  // [rows], rows of x; or null
 };
 
 // Turns the pairs (i, i + head_dim / 2) of each head: out = x * cos + swapped(x) * sin, where

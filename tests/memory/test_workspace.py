@@ -14,5 +14,5 @@ def test_a_pass_holds_its_widest_operand_once_more():
         for size in (10_000, 20_000)
     )
     each = FLOAT_BYTES * MAX_PASS_ROWS * (wide.intermediate_size - narrow.intermediate_size)
-    inner = 5
+    inner = 3
     assert pass_bytes(wide) - pass_bytes(narrow) == (inner + 1) * each

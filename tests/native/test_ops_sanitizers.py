@@ -1,4 +1,5 @@
-"""Operators and their thread pool under the sanitizers, on every instruction set that is here."""
+"""Operators, recorded steps and their thread pool under the sanitizers, on every instruction set
+that is here."""
 
 import pytest
 
@@ -8,5 +9,6 @@ SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "shm" / "futex.
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_the_sanitizers_find_nothing_in_the_operators(sanitizer):
-    run_sanitized("ops_stress", SOURCES, sanitizer)
+@pytest.mark.parametrize("program", ["ops_stress", "step_stress"])
+def test_the_sanitizers_find_nothing_in_the_operators(program, sanitizer):
+    run_sanitized(program, SOURCES, sanitizer)

@@ -29,7 +29,8 @@ class DenseDevice(Device):
         sums = functional.linear(x, weight, bias)
         return sums if residual is None else sums + residual
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
+        x = x if rows is None else x[rows]
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

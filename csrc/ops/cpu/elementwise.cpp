@@ -34,11 +34,15 @@ float sum_of_squares(const float* x, std::size_t count) {
 
 void norm_row(const RmsNormParams& params, std::size_t row) {
   const std::size_t features = params.features;
-  const float* const x = params.x + row * features;
-  float* const out = params.out + row * features;
-  const float mean = sum_of_squares(x, features) / static_cast<float>(features);
-  const float root = std::sqrt(mean + params.eps);
-  for (std::size_t i = 0; i < features; ++i) out[i] = x[i] / root * params.weight[i];
+  const std::size_t from =
+      params.chosen == nullptr ? row : static_cast<std::size_t>(params.chosen[row]);
+  for (std::size_t head = 0; head < params.heads; ++head) {
+    const float* const x = params.x.first + from * params.x.stride + head * features;
+    float* const out = params.out + (row * params.heads + head) * features;
+    const float mean = sum_of_squares(x, features) / static_cast<float>(features);
+    const float root = std::sqrt(mean + params.eps);
+    for (std::size_t i = 0; i < features; ++i) out[i] = x[i] / root * params.weight[i];
+  }
 }
 
 void rotate_row(const RotateParams& params, std::size_t row) {
@@ -75,7 +79,7 @@ void each_row(ThreadPool& pool, const Params& params, std::size_t features, cons
 }  // namespace
 
 void rms_norm(ThreadPool& pool, const RmsNormParams& params) {
-  each_row(pool, params, params.features, norm_row);
+  each_row(pool, params, params.heads * params.features, norm_row);
 }
 
 void rotate(ThreadPool& pool, const RotateParams& params) {

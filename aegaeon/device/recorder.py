@@ -1,0 +1,121 @@
+"""Records a model's step: operators that compute nothing and note who makes what from what."""
+
+import torch
+from torch import Tensor
+
+from aegaeon import _native
+from aegaeon.device.base import Operators, Projection, Step, StepBatch, StepInputs
+from aegaeon.memory.kv import BLOCK_TOKENS, KvShape, KvView
+
+# Of every tensor while a step is recorded; the plan runs for any.
+RECORDED_ROWS = 2
+
+Columns = tuple[int, int, int]  # slot, first column, columns
+
+
+class RecordedStep:
+    """A native plan of a step; keeps the weights that it computes with where they are."""
+
+    def __init__(self, plan: _native.StepPlan, result_features: int, weights: list[object]) -> None:
+        self.plan = plan
+        self.result_features = result_features
+        self._weights = weights
+
+
+def record(step: Step, inputs: StepInputs) -> RecordedStep:
+    """Return the plan of `step`, for inputs as wide as these. No weight is read.
+
+    Raises ValueError where the plan cannot have operands as the step gives them.
+    """
+    recorder = Recorder()
+    result = step(recorder, recorder.inputs_like(inputs), recorder.need_stage)
+    recorder.plan.finish(recorder.slot_of(result))
+    return RecordedStep(recorder.plan, result.shape[1], recorder.weights)
+
+
+class Recorder(Operators):
+    """Each result is a tensor of RECORDED_ROWS rows that nobody writes to: a slot of the plan is
+    known again by the memory that its views share. The batch is that of a run, not of now."""
+
+    def __init__(self) -> None:
+        self.plan = _native.StepPlan()
+        self.weights: list[object] = []
+        self._slots: dict[int, int] = {}  # by address
+        self._made: list[Tensor] = []  # so that no address comes twice
+
+    def inputs_like(self, inputs: StepInputs) -> StepInputs:
+        """Return inputs of the step: x, cos and sin, in the order in which the plan has them."""
+        widths = inputs.x.shape[1], inputs.cos.shape[1], inputs.sin.shape[1]
+        x, cos, sin = (self._tensor(self.plan.input(width), width) for width in widths)
+        rows = torch.arange(RECORDED_ROWS)
+        nothing = KvView(KvShape(1, 1, 1), torch.empty(0, BLOCK_TOKENS, 1), ())
+        return StepInputs(x, cos, sin, StepBatch(rows, rows, rows, nothing))
+
+    def need_stage(self, stage: int) -> None:
+        """What follows needs this stage of the weights, and those before it."""
+        self.plan.need_stages(stage + 1)
+
+    def slot_of(self, x: Tensor) -> int:
+        """Return the slot that x is a view of."""
+        slot = self._slots.get(x.untyped_storage().data_ptr())
+        assert slot is not None, "a step computes with its device's operators only"
+        return slot
+
+    def linear(self, x: Tensor, projection: Projection, residual: Tensor | None = None) -> Tensor:
+        assert x.shape[1] == projection.in_features
+        self.weights.append(projection)
+        added = None if residual is None else self._columns(residual)
+        slot = self.plan.linear(self._columns(x), projection.operands, added)
+        return self._tensor(slot, projection.out_features)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
+        self.weights.append(weight)
+        columns, address = self._columns(x), weight.data_ptr()
+        if rows is not None:
+            slot = self.plan.rms_norm_outputs(columns, address, eps)
+        else:
+            slot = self.plan.rms_norm(columns, columns[2] // len(weight), address, eps)
+        return self._tensor(slot, *x.shape[1:])
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        angles = self._columns(cos), self._columns(sin)
+        slot = self.plan.rotate(self._columns(x), x.shape[1], *angles)
+        return self._tensor(slot, *x.shape[1:])
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        slot = self.plan.silu_mul(self._columns(gate), self._columns(up))
+        return self._tensor(slot, *gate.shape[1:])
+
+    def append_kv(
+        self,
+        layer: int,
+        keys: Tensor,
+        values: Tensor,
+        batch: StepBatch,  # noqa: ARG002
+    ) -> None:
+        self.plan.append_kv(layer, keys.shape[1], self._columns(keys), self._columns(values))
+
+    def attend(
+        self,
+        layer: int,
+        queries: Tensor,
+        batch: StepBatch,  # noqa: ARG002
+        scale: float,
+    ) -> Tensor:
+        heads, head_dim = queries.shape[1:]
+        slot = self.plan.attend(layer, heads, self._columns(queries), scale)
+        return self._tensor(slot, heads * head_dim)
+
+    def _tensor(self, slot: int, *shape: int) -> Tensor:
+        made = torch.empty((RECORDED_ROWS, *shape))
+        self._slots[made.untyped_storage().data_ptr()] = slot
+        self._made.append(made)
+        return made
+
+    def _columns(self, x: Tensor) -> Columns:
+        """Return where x, [rows, ...], lies: columns side by side of a slot, in all its rows."""
+        slot, first = self.slot_of(x), int(x.storage_offset())
+        width = x.untyped_storage().nbytes() // (RECORDED_ROWS * x.element_size())
+        is_side_by_side = x[0].is_contiguous() and x.stride(0) == width and first < width
+        assert len(x) == RECORDED_ROWS and is_side_by_side, "a step cuts columns, not rows"
+        return slot, first, x[0].numel()
