@@ -40,7 +40,7 @@ class Recorder(Operators):
     def __init__(self) -> None:
         self.plan = _native.StepPlan()
         self.weights: list[object] = []
-        self._slots: dict[int, int] = {}  # by address
+        self._slots: dict[int, tuple[int, int]] = {}  # and their columns, by address
         self._made: list[Tensor] = []  # so that no address comes twice
 
     def inputs_like(self, inputs: StepInputs) -> StepInputs:
@@ -57,9 +57,7 @@ class Recorder(Operators):
 
     def slot_of(self, x: Tensor) -> int:
         """Return the slot that x is a view of."""
-        slot = self._slots.get(x.untyped_storage().data_ptr())
-        assert slot is not None, "a step computes with its device's operators only"
-        return slot
+        return self._home_of(x)[0]
 
     def linear(self, x: Tensor, projection: Projection, residual: Tensor | None = None) -> Tensor:
         assert x.shape[1] == projection.in_features
@@ -108,14 +106,23 @@ class Recorder(Operators):
 
     def _tensor(self, slot: int, *shape: int) -> Tensor:
         made = torch.empty((RECORDED_ROWS, *shape))
-        self._slots[made.untyped_storage().data_ptr()] = slot
+        self._slots[made.data_ptr()] = slot, made.stride(0)
         self._made.append(made)
         return made
 
+    def _home_of(self, x: Tensor) -> tuple[int, int]:
+        """Return the slot that x is a view of, and the slot's columns."""
+        home = self._slots.get(x.data_ptr() - int(x.storage_offset()) * x.element_size())
+        assert home is not None, "a step computes with its device's operators only"
+        return home
+
     def _columns(self, x: Tensor) -> Columns:
         """Return where x, [rows, ...], lies: columns side by side of a slot, in all its rows."""
-        slot, first = self.slot_of(x), int(x.storage_offset())
-        width = x.untyped_storage().nbytes() // (RECORDED_ROWS * x.element_size())
-        is_side_by_side = x[0].is_contiguous() and x.stride(0) == width and first < width
-        assert len(x) == RECORDED_ROWS and is_side_by_side, "a step cuts columns, not rows"
-        return slot, first, x[0].numel()
+        slot, columns = self._home_of(x)
+        strides, first, width = x.stride(), int(x.storage_offset()), 1
+        is_side_by_side = len(x) == RECORDED_ROWS and strides[0] == columns
+        for size, stride in zip(reversed(x.shape[1:]), reversed(strides[1:]), strict=True):
+            is_side_by_side &= stride == width
+            width *= size
+        assert is_side_by_side and first + width <= columns, "a step cuts columns, not rows"
+        return slot, first, width

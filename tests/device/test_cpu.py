@@ -83,13 +83,13 @@ def test_silu_mul_is_the_float64_formula_at_the_extremes_too():
 class Attention:
     """Sequences with random keys and values, attended in any cut."""
 
-    def __init__(self, lengths, heads=6, kv_heads=2, head_dim=16, layers=2):
+    def __init__(self, lengths, heads=6, kv_heads=2, head_dim=16, layers=2, threads=1):
         self.shape = KvShape(layers, kv_heads, head_dim)
         self.sequences = PagedSequences(self.shape, lengths)
         self.q = [randn(n, heads, head_dim, seed=100 + i) for i, n in enumerate(lengths)]
         self.k = [randn(n, kv_heads, head_dim, seed=200 + i) for i, n in enumerate(lengths)]
         self.v = [randn(n, kv_heads, head_dim, seed=300 + i) for i, n in enumerate(lengths)]
-        self.device = CpuDevice()
+        self.device = CpuDevice(threads)
 
     def run(self, parts, layer=1):
         batch = self.sequences.batch(parts)
@@ -142,6 +142,19 @@ def test_attention_has_the_same_bits_among_other_sequences():
     assert torch.equal(mixed[1:61], alone[0][640:])
     assert torch.equal(mixed[61], alone[3][512])
     assert torch.equal(mixed[62:], alone[2])
+
+
+def test_many_sequences_are_stored_and_attended_to_alike_on_any_threads():
+    lengths = [1 + 7 * i % 40 for i in range(30)]
+    parts = [(i, max(0, n - 1 - i % 3), min(n, 1 + i % 3)) for i, n in enumerate(lengths)]
+    outs = []
+    for threads in (1, 4):
+        attention = Attention(lengths, threads=threads)
+        attention.run([(i, 0, n) for i, n in enumerate(lengths)])
+        outs.append(attention.run(parts, layer=0))
+        pages = attention.sequences.pool.pages(attention.shape)
+        outs[-1] = torch.cat((outs[-1].flatten(), pages.flatten()))
+    assert torch.equal(*outs)
 
 
 def test_a_nan_in_one_sequence_stays_in_it():

@@ -107,11 +107,17 @@ void append_row(const AppendParams& params, const SequenceRows& sequence, std::s
 }  // namespace
 
 void append_kv(ThreadPool& pool, const AppendParams& params) {
-  for (const SequenceRows& sequence : params.kv.sequences) {
-    pool.for_ranges(sequence.rows, kRowsPerClaim, [&](std::size_t first, std::size_t last) {
-      for (std::size_t at = first; at < last; ++at) append_row(params, sequence, at);
-    });
-  }
+  std::size_t rows = 0;
+  for (const SequenceRows& sequence : params.kv.sequences) rows += sequence.rows;
+  // Rows of all sequences are one line of work: those that decode have one each.
+  pool.for_ranges(rows, kRowsPerClaim, [&](std::size_t first, std::size_t last) {
+    std::size_t begin = 0;
+    for (const SequenceRows& sequence : params.kv.sequences) {
+      const std::size_t from = std::max(first, begin), to = std::min(last, begin + sequence.rows);
+      for (std::size_t row = from; row < to; ++row) append_row(params, sequence, row - begin);
+      begin += sequence.rows;
+    }
+  });
 }
 
 void attend(ThreadPool& pool, const AttendParams& params) {
