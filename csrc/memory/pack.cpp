@@ -134,8 +134,9 @@ float half_to_float(std::uint16_t half) {
   const float finite = float_of(magnitude << 13) * 0x1p112f;
   std::uint32_t bits = 0;
   std::memcpy(&bits, &finite, sizeof bits);
-  const std::uint32_t other = 0x7f800000u | magnitude << 13;  // infinity or NaN
-  return float_of(sign | (magnitude >= 0x7c00u ? other : bits));
+  // Infinity and NaN keep their fractions under the largest exponent.
+  const std::uint32_t largest = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return float_of(sign | bits | largest);
 }
 
 template <typename Widen>

@@ -14,7 +14,7 @@ X = (0, 0, 8)
 
 
 def make_kv(shape=(1, 2, 8), rows=3):
-    return _native.PagedRows((PAGES.data_ptr(), 4), shape, [(0, rows, 0, (0,))])
+    return _native.PagedRows((PAGES.data_ptr(), 4, 0), shape, [(0, rows, 0, (0,))])
 
 
 def make_plan():

@@ -84,6 +84,7 @@ struct Avx2Groups : Avx2 {
   static Floats broadcast_scale(const std::uint32_t* bits) {
     return _mm256_castsi256_ps(broadcast_pair(bits));
   }
+  static Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
   static Floats multiply_add_floats(Floats a, Floats b, Floats sum) {
     return _mm256_fmadd_ps(a, b, sum);
   }

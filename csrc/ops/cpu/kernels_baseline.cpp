@@ -120,6 +120,14 @@ struct PlainGroups : Plain {
     return broadcast(&scale);
   }
 
+  static Floats multiply(const Floats& a, const Floats& b) {
+    Floats product;
+    for (std::size_t lane = 0; lane < kWidth; ++lane) {
+      product.lanes[lane] = a.lanes[lane] * b.lanes[lane];
+    }
+    return product;
+  }
+
   static Floats multiply_add_floats(const Floats& a, const Floats& b, const Floats& sum) {
     return Plain::multiply_add(a, b, sum);
   }

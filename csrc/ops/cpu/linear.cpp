@@ -132,7 +132,8 @@ struct Tiles {
 };
 
 std::size_t tiles_per_claim(const Tiles& tiles, unsigned threads, bool is_single) {
-  const std::size_t fair = tiles.count / (threads * kClaimsPerThread * (is_single ? 1 : 4)) + 1;
+  const std::size_t claims = threads * kClaimsPerThread * (is_single ? 1 : 4);
+  const std::size_t fair = (tiles.count + claims - 1) / claims;
   const std::size_t least = is_single ? std::max<std::size_t>(1, kStreamBytes / tiles.bytes) : 1;
   return std::min(std::max(fair, least), (tiles.count + threads - 1) / threads);
 }
