@@ -5,6 +5,7 @@ bit: batch mates, padding and where a prompt was cut never show.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from aegaeon.device.packed import Matrix
 from aegaeon.memory.kv import KvView
+from aegaeon.types import SamplingParams
+
+# How a row's token is drawn, and which token of its request it is.
+Draw = tuple[SamplingParams, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +83,8 @@ class Device(ABC):
     def attend(self, layer: int, queries: Tensor, batch: StepBatch, scale: float) -> Tensor:
         """Causal attention of queries [rows, heads, head_dim] over each row's own sequence up to
         and with its position; returns [rows, heads * head_dim]."""
+
+    @abstractmethod
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        """Return the next token of each row of logits [rows, vocab], drawn as its own of `draws`
+        says; None where the row's logits are not finite. The formula: csrc/ops/sampling.h."""

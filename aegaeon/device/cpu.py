@@ -3,13 +3,17 @@
 The operators are native (csrc/ops); what torch does here only allocates and shapes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from aegaeon import _native
 from aegaeon.device.attention import AttentionPlan
-from aegaeon.device.base import Device, Projection, StepBatch
+from aegaeon.device.base import Device, Draw, Projection, StepBatch
 from aegaeon.device.packed import Matrix
+
+SEED_MASK = (1 << 64) - 1
 
 
 class CpuDevice(Device):
@@ -77,6 +81,16 @@ class CpuDevice(Device):
         plan = self._plan_for(batch)
         _native.attend(self._pool, plan.rows, layer, operand, scale, out.data_ptr())
         return out
+
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        logits = logits.contiguous()
+        rows = [
+            (*(params.temperature, max(params.top_k, 0), params.top_p, params.min_p),
+             *(params.seed & SEED_MASK, position))
+            for params, position in draws
+        ]  # fmt: skip
+        shape = (logits.shape[0], logits.shape[1])
+        return _native.sample(self._pool, logits.data_ptr(), shape, rows)
 
     def _plan_for(self, batch: StepBatch) -> AttentionPlan:
         if self._plan is None or self._plan.kv is not batch.kv:

@@ -30,6 +30,7 @@ def pass_bytes(config: ModelConfig) -> int:
 
 def sequence_bytes(config: ModelConfig) -> int:
     """Return the bytes that a pass holds for each of its sequences: a split of its keys and values,
-    gathered, and its logits, copied once for sampling."""
+    gathered, its logits, and what sampling makes of them (csrc/ops/cpu/sampling.cpp): weights and
+    their indices, and ids and logits of the highest."""
     gathered = 2 * 2 * SPLIT_TOKENS * config.kv_heads * config.head_dim
-    return FLOAT_BYTES * (gathered + 2 * config.vocab_tokens)
+    return FLOAT_BYTES * (gathered + (1 + 6) * config.vocab_tokens)

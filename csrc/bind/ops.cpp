@@ -13,6 +13,7 @@
 #include "bind/attention.h"
 #include "bind/operands.h"
 #include "bind/ops.h"
+#include "bind/sampling.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/thread_pool.h"
 
@@ -106,6 +107,7 @@ void bind_ops(py::module_& module) {
              py::arg("table"), py::arg("out"));
   bind_elementwise(module);
   bind_attention(module);
+  bind_sampling(module);
   module.def("force_isa", &ops::force_isa, py::arg("name"));
   module.def("current_isa", [] { return std::string(ops::isa_name(ops::current_isa())); });
 }

@@ -5,6 +5,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/sampling_loops.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -64,6 +65,8 @@ struct Avx2 {
 PanelKernel avx2_kernel(WeightType type) { return kernel_of<Avx2>(type); }
 
 AttentionKernel avx2_attention() { return {Avx2::kMaxRows, attend_tile<Avx2>}; }
+
+SamplingKernel avx2_sampling() { return sampling_kernel(); }
 
 }  // namespace aegaeon::ops
 

@@ -5,6 +5,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/sampling_loops.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -61,6 +62,8 @@ struct Avx512 {
 PanelKernel avx512_kernel(WeightType type) { return kernel_of<Avx512>(type); }
 
 AttentionKernel avx512_attention() { return {Avx512::kMaxRows, attend_tile<Avx512>}; }
+
+SamplingKernel avx512_sampling() { return sampling_kernel(); }
 
 }  // namespace aegaeon::ops
 

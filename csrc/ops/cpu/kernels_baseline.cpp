@@ -2,6 +2,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/sampling_loops.h"
 #include "ops/cpu/widen.h"
 
 namespace aegaeon::ops {
@@ -72,5 +73,7 @@ struct Plain {
 PanelKernel baseline_kernel(WeightType type) { return kernel_of<Plain>(type); }
 
 AttentionKernel baseline_attention() { return {Plain::kMaxRows, attend_tile<Plain>}; }
+
+SamplingKernel baseline_sampling() { return sampling_kernel(); }
 
 }  // namespace aegaeon::ops
