@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bind/attention.h"
+#include "bind/limits.h"
 #include "bind/operands.h"
 #include "bind/ops.h"
 #include "bind/sampling.h"
@@ -107,6 +108,7 @@ void bind_ops(py::module_& module) {
              py::arg("table"), py::arg("out"));
   bind_elementwise(module);
   bind_attention(module);
+  bind_limits(module);
   bind_sampling(module);
   module.def("force_isa", &ops::force_isa, py::arg("name"));
   module.def("current_isa", [] { return std::string(ops::isa_name(ops::current_isa())); });

@@ -5,6 +5,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/multiply_add.h"
 #include "ops/cpu/sampling_loops.h"
 
 namespace aegaeon::ops {
@@ -67,6 +68,8 @@ PanelKernel avx2_kernel(WeightType type) { return kernel_of<Avx2>(type); }
 AttentionKernel avx2_attention() { return {Avx2::kMaxRows, attend_tile<Avx2>}; }
 
 SamplingKernel avx2_sampling() { return sampling_kernel(); }
+
+std::size_t avx2_multiply_adds(std::size_t rounds) { return multiply_adds<Avx2>(rounds); }
 
 }  // namespace aegaeon::ops
 

@@ -5,6 +5,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/multiply_add.h"
 #include "ops/cpu/sampling_loops.h"
 
 namespace aegaeon::ops {
@@ -64,6 +65,8 @@ PanelKernel avx512_kernel(WeightType type) { return kernel_of<Avx512>(type); }
 AttentionKernel avx512_attention() { return {Avx512::kMaxRows, attend_tile<Avx512>}; }
 
 SamplingKernel avx512_sampling() { return sampling_kernel(); }
+
+std::size_t avx512_multiply_adds(std::size_t rounds) { return multiply_adds<Avx512>(rounds); }
 
 }  // namespace aegaeon::ops
 

@@ -2,6 +2,7 @@
 
 #include "ops/cpu/attention_tile.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/multiply_add.h"
 #include "ops/cpu/sampling_loops.h"
 #include "ops/cpu/widen.h"
 
@@ -75,5 +76,7 @@ PanelKernel baseline_kernel(WeightType type) { return kernel_of<Plain>(type); }
 AttentionKernel baseline_attention() { return {Plain::kMaxRows, attend_tile<Plain>}; }
 
 SamplingKernel baseline_sampling() { return sampling_kernel(); }
+
+std::size_t baseline_multiply_adds(std::size_t rounds) { return multiply_adds<Plain>(rounds); }
 
 }  // namespace aegaeon::ops
