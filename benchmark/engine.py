@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msgspec
 
-from aegaeon import _native
 from aegaeon.device.processors import available_processors
 from aegaeon.memory.budget import GB
 from aegaeon.types import ModelSpec
@@ -46,7 +45,7 @@ from benchmark.engine_cases import (
     weight_types,
 )
 from benchmark.engine_peers import LLAMA, Peer, find_llama, find_transformers
-from benchmark.limits import PAUSE_S, Limits, Pace, measure_limits
+from benchmark.limits import PAUSE_S, LimitProbe, Limits, Pace
 from benchmark.random_model import QWEN3_06B, SMALL, write_model
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 
@@ -76,7 +75,6 @@ class Effort(msgspec.Struct, frozen=True):
     repeats: int
     run_s: float
     threads: int
-    is_quick: bool
 
 
 def ceiling_aim(weights: str, case: Case, spec: ModelSpec) -> Aim | None:
@@ -120,23 +118,26 @@ def alternate_rates(ways: Mapping[str, Way], repeats: int) -> dict[str, float]:
 class Bench:
     """Measures a model with one type of weights."""
 
-    def __init__(self, spec: ModelSpec, weights: str, limits: Limits, effort: Effort) -> None:
-        self._spec, self._weights = spec, weights
-        self._limits, self._effort = limits, effort
+    def __init__(self, spec: ModelSpec, weights: str, effort: Effort) -> None:
+        self._spec, self._weights, self._effort = spec, weights, effort
         self.skipped: list[str] = []
         self._ours: dict[Case, float] = {}
+        self._peers: dict[Case, dict[str, float]] = {}
 
-    def measure(self, cases: Sequence[Case], peers: Sequence[Peer]) -> list[Row]:
-        """Return the rows of all cases that fit memory."""
+    def measure(self, cases: Sequence[Case], peers: Sequence[Peer]) -> None:
+        """Measure all cases that fit memory."""
         fitting = self._fitting(cases)
         kv_bytes = max(case.kv_bytes(self._spec) for case in fitting) + (64 << 20)
         engine = OurEngine(self._spec, self._weights, self._effort.threads, kv_bytes)
-        rows: list[Row] = []
         try:
             for case in fitting:
-                rows += self._case(engine, case, peers)
+                self._case(engine, case, peers)
         finally:
             engine.close()
+
+    def rows(self, limits: Limits) -> list[Row]:
+        """Return the rows of what was measured."""
+        rows = [row for case in self._ours for row in self._rows(case, limits)]
         return rows + list(self._batch_rows())
 
     def _fitting(self, cases: Sequence[Case]) -> list[Case]:
@@ -155,7 +156,7 @@ class Bench:
                 fitting.append(case)
         return fitting
 
-    def _case(self, engine: OurEngine, case: Case, peers: Sequence[Peer]) -> Iterator[Row]:
+    def _case(self, engine: OurEngine, case: Case, peers: Sequence[Peer]) -> None:
         engine.prepare(case)
         engine.seconds(case)  # a step before, which warms up
         ways: dict[str, Way] = {"ours": lambda: self._rate(engine, case)}
@@ -164,7 +165,7 @@ class Bench:
         self._ours[case] = rates.pop("ours")
         told = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
         progress(f"  {self._weights}, {case.name}: {self._ours[case]:.1f} {UNIT} ({told})")
-        yield from self._rows(case, rates)
+        self._peers[case] = rates
 
     def _rate(self, engine: OurEngine, case: Case) -> float:
         """Return the tokens/s of a run: one prompt, or as many steps as fill it."""
@@ -177,15 +178,15 @@ class Bench:
             took.append(engine.seconds(case))
         return case.batch / median(took)
 
-    def _rows(self, case: Case, peers: dict[str, float]) -> Iterator[Row]:
+    def _rows(self, case: Case, limits: Limits) -> Iterator[Row]:
         row = Row(
             case=f"{self._weights}, {case.name}",
             unit=UNIT,
             ours=self._ours[case],
-            limit=ceiling(case, self._spec, self._limits),
+            limit=ceiling(case, self._spec, limits),
         )
         yield measured(row, ceiling_aim(self._weights, case, self._spec))
-        for name, rate in peers.items():
+        for name, rate in self._peers[case].items():
             against = msgspec.structs.replace(row, peer=name, peer_value=rate)
             yield measured(against, peer_aim(self._weights, case, name))
 
@@ -227,34 +228,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Return rows of each type of weights, and what was skipped."""
     threads = options.threads or available_processors()
-    effort = Effort(options.repeats, 0.5, threads, options.quick)
-    pace = Pace(9, 0.05, 2.0)
+    effort = Effort(options.repeats, 0.5, threads)
+    pace = Pace(5, 0.05, 2.0)
     if options.quick:
-        effort, pace = Effort(1, 0.0, threads, True), Pace(1, 0.001, 0.1)
+        effort, pace = Effort(1, 0.0, threads), Pace(1, 0.001, 0.1)
     progress("limits")
-    pool = _native.ThreadPool(threads)
-    limits = measure_limits(pool, pace, (32 if options.quick else 512) << 20)
-    rows: list[Row] = []
+    probe = LimitProbe(threads, pace, (32 if options.quick else 512) << 20)
+    benches: list[Bench] = []
     skipped: list[str] = []
-    told = f"{threads} thread{'s' * (threads > 1)}"
-    rows.append(Row(case=f"limit: reading, {told}", unit="GB/s", ours=limits.read_gb_per_s))
-    rows.append(Row(case=f"limit: multiply-adds, {told}", unit="GFLOP/s", ours=limits.gflop_per_s))
     reference: list[Peer] = []
     if not options.no_peers:
         reference, skipped = find_transformers(spec_of(directory, "bf16"), threads)
     for weights in options.weights:
         progress(weights)
-        spec = spec_of(directory, weights)
         peers = list(reference)
         if not options.no_peers:
             gguf = options.gguf_int8 if weights == "int8" else options.gguf
             found, missing = find_llama(gguf, threads)
             peers += found
             skipped += [f"{weights}, {text}" for text in missing]
-        bench = Bench(spec, weights, limits, effort)
-        rows += bench.measure(list(cases_of(options.quick)), peers)
-        skipped += bench.skipped
-    return rows, skipped
+        benches.append(Bench(spec_of(directory, weights), weights, effort))
+        benches[-1].measure(list(cases_of(options.quick)), peers)
+        skipped += benches[-1].skipped
+        probe.look()
+    limits = probe.limits()
+    return probe.rows() + [row for bench in benches for row in bench.rows(limits)], skipped
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,8 +17,8 @@ from benchmark.limits import Limits
 from benchmark.switch_engine import Driver
 
 # Of what the system has available, that keys and values of a case may take.
-KV_SHARE = 0.35
-SPARE_TOKENS = 512  # that sequences may grow by while they are measured
+KV_SHARE = 0.4
+SPARE_TOKENS = 256  # that sequences may grow by while they are measured
 
 
 class Case(msgspec.Struct, frozen=True):

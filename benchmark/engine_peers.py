@@ -60,7 +60,7 @@ class Transformers:
 
     def tokens_per_s(self, case: Case) -> float | None:
         """Run a prompt, or a step on a cache of random keys and values."""
-        if case.kind == "decode" and 2 * case.kv_bytes(self._spec) > MOST_KV_BYTES:
+        if case.kind == "decode" and self._cache_bytes(case) > MOST_KV_BYTES:
             return None
         dtype = self._best[case.kind]
         model = self._models[dtype]
@@ -74,6 +74,9 @@ class Transformers:
                 return run(model, case)
         finally:
             torch.set_num_threads(before)
+
+    def _cache_bytes(self, case: Case) -> int:
+        return 2 * case.batch * case.tokens * self._spec.kv_token_bytes  # old and new
 
     def _prefill(self, model: Any, case: Case) -> float:
         ids = torch.arange(case.tokens)[None] % 1000

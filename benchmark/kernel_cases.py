@@ -20,7 +20,7 @@ from benchmark.random_model import QWEN3_06B
 
 # What is read call after call: more than any cache has.
 COLD_BYTES = 208 << 20
-LAYER, HEAD = ("qkv", "output", "gate and up", "down"), "head"
+HEAD = "head"
 LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 4096)
 HEAD_ROWS = 64  # at most: only rows that a token is drawn of have logits
 FEW_ROWS = (1, 32, 512, 4096)
@@ -168,7 +168,7 @@ def _linear_case(
             pool, x.data_ptr(), (rows, inputs), (next(ours),), out.data_ptr()
         ),
         torchs=lambda: multiply(theirs, next(plain)),
-        part=f"linear {dtype}, {'the head' if name == HEAD else 'a layer'}, {_count(rows, 'row')}",
+        part="" if name == HEAD else f"linear {dtype}, a layer, {_count(rows, 'row')}",
     )
 
 

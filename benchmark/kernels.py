@@ -13,7 +13,6 @@ microsecond or two per call is in ours and in torch's.
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import torch
 from aegaeon import _native
 from aegaeon.device.processors import available_processors
 from benchmark import kernel_cases as cases
-from benchmark.limits import Limits, Pace, alternate, measure_limits
+from benchmark.limits import LimitProbe, Limits, Pace, alternate
 from benchmark.random_model import SMALL
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 from benchmark.sampling_cases import pool_cases, sampling_cases
@@ -53,7 +52,8 @@ QUICK = cases.Scale(cases.sizes_of(SMALL), 4 << 20, (1, 5), (1, 3), (40,), (33,)
 class Result:
     """Seconds of a call of one case, or of several that belong together."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, items: int = 0) -> None:
+        self.name, self.items = name, items
         self.read_bytes = self.flops = self.ours_s = self.torchs_s = 0.0
 
     def add(self, case: cases.Case, seconds: dict[str, float]) -> None:
@@ -63,7 +63,11 @@ class Result:
         self.ours_s += seconds["ours"]
         self.torchs_s += seconds.get(PEER, 0.0)
 
-    def rate_rows(self, name: str, limits: Limits) -> Iterator[Row]:
+    def rows(self, limits: Limits) -> list[Row]:
+        """Return the rows of what was measured, the one that binds first."""
+        return [self._item_row(limits)] if self.items else list(self._rate_rows(limits))
+
+    def _rate_rows(self, limits: Limits) -> Iterator[Row]:
         """Yield GB/s and GFLOP/s, what binds first."""
         amounts = {"GB/s": (self.read_bytes, limits.read_gb_per_s)}
         if self.flops:
@@ -72,14 +76,32 @@ class Result:
             amounts = dict(reversed(amounts.items()))
         for unit, (amount, limit) in amounts.items():
             row = Row(
-                case=name,
+                case=self.name,
                 unit=unit,
                 ours=amount / self.ours_s / 1e9,
                 peer=PEER if self.torchs_s else None,
                 peer_value=amount / self.torchs_s / 1e9 if self.torchs_s else None,
                 limit=limit,
             )
-            yield measured(row, _rate_aim(name, unit))
+            yield measured(row, _rate_aim(self.name, unit))
+
+    def _item_row(self, limits: Limits) -> Row:
+        """Return microseconds of each of a call's items."""
+        aim = None
+        if self.name.startswith("fork"):
+            aim = Aim("ours", 3.0, "< 3 us", is_least=False)
+        elif self.name.startswith("sample") and self.items == 1:
+            aim = Aim("ours", 300.0, "< 300 us", is_least=False)
+        each = 1e6 / self.items
+        row = Row(
+            case=self.name,
+            unit="us",
+            ours=self.ours_s * each,
+            peer=PEER if self.torchs_s else None,
+            peer_value=self.torchs_s * each or None,
+            limit=limits.seconds(self.read_bytes, self.flops) * each or None,
+        )
+        return measured(row, aim, less_is_better=True)
 
 
 def _rate_aim(name: str, unit: str) -> Aim | None:
@@ -94,33 +116,13 @@ def _rate_aim(name: str, unit: str) -> Aim | None:
     return None if share is None else Aim("ratio_to_limit", share, f">= {share:.0%} of limit")
 
 
-def _item_row(case: cases.Case, seconds: dict[str, float], limits: Limits) -> Row:
-    """Return microseconds of each of a call's items."""
-    aim = None
-    if case.name.startswith("fork"):
-        aim = Aim("ours", 3.0, "< 3 us", is_least=False)
-    elif case.name.startswith("sample") and case.items == 1:
-        aim = Aim("ours", 300.0, "< 300 us", is_least=False)
-    theirs = seconds.get(PEER)
-    row = Row(
-        case=case.name,
-        unit="us",
-        ours=seconds["ours"] / case.items * 1e6,
-        peer=PEER if theirs else None,
-        peer_value=theirs / case.items * 1e6 if theirs else None,
-        limit=limits.seconds(case.read_bytes, case.flops) / case.items * 1e6 or None,
-    )
-    return measured(row, aim, less_is_better=True)
-
-
 class Bench:
     """Measures cases of the chosen kinds."""
 
-    def __init__(self, pool: _native.ThreadPool, pace: Pace, limits: Limits) -> None:
-        self._pool, self._pace, self._limits = pool, pace, limits
-        self.rows: list[Row] = []
-        self.binding: list[Row] = []  # those that the table shows
-        self._sums: dict[str, Result] = defaultdict(Result)
+    def __init__(self, pool: _native.ThreadPool, pace: Pace) -> None:
+        self._pool, self._pace = pool, pace
+        self._results: list[Result] = []
+        self._sums: dict[str, Result] = {}
 
     def measure(self, maker: Maker, scale: cases.Scale) -> None:
         """Measure all cases of one kind."""
@@ -130,32 +132,15 @@ class Bench:
                 ways[PEER] = case.torchs
             seconds = alternate(ways, self._pace)
             progress(f"  {case.name}: {seconds['ours'] * 1e6:,.1f} us")
-            if case.items:
-                self._take([_item_row(case, seconds, self._limits)])
-                continue
-            result = Result()
-            result.add(case, seconds)
-            self._take(list(result.rate_rows(case.name, self._limits)))
+            self._results.append(Result(case.name, case.items))
+            self._results[-1].add(case, seconds)
             if case.part:
-                self._sums[case.part].add(case, seconds)
+                self._sums.setdefault(case.part, Result(case.part)).add(case, seconds)
 
-    def sum_up(self) -> None:
-        """Add rows of what belongs together: a layer's products, the head, and a model of them."""
-        for name, result in self._sums.items():
-            if "a layer" in name:
-                self._take(list(result.rate_rows(name, self._limits)))
-
-    def _take(self, rows: list[Row]) -> None:
-        self.rows += rows
-        self.binding += rows[:1]
-
-
-def _limit_rows(limits: Limits, threads: int) -> list[Row]:
-    told = f"{threads} thread{'s' * (threads > 1)}"
-    return [
-        Row(case=f"limit: reading, {told}", unit="GB/s", ours=limits.read_gb_per_s),
-        Row(case=f"limit: multiply-adds, {told}", unit="GFLOP/s", ours=limits.gflop_per_s),
-    ]
+    def rows(self, limits: Limits, only_binding: bool) -> list[Row]:
+        """Return the rows of all cases, then of a layer's products together."""
+        rows = [result.rows(limits) for result in (*self._results, *self._sums.values())]
+        return [row for some in rows for row in (some[:1] if only_binding else some)]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -190,17 +175,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pace = Pace(1, 0.001, 0.1) if options.quick else Pace(options.repeats, 0.02, 1.0)
     scale = QUICK if options.quick else FULL
     progress("limits")
-    limits = measure_limits(pool, pace, (32 if options.quick else 512) << 20)
-    bench = Bench(pool, pace, limits)
+    probe = LimitProbe(threads, pace, (32 if options.quick else 512) << 20)
+    bench = Bench(pool, pace)
     with torch.inference_mode():
         for kind, maker in KINDS.items():
             if kind in options.only:
                 progress(kind)
                 bench.measure(maker, scale)
-    bench.sum_up()
-    rows = bench.rows if options.json else bench.binding
-    title = f"CPU operators, {_native.current_isa()}"
-    publish(title, _limit_rows(limits, threads) + rows, options.json)
+                probe.look()
+    rows = bench.rows(probe.limits(), only_binding=not options.json)
+    publish(f"CPU operators, {_native.current_isa()}", probe.rows() + rows, options.json)
 
 
 if __name__ == "__main__":
