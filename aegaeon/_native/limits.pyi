@@ -9,4 +9,4 @@ def multiply_add(pool: ThreadPool, rounds: int) -> int:
     """Multiply and add in registers on each thread; return the floating-point operations done."""
 
 def fork_join(pool: ThreadPool, rounds: int) -> None:
-    """Have the pool's threads do nothing, `rounds` times."""
+    """Have all of the pool's threads meet, `rounds` times."""

@@ -16,7 +16,7 @@ std::uint64_t read_words(ThreadPool& pool, const std::uint64_t* words, std::size
 // two each.
 std::size_t multiply_add(ThreadPool& pool, std::size_t rounds);
 
-// Forks and joins `rounds` times, for nothing.
+// Forks and joins `rounds` times: every thread comes in, waits for all others and goes.
 void fork_join(ThreadPool& pool, std::size_t rounds);
 
 }  // namespace aegaeon::ops

@@ -5,6 +5,7 @@
 #include "ops/cpu/isa.h"
 #include "ops/cpu/multiply_add.h"
 #include "ops/cpu/thread_pool.h"
+#include "shm/futex.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -45,7 +46,14 @@ std::size_t multiply_add(ThreadPool& pool, std::size_t rounds) {
 }
 
 void fork_join(ThreadPool& pool, std::size_t rounds) {
-  for (std::size_t round = 0; round < rounds; ++round) pool.run([] {});
+  const unsigned threads = pool.threads();
+  for (std::size_t round = 0; round < rounds; ++round) {
+    std::atomic<unsigned> here{0};
+    pool.run([&] {
+      ++here;
+      while (here.load() < threads) shm::relax();
+    });
+  }
 }
 
 }  // namespace aegaeon::ops
