@@ -26,10 +26,12 @@ def test_it_measures_every_operator_when_started_by_its_path(tmp_path):
     operators = {"linear", "rms_norm", "rotate", "embed", "append", "attention", "sample"}
     assert operators | {"limit:", "fork", "log-probabilities"} <= found
     linear = [row for row in rows if row["case"].startswith("linear bf16, qkv")]
-    assert [row["unit"] for row in linear] in (["GB/s", "GFLOP/s"] * 2, ["GFLOP/s", "GB/s"] * 2)
+    # What binds comes first, and is another thing on another machine.
+    assert sorted(row["unit"] for row in linear) == ["GB/s", "GB/s", "GFLOP/s", "GFLOP/s"]
     assert all(row["peer"] == "torch" and row["peer_value"] > 0 for row in linear)
-    layer = next(row for row in rows if row["case"] == "linear bf16, a layer, 1 row")
-    assert layer["unit"] == "GB/s" and layer["met"] in (True, False)
+    layer = [row for row in rows if row["case"] == "linear bf16, a layer, 1 row"]
+    told = {row["unit"]: row["met"] for row in layer}
+    assert told["GB/s"] in (True, False) and told["GFLOP/s"] is None
 
 
 def test_only_what_is_asked_for_is_measured(tmp_path):
