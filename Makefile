@@ -90,6 +90,10 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python -m benchmark.store --json > $(RESULTS)/store.json
 	$(BIN)/python -m benchmark.copies --json > $(RESULTS)/copies.json
 	$(BIN)/python -m benchmark.kv_pool --json > $(RESULTS)/kv_pool.json
+	$(BIN)/python benchmark/kernels.py --json > $(RESULTS)/kernels.json
+	$(BIN)/python benchmark/engine.py --json > $(RESULTS)/engine.json
+	$(BIN)/python benchmark/engine.py --model $(MODELS)/$(SMOLLM2) --json \
+	  > $(RESULTS)/engine-smollm2.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json

@@ -47,10 +47,11 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All of a benchmark's output."""
+    """All of a benchmark's output; `skipped` says what was not measured, and why."""
 
     machine: Machine
     rows: tuple[Row, ...]
+    skipped: tuple[str, ...] = ()
 
 
 def measured(row: Row, aim: Aim | None = None, less_is_better: bool = False) -> Row:
@@ -83,22 +84,37 @@ def this_machine() -> Machine:
     )
 
 
-def publish(title: str, rows: Sequence[Row], as_json: bool) -> None:
+def publish(title: str, rows: Sequence[Row], as_json: bool, skipped: Sequence[str] = ()) -> None:
     """Print `rows` on stdout: one JSON object, or a table for people."""
     machine = this_machine()
     if as_json:
-        print(msgspec.json.encode(Report(machine, tuple(rows))).decode())
+        print(msgspec.json.encode(Report(machine, tuple(rows), tuple(skipped))).decode())
         return
     table = Table(title=title, caption=f"{machine.cpu}, {machine.processors} processors")
-    for heading in ("case", "ours", "unit", "peer", "peer's", "x peer", "limit", "aim", "met"):
+    for heading in (
+        "case",
+        "ours",
+        "unit",
+        "peer",
+        "peer's",
+        "x peer",
+        "limit",
+        "x limit",
+        "aim",
+        "met",
+    ):
         table.add_column(heading, justify="left" if heading in {"case", "peer"} else "right")
     for row in rows:
         met = "" if row.met is None else ("yes" if row.met else "NO")
         table.add_row(
             *(row.case, _shown(row.ours), row.unit, row.peer or "", _shown(row.peer_value)),
-            *(_shown(row.ratio_to_peer), _shown(row.limit), row.aim or "", met),
+            *(_shown(row.ratio_to_peer), _shown(row.limit), _shown(row.ratio_to_limit)),
+            *(row.aim or "", met),
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for text in skipped:
+        console.print(f"skipped: {text}", markup=False)
 
 
 def progress(text: str) -> None:

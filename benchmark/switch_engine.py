@@ -18,6 +18,7 @@ from aegaeon.engine.regions import Regions
 from aegaeon.types import (
     ComputeAction,
     Decode,
+    KvHandle,
     Load,
     Loaded,
     ModelId,
@@ -35,6 +36,7 @@ from benchmark.cold_loads import remove_region
 SHARED_MEMORY = Path("/dev/shm")
 LOOK_S = 0.0005
 PATIENCE_S = 120.0
+PROMPT_IDS = 1000  # that prompts are made of; every vocabulary has them
 
 
 def region_of(kind: str) -> str:
@@ -54,8 +56,8 @@ class Driver:
 
     def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:
         """Open it, with nothing in the caches."""
-        self._regions = Regions(region_of("weights"), region_of("kv"))
-        self._engine = open_engine(settings, tuple(specs), self._regions)
+        self.regions = Regions(region_of("weights"), region_of("kv"))
+        self.engine = open_engine(settings, tuple(specs), self.regions)
         self._copy_lane = ThreadPoolExecutor(1)  # one thread makes all loads, as in an instance
         self._requests = 0
 
@@ -64,13 +66,13 @@ class Driver:
 
     def __exit__(self, *_: object) -> None:
         self._copy_lane.shutdown()
-        self._engine.close()
-        for region in (self._regions.weights, self._regions.kv):
+        self.engine.close()
+        for region in (self.regions.weights, self.regions.kv):
             remove_region(Path(region))
 
     def await_memory(self, weight_bytes: int) -> None:
         """Wait until memory for a model of so many bytes is ready, as an idle server has it."""
-        spare = Path(f"{self._regions.weights}+spare")
+        spare = Path(f"{self.regions.weights}+spare")
         ends_s = time.monotonic() + PATIENCE_S
         while not spare.exists() or spare.stat().st_blocks * 512 < weight_bytes:
             if time.monotonic() > ends_s:
@@ -89,11 +91,22 @@ class Driver:
 
     def submit(self, model: ModelId, prompt_tokens: int, max_tokens: int) -> str:
         """Make a request known and return its id."""
+        request = self._request(model, prompt_tokens, max_tokens)
+        self.engine.submit(request)
+        return request.id
+
+    def adopt(self, model: ModelId, prompt_tokens: int, max_tokens: int, kv: KvHandle) -> str:
+        """Make a request known with the KV of another client of the pool; return its id."""
+        request = self._request(model, prompt_tokens, max_tokens)
+        self.engine.adopt(request, kv)
+        return request.id
+
+    def _request(self, model: ModelId, prompt_tokens: int, max_tokens: int) -> Request:
         self._requests += 1
-        request = Request(
+        return Request(
             id=f"request-{self._requests}",
             model=model,
-            prompt_token_ids=tuple(range(1, prompt_tokens + 1)),
+            prompt_token_ids=tuple(1 + at % PROMPT_IDS for at in range(prompt_tokens)),
             sampling=SamplingParams(temperature=0.0),
             max_tokens=max_tokens,
             stop_token_ids=(),
@@ -101,17 +114,15 @@ class Driver:
             arrival_s=0.0,
             deadline_s=float("inf"),
         )
-        self._engine.submit(request)
-        return request.id
 
     def release(self, request: str) -> None:
         """Forget a request."""
-        self._engine.release(request)
+        self.engine.release(request)
 
     def execute(self, action: ComputeAction) -> float:
         """Execute an action and return its seconds."""
         start = time.perf_counter()
-        outcome = self._engine.execute(action)
+        outcome = self.engine.execute(action)
         took_s = time.perf_counter() - start
         if not isinstance(outcome, Stepped | Switched):
             raise SystemExit(f"{action} has failed: {outcome}")
@@ -125,13 +136,13 @@ class Driver:
         """Make a request's first token; return the seconds."""
         return self.execute(Prefill(model, (request,)))
 
-    def decode(self, model: ModelId, request: str) -> float:
-        """Make a request's next token; return the seconds."""
-        return self.execute(Decode(model, (request,)))
+    def decode(self, model: ModelId, *requests: str) -> float:
+        """Make the next token of each request; return the seconds."""
+        return self.execute(Decode(model, requests))
 
     def moved_bytes(self, phase: Phase) -> int:
         """Bytes of the copies that have ended."""
-        return self._engine.usage().moved[phase].moved_bytes
+        return self.engine.usage().moved[phase].moved_bytes
 
     def await_moved(self, phase: Phase, moved_bytes: int) -> float:
         """Wait until as many bytes have moved since the start; return when that was seen."""
@@ -143,7 +154,7 @@ class Driver:
         return time.perf_counter()
 
     def _load(self, model: ModelId, *evict: ModelId) -> None:
-        outcome = self._engine.load(Load(model, evict))
+        outcome = self.engine.load(Load(model, evict))
         if not isinstance(outcome, Loaded):
             raise SystemExit(f"{model} could not be loaded: {outcome}")
 

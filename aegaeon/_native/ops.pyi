@@ -208,6 +208,36 @@ class StepPlan:
         wanted row that is none, ValueError for keys and values of another form.
         """
 
+def uniform(seed: int, position: int) -> float:
+    """Return the number in [0, 1) that `sample` draws by: numpy's Philox of this key."""
+
+def sample(
+    pool: ThreadPool,
+    logits: int,
+    shape: tuple[int, int],
+    draws: Sequence[tuple[float, int, float, float, int, int]],
+) -> list[int | None]:
+    """Draw a token for each row of logits of `shape` (rows, vocab), as csrc/ops/sampling.h says.
+
+    A draw is (temperature, top_k, top_p, min_p, seed, position), the last two modulo 2^64. None
+    stands for a row whose logits are not finite. Raises ValueError for no vocabulary and as many
+    draws as there are not rows.
+    """
+
+def log_probabilities(
+    pool: ThreadPool,
+    logits: int,
+    shape: tuple[int, int],
+    chosen: Sequence[int],
+    best: int,
+) -> list[tuple[float, list[tuple[int, float]]] | None]:
+    """Return per row of logits of `shape` (rows, vocab) the natural log-probability of its `chosen`
+    id, and ids and log-probabilities of the `best` likeliest, of ties the lower id first.
+
+    None stands for a row whose logits are not finite. Raises IndexError for an id outside the
+    vocabulary, and ValueError as `sample` does.
+    """
+
 def force_isa(name: str) -> None:
     """Use "baseline", "avx2", "avx512", "avx512_vnni" or "best" from now on. Raises ValueError."""
 

@@ -5,13 +5,17 @@ bit: batch mates, padding and where a prompt was cut never show.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from aegaeon.device.packed import Matrix
 from aegaeon.memory.kv import KvView
+from aegaeon.types import SamplingParams
+
+# How a row's token is drawn, and which token of its request it is.
+Draw = tuple[SamplingParams, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,11 @@ class Device(Operators):
     @abstractmethod
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
         """Return rows of `table` [vocab, features], float32."""
+
+    @abstractmethod
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        """Return the next token of each row of logits [rows, vocab], drawn as its own of `draws`
+        says; None where the row's logits are not finite. The formula: csrc/ops/sampling.h."""
 
     def new_runner(self) -> StepRunner:
         """Return what runs a model's step here: one operator after another, unless the device

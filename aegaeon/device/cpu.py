@@ -5,7 +5,7 @@ The operators are native (csrc/ops); what torch does here only allocates and sha
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from aegaeon.device.attention import AttentionPlan
 from aegaeon.device.base import (
     AwaitStage,
     Device,
+    Draw,
     Projection,
     Step,
     StepBatch,
@@ -24,6 +25,8 @@ from aegaeon.device.base import (
 )
 from aegaeon.device.packed import Matrix
 from aegaeon.device.recorder import RecordedStep, record
+
+SEED_MASK = (1 << 64) - 1
 
 
 class CpuDevice(Device):
@@ -105,6 +108,16 @@ class CpuDevice(Device):
         plan = self._plan_for(batch)
         _native.attend(self._pool, plan.rows, layer, operand, scale, out.data_ptr())
         return out
+
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        logits = logits.contiguous()
+        rows = [
+            (*(params.temperature, max(params.top_k, 0), params.top_p, params.min_p),
+             *(params.seed & SEED_MASK, position))
+            for params, position in draws
+        ]  # fmt: skip
+        shape = (logits.shape[0], logits.shape[1])
+        return _native.sample(self._pool, logits.data_ptr(), shape, rows)
 
     def _plan_for(self, batch: StepBatch) -> AttentionPlan:
         if self._plan is None or self._plan.kv is not batch.kv:

@@ -25,6 +25,6 @@ def open_cpu_engine(
         costs = SwapCosts(parts.traffic)
         parts.pool.back_ahead(AHEAD_BYTES)
         memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs)
-        engine = ModelEngine(specs, parts.shapes, memory)
+        engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()
         return engine

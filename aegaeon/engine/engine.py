@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from torch import Tensor
 
+from aegaeon.device.base import Device
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
 from aegaeon.engine.kv_place import KvPlace
-from aegaeon.engine.sampling import Logits, pick_token
 from aegaeon.engine.sequences import SequenceTable
 from aegaeon.errors import (
     AegaeonError,
@@ -76,10 +76,12 @@ class ModelEngine(Engine):
         specs: tuple[ModelSpec, ...],
         shapes: Mapping[ModelId, KvShape],
         memory: EngineMemory,
+        device: Device,
     ) -> None:
-        """Take over `memory`."""
+        """Take over `memory`; `device` draws the tokens."""
         self._specs = {spec.id: spec for spec in specs}
         self._shapes = dict(shapes)
+        self._device = device
         self._weights = memory.weights
         self._kv = memory.kv
         self._traffic = memory.traffic
@@ -204,7 +206,7 @@ class ModelEngine(Engine):
         tokens: list[NewToken] = []
         failed: list[Failure] = []
         for parts in plan_passes(ready):
-            logits = model.forward(build_batch(parts, self._kv.pool)).numpy()
+            logits = model.forward(build_batch(parts, self._kv.pool))
             for part in parts:
                 part.sequence.cached = part.stop
             last = [part for part in parts if part.is_last]
@@ -217,17 +219,18 @@ class ModelEngine(Engine):
         )
 
     def _take_tokens(
-        self, parts: list[Part], logits: Logits, tokens: list[NewToken], failed: list[Failure]
+        self, parts: list[Part], logits: Tensor, tokens: list[NewToken], failed: list[Failure]
     ) -> None:
-        for part, row in zip(parts, logits, strict=True):
-            sequence = part.sequence
+        sequences = [part.sequence for part in parts]
+        draws = [(one.request.sampling, len(one.generated)) for one in sequences]
+        drawn = self._device.sample(logits, draws)
+        for sequence, token_id in zip(sequences, drawn, strict=True):
             request = sequence.request
-            if not np.isfinite(row).all():
+            if token_id is None:
                 message = f"{request.model} made logits that are not finite; the request ends"
                 failed.append((request.id, AegaeonError.code, message))
                 self._forget(request.id, is_poisoned=True)
                 continue
-            token_id = pick_token(row, request.sampling, len(sequence.generated))
             reason = sequence.append(token_id)
             tokens.append(NewToken(request.id, token_id, reason))
             if reason is not None:

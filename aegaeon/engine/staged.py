@@ -42,6 +42,6 @@ def open_staged_engine(
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
         memory = EngineMemory(weights, kv, traffic, costs)
-        engine = ModelEngine(specs, parts.shapes, memory)
+        engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()
         return engine

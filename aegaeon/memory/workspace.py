@@ -36,8 +36,9 @@ def pass_bytes(config: ModelConfig) -> int:
 
 def sequence_bytes(config: ModelConfig) -> int:
     """Return the bytes that a pass holds for each of its sequences: the splits of one row's
-    attention, and its logits, copied once for sampling."""
-    return FLOAT_BYTES * (waiting_floats(config) + 2 * config.vocab_tokens)
+    attention, its logits, and what sampling makes of them (csrc/ops/cpu/sampling.cpp): weights and
+    their indices, and ids and logits of the highest."""
+    return FLOAT_BYTES * (waiting_floats(config) + (1 + 6) * config.vocab_tokens)
 
 
 def waiting_floats(config: ModelConfig) -> int:

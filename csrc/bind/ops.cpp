@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "bind/attention.h"
+#include "bind/limits.h"
 #include "bind/operands.h"
 #include "bind/ops.h"
+#include "bind/sampling.h"
 #include "bind/step_plan.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/thread_pool.h"
@@ -118,6 +120,8 @@ void bind_ops(py::module_& module) {
   bind_elementwise(module);
   bind_attention(module);
   bind_step_plan(module);
+  bind_limits(module);
+  bind_sampling(module);
   module.def("force_isa", &ops::force_isa, py::arg("name"));
   module.def("current_isa", [] { return std::string(ops::isa_name()); });
 }

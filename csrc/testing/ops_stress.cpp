@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -21,6 +22,7 @@
 #include "ops/cpu/thread_pool.h"
 #include "ops/cpu/widen.h"
 #include "ops/ops.h"
+#include "ops/sampling.h"
 
 namespace {
 
@@ -296,6 +298,42 @@ void check_attention() {
   force_isa("best");
 }
 
+std::vector<std::optional<std::size_t>> sample_all(ThreadPool& pool, const std::vector<float>& x,
+                                                   const std::vector<Draw>& draws) {
+  std::vector<std::optional<std::size_t>> tokens(draws.size());
+  sample(pool, {x.data(), draws.size(), x.size() / draws.size(), draws.data(), tokens.data()});
+  return tokens;
+}
+
+// Rows of a length that is a multiple of nothing, every filter; tests/native has the formulas.
+void check_sampling() {
+  ThreadPool alone{1}, several{3};
+  for (const std::size_t vocab : {1, 63, 130, 1029, 9001}) {
+    std::vector<Draw> draws;
+    for (std::size_t i = 0; i < 24; ++i) {
+      draws.push_back({i % 4 * 0.4, i % 3 * vocab / 3,
+                       i % 5 == 0 ? 1.0 : 0.3 * static_cast<double>(i % 5) - 0.3, i % 2 * 0.01, i,
+                       i * i});
+    }
+    std::vector<float> x = draw(draws.size() * vocab);
+    std::vector<std::optional<std::size_t>> first;
+    for (const char* isa : {"baseline", "avx2", "avx512"}) {
+      if (!force(isa)) continue;
+      const auto tokens = sample_all(several, x, draws);
+      require(tokens == sample_all(alone, x, draws), "threads change tokens");
+      require(first.empty() || first == tokens, "instruction sets disagree on tokens");
+      first = tokens;
+      for (const auto& token : tokens) require(token && *token < vocab, "no token of the row");
+    }
+    std::vector<float> other = x;
+    other[vocab - 1] = INFINITY;
+    auto expected = first;
+    expected[0].reset();
+    require(sample_all(several, other, draws) == expected, "a bad row shows in others");
+  }
+  force_isa("best");
+}
+
 // Many short jobs from two callers, with pauses that let workers fall asleep.
 void press_pool() {
   ThreadPool pool{4};
@@ -345,5 +383,6 @@ int main() {
   throw_in_pool();
   check_products();
   check_attention();
+  check_sampling();
   std::printf("ops_stress: ok\n");
 }

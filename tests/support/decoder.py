@@ -136,7 +136,7 @@ def make_engine(
         copier = CopyEngine(1, CHUNK_BYTES, link_bytes_per_s)
         kv = SwappedKv(KvPool(kv_bytes, SHAPES.values()), shared, copier, traffic, costs)
     memory = EngineMemory(weights, kv, traffic, costs)
-    engine = ModelEngine(specs, SHAPES, memory)
+    engine = ModelEngine(specs, SHAPES, memory, computing)
     for spec in specs if load else ():
         load_in_thread(engine, spec.id)
     return engine

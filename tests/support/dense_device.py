@@ -1,13 +1,15 @@
 """The device seam in a few plain lines: every sequence's keys and values in growing tensors."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aegaeon.device.base import Device, Projection, StepBatch
+from aegaeon.device.base import Device, Draw, Projection, StepBatch
 from aegaeon.device.packed import Matrix, unpack
+from tests.support.sampling import pick_token
 
 
 class DenseDevice(Device):
@@ -54,6 +56,12 @@ class DenseDevice(Device):
         future = torch.arange(len(keys))[None, :] > batch.positions[:, None]
         weights = scores.masked_fill(future, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, values).reshape(len(queries), -1)
+
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        return [
+            pick_token(row.numpy(), *draw) if row.isfinite().all() else None
+            for row, draw in zip(logits, draws, strict=True)
+        ]
 
 
 def dense_batch(token_ids: list[int], start: int = 0, every_row: bool = True) -> StepBatch:

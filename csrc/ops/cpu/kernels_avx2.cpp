@@ -5,7 +5,9 @@
 
 #include "ops/cpu/linear_groups.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/multiply_add.h"
 #include "ops/cpu/row_kernels.h"
+#include "ops/cpu/sampling_loops.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -97,6 +99,10 @@ PanelKernel avx2_kernel(WeightType type) {
 }
 
 RowKernels avx2_rows() { return {quantize_group, gate_tile}; }
+
+SamplingKernel avx2_sampling() { return sampling_kernel(); }
+
+std::size_t avx2_multiply_adds(std::size_t rounds) { return multiply_adds<Avx2>(rounds); }
 
 }  // namespace aegaeon::ops
 

@@ -4,7 +4,9 @@
 #include <immintrin.h>
 
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/multiply_add.h"
 #include "ops/cpu/row_kernels.h"
+#include "ops/cpu/sampling_loops.h"
 
 namespace aegaeon::ops {
 namespace {
@@ -59,6 +61,10 @@ struct Avx512 {
 PanelKernel avx512_kernel(WeightType type) { return kernel_of<Avx512>(type); }
 
 RowKernels avx512_rows() { return {quantize_group, gate_tile}; }
+
+SamplingKernel avx512_sampling() { return sampling_kernel(); }
+
+std::size_t avx512_multiply_adds(std::size_t rounds) { return multiply_adds<Avx512>(rounds); }
 
 }  // namespace aegaeon::ops
 

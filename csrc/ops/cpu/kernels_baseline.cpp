@@ -3,7 +3,9 @@
 
 #include "ops/cpu/linear_groups.h"
 #include "ops/cpu/linear_panel.h"
+#include "ops/cpu/multiply_add.h"
 #include "ops/cpu/row_kernels.h"
+#include "ops/cpu/sampling_loops.h"
 #include "ops/cpu/widen.h"
 
 namespace aegaeon::ops {
@@ -140,5 +142,9 @@ PanelKernel baseline_kernel(WeightType type) {
 }
 
 RowKernels baseline_rows() { return {quantize_group, gate_tile}; }
+
+SamplingKernel baseline_sampling() { return sampling_kernel(); }
+
+std::size_t baseline_multiply_adds(std::size_t rounds) { return multiply_adds<Plain>(rounds); }
 
 }  // namespace aegaeon::ops

@@ -1,4 +1,5 @@
-"""Picks the next token from one row of logits, in float64, with a draw keyed by (seed, position).
+"""The reference of sampling: picks the next token from one row of logits, in float64 and plain
+numpy, with a draw keyed by (seed, position).
 
 Greedy is the lowest id of the highest logit. Otherwise, in the order of `transformers`:
 temperature, top-k (ties with the k-th stay), top-p (the fewest most likely tokens whose mass
