@@ -5,7 +5,7 @@ Prefill is the time of a prompt's first token; decode that of a step of a batch,
 hold random keys and values: computing them would take minutes. Weights are those of the file
 (bf16), and int8. The ceiling of a case is what it must read (weights once, KV) at the read
 bandwidth, or what it must compute at the multiply-add peak, whichever takes longer; both are
-measured in the same run.
+measured in the same run, reading between the runs of each case.
 
 Peers run beside ours, in alternating runs: transformers (the faster of fp32 and bf16) where it is
 installed, and llama.cpp where llama-bench and llama-batched-bench are on PATH and a GGUF file of
@@ -51,6 +51,7 @@ from benchmark.report_rows import Aim, Row, measured, progress, publish
 
 Way = Callable[[], float | None]
 UNIT = "tokens/s"
+READ = "read"
 PATIENCE_S = 15.0  # of one case, after which a way has run often enough
 # Weights of this many bytes take so little time that what is around them shows.
 SMALL_BYTES = 500_000_000
@@ -66,6 +67,7 @@ LLAMA_AIMS = {
     ("int8", "prefill", 1): 1.6,
 }
 TRANSFORMERS_AIMS = {"decode": 3.0, "prefill": 1.2}
+READS = 4  # of the probe between two runs
 BATCH_AIM = 5.0  # tokens/s of batch 8 to those of one
 
 
@@ -115,6 +117,14 @@ def alternate_rates(ways: Mapping[str, Way], repeats: int) -> dict[str, float]:
     return {name: median(some) for name, some in rates.items() if some}
 
 
+def read_rate(probe: LimitProbe) -> float:
+    """Return the GB/s of a few reads."""
+    start = time.perf_counter()
+    for _ in range(READS):
+        probe.read()
+    return READS * probe.size_bytes / (time.perf_counter() - start) / 1e9
+
+
 class Bench:
     """Measures a model with one type of weights."""
 
@@ -123,15 +133,16 @@ class Bench:
         self.skipped: list[str] = []
         self._ours: dict[Case, float] = {}
         self._peers: dict[Case, dict[str, float]] = {}
+        self._read_gb_per_s: dict[Case, float] = {}
 
-    def measure(self, cases: Sequence[Case], peers: Sequence[Peer]) -> None:
-        """Measure all cases that fit memory."""
+    def measure(self, cases: Sequence[Case], peers: Sequence[Peer], probe: LimitProbe) -> None:
+        """Measure all cases that fit memory, and what memory gives meanwhile."""
         fitting = self._fitting(cases)
         kv_bytes = max(case.kv_bytes(self._spec) for case in fitting) + (64 << 20)
         engine = OurEngine(self._spec, self._weights, self._effort.threads, kv_bytes)
         try:
             for case in fitting:
-                self._case(engine, case, peers)
+                self._case(engine, case, peers, probe)
         finally:
             engine.close()
 
@@ -156,13 +167,16 @@ class Bench:
                 fitting.append(case)
         return fitting
 
-    def _case(self, engine: OurEngine, case: Case, peers: Sequence[Peer]) -> None:
+    def _case(
+        self, engine: OurEngine, case: Case, peers: Sequence[Peer], probe: LimitProbe
+    ) -> None:
         engine.prepare(case)
         engine.seconds(case)  # a step before, which warms up
         ways: dict[str, Way] = {"ours": lambda: self._rate(engine, case)}
         ways |= {peer.name: partial(peer.tokens_per_s, case) for peer in peers}
+        ways[READ] = lambda: read_rate(probe)
         rates = alternate_rates(ways, self._effort.repeats)
-        self._ours[case] = rates.pop("ours")
+        self._ours[case], self._read_gb_per_s[case] = rates.pop("ours"), rates.pop(READ)
         told = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
         progress(f"  {self._weights}, {case.name}: {self._ours[case]:.1f} {UNIT} ({told})")
         self._peers[case] = rates
@@ -179,6 +193,7 @@ class Bench:
         return case.batch / median(took)
 
     def _rows(self, case: Case, limits: Limits) -> Iterator[Row]:
+        limits = msgspec.structs.replace(limits, read_gb_per_s=self._read_gb_per_s[case])
         row = Row(
             case=f"{self._weights}, {case.name}",
             unit=UNIT,
@@ -248,7 +263,7 @@ def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], lis
             peers += found
             skipped += [f"{weights}, {text}" for text in missing]
         benches.append(Bench(spec_of(directory, weights), weights, effort))
-        benches[-1].measure(list(cases_of(options.quick)), peers)
+        benches[-1].measure(list(cases_of(options.quick)), peers, probe)
         skipped += benches[-1].skipped
         probe.look()
     limits = probe.limits()

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Each CPU operator against what processor and memory can do, and against torch.
 
-The limits are measured in the same run, with as many threads: reading 512 MB from end to end, and
-multiply-adds in registers. An operator's bytes are those that it must read (weights, keys and
-values, operands), its FLOPs those of the formula. Whichever takes longer at the limits binds it:
-the table shows GB/s of what memory binds, else GFLOP/s; JSON has both. Weights and KV are so many
-copies that no cache holds them; small operands lie in caches, so their GB/s may exceed memory's.
+The limits are measured in the same run, with as many threads: reading 512 MB from end to end, in
+turn with each case that reads much, and multiply-adds in registers. An operator's bytes are those
+that it must read (weights, keys and values, operands), its FLOPs those of the formula. Whichever
+takes longer at the limits binds it: the table shows GB/s of what memory binds, else GFLOP/s; JSON
+has both. Weights and KV are so many copies that no cache holds them; small operands lie in caches,
+so their GB/s may exceed memory's.
 
 Torch has the same type, shape and threads. Figures are medians of alternating runs; Python's own
 microsecond or two per call is in ours and in torch's.
@@ -19,6 +20,7 @@ from pathlib import Path
 # Started by its path, Python looks beside this file and not in the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import msgspec
 import torch
 
 from aegaeon import _native
@@ -38,6 +40,8 @@ KINDS: dict[str, Maker] = {
     "linear": cases.linear_cases,
 }
 PEER = "torch"
+READ = "read"
+MUCH_BYTES = 1 << 20  # of a case; less lies in caches
 FULL = cases.Scale(
     cases.QWEN3,
     cases.COLD_BYTES,
@@ -54,7 +58,7 @@ class Result:
 
     def __init__(self, name: str, items: int = 0) -> None:
         self.name, self.items = name, items
-        self.read_bytes = self.flops = self.ours_s = self.torchs_s = 0.0
+        self.read_bytes = self.flops = self.ours_s = self.torchs_s = self.read_s = 0.0
 
     def add(self, case: cases.Case, seconds: dict[str, float]) -> None:
         """Count a case in."""
@@ -62,9 +66,13 @@ class Result:
         self.flops += case.flops
         self.ours_s += seconds["ours"]
         self.torchs_s += seconds.get(PEER, 0.0)
+        self.read_s += seconds.get(READ, 0.0)
 
     def rows(self, limits: Limits) -> list[Row]:
         """Return the rows of what was measured, the one that binds first."""
+        if self.read_s:
+            read_gb_per_s = self.read_bytes / self.read_s / 1e9
+            limits = msgspec.structs.replace(limits, read_gb_per_s=read_gb_per_s)
         return [self._item_row(limits)] if self.items else list(self._rate_rows(limits))
 
     def _rate_rows(self, limits: Limits) -> Iterator[Row]:
@@ -119,8 +127,8 @@ def _rate_aim(name: str, unit: str) -> Aim | None:
 class Bench:
     """Measures cases of the chosen kinds."""
 
-    def __init__(self, pool: _native.ThreadPool, pace: Pace) -> None:
-        self._pool, self._pace = pool, pace
+    def __init__(self, pool: _native.ThreadPool, pace: Pace, probe: LimitProbe) -> None:
+        self._pool, self._pace, self._probe = pool, pace, probe
         self._results: list[Result] = []
         self._sums: dict[str, Result] = {}
 
@@ -130,7 +138,11 @@ class Bench:
             ways = {"ours": case.ours}
             if case.torchs is not None:
                 ways[PEER] = case.torchs
+            if case.read_bytes >= MUCH_BYTES:
+                ways[READ] = self._probe.read
             seconds = alternate(ways, self._pace)
+            if READ in seconds:  # as many bytes
+                seconds[READ] *= case.read_bytes / self._probe.size_bytes
             progress(f"  {case.name}: {seconds['ours'] * 1e6:,.1f} us")
             self._results.append(Result(case.name, case.items))
             self._results[-1].add(case, seconds)
@@ -176,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = QUICK if options.quick else FULL
     progress("limits")
     probe = LimitProbe(threads, pace, (32 if options.quick else 512) << 20)
-    bench = Bench(pool, pace)
+    bench = Bench(pool, pace, probe)
     with torch.inference_mode():
         for kind, maker in KINDS.items():
             if kind in options.only:
