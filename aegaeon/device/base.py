@@ -104,6 +104,9 @@ Step = Callable[[Operators, StepInputs, AwaitStage], Tensor]
 class StepRunner(ABC):
     """Runs the one step of one model on a device."""
 
+    def prepare(self, step: Step, hidden: int, head_dim: int) -> None:  # noqa: B027  may be nothing
+        """Do what can be done before the first run, knowing the widths of its inputs."""
+
     @abstractmethod
     def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
         """Return what `step`, always the same, returns; raises what `await_stage` raises."""

@@ -32,7 +32,7 @@ SEED_MASK = (1 << 64) - 1
 class CpuDevice(Device):
     """Computes on `threads` threads, the caller's among them; one step at a time, others wait.
 
-    A model's step is recorded at its first run and native from then on. All models' steps share
+    A model's step is recorded before its first run and native from then on. All models' steps share
     one workspace.
     """
 
@@ -131,9 +131,13 @@ class _Replay(StepRunner):
         self._recorded: RecordedStep | None = None
         self._stages = 0  # that are in, from the first on; none goes while the model is here
 
+    def prepare(self, step: Step, hidden: int, head_dim: int) -> None:
+        self._recorded = record(step, hidden, head_dim)
+
     def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
         if self._recorded is None:
-            self._recorded = record(step, inputs)
+            self.prepare(step, inputs.x.shape[1], inputs.cos.shape[1])
+        assert self._recorded is not None
         recorded, batch = self._recorded, inputs.batch
         x, cos, sin = inputs.x.contiguous(), inputs.cos.contiguous(), inputs.sin.contiguous()
         wanted = batch.logit_rows.contiguous()

@@ -22,13 +22,13 @@ class RecordedStep:
         self._weights = weights
 
 
-def record(step: Step, inputs: StepInputs) -> RecordedStep:
-    """Return the plan of `step`, for inputs as wide as these. No weight is read.
+def record(step: Step, hidden: int, head_dim: int) -> RecordedStep:
+    """Return the plan of `step`, for inputs of these widths. No weight is read.
 
     Raises ValueError where the plan cannot have operands as the step gives them.
     """
     recorder = Recorder()
-    result = step(recorder, recorder.inputs_like(inputs), recorder.need_stage)
+    result = step(recorder, recorder.inputs_of(hidden, head_dim), recorder.need_stage)
     recorder.plan.finish(recorder.slot_of(result))
     return RecordedStep(recorder.plan, result.shape[1], recorder.weights)
 
@@ -43,9 +43,9 @@ class Recorder(Operators):
         self._slots: dict[int, tuple[int, int]] = {}  # and their columns, by address
         self._made: list[Tensor] = []  # so that no address comes twice
 
-    def inputs_like(self, inputs: StepInputs) -> StepInputs:
+    def inputs_of(self, hidden: int, head_dim: int) -> StepInputs:
         """Return inputs of the step: x, cos and sin, in the order in which the plan has them."""
-        widths = inputs.x.shape[1], inputs.cos.shape[1], inputs.sin.shape[1]
+        widths = hidden, head_dim, head_dim
         x, cos, sin = (self._tensor(self.plan.input(width), width) for width in widths)
         rows = torch.arange(RECORDED_ROWS)
         nothing = KvView(KvShape(1, 1, 1), torch.empty(0, BLOCK_TOKENS, 1), ())

@@ -126,6 +126,8 @@ def decoders_on(device: Device) -> Build:
     """Return what makes a decoder of a model's weights, to compute on `device`."""
 
     def build(_: ModelId, weights: PackedWeights) -> Decoder:
-        return Decoder(weights.plan.load_plan.config, device, weights)
+        decoder = Decoder(weights.plan.load_plan.config, device, weights)
+        decoder.prepare()
+        return decoder
 
     return build

@@ -95,8 +95,8 @@ class StagedWeights(Weights):
         target = self._arena.address + place.offset
         arrival = Arrival(host, target, self._copier, self._traffic, self._source.take_back)
         try:
+            held = _Held(arrival, self._view(model, place, arrival))  # while the first bytes come
             arrival.await_stage(FIRST_STAGES - 1)
-            held = _Held(arrival, self._view(model, place, arrival))
         except BaseException:
             arrival.close()
             with self._lock:

@@ -37,8 +37,7 @@ class LayerWeights:
 class Decoder:
     """A model on a device: views of its weights, which `weights` owns. Keeps nothing of a step.
 
-    Making one reads no weight and looks at no layer: views are made at their first use, so that a
-    switch to the model waits for none.
+    Making one reads no weight and looks at no layer.
     """
 
     def __init__(self, config: ModelConfig, device: Device, weights: PackedWeights) -> None:
@@ -55,6 +54,11 @@ class Decoder:
         tied = config.tie_word_embeddings
         self._head = Projection((self._embedding if tied else weights.matrix(HEAD),))
         self._runner = device.new_runner()
+
+    def prepare(self) -> None:
+        """Do what the first step would have to before it begins: milliseconds, and no weight need
+        be in. Whoever brings the weights in has the time."""
+        self._runner.prepare(self._step, self.config.hidden_size, self.config.head_dim)
 
     @torch.no_grad()
     def forward(self, batch: StepBatch) -> Tensor:

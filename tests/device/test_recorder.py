@@ -76,7 +76,7 @@ def test_what_is_no_longer_needed_makes_room():
                 x = device.linear(x, HEAD, residual=inputs.x)
             return end(device, inputs, x)
 
-        return record(step, make_inputs(2)).plan.row_bytes
+        return record(step, HIDDEN, HEAD_DIM).plan.row_bytes
 
     assert 0 < chain(3) == chain(30)
 
@@ -100,7 +100,7 @@ def test_a_step_that_computes_by_itself_or_cuts_rows_is_refused(spoil):
         return end(device, inputs, device.rms_norm(spoil(inputs.x), torch.ones(HIDDEN), 1e-6))
 
     with pytest.raises(AssertionError, match="a step"):
-        record(step, make_inputs(4))
+        record(step, HIDDEN, HEAD_DIM)
 
 
 def test_a_product_of_columns_is_refused():
@@ -108,7 +108,7 @@ def test_a_product_of_columns_is_refused():
         return end(device, inputs, device.linear(inputs.x[:, HEAD_DIM:], WIDEN))
 
     with pytest.raises(ValueError, match="row behind row"):
-        record(step, make_inputs(4))
+        record(step, HIDDEN, HEAD_DIM)
 
 
 def test_a_step_that_ends_before_its_result_is_refused():
@@ -118,4 +118,4 @@ def test_a_step_that_ends_before_its_result_is_refused():
         return result
 
     with pytest.raises(ValueError, match="ends with its result"):
-        record(step, make_inputs(4))
+        record(step, HIDDEN, HEAD_DIM)

@@ -150,6 +150,7 @@ def test_a_replay_awaits_each_stage_before_it_computes_with_it(tied, tmp_path):
     """Stages come in only when they are awaited, into memory that is NaN before."""
     coming = Coming(make_plan(tmp_path, tie_word_embeddings=tied))
     recorded, expected = Model(CpuDevice(2), coming.weights), Model(EagerCpu(), coming.whole)
+    recorded.decoder.prepare()
     assert not coming.awaited
     assert recorded.step(3, 0).shape == (0, VOCAB_TOKENS)
     expected.step(3, 0)
