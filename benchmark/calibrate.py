@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
+from aegaeon.engine.engine import AT_REST_S
 from aegaeon.errors import AegaeonError
 from aegaeon.memory.budget import GB, choose_budgets
 from aegaeon.models.references import resolve_all
@@ -166,6 +167,7 @@ def costs_of(
         load_fixed_s=fixed_s,
         move_fixed_s=copies.move_fixed_s,
         is_kv_moved=is_staged,
+        rest_s=AT_REST_S,
     )
 
 

@@ -56,7 +56,8 @@ class Costs(msgspec.Struct, frozen=True):
     `model_mix` names a kind for the k-th model of a workload, in turn. A Switch by itself takes
     `switch_s`; `load_fixed_s` and `move_fixed_s` come to what a load, and a move of keys and values
     either way, take on the link. A device that computes in the host's memory moves no keys and
-    values (`is_kv_moved`); its link is the way from the disk.
+    values (`is_kv_moved`); its link is the way from the disk. A device that has computed nothing
+    for `rest_s` begins with a model of which only the first layers are in; None: never.
     """
 
     link_gb_per_s: Positive
@@ -67,6 +68,7 @@ class Costs(msgspec.Struct, frozen=True):
     load_fixed_s: NonNegative = 0.0
     move_fixed_s: NonNegative = 0.0
     is_kv_moved: bool = True
+    rest_s: NonNegative | None = None
 
     def kind(self, index: int) -> ModelCost:
         """Return what the model costs that is number `index`, from 0, to appear."""

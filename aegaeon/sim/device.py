@@ -80,6 +80,7 @@ class Prices:
     def __init__(self, costs: Costs, models: Mapping[ModelId, ModelCost]) -> None:
         self.models = models
         self.switch_s = exact(costs.switch_s)
+        self.rest_s = math.inf if costs.rest_s is None else exact(costs.rest_s)
         self._costs = costs
         self._steps = {cost: StepCosts(cost) for cost in set(models.values())}
         self._steps_of = {model: self._steps[cost] for model, cost in models.items()}
@@ -137,6 +138,10 @@ class Device:
         self._load: Load | None = None
         self._load_began_s = 0.0
         self._load_ends_s = math.inf
+        self._is_early = False  # a load of weights: may end while they come
+        self._coming: ModelId | None = None  # whose did, and when all are in
+        self._whole_s = -math.inf
+        self._rests_since_s = 0.0  # while nothing computes
         self._idle_until_s = math.inf
         self._idle_since_s = math.inf
 
@@ -156,11 +161,13 @@ class Device:
             self.scheduler.adopt(request, now)
         if self._action_ends_s <= now:
             self._end_action(now)
-        if self._load_ends_s <= now:
+        if self._next_load_end_s() <= now:
             self._end_load(now)
         self._end_hopeless(now)
         self._begin(now)
-        self.due_s = min(self._action_ends_s, self._load_ends_s, self._idle_until_s)
+        self.due_s = min(self._action_ends_s, self._next_load_end_s(), self._idle_until_s)
+        if self._load is None and self._whole_s > now:
+            self.due_s = min(self.due_s, self._whole_s)
 
     def fail(self, now: float) -> list[Job]:
         """End for good; return its requests as they go on elsewhere: with the tokens of steps that
@@ -200,16 +207,21 @@ class Device:
             case Decode():
                 self._end_run(self._steps, now)
             case Prefill():
-                self._action, self._action_ends_s = None, math.inf
+                self._rest(now)
                 self.usage.compute_s += took_s
                 self._timeline.add(self.index, "prefill", action.model, self._action_began_s, now)
                 self._end_prefill(action, took_s, now)
             case Switch():
-                self._action, self._action_ends_s = None, math.inf
+                self._rest(now)
                 self.usage.switch_s += took_s
                 self.usage.switches += 1
                 self._timeline.add(self.index, "switch", action.model, self._action_began_s, now)
                 self.scheduler.complete(Switched(action.model, took_s), now)
+
+    def _rest(self, now: float) -> None:
+        """The action is over."""
+        self._action, self._pace, self._action_ends_s = None, None, math.inf
+        self._rests_since_s = now
 
     def _end_prefill(self, action: Prefill, took_s: float, now: float) -> None:
         tokens = []
@@ -232,7 +244,7 @@ class Device:
     def _end_run(self, steps: int, now: float) -> None:
         action, pace = self._action, self._pace
         assert isinstance(action, Decode) and pace is not None
-        self._action, self._pace, self._action_ends_s = None, None, math.inf
+        self._rest(now)
         ended = []
         for request in action.requests:
             job = self.jobs.get(request)
@@ -250,14 +262,23 @@ class Device:
         for job in ended:
             self._end_job(job, is_failed=False)
 
+    def _next_load_end_s(self) -> float:
+        """When a load is over for the scheduler: all is in, or the device at rest for a while."""
+        may_be_early = self._is_early and self._load is not None and self._action is None
+        begun_s = max(self._rests_since_s, self._load_began_s)
+        early_s = begun_s + self._prices.rest_s if may_be_early else math.inf
+        return min(self._load_ends_s, early_s)
+
     def _end_load(self, now: float) -> None:
-        load, self._load, self._load_ends_s = self._load, None, math.inf
+        load, self._load = self._load, None
         assert load is not None
         took_s = now - self._load_began_s
-        self.usage.link_s += took_s
+        self._coming, self._whole_s = load.model, self._load_ends_s
+        self._load_ends_s = math.inf
+        self.usage.link_s += self._whole_s - self._load_began_s
         weight_bytes = round(self._prices.models[load.model].weight_gb * 1e9)
         if took_s:
-            self._timeline.add(self.index, "load", load.model, self._load_began_s, now)
+            self._timeline.add(self.index, "load", load.model, self._load_began_s, self._whole_s)
         self._resident.add(load.model)
         self.scheduler.complete(Loaded(load.model, weight_bytes, took_s), now)
 
@@ -284,7 +305,7 @@ class Device:
                 self._hand_off(action.request, now)
                 action = self.scheduler.next_action(now)
             self._begin_action(action, now)
-        if self._load is None:
+        if self._load is None and self._whole_s <= now:
             load = self.scheduler.next_load(now)
             if load is not None:
                 self._begin_load(load, now)
@@ -314,7 +335,8 @@ class Device:
                 self._begin_decode(action, now)
             case Prefill():
                 lengths = [self._prefill_tokens(self.jobs[r]) for r in action.requests]
-                self._action_ends_s = now + self._prices.prefill_s(action.model, lengths)
+                ends_s = now + self._prices.prefill_s(action.model, lengths)
+                self._action_ends_s = max(ends_s, self._in_s(action.model))
             case Switch():
                 assert action.model in self._resident, f"{action.model} is not resident"
                 self._action_ends_s = now + self._prices.switch_s
@@ -322,7 +344,8 @@ class Device:
     def _begin_decode(self, action: Decode, now: float) -> None:
         jobs = [self.jobs[request] for request in action.requests]
         context = sum(job.context_tokens for job in jobs)
-        pace = self._prices.steps(action.model).pace(now, context, len(jobs))
+        start_s = max(now, self._in_s(action.model))
+        pace = self._prices.steps(action.model).pace(start_s, context, len(jobs))
         self._pace = pace
         self._steps = pace.steps_of(action.stretch, min(job.missing for job in jobs))
         self._action_ends_s = pace.end_s(self._steps)
@@ -330,6 +353,10 @@ class Device:
     @staticmethod
     def _prefill_tokens(job: Job) -> int:
         return len(job.request.prompt_token_ids) + job.made
+
+    def _in_s(self, model: ModelId) -> float:
+        """When the last of a resident model's weights are in, if they are not yet."""
+        return self._whole_s if model == self._coming else -math.inf
 
     def _begin_load(self, load: Load, now: float) -> None:
         busy = None if self._action is None else self._action.model
@@ -346,6 +373,7 @@ class Device:
         self.usage.kv_moved_gb += moved
         self._load, self._load_began_s = load, now
         self._load_ends_s = now + self._prices.move_s(moved)
-        if load.model not in self._resident:
+        self._is_early = load.model not in self._resident
+        if self._is_early:
             self._load_ends_s += self._prices.load_s(load.model)
             self.usage.loads += 1
