@@ -1,1 +1,1 @@
-"""One file per device behind one seam of eight verbs."""
+"""One file per device behind one seam: the operators of a step, and few verbs around it."""
