@@ -302,6 +302,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     weight_bytes: int
     took_s: float
     evicted: tuple[ModelId, ...] = ()
+    is_whole: bool = True  # else the last layers still come
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -370,10 +371,9 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance publishes again and again. Counts are requests; seconds, `switches`, `moved`
-    are since the start: `stall_s` with requests and nothing computed, `compute_s` in steps, which
-    take `expected_s` by the costs file. `weight_bytes` are the cache's, or those in the device's
-    memory. `load`: how busy its policy finds it; one request more of `joins` makes no switch."""
+    """What an instance publishes. Counts are requests; seconds, `switches`, `moved` since start:
+    `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
+    `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch."""
 
     state: Literal["starting", "ready", "draining"] = "starting"
     current: ModelId | None = None

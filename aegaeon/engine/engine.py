@@ -140,7 +140,7 @@ class ModelEngine(Engine):
         assert self._computing not in action.evict, "a computing model stays"
         try:
             brought = self._weights.bring_in(action.model, action.evict)
-            self._weights.await_rest(action.model, self._is_at_rest)
+            is_whole = self._weights.await_rest(action.model, self._is_at_rest)
         except LoadStalled as error:
             log.warning("load put off model=%s error=%s", action.model, error)
             return WeightsLost(action.model)
@@ -155,7 +155,7 @@ class ModelEngine(Engine):
         log.info(
             "model loaded model=%s bytes=%d took_s=%.3f", action.model, brought.weight_bytes, took_s
         )
-        return Loaded(action.model, brought.weight_bytes, took_s, brought.evicted)
+        return Loaded(action.model, brought.weight_bytes, took_s, brought.evicted, is_whole)
 
     def usage(self) -> EngineUsage:
         return EngineUsage(

@@ -51,6 +51,7 @@ def open_parts(
     budgets = choose_budgets(settings, specs)
     device = open_device(settings, budgets)
     shapes = kv_shapes(specs, KV_DTYPES[settings.kv_dtype])
+    check_types(specs, shapes, settings)
     traffic = Traffic()
     source = open_source(specs, budgets, regions, traffic)
     owned.callback(source.close)
@@ -105,6 +106,19 @@ def kv_shapes(specs: tuple[ModelSpec, ...], dtype: torch.dtype) -> dict[ModelId,
         config = read_config(spec.path)
         shapes[spec.id] = KvShape(config.layers, config.kv_heads, config.head_dim, dtype)
     return shapes
+
+
+def check_types(
+    specs: tuple[ModelSpec, ...], shapes: Mapping[ModelId, KvShape], settings: Settings
+) -> None:
+    """Raise ConfigError when a spec was made for keys and values of another type."""
+    for spec in specs:
+        if spec.kv_token_bytes != shapes[spec.id].token_bytes:
+            raise ConfigError(
+                f"{spec.id} was resolved for {spec.kv_token_bytes} bytes of keys and values a "
+                f"token, with --kv-dtype {settings.kv_dtype} they are "
+                f"{shapes[spec.id].token_bytes}; resolve it with the same setting"
+            )
 
 
 def check_capacity(

@@ -46,16 +46,18 @@ class Incoming(Stages, Protocol):
     plan: PackPlan
 
 
-def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> None:
-    """Return when all stages are in, or between two of them once `may_begin()`; also when they
-    were evicted again, which the next use tells. Raises CheckpointError."""
+def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> bool:
+    """Return True when all stages are in; False between two of them once `may_begin()`, or when
+    they were evicted again, which the next use tells. Raises CheckpointError."""
     try:
         for stage in range(FIRST_STAGES, incoming.plan.stages):
             if may_begin():
-                return
+                return False
             incoming.await_stage(stage)
     except (WeightsEvicted, LoadCancelled) as error:
         log.debug("not wholly in error=%s", error)
+        return False
+    return True
 
 
 class HostModel:

@@ -73,10 +73,9 @@ class InPlaceWeights(Weights):
         self._models[model] = fresh
         return BroughtIn(host.plan.total_bytes, self._find_evicted(model))
 
-    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> bool:
         held = self._models.get(model)
-        if held is not None:
-            await_stages(held.host, may_begin)
+        return held is not None and await_stages(held.host, may_begin)
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)

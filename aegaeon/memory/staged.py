@@ -106,10 +106,9 @@ class StagedWeights(Weights):
             self._models[model] = held
         return BroughtIn(_size(place))
 
-    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> bool:
         held = self._models.get(model)
-        if held is not None:
-            await_stages(held.arrival, may_begin)
+        return held is not None and await_stages(held.arrival, may_begin)
 
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:
         return self._use(model)

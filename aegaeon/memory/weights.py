@@ -46,9 +46,9 @@ class Weights(ABC):
         """
 
     @abstractmethod
-    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> None:
-        """Return when `model` is wholly in, or once `may_begin` says that nothing else would
-        compute meanwhile. Raises CheckpointError; later failures are told at the next use."""
+    def await_rest(self, model: ModelId, may_begin: Callable[[], bool]) -> bool:
+        """Return True when `model` is wholly in; False once `may_begin` says that nothing else
+        would compute meanwhile. Raises CheckpointError; the next use tells of later failures."""
 
     @abstractmethod
     def use(self, model: ModelId) -> AbstractContextManager[ResidentModel]:

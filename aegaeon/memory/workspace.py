@@ -18,20 +18,25 @@ HUGE_PAGE_BYTES = 2 << 20
 def pass_bytes(config: ModelConfig) -> int:
     """Return the bytes of activations and scores of a pass of MAX_PASS_ROWS rows, at its peak.
 
-    Counts what a recorded step needs together in the layer's wider half (csrc/ops/cpu/step_plan.h),
-    what it begins with, and what the CPU keeps between passes: a copy of the widest operand of a
-    product (csrc/ops/cpu/linear_operand.cpp), and splits of attention.
+    Counts what a recorded step needs together, what it begins with, and what the CPU keeps between
+    passes: a copy of the widest operand of a product (csrc/ops/cpu/linear_operand.cpp), and splits
+    of attention.
     """
-    queries = config.heads * config.head_dim
-    keys_values = 2 * config.kv_heads * config.head_dim
-    residual = 2 * config.hidden_size  # before and after a norm, or a sum
-    attention = 2 * (queries + keys_values)  # projected, and normed or rotated
-    inner = config.intermediate_size  # gate times up, which are in nobody's memory by themselves
     given = config.hidden_size + 4 * config.head_dim  # the embeddings, the angles
-    packed = max(config.hidden_size, queries, config.intermediate_size)
-    rows = MAX_PASS_ROWS * (residual + max(attention, inner) + given + packed)
+    packed = max(config.hidden_size, config.heads * config.head_dim, config.intermediate_size)
+    rows = MAX_PASS_ROWS * (step_floats(config) + given + packed)
     waiting = min(MAX_PASS_ROWS * waiting_floats(config), MOST_WAITING)
     return FLOAT_BYTES * (rows + waiting) + HUGE_PAGE_BYTES
+
+
+def step_floats(config: ModelConfig) -> int:
+    """Return the floats that a recorded step (csrc/ops/cpu/step_plan.h) needs together for a row,
+    in the layer's wider half."""
+    residual = 2 * config.hidden_size  # before and after a norm, or a sum
+    # Projected, and normed or rotated.
+    attention = 2 * (config.heads + 2 * config.kv_heads) * config.head_dim
+    inner = config.intermediate_size  # gate times up, which are in nobody's memory by themselves
+    return residual + max(attention, inner)
 
 
 def sequence_bytes(config: ModelConfig) -> int:

@@ -356,7 +356,7 @@ class DeviceScheduler(Ledger[GroupT]):
         group = self._group(outcome.model)
         self._kv_arrived(group)
         if self._loads.loaded(group, outcome):
-            if self.observer is not None:
+            if self.observer is not None and outcome.is_whole:
                 self.observer.loaded(group.model, outcome.took_s)
             self._has_loaded(group, outcome.took_s, self._loads.has_displaced)
 

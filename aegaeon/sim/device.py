@@ -141,6 +141,7 @@ class Device:
         self._is_early = False  # a load of weights: may end while they come
         self._coming: ModelId | None = None  # whose did, and when all are in
         self._whole_s = -math.inf
+        self._waits_s = 0.0  # of a prefill, for weights
         self._rests_since_s = 0.0  # while nothing computes
         self._idle_until_s = math.inf
         self._idle_since_s = math.inf
@@ -174,6 +175,7 @@ class Device:
         are over, without KV."""
         self.tick(now)
         self.due_s = math.inf
+        self.usage.link_s -= max(0.0, self._whole_s - now)  # what was still to come
         jobs = list(self.jobs.values())
         self.jobs.clear()
         for job in jobs:
@@ -208,7 +210,8 @@ class Device:
                 self._end_run(self._steps, now)
             case Prefill():
                 self._rest(now)
-                self.usage.compute_s += took_s
+                self.usage.compute_s += took_s - self._waits_s
+                self.usage.stall_s += self._waits_s
                 self._timeline.add(self.index, "prefill", action.model, self._action_began_s, now)
                 self._end_prefill(action, took_s, now)
             case Switch():
@@ -280,7 +283,8 @@ class Device:
         if took_s:
             self._timeline.add(self.index, "load", load.model, self._load_began_s, self._whole_s)
         self._resident.add(load.model)
-        self.scheduler.complete(Loaded(load.model, weight_bytes, took_s), now)
+        is_whole = self._whole_s <= now
+        self.scheduler.complete(Loaded(load.model, weight_bytes, took_s, (), is_whole), now)
 
     def _end_hopeless(self, now: float) -> None:
         for request, _, _ in self.scheduler.given_up():
@@ -337,6 +341,7 @@ class Device:
                 lengths = [self._prefill_tokens(self.jobs[r]) for r in action.requests]
                 ends_s = now + self._prices.prefill_s(action.model, lengths)
                 self._action_ends_s = max(ends_s, self._in_s(action.model))
+                self._waits_s = self._action_ends_s - ends_s
             case Switch():
                 assert action.model in self._resident, f"{action.model} is not resident"
                 self._action_ends_s = now + self._prices.switch_s
@@ -345,6 +350,7 @@ class Device:
         jobs = [self.jobs[request] for request in action.requests]
         context = sum(job.context_tokens for job in jobs)
         start_s = max(now, self._in_s(action.model))
+        self.usage.stall_s += start_s - now
         pace = self._prices.steps(action.model).pace(start_s, context, len(jobs))
         self._pace = pace
         self._steps = pace.steps_of(action.stretch, min(job.missing for job in jobs))

@@ -1,6 +1,6 @@
 """What is told of the times that actions took."""
 
-from aegaeon.types import Prefill
+from aegaeon.types import Loaded, Prefill
 from tests.support.policies import make_scheduler
 from tests.support.scripted import LOAD_S, STEP_S, ScriptedDevice
 from tests.support.specs import make_request
@@ -44,3 +44,12 @@ def test_steps_in_which_somebody_lost_kv_or_was_cancelled_tell_nothing(policy):
     prefills = [said for said in notes.said if said[0] == "prefill"]
     assert set(map(str, prefills)) == {str(("prefill", "a", [3], STEP_S))}
     assert len(prefills) < sum(isinstance(step, Prefill) for step in device.steps)
+
+
+def test_a_load_whose_last_layers_still_come_teaches_nothing(policy):
+    scheduler = make_scheduler(policy, {"a": 1}, 1)
+    notes = scheduler.observer = Notes()
+    scheduler.submit(make_request("r", "a"), 0.0)
+    assert scheduler.next_load(0.0).model == "a"
+    scheduler.complete(Loaded("a", 1, LOAD_S / 10, is_whole=False), LOAD_S / 10)
+    assert notes.said == []

@@ -31,7 +31,7 @@ class OwnWeights(Weights):
         return BroughtIn(self.models[model].weight_bytes)
 
     def await_rest(self, model, may_begin):
-        pass
+        return True
 
     @contextmanager
     def use(self, model):

@@ -59,11 +59,11 @@ struct Scratch {
 
   void hold(std::size_t head_dim) {
     if (split_sums.size() >= kMaxTileQueries * head_dim) return;
-    split_sums.resize(kMaxTileQueries * head_dim);
     queries.resize(kTilesTogether * kMaxTileQueries * head_dim);
     sums.resize(kTilesTogether * kMaxTileQueries * head_dim);
     scores.resize(kMaxTileQueries * kScoreStride);
     softmax.resize(kTilesTogether * kMaxTileQueries);
+    split_sums.resize(kMaxTileQueries * head_dim);  // last: it tells that all are there
   }
 };
 

@@ -50,7 +50,10 @@ void pack_groups(const Operand& operand, std::size_t panel, std::uint32_t* packe
 template <typename Word>
 Word* kept(std::size_t words) {
   thread_local std::vector<Word> memory;
-  if (memory.size() < words) memory.resize(words);
+  if (memory.size() < words) {
+    memory = std::vector<Word>();  // first: what was there is written anew
+    memory.resize(words);
+  }
   return memory.data();
 }
 

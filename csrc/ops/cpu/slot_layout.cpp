@@ -1,6 +1,7 @@
 #include "ops/cpu/slot_layout.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace aegaeon::ops {
 namespace {
@@ -10,15 +11,25 @@ constexpr std::size_t kUnit = 16;
 struct Taken {
   std::size_t begin;
   std::size_t end;
-  std::size_t last;
+  Lifetime slot;
 };
 
+// What the operator reads for the last time is still needed beside what it makes.
+bool are_together(const Lifetime& one, const Lifetime& other) {
+  return one.first <= other.last && other.first <= one.last;
+}
+
 // Takes the lowest gap of `width`; `taken` is in the order of begins.
-std::size_t take(std::vector<Taken>& taken, std::size_t width, std::size_t last) {
+std::size_t take(std::vector<Taken>& taken, std::size_t width, const Lifetime& slot) {
   std::size_t begin = 0;
-  auto next = taken.begin();
-  for (; next != taken.end() && next->begin < begin + width; ++next) begin = next->end;
-  taken.insert(next, {begin, begin + width, last});
+  for (const Taken& other : taken) {
+    if (!are_together(slot, other.slot) || other.end <= begin) continue;
+    if (other.begin >= begin + width) break;
+    begin = other.end;
+  }
+  const auto is_before = [](const Taken& other, std::size_t at) { return other.begin < at; };
+  taken.insert(std::lower_bound(taken.begin(), taken.end(), begin, is_before),
+               {begin, begin + width, slot});
   return begin;
 }
 
@@ -26,14 +37,18 @@ std::size_t take(std::vector<Taken>& taken, std::size_t width, std::size_t last)
 
 SlotLayout lay_out(const std::vector<Lifetime>& slots) {
   SlotLayout layout;
+  layout.begins.resize(slots.size());
+  std::vector<std::size_t> order(slots.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t one, std::size_t other) {
+    return slots[one].width > slots[other].width;
+  });
   std::vector<Taken> taken;
-  for (const Lifetime& slot : slots) {
-    // What the operator reads for the last time is still needed beside what it makes.
-    const auto is_over = [&](const Taken& other) { return other.last < slot.first; };
-    taken.erase(std::remove_if(taken.begin(), taken.end(), is_over), taken.end());
-    const std::size_t width = (slot.width + kUnit - 1) / kUnit * kUnit;
-    layout.begins.push_back(take(taken, width, slot.last));
-    layout.width = std::max(layout.width, layout.begins.back() + width);
+  for (const std::size_t at : order) {
+    const std::size_t width = (slots[at].width + kUnit - 1) / kUnit * kUnit;
+    if (width == 0) continue;
+    layout.begins[at] = take(taken, width, slots[at]);
+    layout.width = std::max(layout.width, layout.begins[at] + width);
   }
   return layout;
 }

@@ -18,8 +18,9 @@ struct SlotLayout {
   std::size_t width = 0;            // of all together
 };
 
-// Each slot, in the order of `first`, goes to the lowest gap among those still needed. Begins are
-// multiples of 16, so that slots of any rows of floats begin at a line of the cache.
+// The widest slot first, each goes to the lowest gap among those that are needed when it is: in the
+// order of `first`, narrow ones would lie where wide ones fit no more. Begins are multiples of 16,
+// so that slots of any rows of floats begin at a line of the cache.
 SlotLayout lay_out(const std::vector<Lifetime>& slots);
 
 }  // namespace aegaeon::ops
