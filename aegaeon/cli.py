@@ -47,6 +47,7 @@ GROUPS = {
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
         *("threads_per_instance", "instruction_set", "quantize", "kv_dtype"),
+        "activation_dtype",
     ),
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": (

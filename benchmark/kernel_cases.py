@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from aegaeon import _native
 from aegaeon.device.attention import AttentionPlan
-from aegaeon.device.packed import TYPE_CODES, Matrix, pack
+from aegaeon.device.packed import Matrix, pack
 from aegaeon.memory.arena import Arena
 from aegaeon.memory.kv import KvPool, KvRows, KvShape, KvView, blocks_for
 from benchmark.limits import Run
@@ -93,11 +93,6 @@ class Scale(NamedTuple):
     prefill_contexts: Sequence[int]
 
 
-def packed_types() -> list[torch.dtype]:
-    """Return the types that weights are measured in: int8 where this version packs it."""
-    return [dtype for dtype in TYPE_NAMES if dtype in TYPE_CODES]
-
-
 # Products
 
 
@@ -113,9 +108,7 @@ class Copies:
         assert isinstance(owner, Tensor)
         self.matrix_bytes = owner.numel() * owner.element_size()
         self._arena, places = _repeated(owner, cold_bytes)
-        self.operands = [
-            (*Matrix(self._arena, place, outputs, inputs, dtype).operand, 0) for place in places
-        ]
+        self.matrices = [Matrix(self._arena, place, outputs, inputs, dtype) for place in places]
         plain = weight.to(dtype) if dtype.is_floating_point else (weight * 100).to(dtype)
         self._plain_arena, places = _repeated(plain, cold_bytes)
         self.plain = [_tensor_at(place, plain) for place in places]
@@ -141,25 +134,26 @@ def _tensor_at(address: int, like: Tensor) -> Tensor:
 
 def linear_cases(pool: _native.ThreadPool, scale: Scale) -> Iterator[Case]:
     """Yield products of each matrix, type and count of rows."""
-    for dtype in packed_types():
+    for dtype in TYPE_NAMES:
         for name, shape in scale.sizes.matrices().items():
             copies = Copies(shape, dtype, scale.cold_bytes)
-            for rows in scale.linear_rows:
+            x_dtypes = [torch.float32, *([dtype] if dtype == torch.bfloat16 else [])]
+            for x_dtype, rows in itertools.product(x_dtypes, scale.linear_rows):
                 if name != HEAD or rows <= HEAD_ROWS:
-                    yield _linear_case(pool, (name, TYPE_NAMES[dtype]), shape, copies, rows)
+                    yield _linear_case(pool, name, copies, x_dtype, rows)
 
 
 def _linear_case(
-    pool: _native.ThreadPool, names: tuple[str, str], shape: tuple[int, int], copies: Copies,
-    rows: int,
-) -> Case:  # fmt: skip
-    outputs, inputs = shape
+    pool: _native.ThreadPool, name: str, copies: Copies, x_dtype: torch.dtype, rows: int
+) -> Case:
+    matrix = copies.matrices[0]
+    outputs, inputs = matrix.out_features, matrix.in_features
     x, out = torch.randn(rows, inputs), torch.empty(rows, outputs)
-    ours = itertools.cycle(copies.operands)
+    ours = itertools.cycle((*each.factor(x_dtype), 0) for each in copies.matrices)
     plain = itertools.cycle(copies.plain)
     theirs = x.to(copies.plain[0].dtype)
     multiply = functional.linear if theirs.is_floating_point() else _integer_product
-    name, dtype = names
+    dtype = TYPE_NAMES[matrix.dtype] + (" x bf16" if x_dtype == torch.bfloat16 else "")
     return Case(
         name=f"linear {dtype}, {name} {outputs}x{inputs}, {_count(rows, 'row')}",
         read_bytes=copies.matrix_bytes + 4 * rows * (inputs + outputs),

@@ -9,7 +9,7 @@ import torch
 
 from aegaeon import _native
 from aegaeon._native import WeightCache
-from aegaeon.config import KvDtype, Settings
+from aegaeon.config import ActivationDtype, KvDtype, Settings
 from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
@@ -26,7 +26,7 @@ from aegaeon.types import ModelId, ModelSpec
 
 Shapes = Mapping[ModelId, KvShape]
 
-KV_DTYPES: dict[KvDtype, torch.dtype] = {
+DTYPES: dict[KvDtype | ActivationDtype, torch.dtype] = {
     "auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16,
 }  # fmt: skip
 
@@ -50,7 +50,7 @@ def open_parts(
     RegionError, RegionMismatch, and what reading a config.json raises."""
     budgets = choose_budgets(settings, specs)
     device = open_device(settings, budgets)
-    shapes = kv_shapes(specs, KV_DTYPES[settings.kv_dtype])
+    shapes = kv_shapes(specs, DTYPES[settings.kv_dtype])
     check_types(specs, shapes, settings)
     traffic = Traffic()
     source = open_source(specs, budgets, regions, traffic)
@@ -74,7 +74,7 @@ def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
     except ValueError as error:
         raise ConfigError(f"--instruction-set: {error}") from None
     try:
-        return CpuDevice(budgets.threads)
+        return CpuDevice(budgets.threads, DTYPES[settings.activation_dtype])
     except RuntimeError as error:
         raise ConfigError(
             f"cannot start {budgets.threads} compute threads ({error}); lower "

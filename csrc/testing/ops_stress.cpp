@@ -76,12 +76,13 @@ struct Tiles {
   Matrix matrix;
   std::size_t columns;
 
-  Tiles(std::size_t outputs, std::size_t in_features, WeightType type) : columns(in_features) {
+  Tiles(std::size_t outputs, std::size_t in_features, WeightType type, XType x_type)
+      : columns(in_features) {
     const std::size_t tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
     const std::size_t count = tiles * columns * kTileOutputs;
     memory.reset(static_cast<char*>(
         ::operator new[](tiles * tile_bytes(type, columns), std::align_val_t{64})));
-    matrix = {memory.get(), outputs, type};
+    matrix = {memory.get(), outputs, type, x_type};
     if (type == WeightType::i8) {
       draw_groups(memory.get(), tiles, columns);
     } else if (type == WeightType::f32) {
@@ -94,24 +95,25 @@ struct Tiles {
   }
 
   float at(std::size_t output, std::size_t k) const {
-    const std::size_t tile = output / kTileOutputs;
-    const std::size_t index = (tile * columns + k) * kTileOutputs + output % kTileOutputs;
+    const char* const tile =
+        memory.get() + output / kTileOutputs * tile_bytes(matrix.type, columns);
+    const std::size_t of_tile = output % kTileOutputs;
     switch (matrix.type) {
       case WeightType::i8:
-        return dequantized(memory.get() + tile * tile_bytes(matrix.type, columns),
-                           output % kTileOutputs, k);
+        return dequantized(tile, of_tile, k);
       case WeightType::f32:
-        return widen_at<WeightType::f32>(memory.get(), index);
+        return weight_at<WeightType::f32>(tile, of_tile, k);
       case WeightType::bf16:
-        return widen_at<WeightType::bf16>(memory.get(), index);
+        return weight_at<WeightType::bf16>(tile, of_tile, k);
       default:
-        return widen_at<WeightType::f16>(memory.get(), index);
+        return weight_at<WeightType::f16>(tile, of_tile, k);
     }
   }
 };
 
 // What x[k] may have lost when it was rounded to 16 bits.
 double rounding(const Tiles& tiles, const float* x, std::size_t k) {
+  if (tiles.matrix.x_type == XType::bf16) return std::fabs(static_cast<double>(x[k])) / 256;
   if (tiles.matrix.type != WeightType::i8) return 0;
   const std::size_t first = k / kGroupInputs * kGroupInputs;
   double largest = 0;
@@ -169,18 +171,27 @@ bool force(const char* isa) {
   }
 }
 
-constexpr WeightType kTypes[] = {WeightType::f32, WeightType::bf16, WeightType::f16,
-                                 WeightType::i8};
-constexpr const char* kIsas[] = {"baseline", "avx2", "avx512", "avx512_vnni"};
+struct Types {
+  WeightType weight;
+  XType x;
+};
+constexpr Types kTypes[] = {{WeightType::f32, XType::f32},
+                            {WeightType::bf16, XType::f32},
+                            {WeightType::bf16, XType::bf16},
+                            {WeightType::f16, XType::f32},
+                            {WeightType::i8, XType::f32}};
+constexpr const char* kIsas[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 // All shapes on all instruction sets; those that fuse agree to the bit.
 void check_products() {
   ThreadPool alone{1}, several{3};
   constexpr std::size_t kShapes[][3] = {{1, 33, 70},  {2, 1, 1},     {5, 129, 32},  {6, 7, 31},
                                         {13, 64, 65}, {40, 300, 96}, {280, 130, 40}};
-  for (const auto& [rows, columns, outputs] : kShapes) {
-    for (const WeightType type : kTypes) {
-      const Tiles tiles(outputs, columns, type), other(outputs, columns, type);
+  for (const auto& [rows, inputs, outputs] : kShapes) {
+    for (const auto& [type, x_type] : kTypes) {
+      // Of bf16 there are pairs.
+      const std::size_t columns = inputs + (type == WeightType::bf16 ? inputs % 2 : 0);
+      const Tiles tiles(outputs, columns, type, x_type), other(outputs, columns, type, x_type);
       const std::vector<float> x = draw(rows * columns);
       std::vector<float> fused;
       for (const char* isa : kIsas) {

@@ -149,7 +149,9 @@ def test_no_rows_give_no_rows():
 
 
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(ValueError, match="use best, baseline, avx2, avx512 or avx512_vnni"):
+    with pytest.raises(
+        ValueError, match="use best, baseline, avx2, avx512, avx512_vnni or avx512_bf16"
+    ):
         _native.force_isa("avx1024")
 
 

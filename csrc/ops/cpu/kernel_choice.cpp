@@ -21,10 +21,7 @@ PanelKernel group_kernel() {
   return baseline_kernel(WeightType::i8);
 }
 
-}  // namespace
-
-PanelKernel kernel_for(WeightType type) {
-  if (type == WeightType::i8) return group_kernel();
+PanelKernel float_kernel(WeightType type) {
 #if defined(__x86_64__)
   switch (current_isa()) {
     case Isa::avx512:
@@ -36,6 +33,19 @@ PanelKernel kernel_for(WeightType type) {
   }
 #endif
   return baseline_kernel(type);
+}
+
+}  // namespace
+
+PanelKernel kernel_for(const Matrix& matrix) {
+  if (matrix.type == WeightType::i8) return group_kernel();
+  if (matrix.x_type == XType::f32) return float_kernel(matrix.type);
+#if defined(__x86_64__)
+  if (has_bf16_products()) return avx512_bf16_pair_kernel();
+#endif
+  PanelKernel kernel = float_kernel(matrix.type);
+  kernel.form = XForm::rounded;
+  return kernel;
 }
 
 RowKernels row_kernels() {

@@ -7,7 +7,7 @@
 
 namespace aegaeon::ops {
 
-PanelKernel kernel_for(WeightType type);
+PanelKernel kernel_for(const Matrix& matrix);
 RowKernels row_kernels();
 
 }  // namespace aegaeon::ops

@@ -14,9 +14,10 @@ namespace {
 
 struct Avx2 {
   using Vector = __m256;
+  using Weights = Vector;
   static constexpr std::size_t kWidth = 8;
   static constexpr std::size_t kMaxRows = 6;
-  // Of 16 registers: what is left beside a pair of weights and two factors.
+  // Of 16 registers: what is left beside two vectors of weights and two factors.
   static constexpr std::size_t kSums = 12;
 
   static Vector zero() { return _mm256_setzero_ps(); }
@@ -25,37 +26,19 @@ struct Avx2 {
   static Vector broadcast(const float* from) { return _mm256_broadcast_ss(from); }
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 
-  // Of bf16 the low vector takes the even elements, the high one the odd: two plain instructions
-  // where the order of memory would need shuffles.
   template <WeightType type>
-  static void widen_pair(const char* line, std::size_t pair, Vector& low, Vector& high) {
-    if constexpr (type == WeightType::bf16) {
-      const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(line) + pair);
-      low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-      high = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-0x10000)));
-    } else if constexpr (type == WeightType::f16) {
-      const __m128i* const halves = reinterpret_cast<const __m128i*>(line) + 2 * pair;
-      low = _mm256_cvtph_ps(_mm_load_si128(halves));
-      high = _mm256_cvtph_ps(_mm_load_si128(halves + 1));
-    } else {
-      const float* const floats = reinterpret_cast<const float*>(line) + 2 * kWidth * pair;
-      low = _mm256_load_ps(floats);
-      high = _mm256_load_ps(floats + kWidth);
-    }
-  }
+  static constexpr std::size_t kWords = step_of(type).inputs;
 
   template <WeightType type>
-  static void finish(const float* sums, float* outputs) {
-    for (std::size_t pair = 0; pair < kTileOutputs; pair += 2 * kWidth) {
-      Vector low = load(sums + pair), high = load(sums + pair + kWidth);
-      if constexpr (type == WeightType::bf16) {
-        const Vector first = _mm256_unpacklo_ps(low, high);
-        const Vector second = _mm256_unpackhi_ps(low, high);
-        low = _mm256_permute2f128_ps(first, second, 0x20);
-        high = _mm256_permute2f128_ps(first, second, 0x31);
-      }
-      store(outputs + pair, low);
-      store(outputs + pair + kWidth, high);
+  static Weights widen(const char* line, std::size_t vector, std::size_t word) {
+    if constexpr (type == WeightType::bf16) {
+      const __m256i pairs = _mm256_load_si256(reinterpret_cast<const __m256i*>(line) + vector);
+      return _mm256_castsi256_ps(word == 0 ? _mm256_slli_epi32(pairs, 16)
+                                           : _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)));
+    } else if constexpr (type == WeightType::f16) {
+      return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + vector));
+    } else {
+      return _mm256_load_ps(reinterpret_cast<const float*>(line) + vector * kWidth);
     }
   }
 };
@@ -98,7 +81,7 @@ PanelKernel avx2_kernel(WeightType type) {
   return type == WeightType::i8 ? group_kernel_of<Avx2Groups>() : kernel_of<Avx2>(type);
 }
 
-RowKernels avx2_rows() { return {quantize_group, gate_tile}; }
+RowKernels avx2_rows() { return row_kernels_here(); }
 
 SamplingKernel avx2_sampling() { return sampling_kernel(); }
 

@@ -47,17 +47,18 @@ struct Plain {
     return result;
   }
 
-  template <WeightType type>
-  static void widen_pair(const char* line, std::size_t pair, Vector& low, Vector& high) {
-    for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      low.lanes[lane] = widen_at<type>(line, pair * 2 * kWidth + lane);
-      high.lanes[lane] = widen_at<type>(line, pair * 2 * kWidth + kWidth + lane);
-    }
-  }
+  using Weights = Vector;
 
   template <WeightType type>
-  static void finish(const float* sums, float* outputs) {
-    std::memmove(outputs, sums, kTileOutputs * sizeof(float));
+  static constexpr std::size_t kWords = step_of(type).inputs;
+
+  template <WeightType type>
+  static Weights widen(const char* line, std::size_t vector, std::size_t word) {
+    Vector weights;
+    for (std::size_t lane = 0; lane < kWidth; ++lane) {
+      weights.lanes[lane] = weight_at<type>(line, vector * kWidth + lane, word);
+    }
+    return weights;
   }
 };
 
@@ -141,7 +142,7 @@ PanelKernel baseline_kernel(WeightType type) {
   return type == WeightType::i8 ? group_kernel_of<PlainGroups>() : kernel_of<Plain>(type);
 }
 
-RowKernels baseline_rows() { return {quantize_group, gate_tile}; }
+RowKernels baseline_rows() { return row_kernels_here(); }
 
 SamplingKernel baseline_sampling() { return sampling_kernel(); }
 

@@ -24,6 +24,21 @@ std::size_t multiply_adds_here(std::size_t rounds) {
   return baseline_multiply_adds(rounds);
 }
 
+std::size_t multiply_add_pairs_here(std::size_t rounds) {
+#if defined(__x86_64__)
+  if (has_bf16_products()) return avx512_bf16_multiply_adds(rounds);
+#endif
+  return multiply_adds_here(rounds);
+}
+
+std::size_t on_all(ThreadPool& pool, std::size_t rounds, std::size_t (*work)(std::size_t)) {
+  std::atomic<std::size_t> done{0};
+  pool.for_ranges(pool.threads(), 1, [&](std::size_t first, std::size_t last) {
+    for (; first < last; ++first) done += work(rounds);
+  });
+  return done;
+}
+
 }  // namespace
 
 std::uint64_t read_words(ThreadPool& pool, const std::uint64_t* words, std::size_t count) {
@@ -38,11 +53,11 @@ std::uint64_t read_words(ThreadPool& pool, const std::uint64_t* words, std::size
 }
 
 std::size_t multiply_add(ThreadPool& pool, std::size_t rounds) {
-  std::atomic<std::size_t> done{0};
-  pool.for_ranges(pool.threads(), 1, [&](std::size_t first, std::size_t last) {
-    for (; first < last; ++first) done += multiply_adds_here(rounds);
-  });
-  return done;
+  return on_all(pool, rounds, multiply_adds_here);
+}
+
+std::size_t multiply_add_pairs(ThreadPool& pool, std::size_t rounds) {
+  return on_all(pool, rounds, multiply_add_pairs_here);
 }
 
 void fork_join(ThreadPool& pool, std::size_t rounds) {

@@ -20,7 +20,10 @@ constexpr std::size_t kBlockRows = 264;
 constexpr std::size_t kBlockBytes = 16 << 10;
 // How far a single panel, which passes over weights as fast as memory gives them, fetches ahead of
 // itself: over the ends of pages, where the processor's own prefetching stops.
-constexpr std::size_t kAheadBytes = 1024;
+constexpr std::size_t kAheadBytes = 512;
+// And how far panels do that compute on a line for as long as memory takes to bring one, or longer:
+// into the first cache; what was to arrive in the second one would not come in time.
+constexpr std::size_t kFarAheadBytes = 2048;
 // What one claim of a thread reads at least when there is a single panel: each claim is a new
 // stream that memory has to get going.
 constexpr std::size_t kStreamBytes = 128 << 10;
@@ -45,7 +48,7 @@ class Product {
         bias_(part.bias),
         in_features_(in_features),
         x_(static_cast<const char*>(x)),
-        kernel_(kernel_for(part.matrix.type)) {}
+        kernel_(kernel_for(part.matrix)) {}
 
   std::size_t tiles() const { return (matrix_.out_features + kTileOutputs - 1) / kTileOutputs; }
   std::size_t bytes() const { return tile_bytes(matrix_.type, in_features_); }
@@ -55,9 +58,9 @@ class Product {
     return std::min(kTileOutputs, matrix_.out_features - tile * kTileOutputs);
   }
 
-  // Writes 32 sums for each row of the block, which `finish` makes outputs of.
+  // Writes 32 outputs for each row of the block, to which the bias is still to be added.
   void sum(std::size_t tile, const Block& block, float* sums) const;
-  void finish(std::size_t tile, float* sums) const;
+  void add_bias(std::size_t tile, float* sums) const;
 
  private:
   Matrix matrix_;
@@ -71,24 +74,24 @@ void Product::sum(std::size_t tile, const Block& block, float* sums) const {
   constexpr std::size_t kWord = 4;
   const Step step = step_of(matrix_.type);
   const char* const weights = static_cast<const char*>(matrix_.tiles) + tile * bytes();
-  const std::size_t row_words = x_words(matrix_.type, in_features_);
+  const std::size_t row_words = x_words(kernel_.form, in_features_);
+  const std::size_t step_words = x_words(kernel_.form, step.inputs);
   const bool is_streamed = block.is_single() && block.panels.rows(block.first) <= 2;
   const std::size_t inputs = is_streamed ? in_features_ : kBlockBytes / step.bytes * step.inputs;
-  // While panels pass over a block, the next one comes in; the last one's next is the next tile.
-  const std::size_t ahead = block.is_single() ? kAheadBytes : kBlockBytes;
+  const bool is_waiting = block.is_single() && block.panels.rows(block.first) <= 4;
+  const std::size_t ahead = is_waiting ? kAheadBytes : kFarAheadBytes;
   for (std::size_t k = 0; k < in_features_; k += inputs) {
     const std::size_t steps = k / step.inputs;
     for (std::size_t panel = block.first; panel < block.last; ++panel) {
       const std::size_t rows = block.panels.rows(panel), row = block.panels.first_row(panel);
-      const char* const x = x_ + (row * row_words + steps * step.x_words * rows) * kWord;
+      const char* const x = x_ + (row * row_words + steps * step_words * rows) * kWord;
       kernel_.accumulate({x, rows, weights + steps * step.bytes, std::min(inputs, in_features_ - k),
                           sums + (row - block.first_row()) * kTileOutputs, k == 0, ahead});
     }
   }
 }
 
-void Product::finish(std::size_t tile, float* sums) const {
-  kernel_.finish(sums, sums);
+void Product::add_bias(std::size_t tile, float* sums) const {
   if (bias_ == nullptr) return;
   const float* const bias = bias_ + tile * kTileOutputs;
   const std::size_t count = outputs(tile);
@@ -99,13 +102,12 @@ void Product::finish(std::size_t tile, float* sums) const {
 class Products {
  public:
   Products(ThreadPool& pool, const Operand& operand, const BiasedMatrix* parts, std::size_t count) {
-    const void* floats = nullptr;
-    const void* groups = nullptr;
+    const void* packed[kXForms] = {};
     products_.reserve(count);
     for (std::size_t at = 0; at < count; ++at) {
-      const WeightType type = parts[at].matrix.type;
-      const void*& x = type == WeightType::i8 ? groups : floats;
-      if (x == nullptr) x = pack_operand(pool, operand, type);
+      const XForm form = kernel_for(parts[at].matrix).form;
+      const void*& x = packed[static_cast<int>(form)];
+      if (x == nullptr) x = pack_operand(pool, operand, form);
       products_.emplace_back(parts[at], operand.in_features, x);
     }
   }
@@ -121,7 +123,7 @@ class Products {
 Panels panels_of(std::size_t rows, const BiasedMatrix* parts, std::size_t count) {
   std::size_t max_rows = kBlockRows;
   for (std::size_t at = 0; at < count; ++at) {
-    max_rows = std::min(max_rows, kernel_for(parts[at].matrix.type).max_rows);
+    max_rows = std::min(max_rows, kernel_for(parts[at].matrix).max_rows);
   }
   return {rows, max_rows};
 }
@@ -166,7 +168,7 @@ void write(const LinearParams& params, const Product& product, const Place& plac
   const std::size_t count = product.outputs(tile);
   for (std::size_t row = block.first_row(); row < block.last_row(); ++row, sums += kTileOutputs) {
     const std::size_t at = row * place.stride + place.first + tile * kTileOutputs;
-    product.finish(tile, sums);
+    product.add_bias(tile, sums);
     if (params.residual != nullptr) {
       const float* const added = params.residual + at;
       for (std::size_t output = 0; output < count; ++output) sums[output] += added[output];
@@ -213,8 +215,8 @@ void gated(ThreadPool& pool, const GatedParams& params) {
     gate.sum(tile, block, sums);
     up.sum(tile, block, ups);
     for (std::size_t row = block.first_row(); row < block.last_row(); ++row) {
-      gate.finish(tile, sums);
-      up.finish(tile, ups);
+      gate.add_bias(tile, sums);
+      up.add_bias(tile, ups);
       let_through(sums, ups);
       std::copy_n(sums, gate.outputs(tile),
                   params.out + row * gate.out_features() + tile * kTileOutputs);
