@@ -2,29 +2,11 @@
 
 #include <atomic>
 
-#include "ops/cpu/isa.h"
-#include "ops/cpu/multiply_add.h"
+#include "ops/cpu/kernel_choice.h"
 #include "ops/cpu/thread_pool.h"
 #include "shm/futex.h"
 
 namespace aegaeon::ops {
-namespace {
-
-std::size_t multiply_adds_here(std::size_t rounds) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_multiply_adds(rounds);
-    case Isa::avx2:
-      return avx2_multiply_adds(rounds);
-    default:
-      break;
-  }
-#endif
-  return baseline_multiply_adds(rounds);
-}
-
-}  // namespace
 
 std::uint64_t read_words(ThreadPool& pool, const std::uint64_t* words, std::size_t count) {
   std::atomic<std::uint64_t> total{0};
