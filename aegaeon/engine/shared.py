@@ -9,7 +9,7 @@ import torch
 
 from aegaeon import _native
 from aegaeon._native import WeightCache
-from aegaeon.config import KvDtype, Settings
+from aegaeon.config import Settings, StoredKv
 from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
@@ -26,9 +26,7 @@ from aegaeon.types import ModelId, ModelSpec
 
 Shapes = Mapping[ModelId, KvShape]
 
-KV_DTYPES: dict[KvDtype, torch.dtype] = {
-    "auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16,
-}  # fmt: skip
+KV_DTYPES: dict[StoredKv, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def open_parts(
     RegionError, RegionMismatch, and what reading a config.json raises."""
     budgets = choose_budgets(settings, specs)
     device = open_device(settings, budgets)
-    shapes = kv_shapes(specs, KV_DTYPES[settings.kv_dtype])
+    shapes = kv_shapes(specs, KV_DTYPES[settings.stored_kv])
     check_types(specs, shapes, settings)
     traffic = Traffic()
     source = open_source(specs, budgets, regions, traffic)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import msgspec
 
+from aegaeon.config import StoredKv
 from aegaeon.errors import ConfigError
-from aegaeon.types import ModelId
+from aegaeon.types import ModelId, Quantize
 
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -21,7 +22,8 @@ class ModelCost(msgspec.Struct, frozen=True):
     `prefill` (a, b, c): a * tokens + b * sum of squared lengths + c. `decode` (a, b, c): a *
     context tokens of the batch + b * requests + c. A fit may have a negative slope: a prefill never
     takes less than its constant, and decoding no less for more context. `max_len` bounds prompt
-    and answer together. Loads take `load_factor` times what the link says.
+    and answer together. Loads take `load_factor` times what the link says. `quantize` and
+    `kv_dtype` are what weights, keys and values were when the times were taken (None: nobody says).
     """
 
     weight_gb: Positive
@@ -30,6 +32,8 @@ class ModelCost(msgspec.Struct, frozen=True):
     prefill: tuple[float, float, Positive]
     decode: tuple[float, float, Positive]
     load_factor: Positive = 1.0
+    quantize: Quantize | None = None
+    kv_dtype: StoredKv | None = None
 
     def prefill_s(self, tokens: int, squares: int | None = None) -> float:
         """Return the time of a prefill of `tokens`, in one prompt unless `squares` says how the
@@ -44,6 +48,10 @@ class ModelCost(msgspec.Struct, frozen=True):
         if per_token > 0.0:
             fixed += per_token * context_tokens
         return fixed + per_request * requests if per_request > 0.0 else fixed
+
+    def is_of(self, quantize: Quantize, kv_dtype: StoredKv) -> bool:
+        """Whether the times are those of such weights, keys and values, as far as they say."""
+        return self.quantize in (None, quantize) and self.kv_dtype in (None, kv_dtype)
 
     def kv_gb(self, tokens: int) -> float:
         """Return the size of the keys and values of `tokens`."""
