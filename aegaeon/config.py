@@ -28,8 +28,10 @@ PREFIX = "AEGAEON_"
 # Read by the build or naming the file itself; not settings.
 NOT_SETTINGS = frozenset({"AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
 
-KvDtype = Literal["auto", "float32", "bfloat16"]
-ActivationDtype = Literal["auto", "float32", "bfloat16"]
+StoredKv = Literal["float32", "bfloat16"]
+KvDtype = Literal["auto", StoredKv]
+Activations = Literal["float32", "bfloat16"]
+ActivationDtype = Literal["auto", Activations]
 
 # It becomes part of file names and keys.
 DOMAIN = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?")
@@ -138,6 +140,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def domain_name(self) -> str:
         """The shared-memory domain: as set, else one per port."""
         return self.domain or f"port-{self.port}"
+
+    @property
+    def stored_kv(self) -> StoredKv:
+        """The type of keys and values, as chosen."""
+        return "float32" if self.kv_dtype == "auto" else self.kv_dtype
+
+    @property
+    def activations(self) -> Activations:
+        """The type of activations where they meet weights of bfloat16, as chosen."""
+        return "float32" if self.activation_dtype == "auto" else self.activation_dtype
 
     @property
     def instance_count(self) -> int:

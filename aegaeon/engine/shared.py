@@ -9,7 +9,7 @@ import torch
 
 from aegaeon import _native
 from aegaeon._native import WeightCache
-from aegaeon.config import ActivationDtype, KvDtype, Settings
+from aegaeon.config import Activations, Settings, StoredKv
 from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
@@ -26,9 +26,10 @@ from aegaeon.types import ModelId, ModelSpec
 
 Shapes = Mapping[ModelId, KvShape]
 
-DTYPES: dict[KvDtype | ActivationDtype, torch.dtype] = {
-    "auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16,
-}  # fmt: skip
+DTYPES: dict[StoredKv | Activations, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def open_parts(
     RegionError, RegionMismatch, and what reading a config.json raises."""
     budgets = choose_budgets(settings, specs)
     device = open_device(settings, budgets)
-    shapes = kv_shapes(specs, DTYPES[settings.kv_dtype])
+    shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
     check_types(specs, shapes, settings)
     traffic = Traffic()
     source = open_source(specs, budgets, regions, traffic)
@@ -74,7 +75,7 @@ def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
     except ValueError as error:
         raise ConfigError(f"--instruction-set: {error}") from None
     try:
-        return CpuDevice(budgets.threads, DTYPES[settings.activation_dtype])
+        return CpuDevice(budgets.threads, DTYPES[settings.activations])
     except RuntimeError as error:
         raise ConfigError(
             f"cannot start {budgets.threads} compute threads ({error}); lower "

@@ -62,10 +62,7 @@ void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& part
 }
 
 void gated(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out) {
-  const std::vector<ops::BiasedMatrix> matrices = projection_of(parts, shape.second);
-  if (matrices.size() != 2 || matrices[0].matrix.out_features != matrices[1].matrix.out_features) {
-    throw std::invalid_argument("a gated projection has two parts of as many outputs");
-  }
+  const std::vector<ops::BiasedMatrix> matrices = gated_projection_of(parts, shape.second);
   const py::gil_scoped_release released;
   ops::gated(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
                     pointer<float>(out)});
@@ -112,6 +109,14 @@ std::vector<ops::BiasedMatrix> projection_of(const py::tuple& parts, std::size_t
   for (const py::handle part : parts) {
     const auto bias = py::reinterpret_borrow<py::tuple>(part)[3].cast<Address>();
     matrices.push_back({matrix_of(part, columns), pointer<const float>(bias)});
+  }
+  return matrices;
+}
+
+std::vector<ops::BiasedMatrix> gated_projection_of(const py::tuple& parts, std::size_t columns) {
+  std::vector<ops::BiasedMatrix> matrices = projection_of(parts, columns);
+  if (matrices.size() != 2 || matrices[0].matrix.out_features != matrices[1].matrix.out_features) {
+    throw std::invalid_argument("a gated projection has two parts of as many outputs");
   }
   return matrices;
 }

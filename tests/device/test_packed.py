@@ -10,25 +10,11 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.packed import Matrix, pack, unpack
+from aegaeon.device.packed import pack, unpack
 from tests.support.instruction_sets import FUSED, ISAS
+from tests.support.products import multiply, randn
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _best_isa_afterwards():
-    with torch.inference_mode():
-        yield
-    _native.force_isa("best")
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def multiply(x: Tensor, matrix: Matrix, threads: int = 1) -> Tensor:
-    return CpuDevice(threads).linear(x, Projection((matrix,)))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -23,6 +23,7 @@ ISA = {
     "attention_avx512.cpp": AVX512,
     "kernels_avx2.cpp": AVX2,
     "kernels_avx512.cpp": AVX512,
+    "kernels_avx512bf16.cpp": ["-mavx512bw", "-mavx512bf16", "-mfma", *UNDEFINED],
     "kernels_avx512bw.cpp": ["-mavx512bw", "-mfma", *UNDEFINED],
     "kernels_avx512vnni.cpp": ["-mavx512bw", "-mavx512vnni", "-mfma", *UNDEFINED],
 }

@@ -1,46 +1,19 @@
 // Compiled for AVX2, FMA and F16C (CMakeLists.txt); nothing here may be called without.
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
+#include "ops/cpu/float_tiles.h"
 #include "ops/cpu/linear_groups.h"
 #include "ops/cpu/linear_panel.h"
 #include "ops/cpu/multiply_add.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/cpu/sampling_loops.h"
+#include "ops/cpu/vectors_avx2.h"
 
 namespace aegaeon::ops {
 namespace {
 
-struct Avx2 {
-  using Vector = __m256;
-  using Weights = Vector;
-  static constexpr std::size_t kWidth = 8;
+struct Avx2 : FloatTiles<Avx2Vectors> {
   static constexpr std::size_t kMaxRows = 6;
-  // Of 16 registers: what is left beside two vectors of weights and two factors.
-  static constexpr std::size_t kSums = 12;
-
-  static Vector zero() { return _mm256_setzero_ps(); }
-  static Vector load(const float* from) { return _mm256_loadu_ps(from); }
-  static void store(float* to, Vector vector) { _mm256_storeu_ps(to, vector); }
-  static Vector broadcast(const float* from) { return _mm256_broadcast_ss(from); }
-  static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
-
-  template <WeightType type>
-  static constexpr std::size_t kWords = step_of(type).inputs;
-
-  template <WeightType type>
-  static Weights widen(const char* line, std::size_t vector, std::size_t word) {
-    if constexpr (type == WeightType::bf16) {
-      const __m256i pairs = _mm256_load_si256(reinterpret_cast<const __m256i*>(line) + vector);
-      return _mm256_castsi256_ps(word == 0 ? _mm256_slli_epi32(pairs, 16)
-                                           : _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)));
-    } else if constexpr (type == WeightType::f16) {
-      return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + vector));
-    } else {
-      return _mm256_load_ps(reinterpret_cast<const float*>(line) + vector * kWidth);
-    }
-  }
 };
 
 struct Avx2Groups : Avx2 {

@@ -2,34 +2,12 @@
 
 #include <atomic>
 
-#include "ops/cpu/isa.h"
-#include "ops/cpu/multiply_add.h"
+#include "ops/cpu/kernel_choice.h"
 #include "ops/cpu/thread_pool.h"
 #include "shm/futex.h"
 
 namespace aegaeon::ops {
 namespace {
-
-std::size_t multiply_adds_here(std::size_t rounds) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_multiply_adds(rounds);
-    case Isa::avx2:
-      return avx2_multiply_adds(rounds);
-    default:
-      break;
-  }
-#endif
-  return baseline_multiply_adds(rounds);
-}
-
-std::size_t multiply_add_pairs_here(std::size_t rounds) {
-#if defined(__x86_64__)
-  if (has_bf16_products()) return avx512_bf16_multiply_adds(rounds);
-#endif
-  return multiply_adds_here(rounds);
-}
 
 std::size_t on_all(ThreadPool& pool, std::size_t rounds, std::size_t (*work)(std::size_t)) {
   std::atomic<std::size_t> done{0};
