@@ -2,12 +2,16 @@
 OpenMP teams that spin beside other processes lose much. Set before anything imports torch."""
 
 import os
+import sys
 
 import hypothesis
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Else each process that a test starts compiles all it imports: seconds of it, with torch.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No test is timed: another process may have the processor.
 hypothesis.settings.register_profile("untimed", deadline=None)
