@@ -17,10 +17,19 @@ sys.dont_write_bytecode = False
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# First what takes long: else a worker gets it last, while the others have nothing left to do.
-LONG = ("native/test_sanitizers", "end_to_end/", "native/test_ops_sanitizers")
+# First what takes long: else a worker gets it last, while the others have nothing left to do. What
+# compiles all the time runs beside what waits for processes.
+LONG = (
+    "native/test_ops_sanitizers",
+    *(f"end_to_end/test_{name}" for name in ("split_roles", "kills", "deaths")),
+    *("native/test_sanitizers", "end_to_end/", "scheduler/test_policies", "benchmark/"),
+)
 
 
 def pytest_collection_modifyitems(items):
     """Put long files first; those of a kind and all others stay in their order."""
-    items.sort(key=lambda item: min((n for n, x in enumerate(LONG) if x in item.nodeid), default=9))
+
+    def rank(item):
+        return min((n for n, part in enumerate(LONG) if part in item.nodeid), default=len(LONG))
+
+    items.sort(key=rank)
