@@ -13,6 +13,8 @@ CSRC = ROOT / "csrc"
 SANITIZERS = ("thread", "address,undefined")
 # Line tables are all that a report needs.
 FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
+# Checks as calls: in line they are most of what the compiler is busy with.
+CHECKS = {"address,undefined": ["--param", "asan-instrumentation-with-call-threshold=0"]}
 # As in CMakeLists.txt.
 OPS = ["-ffp-contract=off"]
 UNDEFINED = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
@@ -58,7 +60,8 @@ def _compile(source: Path, sanitizer: str, kept: Path) -> Path:
     flags = OPS if "ops" in source.parts else []
     if platform.machine() == "x86_64":
         flags = [*flags, *ISA.get(source.name, [])]
-    _make(made, sanitizer, *FLAGS, *flags, f"-I{CSRC}", "-c", str(source))
+    flags = [*FLAGS, *CHECKS.get(sanitizer, []), *flags]
+    _make(made, sanitizer, *flags, f"-I{CSRC}", "-c", str(source))
     return made
 
 
