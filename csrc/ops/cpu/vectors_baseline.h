@@ -69,7 +69,10 @@ struct PlainVectors {
     float even[kWidth], odd[kWidth], both[2 * kWidth];
     store(even, low);
     store(odd, high);
-    for (std::size_t i = 0; i < 2 * kWidth; ++i) both[i] = (i % 2 == 0 ? even : odd)[i / 2];
+    for (std::size_t i = 0; i < kWidth; ++i) {
+      both[2 * i] = even[i];
+      both[2 * i + 1] = odd[i];
+    }
     low = load(both);
     high = load(both + kWidth);
   }
