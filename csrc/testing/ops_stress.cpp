@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "ops/cpu/isa.h"
@@ -173,15 +174,11 @@ bool force(const char* isa) {
   }
 }
 
-struct Types {
-  WeightType weight;
-  XType x;
-};
-constexpr Types kTypes[] = {{WeightType::f32, XType::f32},
-                            {WeightType::bf16, XType::f32},
-                            {WeightType::bf16, XType::bf16},
-                            {WeightType::f16, XType::f32},
-                            {WeightType::i8, XType::f32}};
+constexpr std::pair<WeightType, XType> kTypes[] = {{WeightType::f32, XType::f32},
+                                                   {WeightType::bf16, XType::f32},
+                                                   {WeightType::bf16, XType::bf16},
+                                                   {WeightType::f16, XType::f32},
+                                                   {WeightType::i8, XType::f32}};
 constexpr const char* kIsas[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 // All shapes on all instruction sets; those that fuse agree to the bit.
