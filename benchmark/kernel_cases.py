@@ -137,16 +137,20 @@ def _tensor_at(address: int, like: Tensor) -> Tensor:
 def linear_cases(pool: _native.ThreadPool, scale: Scale) -> Iterator[Case]:
     """Yield products of each matrix, type and count of rows."""
     for dtype in TYPE_NAMES:
+        x_dtypes = [torch.float32, *([dtype] if dtype == torch.bfloat16 else [])]
         for name, shape in scale.sizes.matrices().items():
             copies = Copies(shape, dtype, scale.cold_bytes)
-            x_dtypes = [torch.float32, *([dtype] if dtype == torch.bfloat16 else [])]
             for x_dtype, rows in itertools.product(x_dtypes, scale.linear_rows):
                 if name != HEAD or rows <= HEAD_ROWS:
                     yield _linear_case(pool, name, copies, x_dtype, rows)
         shape = scale.sizes.inner, scale.sizes.hidden
         both = [Copies(shape, dtype, scale.cold_bytes // 2) for _ in range(2)]
-        for rows in scale.linear_rows:
-            yield _gated_case(pool, both, rows)
+        for x_dtype, rows in itertools.product(x_dtypes, scale.linear_rows):
+            yield _gated_case(pool, both, x_dtype, rows)
+
+
+def _types(matrix: Matrix, x_dtype: torch.dtype) -> str:
+    return TYPE_NAMES[matrix.dtype] + (" x bf16" if x_dtype == torch.bfloat16 else "")
 
 
 def _linear_case(
@@ -159,7 +163,7 @@ def _linear_case(
     plain = itertools.cycle(copies.plain)
     theirs = x.to(copies.plain[0].dtype)
     multiply = functional.linear if theirs.is_floating_point() else _integer_product
-    dtype = TYPE_NAMES[matrix.dtype] + (" x bf16" if x_dtype == torch.bfloat16 else "")
+    dtype = _types(matrix, x_dtype)
     return Case(
         name=f"linear {dtype}, {name} {outputs}x{inputs}, {_count(rows, 'row')}",
         read_bytes=copies.matrix_bytes + 4 * rows * (inputs + outputs),
@@ -172,11 +176,13 @@ def _linear_case(
     )
 
 
-def _gated_case(pool: _native.ThreadPool, both: Sequence[Copies], rows: int) -> Case:
+def _gated_case(
+    pool: _native.ThreadPool, both: Sequence[Copies], x_dtype: torch.dtype, rows: int
+) -> Case:
     matrix = both[0].matrices[0]
     outputs, inputs = matrix.out_features, matrix.in_features
     x, out = torch.randn(rows, inputs), torch.empty(rows, outputs)
-    operands = ([(*each.operand, 0) for each in copies.matrices] for copies in both)
+    operands = ([(*each.factor(x_dtype), 0) for each in copies.matrices] for copies in both)
     ours = itertools.cycle(list(zip(*operands, strict=True)))
     plain = itertools.cycle(list(zip(*(copies.plain for copies in both), strict=True)))
     theirs = x.to(both[0].plain[0].dtype)
@@ -187,7 +193,7 @@ def _gated_case(pool: _native.ThreadPool, both: Sequence[Copies], rows: int) -> 
         return functional.silu(gate if gate.is_floating_point() else gate.float()) * up
 
     return Case(
-        name=f"gated {TYPE_NAMES[matrix.dtype]}, 2x{outputs}x{inputs}, {_count(rows, 'row')}",
+        name=f"gated {_types(matrix, x_dtype)}, 2x{outputs}x{inputs}, {_count(rows, 'row')}",
         read_bytes=2 * both[0].matrix_bytes + 4 * rows * (inputs + outputs),
         flops=4.0 * rows * inputs * outputs,
         ours=lambda: _native.gated(pool, x.data_ptr(), (rows, inputs), next(ours), out.data_ptr()),

@@ -121,6 +121,8 @@ def _rate_aim(name: str, unit: str) -> Aim | None:
         ("linear bf16, a layer, 1 row", "GB/s"): 0.85,
         ("linear int8, a layer, 1 row", "GB/s"): 0.80,
         ("linear bf16, a layer, 512 rows", "GFLOP/s"): 0.75,
+        ("linear bf16 x bf16, a layer, 1 row", "GB/s"): 0.85,
+        ("linear bf16 x bf16, a layer, 512 rows", "GFLOP/s"): 0.75,
         (f"attention, decode at {cases.DECODE_CONTEXTS[-1]}", "GB/s"): 0.80,
     }
     share = aims.get((name, unit))

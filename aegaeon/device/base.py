@@ -33,7 +33,7 @@ class Projection:
     """Weights [out, in] that read the same input, one below the other; immutable.
 
     `biases` has a float32 vector [out] for each part, or is empty. A bias is added last. `x_dtype`
-    is bfloat16 where parts of bfloat16 have their input rounded to it.
+    is bfloat16 where parts that are kept in bfloat16 have their input rounded to it.
     """
 
     __slots__ = ("biases", "in_features", "operands", "out_features", "parts")

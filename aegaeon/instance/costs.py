@@ -23,8 +23,8 @@ def costs_of(
     """Return the costs of the models of `specs` by their ids, and which of them were measured.
 
     Those that `settings.costs_file` does not know, by name or as a copy, are guessed, and so, with
-    a warning, are those that it knows with weights or keys and values of other types; sizes are
-    always those of `specs`.
+    a warning, are those that it knows with weights, keys and values or activations of other types;
+    sizes are always those of `specs`.
     Raises ConfigError.
     """
     known = _read(Path(settings.costs_file).expanduser()) if settings.costs_file else None
@@ -34,7 +34,8 @@ def costs_of(
         guess = guessed_cost(
             spec.weight_bytes / 1e9, spec.kv_token_bytes / 1e9, max(2, spec.context_tokens)
         )
-        types = Types(spec.quantize, settings.stored_kv, settings.activations)
+        activations = None if spec.quantize == "int8" else settings.activations
+        types = Types(spec.quantize, settings.stored_kv, activations)
         measured = None if known is None else _measured(known, spec, types)
         if measured is not None:
             names.add(spec.id)

@@ -21,7 +21,7 @@ class Types(NamedTuple):
 
     quantize: Quantize | None
     kv_dtype: StoredKv | None
-    activations: Activations | None
+    activations: Activations | None  # None: whatever they are, there are no weights of bfloat16
 
 
 class ModelCost(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class ModelCost(msgspec.Struct, frozen=True):
     load_factor: Positive = 1.0
     quantize: Quantize | None = None
     kv_dtype: StoredKv | None = None
-    activations: Activations | None = None
+    activations: Activations = "float32"  # as everywhere before there was a choice
 
     def prefill_s(self, tokens: int, squares: int | None = None) -> float:
         """Return the time of a prefill of `tokens`, in one prompt unless `squares` says how the
@@ -66,7 +66,7 @@ class ModelCost(msgspec.Struct, frozen=True):
     def is_of(self, types: Types) -> bool:
         """Whether the times are those of such types, as far as they say."""
         pairs = zip(self.types, types, strict=True)
-        return all(known in (None, wanted) for known, wanted in pairs)
+        return all(known is None or wanted in (None, known) for known, wanted in pairs)
 
     def kv_gb(self, tokens: int) -> float:
         """Return the size of the keys and values of `tokens`."""

@@ -13,7 +13,8 @@ class ThreadPool;
 
 enum class WeightType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 
-// What x is made before it meets weights of bf16: left as it is, or rounded to bf16 half to even.
+// What x is made before it meets weights of bf16: left as it is, or rounded to bf16 half to even;
+// then what is subnormal, of factors and sums, may count as zero.
 enum class XType : int { f32 = 0, bf16 = 1 };
 
 // Outputs that lie side by side in memory.

@@ -31,7 +31,7 @@ def test_it_measures_every_operator_when_started_by_its_path(tmp_path):
     assert all(row["peer"] == "torch" and row["peer_value"] > 0 for row in linear)
     gated = [row for row in rows if row["case"].startswith(("gated bf16", "gated int8"))]
     attention = [row for row in rows if row["case"] == "attention bf16, decode at 40"]
-    assert len(gated) == 8 and len(attention) == 2
+    assert len(gated) == 12 and len(attention) == 2
     assert all(row["peer_value"] > 0 for row in gated + attention)
     layer = [row for row in rows if row["case"] == "linear bf16, a layer, 1 row"]
     told = {row["unit"]: row["met"] for row in layer}

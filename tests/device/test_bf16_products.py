@@ -9,19 +9,9 @@ from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix, pack, unpack
 from tests.support.instruction_sets import FUSED, ISAS
+from tests.support.products import randn
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(autouse=True)
-def _best_isa_afterwards():
-    with torch.inference_mode():
-        yield
-    _native.force_isa("best")
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def multiply(x: Tensor, *parts: Matrix, threads: int = 1) -> Tensor:
@@ -107,3 +97,23 @@ def test_ties_go_to_the_even_neighbour():
     x = torch.tensor([[1 + 2**-8, 0.0], [1 + 3 * 2**-8, 0.0], [-1 - 2**-8, 0.0]])
     made = multiply(x, pack(torch.ones(1, 2), BF16))[:, 0]
     assert made.tolist() == [1.0, 1 + 2**-6, -1.0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_subnormal_counts_as_what_it_is_or_as_zero(isa):
+    """Of weights, rows and sums: instructions for bfloat16 take it for zero."""
+    _native.force_isa(isa)
+    least = torch.finfo(torch.float32).tiny
+    weight, x = randn(40, 64, seed=1) * least, randn(7, 64) * 2.0 ** torch.arange(-8, 56).float()
+    rounded, small = x.to(BF16).double(), weight.to(BF16).double()
+    exact = rounded @ small.T
+    lost = (rounded.abs() @ (small.abs() < least).double().T) * least + 64 * least
+    error = (multiply(x, pack(weight, BF16)).double() - exact).abs()
+    assert (error <= lost + 1e-6 * (rounded.abs() @ small.abs().T)).all()
+
+
+def test_thousands_of_rows_have_the_bits_of_single_ones():
+    matrix, x = pack(randn(40, 66, seed=1), BF16), randn(4100, 66)
+    many = multiply(x, matrix, threads=2)
+    for row in (0, 11, 263, 264, 2047, 4099):
+        assert torch.equal(multiply(x[row : row + 1], matrix)[0], many[row]), row

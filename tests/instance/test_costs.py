@@ -105,6 +105,13 @@ def test_costs_of_the_same_types_are_taken(tmp_path, types, chosen, caplog):
     assert "guessed" not in caplog.text
 
 
+def test_with_int8_weights_the_type_of_activations_is_all_the_same(tmp_path):
+    path = written(tmp_path, quantize="int8", activations="bfloat16")
+    settings = check_settings({"costs_file": path, "quantize": "int8"})
+    specs = tuple(msgspec.structs.replace(spec, quantize="int8") for spec in SPECS)
+    assert costs_of(settings, specs, 10**10)[1] == {"a"}
+
+
 @pytest.mark.parametrize("text", [None, "{}", "nonsense"])
 def test_a_file_without_costs_is_refused_by_name(tmp_path, text):
     path = tmp_path / "costs.json"

@@ -16,7 +16,7 @@ FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
 # Checks as calls: in line they are most of what the compiler is busy with.
 CHECKS = {"address,undefined": ["--param", "asan-instrumentation-with-call-threshold=0"]}
 # As in CMakeLists.txt.
-OPS = ["-ffp-contract=off"]
+OPS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 UNDEFINED = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mfma", *UNDEFINED]

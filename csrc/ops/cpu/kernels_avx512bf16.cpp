@@ -3,27 +3,24 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 #include "ops/cpu/linear_panel.h"
 #include "ops/cpu/multiply_add.h"
+#include "ops/cpu/vectors_avx512.h"
 
 namespace aegaeon::ops {
 namespace {
 
 // Pairs of bf16, whose products are exact in float32; the odd one's is added to the sum first, then
-// the even one's, each rounded: the bits are those of float kernels on x that was rounded before.
-struct Avx512Bf16 {
-  typedef float Vector __attribute__((vector_size(64)));
+// the even one's, each rounded: the bits are those of float kernels on x that was rounded before,
+// but that subnormal factors and sums count as zero.
+struct Avx512Bf16 : Avx512Vectors {
   using Weights = __m512bh;
-  static constexpr std::size_t kWidth = 16;
   static constexpr std::size_t kMaxRows = 12;
-  static constexpr std::size_t kSums = 24;
 
   template <WeightType type>
   static constexpr std::size_t kWords = 1;
-
-  static Vector zero() { return Vector{}; }
-  static Vector load(const float* from) { return _mm512_loadu_ps(from); }
-  static void store(float* to, Vector vector) { _mm512_storeu_ps(to, vector); }
 
   template <WeightType type>
   static Weights widen(const char* line, std::size_t vector, std::size_t) {
@@ -50,16 +47,15 @@ PanelKernel avx512_bf16_pair_kernel() {
 std::size_t avx512_bf16_multiply_adds(std::size_t rounds) {
   using V = Avx512Bf16;
   constexpr std::size_t chains = 12;
-  const volatile float ones = 1.0F;  // and half a one, of bf16: neither is known to the compiler
-  const float pair = ones;
-  const V::Weights factor = V::broadcast(&pair);
+  const volatile std::uint32_t ones = 0x3F803F80;  // a pair; the compiler must not know it
+  const V::Weights factor = reinterpret_cast<V::Weights>(_mm512_set1_epi32(static_cast<int>(ones)));
   V::Vector sums[chains];
   unroll<chains>([&](auto i) { sums[i.at] = V::zero(); });
   for (std::size_t round = 0; round < rounds; ++round) {
     unroll<chains>([&](auto i) { sums[i.at] = V::multiply_add(factor, factor, sums[i.at]); });
   }
   volatile float seen = 0;
-  unroll<chains>([&](auto i) { seen = seen + sums[i.at][0]; });
+  unroll<chains>([&](auto i) { seen = seen + _mm512_cvtss_f32(sums[i.at]); });
   return rounds * chains * V::kWidth * 2 * 2;
 }
 

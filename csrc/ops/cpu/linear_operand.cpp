@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "ops/cpu/kernel_choice.h"
 #include "ops/cpu/widen.h"
@@ -12,8 +11,6 @@ namespace aegaeon::ops {
 namespace {
 
 constexpr std::size_t kPanelsPerClaim = 8;
-
-using Word = std::uint32_t;
 
 // Words of a row go to every `rows`-th word.
 void spread(const Word* words, std::size_t count, Word* to, std::size_t rows) {
@@ -72,18 +69,6 @@ void pack_groups(const Operand& operand, std::size_t panel, Word* packed) {
   }
 }
 
-// Memory of this thread that is as large as it ever was: aegaeon/memory/workspace.py counts it in
-// what a pass takes.
-Word* kept(XForm form, std::size_t words) {
-  thread_local std::vector<Word> memories[kXForms];
-  std::vector<Word>& memory = memories[static_cast<int>(form)];
-  if (memory.size() < words) {
-    memory = std::vector<Word>();  // first: what was there is written anew
-    memory.resize(words);
-  }
-  return memory.data();
-}
-
 using Pack = void (*)(const Operand&, std::size_t, Word*);
 
 Pack pack_of(XForm form) {
@@ -101,15 +86,19 @@ Pack pack_of(XForm form) {
 
 }  // namespace
 
-const void* pack_operand(ThreadPool& pool, const Operand& operand, XForm form) {
-  const Panels& panels = operand.panels;
-  const std::size_t rows = panels.first_row(panels.count());
-  if (form == XForm::floats && panels.count() == rows) return operand.x;
-  Word* const to = kept(form, rows * x_words(form, operand.in_features));
+std::size_t packed_words(const Operand& operand, XForm form) {
+  const std::size_t rows = operand.rows();
+  const bool is_there = form == XForm::floats && operand.panels.count() == rows;
+  return is_there ? 0 : rows * x_words(form, operand.in_features);
+}
+
+const void* pack_operand(ThreadPool& pool, const Operand& operand, XForm form, Word* to) {
+  if (packed_words(operand, form) == 0) return operand.x;
   const Pack pack = pack_of(form);
-  pool.for_ranges(panels.count(), kPanelsPerClaim, [&](std::size_t first, std::size_t last) {
-    for (std::size_t panel = first; panel < last; ++panel) pack(operand, panel, to);
-  });
+  pool.for_ranges(operand.panels.count(), kPanelsPerClaim,
+                  [&](std::size_t first, std::size_t last) {
+                    for (std::size_t panel = first; panel < last; ++panel) pack(operand, panel, to);
+                  });
   return to;
 }
 
