@@ -143,6 +143,13 @@ class CachedModel:
     def populate(self) -> None:
         """Map all pages that are in, so that the first kernel need not; the loader does it too."""
 
+    def gather(self, offset: int) -> bool:
+        """Have the 2 MiB from `offset` on, a multiple of as much, moved into one huge page.
+
+        For a model that is in; others may read it meanwhile. False where the system does not, or
+        the model is gone. Raises ValueError for what is not a whole huge page of the model.
+        """
+
     def load(self, jobs: Iterable[LoadJob], threads: int) -> None:
         """Load the missing stages with `threads` threads, each holding 4 MiB and a little.
 

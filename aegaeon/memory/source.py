@@ -68,6 +68,8 @@ class WeightSource:
             if host is None:
                 left_s = max(0.0, give_up_s - time.monotonic())
                 cached = self._cache.acquire(key, model, plan.total_bytes, plan.stages, left_s)
+                if cached.is_loader:
+                    self._spare.gather(cached)
                 host = HostModel(model, plan, cached, self._readers, self._traffic)
             try:
                 host.await_first()

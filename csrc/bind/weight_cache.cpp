@@ -192,6 +192,7 @@ void bind_model(py::module_& module) {
       .def("wait_stage", &wait_stage, py::arg("count"), py::arg("timeout_s"))
       .def("take_over", &CachedModel::take_over, released())
       .def("populate", &CachedModel::populate, released())
+      .def("gather", &CachedModel::gather, py::arg("offset"), released())
       .def("load", &load, py::arg("jobs"), py::arg("threads"))
       .def("cancel", &CachedModel::cancel)
       .def("close", &CachedModel::close, released());

@@ -91,6 +91,24 @@ void CachedModel::start_file(const std::string& data, int file, std::uint64_t fo
 
 void CachedModel::populate() const { madvise(mapping_.address(), size_bytes_, MADV_POPULATE_READ); }
 
+bool CachedModel::gather(std::uint64_t offset) {
+  if (offset % kHugePageBytes != 0 || offset >= whole_huge_pages(size_bytes_)) {
+    throw std::invalid_argument("no huge page of " + model_ + " begins there");
+  }
+  // Pinned, so that the file is not cut or another model's meanwhile.
+  try {
+    if (!try_pin().value_or(false)) return false;
+  } catch (const shm::RegionError&) {  // closed
+    return false;
+  }
+  const bool is_done = madvise(mapping_.address() + offset, kHugePageBytes, MADV_COLLAPSE) == 0;
+  try {
+    if (unpin()) free_failed();
+  } catch (const std::logic_error&) {  // who closed it meanwhile has let go of this pin too
+  }
+  return is_done;
+}
+
 bool CachedModel::is_current(std::uint64_t status) const {
   return generation_of(status) == generation_ &&
          (state_of(status) == EntryState::loading || state_of(status) == EntryState::ready);

@@ -57,6 +57,11 @@ class CachedModel {
   bool take_over();
   // Has the kernel map all pages that are in memory.
   void populate() const;
+  // Has the kernel move the whole huge page from `offset` on, a multiple of its size, into one that
+  // is, so that products read it faster: memory comes in small pages where most systems give no
+  // others. For a model that is in; nobody need stop reading it. False where the kernel does not,
+  // or the model is gone.
+  bool gather(std::uint64_t offset);
 
   // Loader: starts to load what is missing; waits; ends the load. Both ends throw what it failed
   // with, LoadCancelled included. A CheckpointError is then the answer to all who wait for the

@@ -139,3 +139,58 @@ def test_a_process_may_end_without_closing_it():
             command = [sys.executable, "-c", LEAVER, regions.weights]
             left = subprocess.run(command, capture_output=True, timeout=60, check=False)
             assert left.returncode == 0, left.stderr
+
+
+# Gathering
+
+
+class Loaded:
+    """A model of five huge pages and a part of one, which comes in after some looks."""
+
+    def __init__(self, looks=0, is_loader=True, refuses=False):
+        self.size_bytes = 5 * spare.HUGE_PAGE_BYTES + 4096
+        self.stages = 3
+        self.is_loader = is_loader
+        self.gathered = []
+        self._looks = looks
+        self._refuses = refuses
+
+    @property
+    def stages_done(self):
+        self._looks -= 1
+        return self.stages if self._looks < 0 else 1
+
+    def gather(self, offset):
+        self.gathered.append(offset // spare.HUGE_PAGE_BYTES)
+        return not self._refuses
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_whole_huge_pages_of_a_model_are_gathered_once_it_is_in(looks):
+    loaded, keeper = Loaded(looks), SpareKeeper(Cache("b"), SPECS)
+    keeper.gather(loaded)
+    eventually(lambda: loaded.gathered == [0, 1, 2, 3, 4])
+    keeper.stop()
+    keeper.join()
+    assert loaded.gathered == [0, 1, 2, 3, 4]
+
+
+def test_a_model_whose_load_was_given_up_is_forgotten():
+    cache, lost, loaded = Cache("b"), Loaded(looks=10**9, is_loader=False), Loaded()
+    keeper = SpareKeeper(cache, SPECS)
+    keeper.gather(lost)
+    keeper.gather(loaded)
+    eventually(lambda: len(loaded.gathered) == 5)
+    assert not keeper._loading and not lost.gathered
+    keeper.stop()
+    keeper.join()
+
+
+def test_a_system_that_gives_no_huge_pages_is_not_asked_for_ever(monkeypatch):
+    monkeypatch.setattr(spare, "MOST_REFUSALS", 2)
+    loaded, keeper = Loaded(refuses=True), SpareKeeper(Cache("b"), SPECS)
+    keeper.gather(loaded)
+    eventually(lambda: len(loaded.gathered) == 2)
+    keeper.stop()
+    keeper.join()
+    assert loaded.gathered == [0, 1]

@@ -34,7 +34,6 @@ constexpr std::size_t kFarAheadBytes = 2048;
 // What one claim of a thread reads at least when there is a single panel: each claim is a new
 // stream that memory has to get going.
 constexpr std::size_t kStreamBytes = 128 << 10;
-constexpr std::size_t kClaimsPerThread = 4;
 
 // The panels that pass over a tile together.
 struct Block {
@@ -153,13 +152,6 @@ struct Tiles {
   std::size_t bytes;  // of each
 };
 
-std::size_t tiles_per_claim(const Tiles& tiles, unsigned threads, bool is_single) {
-  const std::size_t claims = threads * kClaimsPerThread * (is_single ? 1 : 4);
-  const std::size_t fair = (tiles.count + claims - 1) / claims;
-  const std::size_t least = is_single ? std::max<std::size_t>(1, kStreamBytes / tiles.bytes) : 1;
-  return std::min(std::max(fair, least), (tiles.count + threads - 1) / threads);
-}
-
 // Calls work(tile, block, sums), sums of `tiles_at_once` tiles, for every tile and block of panels.
 template <typename Work>
 void share_out(ThreadPool& pool, const Panels& panels, const Tiles& tiles,
@@ -169,12 +161,14 @@ void share_out(ThreadPool& pool, const Panels& panels, const Tiles& tiles,
   const std::size_t count = (panels.count() + blocks - 1) / blocks;  // each block reads the weights
   for (std::size_t first = 0; first < panels.count(); first += count) {
     const Block block{panels, first, std::min(first + count, panels.count())};
-    const std::size_t grain = tiles_per_claim(tiles, pool.threads(), block.is_single());
-    pool.for_ranges(tiles.count, grain, [&](std::size_t begin, std::size_t end) {
+    const std::size_t least =
+        block.is_single() ? std::max<std::size_t>(1, kStreamBytes / tiles.bytes) : 1;
+    const auto take = [&](std::size_t begin, std::size_t end) {
       thread_local std::vector<float> memory;
       float* const sums = at_least(memory, tiles_at_once * kBlockRows * kTileOutputs);
       for (std::size_t tile = begin; tile < end; ++tile) work(tile, block, sums);
-    });
+    };
+    pool.for_tapering(tiles.count, least, take);
   }
 }
 

@@ -2,6 +2,7 @@
 // Threads do not survive fork(): a child makes a pool of its own and leaves its parent's alone.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -54,6 +55,27 @@ class ThreadPool {
     run([&] {
       for (std::size_t first; (first = next.fetch_add(grain)) < count;) {
         work(first, first + grain < count ? first + grain : count);
+      }
+    });
+  }
+
+  // The same in ranges that become shorter, half of what each thread's share of the rest is, down
+  // to `least` items: few of them, and threads end together.
+  template <typename Work>
+  void for_tapering(std::size_t count, std::size_t least, const Work& work) {
+    if (workers_.empty() || count <= least) {
+      work(std::size_t{0}, count);
+      return;
+    }
+    const std::size_t halves = 2 * std::size_t{threads()};
+    std::atomic<std::size_t> next{0};
+    run([&] {
+      for (std::size_t first = next.load(); first < count;) {
+        const std::size_t share = (count - first) / halves;
+        const std::size_t last = std::min(count, first + std::max(least, share));
+        if (!next.compare_exchange_weak(first, last)) continue;
+        work(first, last);
+        first = next.load();
       }
     });
   }
