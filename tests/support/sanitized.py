@@ -45,14 +45,14 @@ def _build(name: str, sources: list[Path], sanitizer: str) -> Path:
     sources = [*sources, CSRC / "testing" / f"{name}.cpp"]
     objects = [_compile(source, sanitizer, kept) for source in sources]
     program = kept / name
-    if not _is_newer(program, objects):
+    if not is_newer(program, objects):
         _make(program, sanitizer, *map(str, objects))
     return program
 
 
 def _compile(source: Path, sanitizer: str, kept: Path) -> Path:
     made = kept / f"{source.relative_to(CSRC)}.o"
-    if _is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
+    if is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
         return made
     flags = OPS if "ops" in source.parts else []
     if platform.machine() == "x86_64":
@@ -61,7 +61,8 @@ def _compile(source: Path, sanitizer: str, kept: Path) -> Path:
     return made
 
 
-def _is_newer(made: Path, sources: list[Path]) -> bool:
+def is_newer(made: Path, sources: list[Path]) -> bool:
+    """Return whether `made` is there and younger than all of `sources`."""
     newest = max(source.stat().st_mtime for source in sources)
     return made.exists() and made.stat().st_mtime > newest
 
@@ -70,7 +71,7 @@ def _make(made: Path, sanitizer: str, *arguments: str) -> None:
     """Run the compiler and put what it makes in place at once, for others may build beside us."""
     made.parent.mkdir(parents=True, exist_ok=True)
     fresh = made.with_name(f"{made.name}.{os.getpid()}")
-    command = [_compiler(), "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    command = [compiler(), "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     command += [*arguments, "-o", str(fresh)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find" in result.stderr and "san" in result.stderr:
@@ -79,7 +80,8 @@ def _make(made: Path, sanitizer: str, *arguments: str) -> None:
     fresh.replace(made)
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """Return the C++ compiler, or skip."""
     found = shutil.which(os.environ.get("CXX", "c++"))
     if found is None:
         pytest.skip("no C++ compiler here (the package was built elsewhere)")
