@@ -91,4 +91,74 @@ int attend(const Given* given, std::int64_t layer, const float* queries, float s
   });
 }
 
+// x is [rows, stride], of which heads * features columns count; `chosen`, `residual` and `sum` may
+// be null.
+int rms_norm(const float* x, std::int64_t stride, const std::int64_t* shape, const float* weight,
+             float eps, const std::int64_t* chosen, const float* residual, float* sum, float* out) {
+  return tried([&] {
+    const RmsNormParams norm = {{x, size(stride)},
+                                size(shape[0]),
+                                size(shape[1]),
+                                size(shape[2]),
+                                weight,
+                                eps,
+                                out,
+                                chosen};
+    if (sum == nullptr) return cuda::rms_norm(nullptr, norm);
+    cuda::add_rms_norm(nullptr, {norm, residual, sum});
+  });
+}
+
+// Gate and up lie side by side in a row of 2 * features.
+int silu_mul(const float* gate_up, std::int64_t rows, std::int64_t features, float* out) {
+  return tried([&] {
+    const std::size_t width = size(features);
+    cuda::silu_mul(nullptr,
+                   {{gate_up, 2 * width}, {gate_up + width, 2 * width}, size(rows), width, out});
+  });
+}
+
+int embed(const std::int64_t* ids, std::int64_t rows, std::int64_t features, const void* tiles,
+          std::int64_t outputs, std::int64_t type, float* out) {
+  return tried([&] {
+    const Matrix table = {tiles, size(outputs), static_cast<WeightType>(type)};
+    cuda::embed(nullptr, {ids, size(rows), size(features), table, out});
+  });
+}
+
+// x is [rows, heads * head_dim]; angles are cos and sin.
+int rotate(const float* x, const std::int64_t* shape, const float* cos, const float* sin,
+           float* out) {
+  return tried([&] {
+    const std::size_t rows = size(shape[0]), heads = size(shape[1]), head_dim = size(shape[2]);
+    cuda::rotate(nullptr, {{x, heads * head_dim}, rows, heads, head_dim, cos, sin, out});
+  });
+}
+
+// Queries, keys and values lie side by side in a row of x; without angles, keys are as they are and
+// queries are nobody's.
+int append_kv(const Given* given, std::int64_t layer, const float* x, std::int64_t rows,
+              const float* cos, const float* sin, float* out) {
+  return tried([&] {
+    const Paged paged(*given);
+    const std::size_t head_dim = paged.kv.head_dim, heads = size(given->heads);
+    const std::size_t stride = (heads + 2 * paged.kv.kv_heads) * head_dim;
+    const float *keys = x + heads * head_dim, *values = keys + paged.kv.kv_heads * head_dim;
+    const AppendParams append = {paged.kv, size(layer), {keys, stride}, {values, stride}};
+    if (cos == nullptr) return cuda::append_kv(nullptr, paged.tables, append);
+    cuda::rotate_and_append(nullptr, paged.tables,
+                            {{x, stride}, size(rows), heads, head_dim, cos, sin, out}, append);
+  });
+}
+
+int copy_blocks(void* pages, std::int64_t page_bytes, std::int64_t block_pages,
+                const std::int32_t* blocks, std::int64_t count, void* stage, int is_gathering) {
+  return tried([&] {
+    const cuda::CopyBlocksParams params = {pages,  size(page_bytes), size(block_pages),
+                                           blocks, size(count),      stage};
+    if (is_gathering != 0) return cuda::gather_blocks(nullptr, params);
+    cuda::scatter_blocks(nullptr, params);
+  });
+}
+
 }  // extern "C"

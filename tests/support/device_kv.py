@@ -77,15 +77,13 @@ class DeviceKv:
 
     def attend(self, parts: Sequence[Part], scale: float, least: Bounds = NONE) -> Tensor:
         """Return the rows of `parts`, [rows, heads, head_dim]; rows of nobody between them."""
-        queries = self._rows(self.q, parts)
+        queries = self.rows_of(self.q, parts)
         out = torch.full_like(queries, math.nan)
         given, kept = self.given(parts, least)
-        addresses = ctypes.c_void_p(queries.data_ptr()), ctypes.c_void_p(out.data_ptr())
-        call("attend", ctypes.byref(given), ctypes.c_int64(1), addresses[0],
-             ctypes.c_float(scale), addresses[1])  # fmt: skip
+        call("attend", given, 1, queries, scale, out)
         del kept
         assert out[0].isnan().all()
-        return torch.cat([out[first : first + rows] for first, rows in self._places(parts)])
+        return torch.cat([out[first : first + rows] for first, rows in self.places(parts)])
 
     def expected(self, parts: Sequence[Part], scale: float) -> Tensor:
         """Return the same by the formula, in float64 from what the pages hold."""
@@ -94,7 +92,7 @@ class DeviceKv:
     def given(self, parts: Sequence[Part], least: Bounds) -> tuple[Given, list[object]]:
         """Return the operands, and what must live as long."""
         sequences, ids = [], []
-        for (first, rows), (sequence, start, _) in zip(self._places(parts), parts, strict=True):
+        for (first, rows), (sequence, start, _) in zip(self.places(parts), parts, strict=True):
             blocks = self.blocks[sequence][: -(-(start + rows) // BLOCK_TOKENS)]
             sequences += [first, rows, start, len(blocks)]
             ids += blocks
@@ -105,7 +103,7 @@ class DeviceKv:
         given = Given(self.pages.data_ptr(), *sizes, *places[:2], shape.heads, places[2])
         return given, [*arrays]
 
-    def _places(self, parts: Sequence[Part]) -> list[tuple[int, int]]:
+    def places(self, parts: Sequence[Part]) -> list[tuple[int, int]]:
         """Return (first row, rows) of each part; a row of nobody before each."""
         places, first = [], 1
         for _, _, rows in parts:
@@ -113,7 +111,8 @@ class DeviceKv:
             first += rows + 1
         return places
 
-    def _rows(self, of: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+    def rows_of(self, of: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+        """Return the rows of `parts` as a pass has them; NaN where a row is nobody's."""
         nobody = torch.full_like(of[0][:1], math.nan)
         cut = [torch.cat((nobody, of[s][start : start + rows])) for s, start, rows in parts]
         return torch.cat(cut)

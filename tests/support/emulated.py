@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from torch import Tensor
+
 from tests.support.sanitized import CSRC, ROOT, compiler, is_newer
 
 # Sums and products are fused where the code says so, as nvcc is told.
@@ -55,10 +57,28 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def call(name: str, *arguments: object) -> None:
-    """Call a function of csrc/testing/cuda_kernels.cpp; raises RuntimeError with what it throws."""
-    if getattr(library(), name)(*arguments) != 0:
+def call(name: str, *arguments: Tensor | ctypes.Structure | float | None) -> None:
+    """Call a function of csrc/testing/cuda_kernels.cpp; raises RuntimeError with what it throws.
+
+    Tensors go as their addresses.
+    """
+    if getattr(library(), name)(*map(_converted, arguments)) != 0:
         raise RuntimeError(library().last_error().decode())
+
+
+def _converted(argument: Tensor | ctypes.Structure | float | None) -> object:
+    match argument:
+        case Tensor():
+            assert argument.is_contiguous()
+            return ctypes.c_void_p(argument.data_ptr())
+        case ctypes.Structure():
+            return ctypes.byref(argument)
+        case int():
+            return ctypes.c_int64(argument)
+        case float():
+            return ctypes.c_float(argument)
+        case _:
+            return argument
 
 
 def set_schedule(seed: int, is_copying_late: bool) -> None:
