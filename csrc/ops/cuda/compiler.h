@@ -88,6 +88,15 @@ __device__ __forceinline__ void multiply_matrices(float (&d)[4], const std::uint
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+__device__ __forceinline__ unsigned bits_of_float(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ std::uint64_t bits_of_double(double value) {
+  return static_cast<std::uint64_t>(__double_as_longlong(value));
+}
+__device__ __forceinline__ double double_of(std::uint64_t bits) {
+  return __longlong_as_double(static_cast<long long>(bits));
+}
+
 // The compiler moves no load from behind this to before it.
 __device__ __forceinline__ void keep_loads_behind() { asm volatile("" ::: "memory"); }
 

@@ -1,5 +1,8 @@
 // silu_mul and embed: a thread for each element.
 
+#include <cmath>
+#include <stdexcept>
+
 #include "ops/cuda/compiler.h"
 #include "ops/cuda/ops.h"
 
@@ -29,43 +32,15 @@ __global__ void __launch_bounds__(kElementThreads) silu_mul_elements(const SiluM
   params.out[at] = gate / (1.0F + expf(-gate)) * up;
 }
 
-// Element k of output `id` of the tiles (ops/ops.h).
-template <typename T>
-struct Tiles {
-  static __device__ __forceinline__ float at(const EmbedParams& params, std::size_t id,
-                                             std::size_t k) {
-    const std::size_t line = id / kTileOutputs * params.in_features + k;
-    const T* const tiles = static_cast<const T*>(params.table.tiles);
-    return widen(tiles[line * kTileOutputs + id % kTileOutputs]);
-  }
-};
-
-struct Quantized {};
-
-template <>
-struct Tiles<Quantized> {
-  static __device__ __forceinline__ float at(const EmbedParams& params, std::size_t id,
-                                             std::size_t k) {
-    constexpr std::size_t kLine = 2 * kTileOutputs, kGroup = (1 + kGroupInputs / 2) * kLine;
-    const std::size_t inputs = params.in_features;
-    const std::size_t lines = (inputs + kGroupInputs - 1) / kGroupInputs + (inputs + 1) / 2;
-    const std::size_t output = id % kTileOutputs;
-    const signed char* const group = static_cast<const signed char*>(params.table.tiles) +
-                                     id / kTileOutputs * lines * kLine + k / kGroupInputs * kGroup;
-    const float scale = widen(reinterpret_cast<const Bf16*>(group)[output]);
-    const signed char* const line = group + (1 + k % kGroupInputs / 2) * kLine;
-    return static_cast<float>(line[2 * output + k % 2]) * scale;
-  }
-};
-
 template <typename T>
 __global__ void __launch_bounds__(kElementThreads) embed_elements(const EmbedParams params) {
   const std::size_t at = element_index();
   if (at >= params.rows * params.in_features) return;
   const std::int64_t id = params.token_ids[at / params.in_features];
   const bool is_there = id >= 0 && static_cast<std::size_t>(id) < params.table.out_features;
-  params.out[at] =
-      is_there ? Tiles<T>::at(params, static_cast<std::size_t>(id), at % params.in_features) : NAN;
+  const T* const row = static_cast<const T*>(params.table.tiles) +
+                       id * static_cast<std::int64_t>(params.in_features);
+  params.out[at] = is_there ? widen(row[at % params.in_features]) : NAN;
 }
 
 }  // namespace
@@ -84,7 +59,7 @@ void embed(Stream stream, const EmbedParams& params) {
     case WeightType::f16:
       return launch_elements(stream, &embed_elements<F16>, elements, params);
     case WeightType::i8:
-      return launch_elements(stream, &embed_elements<Quantized>, elements, params);
+      throw std::invalid_argument("no kernel embeds int8; load the table as bf16");
   }
 }
 

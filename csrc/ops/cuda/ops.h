@@ -34,7 +34,8 @@ struct SiluMulParams {
 void rms_norm(Stream stream, const RmsNormParams& params);
 void add_rms_norm(Stream stream, const AddRmsNormParams& params);
 void silu_mul(Stream stream, const SiluMulParams& params);
-// Of an id outside the table, the row becomes NaN: nobody is there to throw to.
+// `table.tiles` are plain rows here, [out_features][in_features]; of int8 it throws
+// std::invalid_argument. The row of an id outside the table becomes NaN: a kernel cannot throw.
 void embed(Stream stream, const EmbedParams& params);
 
 void rotate(Stream stream, const RotateParams& params);

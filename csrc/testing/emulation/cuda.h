@@ -153,6 +153,21 @@ inline void multiply_matrices(float (&d)[4], const std::uint32_t (&a)[4],
   ::aegaeon::emulation::multiply_16x8x16(d, a, b, false);
 }
 
+inline std::uint32_t bits_of_float(float value) { return ::aegaeon::emulation::bits_of(value); }
+inline float float_of_bits(std::uint32_t bits) { return ::aegaeon::emulation::float_of(bits); }
+
+inline std::uint64_t bits_of_double(double value) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline double double_of(std::uint64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 inline void keep_loads_behind() {}
 
 struct Extents {
