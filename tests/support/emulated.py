@@ -34,7 +34,7 @@ def compile_object(source: Path, home: Path, *flags: str) -> Path:
         language = ["-x", "c++"] if source.suffix == ".cu" else []
         # The emulation is compiled once and runs most of the time.
         level = "-O2" if source in EMULATION else "-O1"
-        run([compiler(), level, *FLAGS, *flags, *language, "-c", str(source), "-o", str(fresh)])
+        run([compiler(), level, *flags, *FLAGS, *language, "-c", str(source), "-o", str(fresh)])
         fresh.replace(made)
     return made
 

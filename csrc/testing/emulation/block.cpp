@@ -188,7 +188,6 @@ void Block::run_block() {
   for (const auto& warp : warps_) warp->arrived = 0;
   for (unsigned number = 0; number < count_; ++number) {
     threads_[number]->state = State::runs;
-    threads_[number]->fiber->renew_identity();
   }
   for (unsigned round = 0; living_ > 0 && error_.empty(); ++round) {
     if (!run_round(round) && error_.empty()) explain_standstill();
@@ -201,7 +200,8 @@ void Block::run(const Launch& launch) {
   random_ = schedule().seed;
   const Extent& grid = launch.grid;
   const unsigned total = grid.x * grid.y * grid.z;
-  // Blocks are in no order, so for the thread sanitizer no two near each other share memory.
+  // Blocks are in no order, but for threads of one number, which are one fiber: so no two blocks
+  // near each other share memory.
   std::vector<std::unique_ptr<unsigned char[]>> kept(kKeptMemories);
   for (unsigned at = 0; at < total && error_.empty(); ++at) {
     const unsigned number = schedule().seed % 2 == 0 ? at : total - 1 - at;

@@ -86,20 +86,16 @@ Fiber::Fiber(void (*body)(void*), void* context) : body_(body), context_(context
   memory_ = static_cast<char*>(memory);
   mprotect(memory_, kGuardBytes, PROT_NONE);
   stack_ = prepare(memory_ + kGuardBytes, &Fiber::enter);
+#if defined(AEGAEON_FIBERS_THREAD)
+  identity_ = __tsan_create_fiber(0);
+#endif
 }
 
 Fiber::~Fiber() {
 #if defined(AEGAEON_FIBERS_THREAD)
-  if (identity_ != nullptr) __tsan_destroy_fiber(identity_);
+  __tsan_destroy_fiber(identity_);
 #endif
   munmap(memory_, kGuardBytes + kStackBytes);
-}
-
-void Fiber::renew_identity() {
-#if defined(AEGAEON_FIBERS_THREAD)
-  if (identity_ != nullptr) __tsan_destroy_fiber(identity_);
-  identity_ = __tsan_create_fiber(0);
-#endif
 }
 
 void Fiber::enter() {

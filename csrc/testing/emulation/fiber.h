@@ -18,9 +18,6 @@ class Fiber {
   void resume();
   // Called on the fiber: goes on where it was resumed.
   void give_way();
-  // Makes the thread sanitizer see a new thread from the next turn on, which must be on code that
-  // was given way from.
-  void renew_identity();
 
  private:
   static void enter();
