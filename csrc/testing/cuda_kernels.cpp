@@ -5,11 +5,15 @@
 #include <cstdint>
 #include <exception>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
+#include "ops/cuda/attend_long.h"
+#include "ops/cuda/attend_short.h"
 #include "ops/cuda/ops.h"
 #include "ops/cuda/sampling.h"
+#include "ops/cuda/sampling_block.h"
 #include "testing/emulation/block.h"
 
 namespace {
@@ -74,9 +78,43 @@ Paged::Paged(const Given& given)
   tables = {words.data(), made.bounds(), workspace.data()};
 }
 
+// Bytes of shared memory that kernels are launched with, by nvcc's names of them.
+using SharedBytes = std::map<std::string, std::size_t>;
+
+template <typename T, int head_dim>
+void add_attend(SharedBytes& bytes, const std::string& type) {
+  const std::string arguments = "<" + type + ", " + std::to_string(head_dim) + ">";
+  bytes["attend_short" + arguments] = sizeof(cuda::ShortMemory<T, head_dim>);
+  bytes["attend_long" + arguments] = sizeof(cuda::LongMemory<T, head_dim>);
+}
+
+template <typename T>
+void add_type(SharedBytes& bytes, const std::string& type) {
+  add_attend<T, 64>(bytes, type);
+  add_attend<T, 96>(bytes, type);
+  add_attend<T, 128>(bytes, type);
+  add_attend<T, 256>(bytes, type);
+}
+
+SharedBytes all_shared_bytes() {
+  SharedBytes bytes;
+  add_type<float>(bytes, "float");
+  add_type<cuda::Bf16>(bytes, "__nv_bfloat16");
+  add_type<cuda::F16>(bytes, "__half");
+  bytes["sample_rows"] = sizeof(cuda::SampleMemory);
+  return bytes;
+}
+
 }  // namespace
 
 extern "C" {
+
+// Of a kernel that needs next to none, 0.
+std::int64_t shared_bytes(const char* kernel) {
+  static const SharedBytes bytes = all_shared_bytes();
+  const auto found = bytes.find(kernel);
+  return found == bytes.end() ? 0 : static_cast<std::int64_t>(found->second);
+}
 
 const char* last_error() { return error.c_str(); }
 
