@@ -4,7 +4,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from aegaeon._native import WeightCache
 from aegaeon.errors import AegaeonError
@@ -25,9 +25,15 @@ class SpareKeeper:
     """Keeps memory ready for the largest model of an engine that is not in the cache, as far as
     the cache has room. One thread, of the lowest priority."""
 
-    def __init__(self, cache: WeightCache, specs: Iterable[ModelSpec]) -> None:
-        """Begin at once."""
+    def __init__(
+        self,
+        cache: WeightCache,
+        specs: Iterable[ModelSpec],
+        tidy: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin at once. `tidy` is called beside each look."""
         self._cache = cache
+        self._tidy = tidy
         self._bytes = {spec.id: spec.weight_bytes for spec in specs}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="spare", daemon=True)
@@ -53,6 +59,7 @@ class SpareKeeper:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._closing.is_set():
             try:
+                self._tidy()
                 has_room = self._look()
             except AegaeonError as error:
                 if not self._closing.is_set():
