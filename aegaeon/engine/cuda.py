@@ -12,22 +12,30 @@ from aegaeon.device.cuda import CudaOperators, view_of
 from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import Compute
-from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError
+from aegaeon.engine.shared import KV_DTYPES, Compute, kv_shapes
+from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.memory.area import Area
 from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
 from aegaeon.types import ModelSpec
 
+HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
 View = Callable[[CudaMemory], Tensor]
 
 
 def open_cuda_engine(
     settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
 ) -> ModelEngine:
-    """Return the engine. Raises DeviceError, ConfigError, and what `open_on` raises."""
+    """Return the engine. Raises DeviceError, ConfigError, UnsupportedModel, and what `open_on`
+    raises."""
     assert settings.cuda_number is not None
     if any(spec.quantize != "none" for spec in specs):
         raise ConfigError("int8 weights are for the CPU; serve on CUDA with --quantize none")
+    for model, shape in kv_shapes(specs, KV_DTYPES[settings.kv_dtype]).items():
+        if shape.head_dim not in HEAD_DIMS:
+            raise UnsupportedModel(
+                f"{model} has heads of {shape.head_dim}; on CUDA they have 64, 96, 128 or 256: "
+                "serve it with --device cpu"
+            )
     device = _native.CudaDevice(settings.cuda_number)
     compute = Compute(
         lambda _, budgets: CudaOperators(device, budgets.threads), layout="rows", pins=device

@@ -72,13 +72,13 @@ void bind_device(py::module_& module) {
       .def(
           "pin",
           [](Device& self, std::uintptr_t address, std::size_t size_bytes) {
-            return self.places().pin(reinterpret_cast<void*>(address), size_bytes);
+            return self.pin(reinterpret_cast<void*>(address), size_bytes);
           },
           py::arg("address"), py::arg("size_bytes"), released())
       .def(
           "unpin",
           [](Device& self, std::uintptr_t address) {
-            self.places().unpin(reinterpret_cast<void*>(address));
+            self.unpin(reinterpret_cast<void*>(address));
           },
           py::arg("address"), released())
       .def("copy_engine", &make_copy_engine, py::arg("chunk_bytes"));

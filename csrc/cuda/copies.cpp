@@ -35,6 +35,7 @@ struct Slot {
 class CopyCarrier final : public copy::Carrier {
  public:
   CopyCarrier(std::shared_ptr<const Device> device, std::size_t chunk_bytes, Lanes lanes);
+  ~CopyCarrier() override { end_with_device(device_->number()); }
 
   Lanes lanes() const override { return lanes_; }
   std::size_t depth() const override { return slots_.size(); }
@@ -167,7 +168,7 @@ void CopyCarrier::settle(const Slot& slot) const {
 }  // namespace
 
 std::vector<std::unique_ptr<copy::Carrier>> CopyBackend::make_carriers(unsigned) {
-  const DeviceScope scope(device_->number());
+  use_device(device_->number());
   std::vector<std::unique_ptr<copy::Carrier>> carriers;
   for (const Lanes lanes : {copy::kInwardLane, copy::kOutwardLane}) {
     carriers.push_back(std::make_unique<CopyCarrier>(device_, chunk_bytes_, lanes));
@@ -177,7 +178,7 @@ std::vector<std::unique_ptr<copy::Carrier>> CopyBackend::make_carriers(unsigned)
 
 std::shared_ptr<const copy::Fence> CopyBackend::make_fence() {
   try {
-    const DeviceScope scope(device_->number());
+    use_device(device_->number());
     auto fence = std::make_shared<ComputeFence>();
     fence->event.record(device_->compute());
     return fence;

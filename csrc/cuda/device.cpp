@@ -27,13 +27,29 @@ int Device::checked(int number) {
 }
 
 MemoryInfo Device::memory() const {
-  const DeviceScope scope(number_);
+  use_device(number_);
   MemoryInfo info{};
   check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "ask for the device's memory");
   return info;
 }
 
+void Device::synchronize() const {
+  use_device(number_);
+  compute_.synchronize();
+}
+
+bool Device::pin(void* base, std::size_t bytes) {
+  use_device(number_);
+  return places_.pin(base, bytes);
+}
+
+void Device::unpin(void* base) {
+  use_device(number_);
+  places_.unpin(base);
+}
+
 void Device::zero(std::byte* place, std::size_t bytes) const {
+  use_device(number_);
   check(cudaMemsetAsync(place, 0, bytes, compute()), "zero memory of the device");
 }
 
@@ -47,7 +63,7 @@ Memory::Memory(std::shared_ptr<Device> device, std::size_t bytes)
 Memory::~Memory() { device_->places().remove_device(base()); }
 
 std::string Memory::handle() const {
-  const DeviceScope scope(device_->number());
+  use_device(device_->number());
   const cudaIpcMemHandle_t handle = memory_.handle();
   return {reinterpret_cast<const char*>(&handle), sizeof handle};
 }

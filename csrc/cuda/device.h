@@ -21,6 +21,7 @@ class Device {
  public:
   // Raises Error: there is no such device, or no driver.
   explicit Device(int number);
+  ~Device() { end_with_device(number_); }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
@@ -30,12 +31,15 @@ class Device {
   // has been given by then; so it must not be captured into a graph.
   cudaStream_t compute() const { return compute_.handle(); }
   // Waits until the stream that computes has done all.
-  void synchronize() const { compute_.synchronize(); }
+  void synchronize() const;
   // Behind what the stream that computes was given, before what it will be.
   void zero(std::byte* place, std::size_t bytes) const;
 
   Places& places() { return places_; }
   const Places& places() const { return places_; }
+  // As of Places, from any thread.
+  bool pin(void* base, std::size_t bytes);
+  void unpin(void* base);
 
  private:
   static int checked(int number);

@@ -42,10 +42,7 @@ std::size_t total_bytes(int device) {
 
 void use_device(int device) { check(cudaSetDevice(device), "use the CUDA device"); }
 
-DeviceScope::DeviceScope(int device) {
-  check(cudaGetDevice(&before_), "use the CUDA device");
-  use_device(device);
-}
+void end_with_device(int device) { forgive(cudaSetDevice(device)); }
 
 Stream::Stream(bool is_urgent) {
   int least = 0;
@@ -80,13 +77,15 @@ PinnedMemory::~PinnedMemory() {
 }
 
 DeviceMemory::DeviceMemory(int device, std::size_t bytes) : device_(device), bytes_(bytes) {
-  const DeviceScope scope(device);
+  use_device(device);
   const std::string what = "get " + std::to_string(bytes) + " bytes of device memory";
   check(cudaMalloc(&base_, bytes), what.c_str());
 }
 
 DeviceMemory::~DeviceMemory() {
-  if (base_ != nullptr) forgive(cudaFree(base_));
+  if (base_ == nullptr) return;
+  end_with_device(device_);
+  forgive(cudaFree(base_));
 }
 
 cudaIpcMemHandle_t DeviceMemory::handle() const {
@@ -96,7 +95,7 @@ cudaIpcMemHandle_t DeviceMemory::handle() const {
 }
 
 PeerMemory::PeerMemory(int device, const cudaIpcMemHandle_t& handle) {
-  const DeviceScope scope(device);
+  use_device(device);
   check(cudaIpcOpenMemHandle(&base_, handle, cudaIpcMemLazyEnablePeerAccess),
         "open another process's device memory");
 }

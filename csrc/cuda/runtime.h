@@ -20,20 +20,12 @@ int count_devices();
 // The memory of a device, without making anything on it. Raises Error.
 std::size_t total_bytes(int device);
 
-// Makes `device` the calling thread's. Raises Error.
+// Makes `device` the calling thread's, before it calls anything else: a thread begins with cuda:0,
+// and whatever it calls takes some hundred MB of its device. For the same reason no other device is
+// put back after: a process has one. Raises Error.
 void use_device(int device);
-
-// Makes `device` the calling thread's until the end of the scope.
-class DeviceScope {
- public:
-  explicit DeviceScope(int device);
-  ~DeviceScope() { cudaSetDevice(before_); }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-
- private:
-  int before_ = 0;
-};
+// The same in a destructor, which any thread may come to: what is destroyed after it is `device`'s.
+void end_with_device(int device);
 
 // One of the device's queues, beside the default one; of the thread's device. Destroying it waits
 // for what it has been given.

@@ -73,13 +73,15 @@ inline Memory filled(unsigned seed, std::size_t bytes = kBytes) {
 // A device with memory, one stream that computes, and an engine.
 class Bench {
  public:
-  explicit Bench(std::size_t device_bytes = 4 * kBytes, std::size_t chunk_bytes = kChunk)
-      : memory(device, device_bytes),
+  explicit Bench(std::size_t device_bytes = 4 * kBytes, std::size_t chunk_bytes = kChunk,
+                 int number = 0)
+      : device(std::make_shared<cuda::Device>(number)),
+        memory(device, device_bytes),
         engine(Engine::start({1, chunk_bytes, 0, true},
                              std::make_unique<cuda::CopyBackend>(device, chunk_bytes))) {}
   ~Bench() {
     close();
-    for (void* base : pinned_) device->places().unpin(base);
+    for (void* base : pinned_) device->unpin(base);
   }
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;
@@ -90,7 +92,7 @@ class Bench {
     engine.reset();
   }
   void pin(Memory& host) {
-    if (device->places().pin(host.data(), host.size())) pinned_.push_back(host.data());
+    if (device->pin(host.data(), host.size())) pinned_.push_back(host.data());
   }
   Kernel& launch(std::byte* place, std::size_t bytes, unsigned seed, bool is_writer) {
     kernels_.push_back(std::make_unique<Kernel>(Kernel{place, bytes, seed, is_writer}));
@@ -121,7 +123,7 @@ class Bench {
     return engine->wait(*ticket, ticket->total_bytes, kPatience);
   }
 
-  const std::shared_ptr<cuda::Device> device = std::make_shared<cuda::Device>(0);
+  const std::shared_ptr<cuda::Device> device;
   const cuda::Memory memory;
   std::shared_ptr<Engine> engine;
 

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -187,6 +188,23 @@ void wrong_places_fail_their_copy_only() {
   bench.finish("a good copy is wrong");
 }
 
+// A thread that never said which device it means would take memory of the first.
+void no_other_device_is_used() {
+  Bench bench(4 * kBytes, kChunk, 1);
+  Memory host = filled(1), out(kBytes);
+  std::thread([&] {
+    bench.pin(host);
+    require(bench.wait(bench.submit(bench.memory.base(), host.data(), kBytes)), "starved");
+    bench.device->zero(bench.memory.base(), kBytes);
+    require(bench.wait(bench.submit(out.data(), bench.memory.base(), kBytes, 2, true)), "starved");
+    const cuda::Memory more(bench.device, kBytes);
+    require(!more.handle().empty() && bench.device->memory().free_bytes > 0, "no memory");
+    bench.close();
+  }).join();
+  require(out == Memory(kBytes), "zeroed memory is not zero");
+  require(cudart::used_devices() == 2, "another device was used");
+}
+
 // On the modelled clock a chunk follows the other at once.
 void the_link_is_never_idle() {
   constexpr std::size_t kLarge = std::size_t{1} << 18;
@@ -269,6 +287,7 @@ void run_all(cudart::Order order) {
   on_stand_in(order, nothing_touches_the_memory_of_a_cancelled_copy);
   on_stand_in(order, wrong_places_fail_their_copy_only);
   on_stand_in(order, the_link_is_never_idle);
+  on_stand_in(order, no_other_device_is_used);
   a_chunk_that_failed_is_over(order);
   std::uint64_t call = 1;
   while (a_failing_call_is_told(order, call)) ++call;

@@ -11,6 +11,7 @@ from tests.support.sanitized import CSRC, SANITIZERS, compile_one, link, run, ru
 PROGRAM = "cuda_copies"
 LAZY = "1"
 COPIES, ENGINE = CSRC / "cuda" / "copies.cpp", CSRC / "copy" / "engine.cpp"
+DEVICE = CSRC / "cuda" / "device.cpp"
 SOURCES = [
     source
     for part in ("copy", "cuda", "testing/cudart")
@@ -72,6 +73,10 @@ MUTANTS = {
         (("    if (source == Place::pageable) {", "    if (false) {"),),
     ),
     "one chunk at a time": (COPIES, (("return slots_.size(); }", "return 1; }"),)),
+    "memory that another device's thread locks": (
+        DEVICE,
+        (("  use_device(number_);\n  return places_.pin", "  return places_.pin"),),
+    ),
     "a cancellation that does not wait": (
         ENGINE,
         (("  changed_.wait(lock, [&] { return ticket->touching == 0; });\n", ""),),

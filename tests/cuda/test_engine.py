@@ -11,7 +11,7 @@ from aegaeon.engine.cuda import on_device, open_cuda_engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.own_memory import open_on
 from aegaeon.engine.shared import Compute
-from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError
+from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.models.references import resolve
 from aegaeon.types import Load, Loaded, SamplingParams
 from tests.support.checkpoints import make_checkpoint
@@ -125,6 +125,12 @@ def test_int8_weights_are_refused(emulated, specs):
     settings = settings_of("cuda:0", eighths)
     with own_regions() as regions, pytest.raises(ConfigError, match="--quantize none"):
         open_cuda_engine(settings, eighths, regions)
+
+
+def test_heads_that_the_kernels_do_not_have_are_refused(tmp_path):
+    specs = (resolve(str(make_checkpoint(tmp_path / "small")), str(tmp_path)),)
+    with own_regions() as regions, pytest.raises(UnsupportedModel, match="heads of 16"):
+        open_cuda_engine(settings_of("cuda:0", specs), specs, regions)
 
 
 def test_a_torch_without_cuda_is_told(emulated):

@@ -35,6 +35,7 @@ struct Runtime {
   std::uint64_t call = 0;
   std::uint64_t failing_call = 0;
   std::uint64_t pageable_copies = 0;
+  unsigned used_devices = 0;
   bool is_registration_refused = false;
   std::chrono::microseconds delay{0};
 
@@ -54,6 +55,7 @@ class Locked {
   Locked() {
     cudart::races::enter();
     runtime().mutex.lock();
+    runtime().used_devices |= 1U << current_device;
   }
   ~Locked() {
     runtime().mutex.unlock();
@@ -121,6 +123,7 @@ void reset(Order order, std::uint64_t seed) {
   const Locked all;
   all->streams.reset(order, seed);
   all->call = all->failing_call = all->pageable_copies = 0;
+  all->used_devices = 0;
   all->is_registration_refused = false;
   all->delay = std::chrono::microseconds(0);
 }
@@ -164,6 +167,11 @@ std::uint64_t pageable_copies() {
   return all->pageable_copies;
 }
 
+unsigned used_devices() {
+  const Locked all;
+  return all->used_devices;
+}
+
 std::size_t left_over() {
   const Locked all;
   return all->streams.alive() + all->events.size() + all->memory.count();
@@ -200,15 +208,9 @@ cudaError_t CUDARTAPI cudaSetDevice(int device) {
   return cudaSuccess;
 }
 
-cudaError_t CUDARTAPI cudaGetDevice(int* device) {
-  *device = current_device;
-  return cudaSuccess;
-}
-
 cudaError_t CUDARTAPI cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  const Locked all;
   *properties = {};
-  properties->totalGlobalMem = all->memory.total_bytes();
+  properties->totalGlobalMem = kDeviceBytes;
   return cudaSuccess;
 }
 

@@ -31,6 +31,8 @@ void delay_copies(std::int64_t microseconds);
 double now();
 // Copies that were given memory which the device cannot reach.
 std::uint64_t pageable_copies();
+// Devices that something was called for, a bit each: on a real one that takes memory.
+unsigned used_devices();
 // Streams, events and memory that have not been given back.
 std::size_t left_over();
 
