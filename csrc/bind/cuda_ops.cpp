@@ -1,7 +1,5 @@
 #include "bind/cuda_ops.h"
 
-#if defined(AEGAEON_CUDA)
-
 #include <pybind11/stl.h>
 
 #include <array>
@@ -122,5 +120,3 @@ void bind_cuda_ops(py::module_& module) {
 }
 
 }  // namespace aegaeon
-
-#endif

@@ -23,9 +23,9 @@ constexpr std::size_t stage_bytes(std::size_t chunk_bytes) {
 
 // Two threads, a direction each, so that what is most urgent goes next. Weights come in on one
 // stream, urgent copies (keys and values) on another one, which is not behind what those wait for,
-// and all that goes out on a third. A copy starts behind all that the device's compute stream had been given when it was
-// submitted, so that none goes over what kernels still use. Host memory that is not page-locked
-// goes through stages of kChunksUnderWay chunks.
+// and all that goes out on a third. A copy starts behind all that the device's compute stream had
+// been given when it was submitted, so that none goes over what kernels still use. Host memory that
+// is not page-locked goes through stages of kChunksUnderWay chunks.
 class CopyBackend final : public copy::Backend {
  public:
   CopyBackend(std::shared_ptr<const Device> device, std::size_t chunk_bytes)
