@@ -10,11 +10,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tests.support import kernel_coverage
 from tests.support.sanitized import CSRC, ROOT, compiler, is_newer
 
 # Sums and products are fused where the code says so, as nvcc is told.
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Wno-unknown-pragmas", f"-I{CSRC}"]
+HOME = ROOT / "build" / "emulated"
+# Names a directory: there the library is built to count which lines run.
+COVERAGE = "AEGAEON_KERNEL_COVERAGE"
 KERNELS = sorted((CSRC / "ops" / "cuda").glob("*.cu"))
 EMULATION = sorted((CSRC / "testing" / "emulation").glob("*.cpp"))
 
@@ -42,15 +46,16 @@ def compile_object(source: Path, home: Path, *flags: str) -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """Build what is needed and load it. Skips the test where there is no compiler."""
-    home = ROOT / "build" / "emulated"
+    coverage = os.environ.get(COVERAGE)
+    home, flags = (Path(coverage), kernel_coverage.FLAGS) if coverage else (HOME, ())
     tables = sorted((CSRC / "ops" / "cuda").glob("*.cpp"))
     sources = [*KERNELS, *tables, *EMULATION, CSRC / "testing" / "cuda_kernels.cpp"]
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda source: compile_object(source, home), sources))
+        objects = list(pool.map(lambda source: compile_object(source, home, *flags), sources))
     made = home / "cuda_kernels.so"
     if not is_newer(made, objects):
         fresh = made.with_name(f"{made.name}.{os.getpid()}")
-        run([compiler(), "-shared", *map(str, objects), "-o", str(fresh)])
+        run([compiler(), "-shared", *flags, *map(str, objects), "-o", str(fresh)])
         fresh.replace(made)
     loaded = ctypes.CDLL(str(made))
     loaded.last_error.restype = ctypes.c_char_p
