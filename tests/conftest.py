@@ -14,7 +14,10 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 # First what takes long: else a worker gets it last, while the others have nothing left to do.
-LONG = ("native/test_sanitizers", "end_to_end/", "native/test_ops_sanitizers")
+LONG = (
+    *("native/test_sanitizers", "end_to_end/", "native/test_ops_sanitizers"),
+    *("cuda/test_kernel_faults", "cuda/test_compiled", "cuda/test_attend"),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -200,16 +200,18 @@ int copy_blocks(void* pages, std::int64_t page_bytes, std::int64_t block_pages,
   });
 }
 
-// numbers are [rows][3]: temperature, top_p, min_p; choices are [rows][3]: top_k, seed, position.
+// numbers are [rows][4]: temperature, top_p, min_p, a height or -1 for the draw's own; choices are
+// [rows][3]: top_k, seed, position.
 int sample(const float* logits, std::int64_t rows, std::int64_t vocab, const double* numbers,
            const std::uint64_t* choices, std::int64_t* tokens) {
   return tried([&] {
     std::vector<cuda::DeviceDraw> draws;
     for (std::int64_t row = 0; row < rows; ++row) {
-      const double* const number = numbers + 3 * row;
+      const double* const number = numbers + 4 * row;
       const std::uint64_t* const choice = choices + 3 * row;
       draws.push_back(cuda::device_draw({number[0], static_cast<std::size_t>(choice[0]), number[1],
                                          number[2], choice[1], choice[2]}));
+      if (number[3] >= 0) draws.back().height = number[3];
     }
     std::vector<char> workspace(cuda::sample_workspace_bytes(size(rows), size(vocab)), '\xFF');
     cuda::sample(nullptr,

@@ -100,3 +100,10 @@ def test_other_widths_of_a_head_are_refused():
     kv = make([20], (2, 1, 80), torch.bfloat16)
     with pytest.raises(RuntimeError, match="head_dim of 80; there are 64, 96, 128 and 256"):
         kv.attend([(0, 0, 20)], SCALE)
+
+
+def test_blocks_that_kernels_cannot_name_are_refused():
+    kv = make([20], (2, 1, 64), torch.bfloat16)
+    kv.blocks[0][1] = 1 << 31
+    with pytest.raises(RuntimeError, match="2147483648 has no 32 bits"):
+        kv.attend([(0, 0, 20)], SCALE)

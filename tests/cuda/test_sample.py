@@ -30,9 +30,11 @@ def on_cpu(rows, draws: Draws) -> list[int | None]:
     return _native.sample(POOL, rows.ctypes.data, rows.shape, operands)
 
 
-def emulated(rows, draws: Draws) -> list[int | None]:
+def emulated(rows, draws: Draws, height: float = -1.0) -> list[int | None]:
     tokens = torch.full((len(rows),), 7777, dtype=torch.int64)
-    numbers = torch.from_numpy(np.array([(p.temperature, p.top_p, p.min_p) for p, _ in draws]))
+    numbers = torch.tensor(
+        [(p.temperature, p.top_p, p.min_p, height) for p, _ in draws], dtype=torch.float64
+    )
     choices = np.array([(p.top_k, p.seed & SEED_MASK, at) for p, at in draws], dtype=np.uint64)
     call("sample", torch.from_numpy(rows), *rows.shape, numbers, torch.from_numpy(choices), tokens)
     return [None if token < 0 else token for token in tokens.tolist()]
@@ -82,3 +84,11 @@ def test_tiny_temperatures_and_shares_do_not_overflow():
         for top_p in (1.0, 1 - 1e-16, 1e-300, 0.0):
             draws = [(SamplingParams(temperature=temperature, top_p=top_p), 0)]
             assert emulated(row, draws) == on_cpu(row, draws)
+
+
+def test_a_draw_that_rounds_up_to_the_total_takes_the_last_token_that_is_kept():
+    rows = np.zeros((1, 1300), dtype=np.float32)
+    rows[0, 1200:] = -50.0
+    for top_p, last in ((1.0, 1299), (0.5, 599)):
+        draws = [(SamplingParams(top_p=top_p), 0)]
+        assert emulated(rows, draws, 1.0) == [last]

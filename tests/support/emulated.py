@@ -1,6 +1,7 @@
 """CUDA kernels on the emulation of csrc/testing: built by the plain compiler, called by ctypes."""
 
 import ctypes
+import fcntl
 import functools
 import os
 import subprocess
@@ -10,12 +11,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tests.support import kernel_coverage
 from tests.support.sanitized import CSRC, ROOT, compiler, is_newer
 
 # Sums and products are fused where the code says so, as nvcc is told.
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Wno-unknown-pragmas", f"-I{CSRC}"]
+HOME = ROOT / "build" / "emulated"
+# Names a directory: there the library is built to count which lines run.
+COVERAGE = "AEGAEON_KERNEL_COVERAGE"
 KERNELS = sorted((CSRC / "ops" / "cuda").glob("*.cu"))
+CALLED = [CSRC / "testing" / name for name in ("cuda_kernels.cpp", "cuda_misuse.cpp")]
 EMULATION = sorted((CSRC / "testing" / "emulation").glob("*.cpp"))
 
 
@@ -42,19 +48,30 @@ def compile_object(source: Path, home: Path, *flags: str) -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """Build what is needed and load it. Skips the test where there is no compiler."""
-    home = ROOT / "build" / "emulated"
+    coverage = os.environ.get(COVERAGE)
+    home, flags = (Path(coverage), kernel_coverage.FLAGS) if coverage else (HOME, ())
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        # Others that test beside us wait, and find it made.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = _make_library(home, flags)
+    loaded = ctypes.CDLL(str(made))
+    loaded.last_error.restype = loaded.misuse.restype = ctypes.c_char_p
+    loaded.shared_bytes.restype = ctypes.c_int64
+    return loaded
+
+
+def _make_library(home: Path, flags: Sequence[str]) -> Path:
     tables = sorted((CSRC / "ops" / "cuda").glob("*.cpp"))
-    sources = [*KERNELS, *tables, *EMULATION, CSRC / "testing" / "cuda_kernels.cpp"]
+    sources = [*KERNELS, *tables, *EMULATION, *CALLED]
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda source: compile_object(source, home), sources))
+        objects = list(pool.map(lambda source: compile_object(source, home, *flags), sources))
     made = home / "cuda_kernels.so"
     if not is_newer(made, objects):
         fresh = made.with_name(f"{made.name}.{os.getpid()}")
-        run([compiler(), "-shared", *map(str, objects), "-o", str(fresh)])
+        run([compiler(), "-shared", *flags, *map(str, objects), "-o", str(fresh)])
         fresh.replace(made)
-    loaded = ctypes.CDLL(str(made))
-    loaded.last_error.restype = ctypes.c_char_p
-    return loaded
+    return made
 
 
 def call(name: str, *arguments: Tensor | ctypes.Structure | float | None) -> None:

@@ -57,9 +57,9 @@ struct CopyBlocksParams {
 void gather_blocks(Stream stream, const CopyBlocksParams& params);
 void scatter_blocks(Stream stream, const CopyBlocksParams& params);
 
-// `params.kv` is what `tables` were made of. head_dim is 64, 96, 128 or 256; else it throws
-// std::invalid_argument. Of half types of KV, queries and weights are rounded to them, and sums are
-// of tensor cores.
+// `params.kv` is what `tables` were made of; pages and queries are 16-byte aligned. head_dim is 64,
+// 96, 128 or 256; else it throws std::invalid_argument. Of half types of KV, queries and weights
+// are rounded to them, and sums are of tensor cores.
 void attend(Stream stream, const DeviceTables& tables, const AttendParams& params);
 
 }  // namespace aegaeon::ops::cuda
