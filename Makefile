@@ -15,6 +15,8 @@ TEST_JOBS ?= 2
 SERVE_ARGS ?= --models $(SMOLLM2)
 # Python compiles what is imported when it first is, a fraction of what there is.
 PIP_INSTALL = $(BIN)/pip install -q --no-compile -c $(CONSTRAINTS)
+# Where images set it, each process compiles all that it imports anew: seconds of it, with torch.
+unexport PYTHONDONTWRITEBYTECODE
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help

@@ -28,7 +28,13 @@ from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
 from aegaeon.models.hub import pull
-from aegaeon.models.references import ModelEntry, list_models, locate, resolve_all, split_reference
+from aegaeon.models.references import (
+    ModelEntry,
+    list_models,
+    locate,
+    served_models,
+    split_reference,
+)
 from aegaeon.plan import layout_lines, plan_tables
 from aegaeon.plan_devices import plan_devices_command
 from aegaeon.simulate import simulate_command
@@ -47,6 +53,7 @@ GROUPS = {
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
         *("threads_per_instance", "instruction_set", "quantize", "kv_dtype"),
+        "activation_dtype",
     ),
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": (
@@ -237,7 +244,6 @@ def _metavar(kind: Any) -> str:
 
 
 def _serve(settings: Settings, with_proxy: bool) -> int:
-    _check_models(settings)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s"
     )
@@ -245,7 +251,7 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
         _native.die_with_parent(signal.SIGTERM)
     if with_proxy and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=free_port(settings.host))
-    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
+    specs = served_models(settings)
     supervisor = Supervisor(settings, specs, with_proxy)
     parent = os.getppid()
 
@@ -296,14 +302,13 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
 
 def _plan(settings: Settings, as_json: bool) -> None:
     """Print what `serve` would do with memory. Downloads, starts and leaves nothing."""
-    _check_models(settings)
     if settings.device == "null":
         raise ConfigError("the null device holds no bytes; plan for another --device")
     for reference in settings.models:
         target = split_reference(reference)[1]
         if locate(target, settings.models_dir) is None:
             raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
-    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
+    specs = served_models(settings)
     machine = with_device(read_machine(removable_files(settings)), settings)
     node = lay_out(settings, specs, machine)
     check_room(node, specs, machine)
@@ -323,13 +328,6 @@ def _show(parts: Iterable[Table | str]) -> int:
         else:
             console.print(part, highlight=False)
     return 0
-
-
-def _check_models(settings: Settings) -> None:
-    if not settings.models:
-        raise ConfigError(
-            "no models to serve; give --models A,B,C (`aegaeon models list` shows what is here)"
-        )
 
 
 def _models(given: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ import msgspec
 # Started by its path, Python looks beside this file and not in the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aegaeon.config import Settings
+from aegaeon.config import ActivationDtype, KvDtype, Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.engine.engine import AT_REST_S
 from aegaeon.errors import AegaeonError
@@ -224,7 +224,15 @@ def calibrate(
         switch_s = measure_switch(benches)
     progress("copies")
     copies = measure_copies(device, specs, scale)
-    models = {spec.id: distinct[spec.path].cost for spec in specs}
+    models = {
+        spec.id: msgspec.structs.replace(
+            distinct[spec.path].cost,
+            quantize=spec.quantize,
+            kv_dtype=device.stored_kv,
+            activations=device.activations,
+        )
+        for spec in specs
+    }
     costs = costs_of(device, specs, models, copies)
     costs = msgspec.structs.replace(costs, switch_s=switch_s)
     threads = device.threads_per_instance
@@ -246,6 +254,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         threads_per_instance=threads,
         link_gb_per_s=options.link_gb_per_s,
         device_memory_gb=options.device_memory_gb,
+        kv_dtype=options.kv_dtype,
+        activation_dtype=options.activation_dtype,
     )
 
 
@@ -258,6 +268,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models-dir", default="models", help="where the models are")
     parser.add_argument(
         "--quantize", choices=get_args(Quantize), default="none", help="as `aegaeon serve` has it"
+    )
+    parser.add_argument(
+        "--kv-dtype", choices=get_args(KvDtype), default="auto", help="as `aegaeon serve` has it"
+    )
+    parser.add_argument(
+        "--activation-dtype",
+        choices=get_args(ActivationDtype),
+        default="auto",
+        help="as `aegaeon serve` has it",
     )
     parser.add_argument("--device", choices=("cpu", "staged"), default="cpu")
     parser.add_argument(
@@ -283,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = settings_of(options)
     try:
         specs = resolve_all(
-            options.models.split(","), options.models_dir, quantize=options.quantize
+            options.models.split(","), options.models_dir, options.kv_dtype, options.quantize
         )
         costs, rows = calibrate(device, specs, QUICK if options.quick else Scale())
     except AegaeonError as error:
@@ -292,7 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine = this_machine()
         source = (
             f"benchmark/calibrate.py, {device.device} with {device.threads_per_instance} threads, "
-            f"{machine.cpu}, {machine.processors} processors, --quantize {options.quantize}"
+            f"{machine.cpu}, {machine.processors} processors, --quantize {options.quantize} "
+            f"--kv-dtype {device.stored_kv} --activation-dtype {device.activations}"
         )
         text = msgspec.json.encode({"source": source} | msgspec.to_builtins(costs))
         options.out.write_bytes(msgspec.json.format(text, indent=2) + b"\n")

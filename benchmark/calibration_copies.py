@@ -8,6 +8,7 @@ from statistics import median
 import msgspec
 
 from aegaeon.config import Settings
+from aegaeon.engine.shared import DTYPES
 from aegaeon.memory.budget import GB, LEAST_SEQUENCE_TOKENS
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape
 from aegaeon.models.config import read_config
@@ -95,7 +96,7 @@ class _Pair:
         self._spec, self._scale = spec, scale
         self._names = (spec.id, f"{spec.id} again")
         config = read_config(spec.path)
-        shape = KvShape(config.layers, config.kv_heads, config.head_dim)
+        shape = KvShape(config.layers, config.kv_heads, config.head_dim, DTYPES[settings.stored_kv])
         least_blocks = (scale.longest + LEAST_SEQUENCE_TOKENS) // BLOCK_TOKENS
         kv_bytes = least_blocks * shape.block_bytes + SLAB_BYTES
         pool = KvPool(kv_bytes, [shape])

@@ -2,8 +2,9 @@
 """Tokens/s of the engine as instances run it, against what the machine can do and against peers.
 
 Prefill is the time of a prompt's first token; decode that of a step of a batch, whose sequences
-hold random keys and values: computing them would take minutes. Weights are those of the file
-(bf16), and int8. The ceiling of a case is what it must read (weights once, KV) at the read
+hold random keys and values: computing them would take minutes. Weights are those of the file with
+float32 activations (bf16) and with activations that are rounded as well (bf16 x bf16, which is what
+llama.cpp does), and int8. The ceiling of a case is what it must read (weights once, KV) at the read
 bandwidth, or what it must compute at the multiply-add peak, whichever takes longer; both are
 measured in the same run, reading between the runs of each case.
 
@@ -34,6 +35,8 @@ from aegaeon.device.processors import available_processors
 from aegaeon.memory.budget import GB
 from aegaeon.types import ModelSpec
 from benchmark.engine_cases import (
+    BF16_PAIRS,
+    KINDS,
     KV_SHARE,
     SPARE_TOKENS,
     Case,
@@ -42,7 +45,6 @@ from benchmark.engine_cases import (
     cases_of,
     ceiling,
     spec_of,
-    weight_types,
 )
 from benchmark.engine_peers import LLAMA, Peer, find_llama, find_transformers
 from benchmark.limits import PAUSE_S, LimitProbe, Limits, Pace
@@ -55,15 +57,19 @@ READ = "read"
 PATIENCE_S = 15.0  # of one case, after which a way has run often enough
 # Weights of this many bytes take so little time that what is around them shows.
 SMALL_BYTES = 500_000_000
-# Of ceilings, by type of weights and case; and of llama.cpp.
-CEILING_AIMS = {("bf16", "decode", 1): 0.85, ("int8", "decode", 1): 0.80}
+# Of ceilings, by kind and case; and of llama.cpp.
+CEILING_AIMS = {
+    ("bf16", "decode", 1): 0.85,
+    (BF16_PAIRS, "decode", 1): 0.85,
+    ("int8", "decode", 1): 0.80,
+}
 PREFILL_AIMS = {("bf16", 512): 0.75}
 LLAMA_AIMS = {
-    ("bf16", "decode", 1): 1.5,
+    (BF16_PAIRS, "decode", 1): 1.5,
     ("int8", "decode", 1): 1.5,
-    ("bf16", "decode", 8): 1.5,
+    (BF16_PAIRS, "decode", 8): 1.5,
     ("int8", "decode", 8): 1.5,
-    ("bf16", "prefill", 1): 1.5,
+    (BF16_PAIRS, "prefill", 1): 1.5,
     ("int8", "prefill", 1): 1.6,
 }
 TRANSFORMERS_AIMS = {"decode": 3.0, "prefill": 1.2}
@@ -79,20 +85,20 @@ class Effort(msgspec.Struct, frozen=True):
     threads: int
 
 
-def ceiling_aim(weights: str, case: Case, spec: ModelSpec) -> Aim | None:
+def ceiling_aim(kind: str, case: Case, spec: ModelSpec) -> Aim | None:
     """Return what of its ceiling the case should reach."""
-    share = PREFILL_AIMS.get((weights, case.tokens)) if case.kind == "prefill" else None
+    share = PREFILL_AIMS.get((kind, case.tokens)) if case.kind == "prefill" else None
     if case.kind == "decode" and case.tokens <= 16:
-        share = CEILING_AIMS.get((weights, case.kind, case.batch))
+        share = CEILING_AIMS.get((kind, case.kind, case.batch))
         if share is not None and spec.weight_bytes < SMALL_BYTES:
             share = 0.70
     return None if share is None else Aim("ratio_to_limit", share, f">= {share:.0%} of ceiling")
 
 
-def peer_aim(weights: str, case: Case, peer: str) -> Aim | None:
+def peer_aim(kind: str, case: Case, peer: str) -> Aim | None:
     """Return how many times the peer's tokens/s ours should be."""
     if peer == LLAMA:
-        times = LLAMA_AIMS.get((weights, case.kind, case.batch))
+        times = LLAMA_AIMS.get((kind, case.kind, case.batch))
         times = times if case.kind == "decode" or case.tokens == 512 else None
     else:
         times = TRANSFORMERS_AIMS[case.kind]
@@ -126,10 +132,10 @@ def read_rate(probe: LimitProbe) -> float:
 
 
 class Bench:
-    """Measures a model with one type of weights."""
+    """Measures a model as one kind."""
 
-    def __init__(self, spec: ModelSpec, weights: str, effort: Effort) -> None:
-        self._spec, self._weights, self._effort = spec, weights, effort
+    def __init__(self, spec: ModelSpec, kind: str, effort: Effort) -> None:
+        self._spec, self._kind, self._effort = spec, kind, effort
         self.skipped: list[str] = []
         self._ours: dict[Case, float] = {}
         self._peers: dict[Case, dict[str, float]] = {}
@@ -139,7 +145,7 @@ class Bench:
         """Measure all cases that fit memory, and what memory gives meanwhile."""
         fitting = self._fitting(cases)
         kv_bytes = max(case.kv_bytes(self._spec) for case in fitting) + (64 << 20)
-        engine = OurEngine(self._spec, self._weights, self._effort.threads, kv_bytes)
+        engine = OurEngine(self._spec, self._kind, self._effort.threads, kv_bytes)
         try:
             for case in fitting:
                 self._case(engine, case, peers, probe)
@@ -155,7 +161,7 @@ class Bench:
         bound = int(KV_SHARE * available_bytes())
         fitting = []
         for case in cases:
-            need, told = case.kv_bytes(self._spec), f"{self._weights}, {case.name}"
+            need, told = case.kv_bytes(self._spec), f"{self._kind}, {case.name}"
             if case.tokens + 64 > self._spec.context_tokens:
                 has = self._spec.context_tokens
                 self.skipped.append(f"{told}: the model's context has {has} tokens")
@@ -178,7 +184,7 @@ class Bench:
         rates = alternate_rates(ways, self._effort.repeats)
         self._ours[case], self._read_gb_per_s[case] = rates.pop("ours"), rates.pop(READ)
         told = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
-        progress(f"  {self._weights}, {case.name}: {self._ours[case]:.1f} {UNIT} ({told})")
+        progress(f"  {self._kind}, {case.name}: {self._ours[case]:.1f} {UNIT} ({told})")
         self._peers[case] = rates
 
     def _rate(self, engine: OurEngine, case: Case) -> float:
@@ -194,16 +200,18 @@ class Bench:
 
     def _rows(self, case: Case, limits: Limits) -> Iterator[Row]:
         limits = msgspec.structs.replace(limits, read_gb_per_s=self._read_gb_per_s[case])
+        if self._kind == BF16_PAIRS:
+            limits = limits.of_pairs()
         row = Row(
-            case=f"{self._weights}, {case.name}",
+            case=f"{self._kind}, {case.name}",
             unit=UNIT,
             ours=self._ours[case],
             limit=ceiling(case, self._spec, limits),
         )
-        yield measured(row, ceiling_aim(self._weights, case, self._spec))
+        yield measured(row, ceiling_aim(self._kind, case, self._spec))
         for name, rate in self._peers[case].items():
             against = msgspec.structs.replace(row, peer=name, peer_value=rate)
-            yield measured(against, peer_aim(self._weights, case, name))
+            yield measured(against, peer_aim(self._kind, case, name))
 
     def _batch_rows(self) -> Iterator[Row]:
         """Yield how much more a batch of 8 makes than one sequence."""
@@ -211,7 +219,7 @@ class Bench:
             alone = self._ours.get(msgspec.structs.replace(case, batch=1))
             if case.kind != "decode" or case.batch != 8 or alone is None:
                 continue
-            row = Row(case=f"{self._weights}, {case.name}, to batch 1", unit="x", ours=rate / alone)
+            row = Row(case=f"{self._kind}, {case.name}, to batch 1", unit="x", ours=rate / alone)
             aim = Aim("ours", BATCH_AIM, f">= {BATCH_AIM:g}x") if case.tokens <= 16 else None
             yield measured(row, aim)
 
@@ -226,22 +234,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a look that it works, some seconds")
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs of each")
     parser.add_argument("--threads", type=int, default=0, help="0: one for each processor")
-    parser.add_argument(
-        "--weights", default=",".join(weight_types()), help="types of weights: %(default)s"
-    )
+    parser.add_argument("--kinds", default=",".join(KINDS), help="what to measure: %(default)s")
     parser.add_argument("--gguf", default="", help="the model in bf16 for llama.cpp")
     parser.add_argument("--gguf-int8", default="", help="the model in q8_0 for llama.cpp")
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--dir", help="where a random model is written (default: the system's)")
     options = parser.parse_args(arguments)
-    options.weights = options.weights.split(",")
-    if unknown := set(options.weights) - set(weight_types()):
-        parser.error(f"--weights knows {', '.join(weight_types())}, not {', '.join(unknown)}")
+    options.kinds = options.kinds.split(",")
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"--kinds knows {', '.join(KINDS)}, not {', '.join(unknown)}")
     return options
 
 
 def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return rows of each type of weights, and what was skipped."""
+    """Return rows of each kind, and what was skipped."""
     threads = options.threads or available_processors()
     effort = Effort(options.repeats, 0.5, threads)
     pace = Pace(5, 0.05, 2.0)
@@ -254,15 +260,15 @@ def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], lis
     reference: list[Peer] = []
     if not options.no_peers:
         reference, skipped = find_transformers(spec_of(directory, "bf16"), threads)
-    for weights in options.weights:
-        progress(weights)
+    for kind in options.kinds:
+        progress(kind)
         peers = list(reference)
         if not options.no_peers:
-            gguf = options.gguf_int8 if weights == "int8" else options.gguf
+            gguf = options.gguf_int8 if kind == "int8" else options.gguf
             found, missing = find_llama(gguf, threads)
             peers += found
-            skipped += [f"{weights}, {text}" for text in missing]
-        benches.append(Bench(spec_of(directory, weights), weights, effort))
+            skipped += [f"{kind}, {text}" for text in missing]
+        benches.append(Bench(spec_of(directory, kind), kind, effort))
         benches[-1].measure(list(cases_of(options.quick)), peers, probe)
         skipped += benches[-1].skipped
         probe.look()

@@ -76,15 +76,18 @@ def ceiling(case: Case, spec: ModelSpec, limits: Limits) -> float:
     return made / limits.seconds(work.read_bytes, work.flops)
 
 
-def weight_types() -> list[str]:
-    """Return "bf16" (as in the file), and "int8" where this version quantises."""
-    return ["bf16", *(["int8"] if "quantize" in Settings.__struct_fields__ else [])]
+# What is measured, by name: settings of the server. Weights are as in the file unless int8.
+BF16_PAIRS = "bf16 x bf16"
+KINDS: dict[str, dict[str, Any]] = {
+    "bf16": {},
+    BF16_PAIRS: {"activation_dtype": "bfloat16"},
+    "int8": {"quantize": "int8"},
+}
 
 
-def spec_of(directory: str, weights: str) -> ModelSpec:
-    """Return the model, its weights as `weights` says."""
-    told: dict[str, Any] = {"quantize": "int8"} if weights == "int8" else {}
-    return resolve_all([directory], "", **told)[0]
+def spec_of(directory: str, kind: str) -> ModelSpec:
+    """Return the model as this kind has it."""
+    return resolve_all([directory], "", quantize=KINDS[kind].get("quantize", "none"))[0]
 
 
 def shape_of(spec: ModelSpec) -> KvShape:
@@ -105,16 +108,15 @@ def available_bytes() -> int:
 class OurEngine:
     """A ModelEngine as instances run it, on regions of its own, with one model in memory."""
 
-    def __init__(self, spec: ModelSpec, weights: str, threads: int, kv_bytes: int) -> None:
+    def __init__(self, spec: ModelSpec, kind: str, threads: int, kv_bytes: int) -> None:
         """Open it and load the model."""
-        told: dict[str, Any] = {"quantize": "int8"} if weights == "int8" else {}
         settings = Settings(
             device="cpu",
             threads_per_instance=threads,
             max_batch=32,
             model_cache_budget_gb=(spec.weight_bytes + (4 << 20)) / GB,
             kv_budget_gb=kv_bytes / GB,
-            **told,
+            **KINDS[kind],
         )
         self._spec = spec
         self._driver = Driver(settings, (spec,))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from aegaeon import _native
 from aegaeon.device.attention import AttentionPlan
-from aegaeon.device.packed import TYPE_CODES, Matrix, pack
+from aegaeon.device.packed import Matrix, pack
 from aegaeon.memory.arena import Arena
 from aegaeon.memory.kv import KvPool, KvRows, KvShape, KvView, blocks_for
 from benchmark.limits import Run
@@ -26,6 +26,8 @@ HEAD_ROWS = 64  # at most: only rows that a token is drawn of have logits
 FEW_ROWS = (1, 32, 512, 4096)
 DECODE_CONTEXTS = (512, 4096, 32_768)
 PREFILL_CONTEXTS = (512, 2048)
+# Of keys and values: float32 where nothing is said.
+KV_NAMES = {torch.float32: "", torch.bfloat16: " bf16"}
 TYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
@@ -93,11 +95,6 @@ class Scale(NamedTuple):
     prefill_contexts: Sequence[int]
 
 
-def packed_types() -> list[torch.dtype]:
-    """Return the types that weights are measured in: int8 where this version packs it."""
-    return [dtype for dtype in TYPE_NAMES if dtype in TYPE_CODES]
-
-
 # Products
 
 
@@ -113,9 +110,7 @@ class Copies:
         assert isinstance(owner, Tensor)
         self.matrix_bytes = owner.numel() * owner.element_size()
         self._arena, places = _repeated(owner, cold_bytes)
-        self.operands = [
-            (*Matrix(self._arena, place, outputs, inputs, dtype).operand, 0) for place in places
-        ]
+        self.matrices = [Matrix(self._arena, place, outputs, inputs, dtype) for place in places]
         plain = weight.to(dtype) if dtype.is_floating_point else (weight * 100).to(dtype)
         self._plain_arena, places = _repeated(plain, cold_bytes)
         self.plain = [_tensor_at(place, plain) for place in places]
@@ -141,25 +136,34 @@ def _tensor_at(address: int, like: Tensor) -> Tensor:
 
 def linear_cases(pool: _native.ThreadPool, scale: Scale) -> Iterator[Case]:
     """Yield products of each matrix, type and count of rows."""
-    for dtype in packed_types():
+    for dtype in TYPE_NAMES:
+        x_dtypes = [torch.float32, *([dtype] if dtype == torch.bfloat16 else [])]
         for name, shape in scale.sizes.matrices().items():
             copies = Copies(shape, dtype, scale.cold_bytes)
-            for rows in scale.linear_rows:
+            for x_dtype, rows in itertools.product(x_dtypes, scale.linear_rows):
                 if name != HEAD or rows <= HEAD_ROWS:
-                    yield _linear_case(pool, (name, TYPE_NAMES[dtype]), shape, copies, rows)
+                    yield _linear_case(pool, name, copies, x_dtype, rows)
+        shape = scale.sizes.inner, scale.sizes.hidden
+        both = [Copies(shape, dtype, scale.cold_bytes // 2) for _ in range(2)]
+        for x_dtype, rows in itertools.product(x_dtypes, scale.linear_rows):
+            yield _gated_case(pool, both, x_dtype, rows)
+
+
+def _types(matrix: Matrix, x_dtype: torch.dtype) -> str:
+    return TYPE_NAMES[matrix.dtype] + (" x bf16" if x_dtype == torch.bfloat16 else "")
 
 
 def _linear_case(
-    pool: _native.ThreadPool, names: tuple[str, str], shape: tuple[int, int], copies: Copies,
-    rows: int,
-) -> Case:  # fmt: skip
-    outputs, inputs = shape
+    pool: _native.ThreadPool, name: str, copies: Copies, x_dtype: torch.dtype, rows: int
+) -> Case:
+    matrix = copies.matrices[0]
+    outputs, inputs = matrix.out_features, matrix.in_features
     x, out = torch.randn(rows, inputs), torch.empty(rows, outputs)
-    ours = itertools.cycle(copies.operands)
+    ours = itertools.cycle((*each.factor(x_dtype), 0) for each in copies.matrices)
     plain = itertools.cycle(copies.plain)
     theirs = x.to(copies.plain[0].dtype)
     multiply = functional.linear if theirs.is_floating_point() else _integer_product
-    name, dtype = names
+    dtype = _types(matrix, x_dtype)
     return Case(
         name=f"linear {dtype}, {name} {outputs}x{inputs}, {_count(rows, 'row')}",
         read_bytes=copies.matrix_bytes + 4 * rows * (inputs + outputs),
@@ -169,6 +173,31 @@ def _linear_case(
         ),
         torchs=lambda: multiply(theirs, next(plain)),
         part="" if name == HEAD else f"linear {dtype}, a layer, {_count(rows, 'row')}",
+    )
+
+
+def _gated_case(
+    pool: _native.ThreadPool, both: Sequence[Copies], x_dtype: torch.dtype, rows: int
+) -> Case:
+    matrix = both[0].matrices[0]
+    outputs, inputs = matrix.out_features, matrix.in_features
+    x, out = torch.randn(rows, inputs), torch.empty(rows, outputs)
+    operands = ([(*each.factor(x_dtype), 0) for each in copies.matrices] for copies in both)
+    ours = itertools.cycle(list(zip(*operands, strict=True)))
+    plain = itertools.cycle(list(zip(*(copies.plain for copies in both), strict=True)))
+    theirs = x.to(both[0].plain[0].dtype)
+    multiply = functional.linear if theirs.is_floating_point() else _integer_product
+
+    def torchs() -> Tensor:
+        gate, up = (multiply(theirs, weight) for weight in next(plain))
+        return functional.silu(gate if gate.is_floating_point() else gate.float()) * up
+
+    return Case(
+        name=f"gated {_types(matrix, x_dtype)}, 2x{outputs}x{inputs}, {_count(rows, 'row')}",
+        read_bytes=2 * both[0].matrix_bytes + 4 * rows * (inputs + outputs),
+        flops=4.0 * rows * inputs * outputs,
+        ours=lambda: _native.gated(pool, x.data_ptr(), (rows, inputs), next(ours), out.data_ptr()),
+        torchs=torchs,
     )
 
 
@@ -246,11 +275,12 @@ def _embed_case(pool: _native.ThreadPool, table: Tensor, rows: int) -> Case:
 class OneSequence:
     """One sequence in as many layers as make `cold_bytes`, paged, and in torch's dense tensors."""
 
-    def __init__(self, sizes: Sizes, tokens: int, rows: int, scale: Scale) -> None:
-        """Draw keys, values and queries of the last `rows` tokens."""
-        layer_bytes = 8 * sizes.kv_heads * sizes.head_dim * tokens
+    def __init__(self, scale: Scale, dtype: torch.dtype, tokens: int, rows: int) -> None:
+        """Draw keys and values of `dtype`, and queries of the last `rows` tokens."""
+        sizes = scale.sizes
+        layer_bytes = 2 * dtype.itemsize * sizes.kv_heads * sizes.head_dim * tokens
         self.layers = max(1, -(-scale.cold_bytes // layer_bytes)) if rows == 1 else 1
-        self.shape = KvShape(self.layers, sizes.kv_heads, sizes.head_dim)
+        self.shape = KvShape(self.layers, sizes.kv_heads, sizes.head_dim, dtype)
         self.rows, self.tokens = rows, tokens
         count = blocks_for(tokens)
         self._pool = KvPool(4 * self.shape.block_bytes * (count + 1), (self.shape,))
@@ -265,8 +295,10 @@ class OneSequence:
         self.out = torch.empty(rows, sizes.heads * sizes.head_dim)
         self.turns = itertools.cycle(range(self.layers))
         self.dense = [
-            torch.rand(2, 1, sizes.kv_heads, tokens, sizes.head_dim) for _ in range(self.layers)
+            torch.rand(2, 1, sizes.kv_heads, tokens, sizes.head_dim).to(dtype)
+            for _ in range(self.layers)
         ]
+        self._dense_queries = self.queries.transpose(0, 1)[None].to(dtype)
         self.dense_turns = itertools.cycle(self.dense)
 
     def append(self, pool: _native.ThreadPool) -> None:
@@ -288,41 +320,48 @@ class OneSequence:
         """Attend as torch does."""
         keys, values = next(self.dense_turns)
         return functional.scaled_dot_product_attention(
-            self.queries.transpose(0, 1)[None], keys, values,
+            self._dense_queries, keys, values,
             is_causal=self.rows > 1, scale=0.1, enable_gqa=True,
         )  # fmt: skip
 
 
 def attention_cases(pool: _native.ThreadPool, scale: Scale) -> Iterator[Case]:
-    """Yield decode and prefill attention, and what stores keys and values."""
-    sizes = scale.sizes
-    for tokens in scale.decode_contexts:
-        yield _decode_case(pool, scale, tokens)
-    for tokens in scale.prefill_contexts:
-        one = OneSequence(sizes, tokens, tokens, scale)
-        pairs = tokens * (tokens + 1) / 2
-        yield Case(
-            name=f"attention, prefill of {tokens}",
-            read_bytes=4.0 * (2 * one.queries.numel() + one.new.numel()),
-            flops=4.0 * sizes.heads * sizes.head_dim * pairs,
-            ours=lambda one=one: one.attend(pool),  # type: ignore[misc]
-            torchs=one.attend_dense,
-        )
-        yield Case(
-            name=f"append, {tokens} rows",
-            read_bytes=8.0 * one.new.numel(),
-            flops=0.0,
-            ours=lambda one=one: one.append(pool),  # type: ignore[misc]
-            torchs=one.append_dense,
-        )
+    """Yield decode and prefill attention, and what stores keys and values, of either type."""
+    for dtype in KV_NAMES:
+        for tokens in scale.decode_contexts:
+            yield _decode_case(pool, scale, dtype, tokens)
+        for tokens in scale.prefill_contexts:
+            yield from _prefill_cases(pool, scale, dtype, tokens)
 
 
-def _decode_case(pool: _native.ThreadPool, scale: Scale, tokens: int) -> Case:
+def _prefill_cases(
+    pool: _native.ThreadPool, scale: Scale, dtype: torch.dtype, tokens: int
+) -> Iterator[Case]:
     sizes = scale.sizes
-    one = OneSequence(sizes, tokens, 1, scale)
+    one = OneSequence(scale, dtype, tokens, tokens)
+    pairs = tokens * (tokens + 1) / 2
+    yield Case(
+        name=f"attention{KV_NAMES[dtype]}, prefill of {tokens}",
+        read_bytes=8.0 * one.queries.numel() + dtype.itemsize * one.new.numel(),
+        flops=4.0 * sizes.heads * sizes.head_dim * pairs,
+        ours=lambda: one.attend(pool),
+        torchs=one.attend_dense,
+    )
+    yield Case(
+        name=f"append{KV_NAMES[dtype]}, {tokens} rows",
+        read_bytes=(4.0 + dtype.itemsize) * one.new.numel(),
+        flops=0.0,
+        ours=lambda: one.append(pool),
+        torchs=one.append_dense,
+    )
+
+
+def _decode_case(pool: _native.ThreadPool, scale: Scale, dtype: torch.dtype, tokens: int) -> Case:
+    sizes = scale.sizes
+    one = OneSequence(scale, dtype, tokens, 1)
     return Case(
-        name=f"attention, decode at {tokens}",
-        read_bytes=8.0 * tokens * sizes.kv_heads * sizes.head_dim,
+        name=f"attention{KV_NAMES[dtype]}, decode at {tokens}",
+        read_bytes=2.0 * dtype.itemsize * tokens * sizes.kv_heads * sizes.head_dim,
         flops=4.0 * sizes.heads * sizes.head_dim * tokens,
         ours=lambda: one.attend(pool),
         torchs=one.attend_dense,

@@ -41,6 +41,7 @@ KINDS: dict[str, Maker] = {
 }
 PEER = "torch"
 READ = "read"
+PAIRS = " x bf16"  # in names of products of bf16 with bf16
 MUCH_BYTES = 1 << 20  # of a case; less lies in caches
 FULL = cases.Scale(
     cases.QWEN3,
@@ -70,6 +71,8 @@ class Result:
 
     def rows(self, limits: Limits) -> list[Row]:
         """Return the rows of what was measured, the one that binds first."""
+        if PAIRS in self.name:
+            limits = limits.of_pairs()
         if self.read_s:
             read_gb_per_s = self.read_bytes / self.read_s / 1e9
             limits = msgspec.structs.replace(limits, read_gb_per_s=read_gb_per_s)
@@ -118,6 +121,8 @@ def _rate_aim(name: str, unit: str) -> Aim | None:
         ("linear bf16, a layer, 1 row", "GB/s"): 0.85,
         ("linear int8, a layer, 1 row", "GB/s"): 0.80,
         ("linear bf16, a layer, 512 rows", "GFLOP/s"): 0.75,
+        ("linear bf16 x bf16, a layer, 1 row", "GB/s"): 0.85,
+        ("linear bf16 x bf16, a layer, 512 rows", "GFLOP/s"): 0.75,
         (f"attention, decode at {cases.DECODE_CONTEXTS[-1]}", "GB/s"): 0.80,
     }
     share = aims.get((name, unit))

@@ -34,10 +34,16 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Read bandwidth and multiply-adds of all threads together."""
+    """Read bandwidth and multiply-adds of all threads together: of float32, and of pairs of bf16,
+    which are as many where the processor has no instructions for them."""
 
     read_gb_per_s: float
     gflop_per_s: float
+    pair_gflop_per_s: float = 0.0
+
+    def of_pairs(self) -> "Limits":
+        """Return the limits of what multiplies bf16 with bf16."""
+        return msgspec.structs.replace(self, gflop_per_s=self.pair_gflop_per_s)
 
     def seconds(self, read_bytes: float, flops: float) -> float:
         """Return the least seconds of so much work."""
@@ -61,7 +67,7 @@ class LimitProbe:
         self.threads = threads
         self._pool = _native.ThreadPool(threads)
         self._pace, self._arena = pace, Arena(size_bytes)
-        self._best = Limits(0.0, 0.0)
+        self._best = Limits(0.0, 0.0, 0.0)
         self._started_s = time.perf_counter()
         self._busy_s = busy_seconds() - own_seconds()
         self.look()
@@ -69,14 +75,17 @@ class LimitProbe:
     def look(self) -> None:
         """Measure once more."""
         flops = _native.multiply_add(self._pool, ROUNDS)
+        pair_flops = _native.multiply_add_pairs(self._pool, ROUNDS)
         ways: dict[str, Run] = {
             "read": self.read,
             "compute": lambda: _native.multiply_add(self._pool, ROUNDS),
+            "pairs": lambda: _native.multiply_add_pairs(self._pool, ROUNDS),
         }
         seconds = alternate(ways, self._pace)
         self._best = Limits(
             max(self._best.read_gb_per_s, self.size_bytes / seconds["read"] / GB),
             max(self._best.gflop_per_s, flops / seconds["compute"] / 1e9),
+            max(self._best.pair_gflop_per_s, pair_flops / seconds["pairs"] / 1e9),
         )
 
     @property
@@ -101,6 +110,11 @@ class LimitProbe:
         return [
             Row(case=f"limit: reading, {told}", unit="GB/s", ours=self._best.read_gb_per_s),
             Row(case=f"limit: multiply-adds, {told}", unit="GFLOP/s", ours=self._best.gflop_per_s),
+            Row(
+                case=f"limit: multiply-adds of bf16 pairs, {told}",
+                unit="GFLOP/s",
+                ours=self._best.pair_gflop_per_s,
+            ),
             Row(case="used by others meanwhile", unit="processors", ours=others),
         ]
 

@@ -28,7 +28,7 @@ from aegaeon.config import Settings, check_settings
 from aegaeon.errors import AegaeonError, ConfigError, ContextLengthExceeded
 from aegaeon.memory.budget import GB
 from aegaeon.metrics import time_to_first_token_s
-from aegaeon.models.references import resolve_all
+from aegaeon.models.references import served_models
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
 from aegaeon.proxy.tokenizer import TextModel
@@ -291,7 +291,7 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     check_outputs(options)
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
-    specs = resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
+    specs = served_models(settings)
     load = make_load(options, specs)
     with Supervisor(settings, specs) as supervisor:
         supervisor.wait_ready(START_S)

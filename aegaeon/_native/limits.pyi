@@ -8,5 +8,8 @@ def read_words(pool: ThreadPool, address: int, size_bytes: int) -> int:
 def multiply_add(pool: ThreadPool, rounds: int) -> int:
     """Multiply and add in registers on each thread; return the floating-point operations done."""
 
+def multiply_add_pairs(pool: ThreadPool, rounds: int) -> int:
+    """The same with products of pairs of bfloat16, where the instructions in use have them."""
+
 def fork_join(pool: ThreadPool, rounds: int) -> None:
     """Have all of the pool's threads meet, `rounds` times."""

@@ -239,7 +239,10 @@ def log_probabilities(
     """
 
 def force_isa(name: str) -> None:
-    """Use "baseline", "avx2", "avx512", "avx512_vnni" or "best" from now on. Raises ValueError."""
+    """Use "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16" or "best" from now on.
+
+    Raises ValueError.
+    """
 
 def current_isa() -> str:
     """Return which of them is in use."""

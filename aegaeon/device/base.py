@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from aegaeon.device.packed import Matrix
@@ -31,12 +32,18 @@ class StepBatch:
 class Projection:
     """Weights [out, in] that read the same input, one below the other; immutable.
 
-    `biases` has a float32 vector [out] for each part, or is empty. A bias is added last.
+    `biases` has a float32 vector [out] for each part, or is empty. A bias is added last. `x_dtype`
+    is bfloat16 where parts that are kept in bfloat16 have their input rounded to it.
     """
 
     __slots__ = ("biases", "in_features", "operands", "out_features", "parts")
 
-    def __init__(self, parts: tuple[Matrix, ...], biases: tuple[Tensor, ...] = ()) -> None:
+    def __init__(
+        self,
+        parts: tuple[Matrix, ...],
+        biases: tuple[Tensor, ...] = (),
+        x_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.parts = parts
         self.biases = biases
         self.in_features = parts[0].in_features
@@ -44,7 +51,7 @@ class Projection:
         added = [bias.data_ptr() for bias in biases] or [0] * len(parts)
         # As native operators take them, made once: address, outputs, type code, bias (or 0).
         self.operands = tuple(
-            (*part.operand, bias) for part, bias in zip(parts, added, strict=True)
+            (*part.factor(x_dtype), bias) for part, bias in zip(parts, added, strict=True)
         )
 
 
@@ -116,6 +123,8 @@ class Device(Operators):
     """Operators, what comes before a step's first, and who runs a whole step."""
 
     name: str
+    # What activations are when they meet weights of bfloat16; between products they are float32.
+    activation_dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:

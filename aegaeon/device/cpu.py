@@ -38,7 +38,8 @@ class CpuDevice(Device):
 
     name = "cpu"
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, activation_dtype: torch.dtype = torch.float32) -> None:
+        self.activation_dtype = activation_dtype
         self._pool = _native.ThreadPool(threads)
         self._plan: AttentionPlan | None = None
         self._workspace = _native.Workspace()

@@ -36,7 +36,10 @@ def view_of(memory: _native.CudaMemory) -> Tensor:
 
 
 class CudaOperators(Device):
-    """Computes on `device`; activations are float32, products in the type of the weights."""
+    """Computes on `device`; activations are float32, and rounded to the type of the weights that
+    they are multiplied with."""
+
+    activation_dtype = torch.bfloat16
 
     def __init__(
         self, device: _native.CudaDevice, threads: int = 1, place: torch.device | None = None

@@ -12,7 +12,7 @@ from aegaeon.device.cuda import CudaOperators, view_of
 from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import KV_DTYPES, Compute, kv_shapes
+from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.memory.area import Area
 from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
@@ -30,7 +30,7 @@ def open_cuda_engine(
     assert settings.cuda_number is not None
     if any(spec.quantize != "none" for spec in specs):
         raise ConfigError("int8 weights are for the CPU; serve on CUDA with --quantize none")
-    for model, shape in kv_shapes(specs, KV_DTYPES[settings.kv_dtype]).items():
+    for model, shape in kv_shapes(specs, DTYPES[settings.stored_kv]).items():
         if shape.head_dim not in HEAD_DIMS:
             raise UnsupportedModel(
                 f"{model} has heads of {shape.head_dim}; on CUDA they have 64, 96, 128 or 256: "

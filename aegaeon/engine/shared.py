@@ -9,7 +9,7 @@ import torch
 
 from aegaeon import _native
 from aegaeon._native import WeightCache
-from aegaeon.config import KvDtype, Settings
+from aegaeon.config import Activations, Settings, StoredKv
 from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
@@ -29,9 +29,10 @@ from aegaeon.types import ModelId, ModelSpec
 
 Shapes = Mapping[ModelId, KvShape]
 
-KV_DTYPES: dict[KvDtype, torch.dtype] = {
-    "auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16,
-}  # fmt: skip
+DTYPES: dict[StoredKv | Activations, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def open_cpu(settings: Settings, budgets: Budgets) -> CpuDevice:
@@ -47,7 +48,7 @@ def open_cpu(settings: Settings, budgets: Budgets) -> CpuDevice:
     except ValueError as error:
         raise ConfigError(f"--instruction-set: {error}") from None
     try:
-        return CpuDevice(budgets.threads)
+        return CpuDevice(budgets.threads, DTYPES[settings.activations])
     except RuntimeError as error:
         raise ConfigError(
             f"cannot start {budgets.threads} compute threads ({error}); lower "
@@ -88,7 +89,7 @@ def open_parts(
     RegionError, RegionMismatch, and what reading a config.json or opening the device raises."""
     budgets = choose_budgets(settings, specs)
     device = compute.open(settings, budgets)
-    shapes = kv_shapes(specs, KV_DTYPES[settings.kv_dtype])
+    shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
     check_types(specs, shapes, settings)
     traffic = Traffic()
     cache = WeightCache.open_or_create(regions.weights, budgets.weight_bytes)

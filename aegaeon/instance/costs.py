@@ -1,14 +1,17 @@
 """What actions take on this device, for the policy: from the settings' file, else guessed."""
 
+import logging
 from pathlib import Path
 
 import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
-from aegaeon.scheduler.cost import Costs, ModelCost, decode_costs
+from aegaeon.scheduler.cost import Costs, ModelCost, Types, decode_costs
 from aegaeon.scheduler.refine import guessed_cost
 from aegaeon.types import ModelId, ModelSpec
+
+log = logging.getLogger(__name__)
 
 LINK_GB_PER_S = 2.0  # guessed
 SAME_SIZE = 1e-3  # weights that differ by no more of theirs are of copies of one model
@@ -19,8 +22,9 @@ def costs_of(
 ) -> tuple[Costs, frozenset[ModelId]]:
     """Return the costs of the models of `specs` by their ids, and which of them were measured.
 
-    Those that `settings.costs_file` does not know, by name or as a copy, are guessed; sizes are
-    always those of `specs`.
+    Those that `settings.costs_file` does not know, by name or as a copy, are guessed, and so, with
+    a warning, are those that it knows with weights, keys and values or activations of other types;
+    sizes are always those of `specs`.
     Raises ConfigError.
     """
     known = _read(Path(settings.costs_file).expanduser()) if settings.costs_file else None
@@ -30,7 +34,9 @@ def costs_of(
         guess = guessed_cost(
             spec.weight_bytes / 1e9, spec.kv_token_bytes / 1e9, max(2, spec.context_tokens)
         )
-        measured = None if known is None else _measured(known, spec)
+        activations = None if spec.quantize == "int8" else settings.activations
+        types = Types(spec.quantize, settings.stored_kv, activations)
+        measured = None if known is None else _measured(known, spec, types)
         if measured is not None:
             names.add(spec.id)
             sizes = {name: getattr(guess, name) for name in ("weight_gb", "kv_gb_per_token")}
@@ -48,16 +54,28 @@ def costs_of(
     return costs, frozenset(names)
 
 
-def _measured(known: Costs, spec: ModelSpec) -> ModelCost | None:
+def _measured(known: Costs, spec: ModelSpec, types: Types) -> ModelCost | None:
     """What is known of the model of `spec`: under its name, or of another as large."""
-    if spec.id in known.models:
-        return known.models[spec.id]
+    named = known.models.get(spec.id)
+    if named is not None:
+        if named.is_of(types):
+            return named
+        log.warning(
+            "costs are guessed, those of the file are of %s, not %s; calibrate with these model=%s",
+            *(_told(named.types), _told(types), spec.id),
+        )
+        return None
     alike = (
         cost
         for cost in known.models.values()
         if abs(cost.weight_gb * 1e9 - spec.weight_bytes) <= SAME_SIZE * spec.weight_bytes
+        and cost.is_of(types)
     )
     return next(alike, None)
+
+
+def _told(types: Types) -> str:
+    return " ".join(f"{name}={value}" for name, value in types._asdict().items())
 
 
 def _read(path: Path) -> Costs:

@@ -12,6 +12,7 @@ from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.memory.machine import Machine, read_machine, with_device
+from aegaeon.memory.workspace import sampling_bytes
 from aegaeon.types import ModelSpec
 
 # Of memory, where the settings leave it open; less where that is more than there is.
@@ -289,9 +290,17 @@ def _with_device_share(settings: Settings, machine: Machine) -> Settings:
 
 
 def workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> int:
-    """Return what a pass of the widest of `specs` takes, an estimate from its configuration."""
+    """Return what a pass of the widest of `specs` takes, an estimate from its configuration, and
+    the threads that draw its tokens."""
+    threads = compute_threads(settings)
     return max(
-        (spec.pass_bytes + settings.max_batch * spec.sequence_bytes for spec in specs), default=0
+        (
+            spec.pass_bytes
+            + settings.max_batch * spec.sequence_bytes
+            + threads * sampling_bytes(spec.vocab_tokens)
+            for spec in specs
+        ),
+        default=0,
     )
 
 

@@ -31,10 +31,13 @@ MOVE_S = 60.0
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A model in the arena. `lock` is held by whoever uses or moves it."""
+    """A model in the arena. `lock` is held by whoever uses or moves it. What has been moved is
+    resident (None) at its next use: to record a step anew takes milliseconds that others would
+    wait for."""
 
     arrival: Arrival
-    resident: ResidentModel
+    place: Place
+    resident: ResidentModel | None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -74,7 +77,7 @@ class StagedWeights(Weights):
         held = self._models.get(model)
         if held is not None:
             if not held.arrival.is_lost and self._source.is_current(model, held.arrival.plan):
-                return BroughtIn(_size(self._place_of(model)))
+                return BroughtIn(_size(held.place))
             self.drop(model)
         give_up_s = time.monotonic() + PLACE_S
         while True:
@@ -95,7 +98,8 @@ class StagedWeights(Weights):
         target = self._arena.address + place.offset
         arrival = Arrival(host, target, self._copier, self._traffic, self._source.take_back)
         try:
-            held = _Held(arrival, self._view(model, place, arrival))  # while the first bytes come
+            # While the first bytes come.
+            held = _Held(arrival, place, self._view(model, place, arrival))
             arrival.await_stage(FIRST_STAGES - 1)
         except BaseException:
             arrival.close()
@@ -140,6 +144,8 @@ class StagedWeights(Weights):
             if self._models.get(model) is not held:
                 raise WeightsEvicted(f"the weights of {model} have left the device; load them")
             held.arrival.hurry()
+            if held.resident is None:
+                held.resident = self._view(model, held.place, held.arrival)
             yield held.resident
 
     def _forget(self, model: ModelId) -> None:
@@ -149,11 +155,6 @@ class StagedWeights(Weights):
     def _view(self, model: ModelId, place: Place, arrival: Arrival) -> ResidentModel:
         memory = self._arena.bytes_of(place)
         return self._build(model, PackedWeights(memory, arrival.plan, arrival))
-
-    def _place_of(self, model: ModelId) -> Place:
-        place = self._arena.get(model)
-        assert place is not None, model
-        return place
 
     # Room
 
@@ -205,12 +206,15 @@ class StagedWeights(Weights):
             )
         self._arena.commit(compaction)
         for move in compaction.moves:
-            self._rebuild(move.model)
+            self._enter(move.model)
         log.info("arena compacted bytes=%d", compaction.size_bytes)
 
-    def _rebuild(self, model: ModelId) -> None:
+    def _enter(self, model: ModelId) -> None:
+        """Note where `model` was moved."""
+        place = self._arena.get(model)
+        assert place is not None, model
         held = self._models[model]
-        held.resident = self._view(model, self._place_of(model), held.arrival)
+        held.place, held.resident = place, None
 
 
 def _size(place: Place) -> int:

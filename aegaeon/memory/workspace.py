@@ -9,8 +9,8 @@ MAX_PASS_ROWS = 512
 SPLIT_TOKENS = 512
 MOST_WAITING = 4 << 20
 FLOAT_BYTES = 4
-
-
+# Sums of blocks and bins of weights (csrc/ops/cpu/sampling_select.cpp).
+SAMPLING_SUMS_BYTES = 64 << 10
 # What a workspace is rounded up to (csrc/ops/cpu/workspace.cpp).
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -41,9 +41,15 @@ def step_floats(config: ModelConfig) -> int:
 
 def sequence_bytes(config: ModelConfig) -> int:
     """Return the bytes that a pass holds for each of its sequences: the splits of one row's
-    attention, its logits, and what sampling makes of them (csrc/ops/cpu/sampling.cpp): weights and
-    their indices, and ids and logits of the highest."""
-    return FLOAT_BYTES * (waiting_floats(config) + (1 + 6) * config.vocab_tokens)
+    attention, and its logits."""
+    return FLOAT_BYTES * (waiting_floats(config) + config.vocab_tokens)
+
+
+def sampling_bytes(vocab_tokens: int) -> int:
+    """Return the bytes that a thread keeps once it has drawn a token (csrc/ops/cpu/sampling.cpp):
+    weights in float64, indices of the heaviest, and up to twice as much as a vocabulary takes of
+    what grows while it is filled, the ids and logits of the highest and a copy to select from."""
+    return FLOAT_BYTES * (2 + 1 + 3 * 2) * vocab_tokens + SAMPLING_SUMS_BYTES
 
 
 def waiting_floats(config: ModelConfig) -> int:

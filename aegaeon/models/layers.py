@@ -52,7 +52,8 @@ class Decoder:
         self._layers: list[LayerWeights | None] = [None] * config.layers
         self._norm = weights.vector(FINAL_NORM)
         tied = config.tie_word_embeddings
-        self._head = Projection((self._embedding if tied else weights.matrix(HEAD),))
+        head = self._embedding if tied else weights.matrix(HEAD)
+        self._head = Projection((head,), x_dtype=device.activation_dtype)
         self._runner = device.new_runner()
 
     def prepare(self) -> None:
@@ -98,7 +99,9 @@ class Decoder:
     def _layer(self, index: int) -> LayerWeights:
         layer = self._layers[index]
         if layer is None:
-            layer = self._layers[index] = view_layer(self._weights, layer_prefix(index))
+            layer = self._layers[index] = view_layer(
+                self._weights, layer_prefix(index), self._device.activation_dtype
+            )
         return layer
 
     def _attention(self, device: Operators, index: int, x: Tensor, inputs: StepInputs) -> Tensor:
@@ -127,18 +130,22 @@ class Decoder:
         return device.gated(normed, layer.gate_up)
 
 
-def view_layer(weights: PackedWeights, prefix: str) -> LayerWeights:
-    """Return the tensors whose names begin with `prefix`."""
+def view_layer(weights: PackedWeights, prefix: str, x_dtype: torch.dtype) -> LayerWeights:
+    """Return the tensors whose names begin with `prefix`; see Projection about `x_dtype`."""
     attention, mlp = prefix + "self_attn.", prefix + "mlp."
+
+    def projection(*names: str) -> Projection:
+        return view_projection(weights, x_dtype, *names)
+
     return LayerWeights(
         input_norm=weights.vector(prefix + "input_layernorm.weight"),
-        qkv=view_projection(weights, *(f"{attention}{part}_proj" for part in "qkv")),
+        qkv=projection(*(f"{attention}{part}_proj" for part in "qkv")),
         query_norm=view_vector(weights, attention + "q_norm.weight"),
         key_norm=view_vector(weights, attention + "k_norm.weight"),
-        output=view_projection(weights, attention + "o_proj"),
+        output=projection(attention + "o_proj"),
         mlp_norm=weights.vector(prefix + "post_attention_layernorm.weight"),
-        gate_up=view_projection(weights, mlp + "gate_proj", mlp + "up_proj"),
-        down=view_projection(weights, mlp + "down_proj"),
+        gate_up=projection(mlp + "gate_proj", mlp + "up_proj"),
+        down=projection(mlp + "down_proj"),
     )
 
 
@@ -147,10 +154,11 @@ def view_vector(weights: PackedWeights, name: str) -> Tensor | None:
     return weights.vector(name) if weights.has(name) else None
 
 
-def view_projection(weights: PackedWeights, *names: str) -> Projection:
+def view_projection(weights: PackedWeights, x_dtype: torch.dtype, *names: str) -> Projection:
     """Return the projections `names` as one, stacked along their outputs."""
     biases = [f"{name}.bias" for name in names if weights.has(f"{name}.bias")]
     return Projection(
         tuple(weights.matrix(f"{name}.weight") for name in names),
         tuple(weights.vector(bias) for bias in biases),
+        x_dtype,
     )

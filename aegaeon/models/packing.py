@@ -22,7 +22,7 @@ from aegaeon.models.safetensors import ELEMENT_BYTES, StoredTensor, version_of
 from aegaeon.types import Quantize
 
 # Part of the digest: another layout must not be taken for this one.
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 ALIGNMENT_BYTES = 64
 TILE_OUTPUTS = 32
 GROUP_INPUTS = 64
@@ -47,7 +47,8 @@ class PackedTensor(msgspec.Struct, frozen=True):
     """A tensor's place: `data_bytes` at `offset` of the packed model, elements of type `dtype`.
 
     Layout "rows" is `shape` row by row; "tiles" is [ceil(out / 32)][in][32], zero beyond `out`, for
-    a `shape` of (out, in). Tiles of "I8" are those of csrc/ops/ops.h.
+    a `shape` of (out, in), where elements of "BF16" are pairs of inputs. Tiles of "I8" are those of
+    csrc/ops/ops.h.
     """
 
     name: str
@@ -63,13 +64,14 @@ class PackedTensor(msgspec.Struct, frozen=True):
         """Return what a reader needs to bring the tensor in from `file`, its source as planned."""
         rows = self.shape[0] if self.layout == "tiles" else 1
         source = self.source
+        is_paired = self.layout == "tiles" and self.dtype == "BF16"
         return (
             file,
             source.offset,
             source.data_bytes,
             rows,
             source.data_bytes // rows,
-            ELEMENT_BYTES[source.dtype],
+            2 * ELEMENT_BYTES["BF16"] if is_paired else ELEMENT_BYTES[source.dtype],
             QUANTIZED_TILES if self.dtype == "I8" else LAYOUT_CODES[self.layout],
             self.offset,
             self.stage,
@@ -146,6 +148,8 @@ def _place(
 ) -> PackedTensor:
     is_matrix = len(source.shape) == 2
     dtype = (matrix_type or source.dtype) if is_matrix else "F32"
+    if dtype == "BF16" and layout == "tiles" and source.shape[1] % 2:
+        dtype = "F32"  # exactly: a pair would be torn
     offset, stage = place
     return PackedTensor(
         name=source.name,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from aegaeon.config import KvDtype
+from aegaeon.config import KvDtype, Settings
 from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
 from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
@@ -31,6 +31,19 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int | None = None
     context_tokens: int | None = None
     error: str | None = None
+
+
+def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
+    """Resolve the models that `settings` name, as they are served.
+
+    Raises ConfigError when they name none, and what `resolve_all` raises.
+    """
+    if not settings.models:
+        raise ConfigError(
+            "no models to serve; set AEGAEON_MODELS, `models` in the configuration file or "
+            "--models A,B,C (`aegaeon models list` shows what is here)"
+        )
+    return resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
 
 
 def resolve_all(

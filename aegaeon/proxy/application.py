@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aegaeon import __version__
 from aegaeon.config import Settings, load_settings
 from aegaeon.errors import AegaeonError
+from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.node import joined_domain, served_models
+from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.routes import add_routes, error_response, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain

@@ -1,5 +1,5 @@
-"""The server around the application when nobody else provides it: the models named in the
-settings, the domain, and instances of its own where none live."""
+"""The server around the application when nobody else provides it: the domain, and instances of its
+own where none live."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,8 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, InstanceLost
-from aegaeon.models.references import resolve_all
 from aegaeon.store.base import Domain
 from aegaeon.store.domains import domain_is_live, open_domain
-from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +23,6 @@ START_S = 60.0
 _POLL_S = 0.05
 # Beyond the drain: to end engines and remove the domain's names.
 _STOP_EXTRA_S = 10.0
-
-
-def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
-    """Return the models that `settings` name. Raises ConfigError when they name none, and what
-    resolve_all raises."""
-    if not settings.models:
-        raise ConfigError("no models to serve; set AEGAEON_MODELS or `models` in AEGAEON_CONFIG")
-    return resolve_all(settings.models, settings.models_dir, settings.kv_dtype, settings.quantize)
 
 
 @asynccontextmanager

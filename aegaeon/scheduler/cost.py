@@ -4,15 +4,24 @@ The forms are DistServe's (OSDI'24, appendix A); coefficients are fitted on the 
 Live policies and the simulator read the same file.
 """
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
+from aegaeon.config import Activations, StoredKv
 from aegaeon.errors import ConfigError
-from aegaeon.types import ModelId
+from aegaeon.types import ModelId, Quantize
 
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Types(NamedTuple):
+    """What weights, keys and values, and activations that meet weights of bfloat16 are made."""
+
+    quantize: Quantize | None
+    kv_dtype: StoredKv | None
+    activations: Activations | None  # None: whatever they are, there are no weights of bfloat16
 
 
 class ModelCost(msgspec.Struct, frozen=True):
@@ -21,7 +30,8 @@ class ModelCost(msgspec.Struct, frozen=True):
     `prefill` (a, b, c): a * tokens + b * sum of squared lengths + c. `decode` (a, b, c): a *
     context tokens of the batch + b * requests + c. A fit may have a negative slope: a prefill never
     takes less than its constant, and decoding no less for more context. `max_len` bounds prompt
-    and answer together. Loads take `load_factor` times what the link says.
+    and answer together. Loads take `load_factor` times what the link says. `quantize`,
+    `kv_dtype` and `activations` are the types that the times are of (None: nobody says).
     """
 
     weight_gb: Positive
@@ -30,6 +40,9 @@ class ModelCost(msgspec.Struct, frozen=True):
     prefill: tuple[float, float, Positive]
     decode: tuple[float, float, Positive]
     load_factor: Positive = 1.0
+    quantize: Quantize | None = None
+    kv_dtype: StoredKv | None = None
+    activations: Activations = "float32"  # as everywhere before there was a choice
 
     def prefill_s(self, tokens: int, squares: int | None = None) -> float:
         """Return the time of a prefill of `tokens`, in one prompt unless `squares` says how the
@@ -44,6 +57,16 @@ class ModelCost(msgspec.Struct, frozen=True):
         if per_token > 0.0:
             fixed += per_token * context_tokens
         return fixed + per_request * requests if per_request > 0.0 else fixed
+
+    @property
+    def types(self) -> Types:
+        """What the times are of."""
+        return Types(self.quantize, self.kv_dtype, self.activations)
+
+    def is_of(self, types: Types) -> bool:
+        """Whether the times are those of such types, as far as they say."""
+        pairs = zip(self.types, types, strict=True)
+        return all(known is None or wanted in (None, known) for known, wanted in pairs)
 
     def kv_gb(self, tokens: int) -> float:
         """Return the size of the keys and values of `tokens`."""

@@ -21,6 +21,8 @@ void bind_limits(py::module_& module) {
   const py::call_guard<py::gil_scoped_release> released;
   module.def("read_words", &read_words, py::arg("pool"), py::arg("address"), py::arg("size_bytes"));
   module.def("multiply_add", &ops::multiply_add, released, py::arg("pool"), py::arg("rounds"));
+  module.def("multiply_add_pairs", &ops::multiply_add_pairs, released, py::arg("pool"),
+             py::arg("rounds"));
   module.def("fork_join", &ops::fork_join, released, py::arg("pool"), py::arg("rounds"));
 }
 

@@ -26,18 +26,31 @@ namespace {
 
 using Shape = std::pair<std::size_t, std::size_t>;
 
-ops::Matrix matrix_of(const py::handle& part) {
+// Weights of bf16 that meet x as bf16; what is below is an ops::WeightType.
+constexpr int kBf16Products = 4;
+
+ops::Matrix matrix_of(const py::handle& part, std::size_t columns) {
   const auto fields = py::reinterpret_borrow<py::tuple>(part);
   const int type = fields[2].cast<int>();
-  if (type < 0 || type > static_cast<int>(ops::WeightType::i8)) {
-    throw std::invalid_argument("weight type " + std::to_string(type) + " is none of 0 to 3");
+  if (type < 0 || type > kBf16Products) {
+    throw std::invalid_argument("weight type " + std::to_string(type) + " is none of 0 to " +
+                                std::to_string(kBf16Products));
   }
   const Address address = fields[0].cast<Address>();
   if (address % 64 != 0) {
     throw std::invalid_argument("weights must be 64-byte aligned; pack them again");
   }
-  return {pointer<const void>(address), fields[1].cast<std::size_t>(),
-          static_cast<ops::WeightType>(type)};
+  ops::Matrix matrix{pointer<const void>(address), fields[1].cast<std::size_t>(),
+                     static_cast<ops::WeightType>(type)};
+  if (type == kBf16Products) {
+    matrix.type = ops::WeightType::bf16;
+    matrix.x_type = ops::XType::bf16;
+  }
+  if (matrix.type == ops::WeightType::bf16 && columns % 2 != 0) {
+    throw std::invalid_argument("tiles of bf16 have pairs of inputs, not " +
+                                std::to_string(columns) + "; pack them as float32");
+  }
+  return matrix;
 }
 
 void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out,
@@ -49,10 +62,7 @@ void linear(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& part
 }
 
 void gated(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts, Address out) {
-  const std::vector<ops::BiasedMatrix> matrices = projection_of(parts, shape.second);
-  if (matrices.size() != 2 || matrices[0].matrix.out_features != matrices[1].matrix.out_features) {
-    throw std::invalid_argument("a gated projection has two parts of as many outputs");
-  }
+  const std::vector<ops::BiasedMatrix> matrices = gated_projection_of(parts, shape.second);
   const py::gil_scoped_release released;
   ops::gated(pool, {pointer<const float>(x), shape.first, shape.second, matrices.data(),
                     pointer<float>(out)});
@@ -60,7 +70,7 @@ void gated(ops::ThreadPool& pool, Address x, Shape shape, const py::tuple& parts
 
 void embed(ops::ThreadPool& pool, Address token_ids, Shape shape, const py::tuple& table,
            Address out) {
-  const ops::Matrix matrix = matrix_of(table);
+  const ops::Matrix matrix = matrix_of(table, shape.second);
   const py::gil_scoped_release released;
   ops::embed(pool, {pointer<const std::int64_t>(token_ids), shape.first, shape.second, matrix,
                     pointer<float>(out)});
@@ -98,7 +108,15 @@ std::vector<ops::BiasedMatrix> projection_of(const py::tuple& parts, std::size_t
   matrices.reserve(parts.size());
   for (const py::handle part : parts) {
     const auto bias = py::reinterpret_borrow<py::tuple>(part)[3].cast<Address>();
-    matrices.push_back({matrix_of(part), pointer<const float>(bias)});
+    matrices.push_back({matrix_of(part, columns), pointer<const float>(bias)});
+  }
+  return matrices;
+}
+
+std::vector<ops::BiasedMatrix> gated_projection_of(const py::tuple& parts, std::size_t columns) {
+  std::vector<ops::BiasedMatrix> matrices = projection_of(parts, columns);
+  if (matrices.size() != 2 || matrices[0].matrix.out_features != matrices[1].matrix.out_features) {
+    throw std::invalid_argument("a gated projection has two parts of as many outputs");
   }
   return matrices;
 }

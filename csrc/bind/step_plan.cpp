@@ -88,7 +88,7 @@ ops::Slot add_rotate(ops::StepPlan& plan, const Columns& x, std::size_t heads, c
 }
 
 ops::Slot add_gated(ops::StepPlan& plan, const Columns& x, const py::tuple& parts) {
-  return plan.gated(view_of(x), projection_of(parts, x[2]));
+  return plan.gated(view_of(x), gated_projection_of(parts, x[2]));
 }
 
 void add_append_kv(ops::StepPlan& plan, std::size_t layer, std::size_t kv_heads,

@@ -16,6 +16,10 @@ std::uint64_t read_words(ThreadPool& pool, const std::uint64_t* words, std::size
 // two each.
 std::size_t multiply_add(ThreadPool& pool, std::size_t rounds);
 
+// The same with products of pairs of bf16, as products with activations of bf16 do them; with
+// floats where the instructions in use have none.
+std::size_t multiply_add_pairs(ThreadPool& pool, std::size_t rounds);
+
 // Forks and joins `rounds` times: every thread comes in, waits for all others and goes.
 void fork_join(ThreadPool& pool, std::size_t rounds);
 

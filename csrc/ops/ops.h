@@ -13,14 +13,20 @@ class ThreadPool;
 
 enum class WeightType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 
+// What x is made before it meets weights of bf16: left as it is, or rounded to bf16 half to even;
+// then what is subnormal, of factors and sums, may count as zero.
+enum class XType : int { f32 = 0, bf16 = 1 };
+
 // Outputs that lie side by side in memory.
 constexpr std::size_t kTileOutputs = 32;
 // Inputs of an int8 weight that share a scale.
 constexpr std::size_t kGroupInputs = 64;
 
 // A weight [out_features, in_features] in tiles of 32 outputs, 64-byte aligned.
-// Floats: [ceil(out / 32)][in_features][32] elements; output o of a tile's k-th line is
+// f32 and f16: [ceil(out / 32)][in_features][32] elements; output o of a tile's k-th line is
 // weight[32 * tile + o][k], zero beyond out_features.
+// bf16: [ceil(out / 32)][in_features / 2][32][2] elements, the inputs 2 * j and 2 * j + 1 of an
+// output side by side, as instructions for products of bf16 take them; in_features is even.
 // i8: a tile is a sequence of groups of 64 inputs, of which the last may be shorter. A group is a
 // line of 32 scales (bf16, not negative), one for each output, then a line of 64 int8 for every two
 // inputs: the weights 2 * j and 2 * j + 1 of output o are the bytes 2 * o and 2 * o + 1 of its j-th
@@ -30,6 +36,7 @@ struct Matrix {
   const void* tiles;
   std::size_t out_features;
   WeightType type;
+  XType x_type = XType::f32;  // bf16 only with weights of bf16
 };
 
 // A matrix and what is added to its outputs.
@@ -40,13 +47,14 @@ struct BiasedMatrix {
 
 // out[r][c] = sum over k of x[r][k] * w[c][k], + bias[c], where w and bias are those of `parts`,
 // one below the other.
-// Each sum is one chain of fused multiply-adds over k = 0, 1, ... from zero; products and sums are
-// rounded apart where the processor cannot fuse. Then the bias is added, then residual[r][c].
-// Before it meets int8 weights, x is rounded to 16 bits, group by group: x ~ q * s, where
-// s = max(max |x| / 32767, 2^-126), |q| <= 32767 and |x - q * s| <= s / 2 but for the last bits of
-// a float. A group's sum of q * w is exact in 32 bits: at most 64 * 32767 * 127 < 2^28; the chain
-// is then over groups, of (float(sum) * the weights' scale) times s. Infinity or NaN in x makes its
-// whole row NaN.
+// Each sum is one chain of fused multiply-adds from zero, over k = 0, 1, 2, ... and with weights of
+// bf16 over 1, 0, 3, 2, ..., which is the order of instructions for pairs of bf16; products and
+// sums are rounded apart where the processor cannot fuse. Then the bias is added, then
+// residual[r][c]. Before it meets int8 weights, x is rounded to 16 bits, group by group: x ~ q * s,
+// where s = max(max |x| / 32767, 2^-126), |q| <= 32767 and |x - q * s| <= s / 2 but for the last
+// bits of a float. A group's sum of q * w is exact in 32 bits: at most 64 * 32767 * 127 < 2^28; the
+// chain is then over groups, of (float(sum) * the weights' scale) times s. Infinity or NaN in x
+// makes its whole row NaN.
 struct LinearParams {
   const float* x;  // [rows, in_features]
   std::size_t rows;

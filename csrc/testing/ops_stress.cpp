@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "ops/cpu/isa.h"
@@ -76,12 +77,13 @@ struct Tiles {
   Matrix matrix;
   std::size_t columns;
 
-  Tiles(std::size_t outputs, std::size_t in_features, WeightType type) : columns(in_features) {
+  Tiles(std::size_t outputs, std::size_t in_features, WeightType type, XType x_type)
+      : columns(in_features) {
     const std::size_t tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
     const std::size_t count = tiles * columns * kTileOutputs;
     memory.reset(static_cast<char*>(
         ::operator new[](tiles * tile_bytes(type, columns), std::align_val_t{64})));
-    matrix = {memory.get(), outputs, type};
+    matrix = {memory.get(), outputs, type, x_type};
     if (type == WeightType::i8) {
       draw_groups(memory.get(), tiles, columns);
     } else if (type == WeightType::f32) {
@@ -94,24 +96,25 @@ struct Tiles {
   }
 
   float at(std::size_t output, std::size_t k) const {
-    const std::size_t tile = output / kTileOutputs;
-    const std::size_t index = (tile * columns + k) * kTileOutputs + output % kTileOutputs;
+    const char* const tile =
+        memory.get() + output / kTileOutputs * tile_bytes(matrix.type, columns);
+    const std::size_t of_tile = output % kTileOutputs;
     switch (matrix.type) {
       case WeightType::i8:
-        return dequantized(memory.get() + tile * tile_bytes(matrix.type, columns),
-                           output % kTileOutputs, k);
+        return dequantized(tile, of_tile, k);
       case WeightType::f32:
-        return widen_at<WeightType::f32>(memory.get(), index);
+        return weight_at<WeightType::f32>(tile, of_tile, k);
       case WeightType::bf16:
-        return widen_at<WeightType::bf16>(memory.get(), index);
+        return weight_at<WeightType::bf16>(tile, of_tile, k);
       default:
-        return widen_at<WeightType::f16>(memory.get(), index);
+        return weight_at<WeightType::f16>(tile, of_tile, k);
     }
   }
 };
 
 // What x[k] may have lost when it was rounded to 16 bits.
 double rounding(const Tiles& tiles, const float* x, std::size_t k) {
+  if (tiles.matrix.x_type == XType::bf16) return std::fabs(static_cast<double>(x[k])) / 256;
   if (tiles.matrix.type != WeightType::i8) return 0;
   const std::size_t first = k / kGroupInputs * kGroupInputs;
   double largest = 0;
@@ -123,15 +126,17 @@ double rounding(const Tiles& tiles, const float* x, std::size_t k) {
 
 void check_product(const Tiles& tiles, const std::vector<float>& x, const std::vector<float>& out) {
   const std::size_t outputs = tiles.matrix.out_features, columns = tiles.columns;
+  std::vector<double> lost(columns);
   for (std::size_t row = 0; row < out.size() / outputs; ++row) {
+    const float* const from = x.data() + row * columns;
+    for (std::size_t k = 0; k < columns; ++k) lost[k] = rounding(tiles, from, k);
     for (std::size_t c = 0; c < outputs; ++c) {
-      const float* const from = x.data() + row * columns;
       double sum = 0, bound = 1e-30;
       for (std::size_t k = 0; k < columns; ++k) {
         const double weight = tiles.at(c, k);
         sum += from[k] * weight;
         bound += 1e-6 * std::fabs(from[k] * weight);
-        bound += rounding(tiles, from, k) * std::fabs(weight);
+        bound += lost[k] * std::fabs(weight);
       }
       require(std::fabs(out[row * outputs + c] - sum) <= bound, "a product is wrong");
     }
@@ -169,18 +174,23 @@ bool force(const char* isa) {
   }
 }
 
-constexpr WeightType kTypes[] = {WeightType::f32, WeightType::bf16, WeightType::f16,
-                                 WeightType::i8};
-constexpr const char* kIsas[] = {"baseline", "avx2", "avx512", "avx512_vnni"};
+constexpr std::pair<WeightType, XType> kTypes[] = {{WeightType::f32, XType::f32},
+                                                   {WeightType::bf16, XType::f32},
+                                                   {WeightType::bf16, XType::bf16},
+                                                   {WeightType::f16, XType::f32},
+                                                   {WeightType::i8, XType::f32}};
+constexpr const char* kIsas[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 // All shapes on all instruction sets; those that fuse agree to the bit.
 void check_products() {
   ThreadPool alone{1}, several{3};
   constexpr std::size_t kShapes[][3] = {{1, 33, 70},  {2, 1, 1},     {5, 129, 32},  {6, 7, 31},
                                         {13, 64, 65}, {40, 300, 96}, {280, 130, 40}};
-  for (const auto& [rows, columns, outputs] : kShapes) {
-    for (const WeightType type : kTypes) {
-      const Tiles tiles(outputs, columns, type), other(outputs, columns, type);
+  for (const auto& [rows, inputs, outputs] : kShapes) {
+    for (const auto& [type, x_type] : kTypes) {
+      // Of bf16 there are pairs.
+      const std::size_t columns = inputs + (type == WeightType::bf16 ? inputs % 2 : 0);
+      const Tiles tiles(outputs, columns, type, x_type), other(outputs, columns, type, x_type);
       const std::vector<float> x = draw(rows * columns);
       std::vector<float> fused;
       for (const char* isa : kIsas) {

@@ -95,13 +95,18 @@ def test_each_point_is_read_in_every_round():
     assert sorted(taken) == sorted([*range(5)] * 3) and meter.readings == 15
 
 
-@pytest.mark.parametrize("device", ["cpu", "staged"])
-def test_it_measures_and_writes_costs_when_started_by_its_path(tmp_path, device):
+@pytest.mark.parametrize(
+    ("device", "quantize", "kv_dtype"), [("cpu", "none", "float32"), ("staged", "int8", "bfloat16")]
+)
+def test_it_measures_and_writes_costs_when_started_by_its_path(
+    tmp_path, device, quantize, kv_dtype
+):
     write_model(tmp_path / "small", SMALL)
     before = set(Path("/dev/shm").glob("aegaeon-benchmark-*"))
     command = [sys.executable, str(ROOT / "benchmark/calibrate.py"), "--quick", "--json"]
     command += ["--models-dir", str(tmp_path), "--models", "a=small,b=small", "--device", device]
     command += ["--threads-per-instance", "1", "--device-memory-gb", "0.2", "--out", "costs.json"]
+    command += ["--quantize", quantize, "--kv-dtype", kv_dtype, "--activation-dtype", kv_dtype]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert set(Path("/dev/shm").glob("aegaeon-benchmark-*")) <= before
@@ -109,6 +114,7 @@ def test_it_measures_and_writes_costs_when_started_by_its_path(tmp_path, device)
     costs = decode_costs((tmp_path / "costs.json").read_bytes(), "costs.json")
     assert costs.model_mix == ("a", "b") and costs.models["a"] == costs.models["b"]
     assert costs.device_memory_gb == 0.2
+    assert costs.models["a"].types == (quantize, kv_dtype, kv_dtype)
     assert (costs.move_s(costs.models["a"], 1000) > 0) == (device == "staged")
     rows = {row["case"]: row for row in json.loads(done.stdout)["rows"]}
     clocked = ("prefill, held out, thread's clock", "decode, held out, thread's clock")

@@ -23,12 +23,16 @@ def test_it_measures_every_operator_when_started_by_its_path(tmp_path):
     rows = json.loads(run(tmp_path, "--json"))["rows"]
     assert all(row["ours"] > 0 or row["unit"] == "processors" for row in rows)
     found = {row["case"].split()[0].rstrip(",") for row in rows}
-    operators = {"linear", "rms_norm", "rotate", "embed", "append", "attention", "sample"}
+    operators = {"linear", "gated", "rms_norm", "rotate", "embed", "append", "attention", "sample"}
     assert operators | {"limit:", "fork", "log-probabilities"} <= found
     linear = [row for row in rows if row["case"].startswith("linear bf16, qkv")]
     # What binds comes first, and is another thing on another machine.
     assert sorted(row["unit"] for row in linear) == ["GB/s", "GB/s", "GFLOP/s", "GFLOP/s"]
     assert all(row["peer"] == "torch" and row["peer_value"] > 0 for row in linear)
+    gated = [row for row in rows if row["case"].startswith(("gated bf16", "gated int8"))]
+    attention = [row for row in rows if row["case"] == "attention bf16, decode at 40"]
+    assert len(gated) == 12 and len(attention) == 2
+    assert all(row["peer_value"] > 0 for row in gated + attention)
     layer = [row for row in rows if row["case"] == "linear bf16, a layer, 1 row"]
     told = {row["unit"]: row["met"] for row in layer}
     assert told["GB/s"] in (True, False) and told["GFLOP/s"] is None

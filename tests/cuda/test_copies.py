@@ -95,7 +95,7 @@ def test_copies_are_right_in_every_order_and_whatever_fails(sanitizer, flags):
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_bug_that_is_put_in_is_found(name, flags, tmp_path):
+def test_a_bug_that_is_put_in_is_found(name, flags, tmp_path, record_property):
     original, changes = MUTANTS[name]
     text = original.read_text(encoding="utf-8")
     for old, new in changes:
@@ -106,6 +106,7 @@ def test_a_bug_that_is_put_in_is_found(name, flags, tmp_path):
     result = run(build(mutant, original, flags, tmp_path), LAZY)
     assert result.returncode == 1, "the mutant survives"
     assert result.stderr.startswith(f"{PROGRAM}: ")
+    record_property("cuda fault", name)
 
 
 def build(mutant: Path, original: Path, flags: list[str], directory: Path) -> Path:

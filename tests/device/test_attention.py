@@ -10,9 +10,9 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.memory.kv import BLOCK_TOKENS, KvShape
-from tests.device.test_packed import randn
 from tests.support.instruction_sets import FUSED, ISAS
 from tests.support.paged import PagedSequences
+from tests.support.products import randn
 
 TYPES = [torch.float32, torch.bfloat16]
 SCALE = 0.25
@@ -21,13 +21,6 @@ SHAPES = [
     *((6, 2, 16), (4, 4, 64), (9, 3, 96), (7, 1, 128), (14, 2, 80)),
     *((2, 2, 256), (13, 1, 20), (4, 2, 2), (5, 5, 31), (3, 1, 1)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _best_isa_afterwards():
-    with torch.inference_mode():
-        yield
-    _native.force_isa("best")
 
 
 class Attention:

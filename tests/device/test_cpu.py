@@ -2,26 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from aegaeon import _native
 from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import pack
 from tests.support.instruction_sets import ISAS
+from tests.support.products import randn
 
 ROW_COUNTS = (1, 2, 3, 5, 8, 17, 33, 64, 129, 344)
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
-    _native.force_isa("best")
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def operators(features: int):

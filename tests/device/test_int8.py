@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from aegaeon import _native
-from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.packed import Matrix, pack, unpack
+from aegaeon.device.packed import pack, unpack
 from tests.support.instruction_sets import ISAS
 from tests.support.int8_tiles import int8_tiles, rounded
+from tests.support.products import multiply, randn
 
 COLUMNS = (1, 2, 63, 64, 65, 130, 576)
 OUTPUTS = (1, 31, 33, 100)
@@ -19,21 +19,6 @@ ROWS = (1, 2, 3, 5, 6, 7, 12, 13, 24, 70)
 # Of max |x| of a group: half a step of 16 bits; what the division's rounding may add is in 1.01.
 STEP = 1.01 / 65534
 LEAST = 2.0**-127
-
-
-@pytest.fixture(autouse=True)
-def _best_isa_afterwards():
-    with torch.inference_mode():
-        yield
-    _native.force_isa("best")
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def multiply(x: Tensor, matrix: Matrix, threads: int = 1) -> Tensor:
-    return CpuDevice(threads).linear(x, Projection((matrix,)))
 
 
 def group_sizes(matrix: Tensor) -> Tensor:

@@ -10,39 +10,32 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.packed import Matrix, pack, unpack
+from aegaeon.device.packed import kept_as, pack, unpack
 from tests.support.instruction_sets import FUSED, ISAS
+from tests.support.products import multiply, randn
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def _best_isa_afterwards():
-    with torch.inference_mode():
-        yield
-    _native.force_isa("best")
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def multiply(x: Tensor, matrix: Matrix, threads: int = 1) -> Tensor:
-    return CpuDevice(threads).linear(x, Projection((matrix,)))
-
-
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (31, 7), (32, 33), (33, 64), (200, 96)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (31, 7), (31, 6), (32, 34), (33, 64), (200, 96)])
 def test_packing_keeps_every_element(shape, dtype):
     weight = randn(*shape).to(dtype)
     matrix = pack(weight, dtype)
     assert matrix.address % 64 == 0
-    assert torch.equal(unpack(matrix), weight)
+    assert matrix.dtype == kept_as(dtype, shape[1])
+    assert torch.equal(unpack(matrix), weight.to(matrix.dtype))
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.int8])
+def test_only_bfloat16_with_an_odd_number_of_inputs_becomes_another_type(dtype):
+    assert kept_as(dtype, 6) == dtype
+    assert kept_as(dtype, 7) == (torch.float32 if dtype == torch.bfloat16 else dtype)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (33, 577), (96, 1000), (160, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (7, 6), (33, 578), (96, 1000), (160, 64)])
 def test_linear_is_the_float64_product(shape, dtype, isa):
     _native.force_isa(isa)
     weight = randn(*shape, seed=1).to(dtype)
@@ -81,7 +74,8 @@ def test_parts_of_several_types_and_their_biases_lie_side_by_side(isa):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rows_have_the_same_bits_in_any_company_and_on_any_threads(dtype, isa):
     _native.force_isa(isa)
-    matrix, x = pack(randn(75, 523, seed=1), dtype), randn(600, 523)
+    matrix, x = pack(randn(75, 522, seed=1), dtype), randn(600, 522)
+    assert matrix.dtype == dtype
     whole = multiply(x, matrix)
     assert torch.equal(multiply(x, matrix, threads=3), whole)
     for first, count in [(0, 1), (599, 1), (17, 2), (100, 5), (3, 7), (250, 64), (1, 270)]:
@@ -92,7 +86,8 @@ def test_rows_have_the_same_bits_in_any_company_and_on_any_threads(dtype, isa):
 @pytest.mark.skipif(len(FUSED) < 2, reason="this processor has no AVX-512")
 @pytest.mark.parametrize("dtype", [*TYPES, torch.int8])
 def test_instruction_sets_that_fuse_give_the_same_bits(dtype):
-    matrix, x = pack(randn(75, 523, seed=1), dtype), randn(40, 523)
+    matrix, x = pack(randn(75, 522, seed=1), dtype), randn(40, 522)
+    assert matrix.dtype == dtype
     results = []
     for isa in FUSED:
         _native.force_isa(isa)
@@ -101,24 +96,40 @@ def test_instruction_sets_that_fuse_give_the_same_bits(dtype):
 
 
 def every_half(dtype: torch.dtype) -> Tensor:
+    """Return all of them in the first column, and in the last one."""
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16)
-    return bits.view(dtype)[:, None]
+    halves, nothing = bits.view(dtype), torch.zeros(1 << 16, dtype=dtype)
+    return torch.stack((halves, nothing, nothing, halves), dim=1)
 
 
+@pytest.mark.parametrize("column", [0, 3])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_half_widens_exactly(dtype, isa):
-    """Subnormals, infinities and NaNs too: as weights of one column, times one."""
+def test_every_half_widens_exactly(dtype, isa, column):
+    """Subnormals, infinities and NaNs too: as weights of one column, times one; times zero in the
+    other one, which makes NaNs of what is not finite."""
     _native.force_isa(isa)
     halves = every_half(dtype)
-    matrix, expected = pack(halves, dtype), halves.float()[:, 0]
+    matrix, expected = pack(halves, dtype), halves.float()[:, column]
+    assert matrix.dtype == dtype
     for rows in (1, 5):
-        product = multiply(torch.ones(rows, 1), matrix)
-        assert torch.equal(product.nan_to_num(7.0), expected.nan_to_num(7.0).expand(rows, -1))
-        assert torch.equal(product.isnan(), expected.isnan().expand(rows, -1))
-    embedded = CpuDevice().embed(torch.arange(1 << 16), matrix)[:, 0]
+        x = torch.zeros(rows, 4)
+        x[:, column] = 1
+        product = multiply(x, matrix)
+        is_finite = expected.isfinite()
+        assert torch.equal(product[:, is_finite], expected[is_finite].expand(rows, -1))
+        assert not product[:, ~is_finite].isfinite().any()
+    embedded = CpuDevice().embed(torch.arange(1 << 16), matrix)[:, column]
     assert torch.equal(embedded.isnan(), expected.isnan())
     assert torch.equal(embedded[~expected.isnan()], expected[~expected.isnan()])
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.int8])
+def test_thousands_of_rows_have_the_bits_of_single_ones(dtype):
+    matrix, x = pack(randn(40, 66, seed=1), dtype), randn(4100, 66)
+    many = multiply(x, matrix, threads=2)
+    for row in (0, 11, 263, 264, 2047, 4099):
+        assert torch.equal(multiply(x[row : row + 1], matrix)[0], many[row]), row
 
 
 def test_a_nan_stays_in_its_row():
@@ -132,9 +143,11 @@ def test_a_nan_stays_in_its_row():
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_embedding_returns_the_rows_of_the_table(dtype):
-    table = randn(70, 33).to(dtype)
+    table = randn(70, 34).to(dtype)
     ids = torch.tensor([0, 69, 31, 32, 5, 5, 64])
-    assert torch.equal(CpuDevice(2).embed(ids, pack(table, dtype)), table.float()[ids])
+    packed = pack(table, dtype)
+    assert packed.dtype == dtype
+    assert torch.equal(CpuDevice(2).embed(ids, packed), table.float()[ids])
 
 
 @pytest.mark.parametrize("token", [-1, 70, 1 << 40])
@@ -149,7 +162,9 @@ def test_no_rows_give_no_rows():
 
 
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(ValueError, match="use best, baseline, avx2, avx512 or avx512_vnni"):
+    with pytest.raises(
+        ValueError, match="use best, baseline, avx2, avx512, avx512_vnni or avx512_bf16"
+    ):
         _native.force_isa("avx1024")
 
 

@@ -24,7 +24,7 @@ def test_a_stream_survives_its_instance_with_the_same_tokens(checkpoints, tmp_pa
     with Server(tmp_path, checkpoints, "--colocated-count", "2") as server:
         undisturbed = Streamed(server.url, "bob", "the device", TOKENS).whole()
         stream = Streamed(server.url, "bob", "the device", TOKENS)
-        eventually(lambda: len(stream.pieces) >= 10, within_s=30)
+        eventually(lambda: stream.has_begun, within_s=30)
         os.kill(server.instance_pids()[stream.instances[-1]], signal.SIGKILL)
         assert stream.whole() == undisturbed
         assert len(set(stream.instances)) == 2
@@ -48,7 +48,7 @@ def test_a_real_checkpoint_goes_on_behind_its_tokens_in_the_restarted_instance(t
 def test_a_killed_proxy_comes_back_and_what_ran_for_it_is_dropped(checkpoints, tmp_path):
     with Server(tmp_path, checkpoints) as server:
         lost = [Streamed(server.url, model, "the device", 4000) for model in checkpoints]
-        eventually(lambda: all(len(stream.pieces) >= 10 for stream in lost), within_s=30)
+        eventually(lambda: all(stream.has_begun for stream in lost), within_s=30)
         os.kill(server.proxy_pid(), signal.SIGKILL)
         eventually(lambda: b"destination closed" in server.log.read_bytes(), within_s=30)
         eventually(lambda: server.requests() == 0, within_s=1)
@@ -63,7 +63,7 @@ def test_sigterm_lets_streams_end_and_leaves_nothing(checkpoints, tmp_path):
     try:
         undisturbed = Streamed(server.url, "cleo", "a device", TOKENS).whole()
         stream = Streamed(server.url, "cleo", "a device", TOKENS)
-        eventually(lambda: len(stream.pieces) >= 10, within_s=30)
+        eventually(lambda: stream.has_begun, within_s=30)
         pids = server.instance_pids()
         os.kill(server.pid, signal.SIGTERM)
         assert stream.whole() == undisturbed
@@ -106,7 +106,7 @@ def test_a_second_server_of_one_domain_is_refused_and_harms_nothing(checkpoints,
 
         before = regions()
         stream = Streamed(server.url, "bob", "the device", TOKENS)
-        eventually(lambda: len(stream.pieces) >= 10, within_s=30)
+        eventually(lambda: stream.has_begun, within_s=30)
         flags = ("--models", str(checkpoints["ada"]), "--port", "0", "--kv-budget-gb", "0.01")
         done = run_cli("serve", "--domain", server.domain, *flags)
         errors = [line for line in done.stderr.splitlines() if "aegaeon: error: " in line]

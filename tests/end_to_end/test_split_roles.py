@@ -42,7 +42,7 @@ def test_a_prefilled_request_is_decoded_elsewhere_with_the_same_tokens(
 def test_killing_either_side_breaks_no_stream(checkpoints, tmp_path, alone, victim):
     with Server(tmp_path, checkpoints, *SPLIT) as server:
         streams = {name: Streamed(server.url, name, "a device", TOKENS) for name in checkpoints}
-        eventually(lambda: all(len(s.pieces) >= 5 for s in streams.values()), within_s=30)
+        eventually(lambda: all(s.has_begun for s in streams.values()), within_s=30)
         os.kill(server.instance_pids()[victim], signal.SIGKILL)
         late = Streamed(server.url, "ada", "a device", TOKENS)
         assert late.whole() == alone["ada"]

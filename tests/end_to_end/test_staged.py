@@ -37,7 +37,7 @@ def stream_all(server, checkpoints):
 def test_a_killed_instance_breaks_no_stream(checkpoints, tmp_path, alone, roles, victim):
     with Server(tmp_path, checkpoints, *STAGED, *roles) as server:
         streams = stream_all(server, checkpoints)
-        eventually(lambda: all(len(s.pieces) >= 5 for s in streams.values()), within_s=30)
+        eventually(lambda: all(s.has_begun for s in streams.values()), within_s=30)
         os.kill(server.instance_pids()[victim], signal.SIGKILL)
         late = Streamed(server.url, "ada", "a device", TOKENS)
         assert late.whole() == alone["ada"]

@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 from aegaeon.config import Settings
 from aegaeon.engine.open import OPENERS, open_engine
@@ -26,6 +27,7 @@ MODELS = {
     "dora": ("llama", {"num_hidden_layers": 3, "num_key_value_heads": 1}),
     "emil": ("qwen3", {"num_attention_heads": 6, "tie_word_embeddings": False}),
 }
+DTYPES = (torch.float32, torch.bfloat16)
 KINDS = ("none", "int8", "none", "none", "none")
 GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
@@ -44,7 +46,7 @@ SEEDS = 3
 def paths(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return [
-        make_checkpoint(root / name, family, seed=seed, **changes)
+        make_checkpoint(root / name, family, seed=seed, dtype=DTYPES[seed % 2], **changes)
         for seed, (name, (family, changes)) in enumerate(MODELS.items())
     ]
 
@@ -79,14 +81,18 @@ def requests_of(specs, prefix=""):
 
 @pytest.fixture(scope="module")
 def undisturbed(specs_of):
-    """Made once for each type of keys and values."""
+    """Made once for each type of keys and values, and of activations."""
     return functools.cache(lambda kv_dtype: run_undisturbed(specs_of(kv_dtype), kv_dtype))
 
 
 def run_undisturbed(specs, kv_dtype):
     tokens = {}
     settings = Settings(
-        model_cache_budget_gb=0.05, kv_budget_gb=0.05, threads_per_instance=1, kv_dtype=kv_dtype
+        model_cache_budget_gb=0.05,
+        kv_budget_gb=0.05,
+        threads_per_instance=1,
+        kv_dtype=kv_dtype,
+        activation_dtype=kv_dtype,
     )
     with own_regions() as regions:
         engine = open_engine(settings, specs, regions)
@@ -107,6 +113,7 @@ def settings_of(device, specs, kv_dtype):
     kv_gb = KV_GB[kv_dtype]
     return Settings(
         kv_dtype=kv_dtype,
+        activation_dtype=kv_dtype,
         device=device,
         colocated_count=2,
         threads_per_instance=1,

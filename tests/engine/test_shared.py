@@ -1,6 +1,7 @@
 """What an engine is opened with, and what is refused then."""
 
 import pytest
+import torch
 
 from aegaeon.config import Settings
 from aegaeon.engine import shared
@@ -12,7 +13,7 @@ from tests.support.specs import make_spec
 
 
 def test_threads_that_the_system_does_not_give_are_a_setting_to_change(monkeypatch):
-    def refuse(threads: int):
+    def refuse(threads: int, activation_dtype: torch.dtype):
         raise RuntimeError("Resource temporarily unavailable")
 
     monkeypatch.setattr(shared, "CpuDevice", refuse)

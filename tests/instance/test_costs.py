@@ -33,9 +33,11 @@ def launch(**settings):
     )
 
 
-def written(tmp_path):
+def written(tmp_path, **types):
+    """Costs of `a`, as measured with weights, keys and values of these types."""
     path = tmp_path / "costs.json"
-    costs = Costs(link_gb_per_s=7, device_memory_gb=80, models={"a": MEASURED}, model_mix=("a",))
+    measured = msgspec.structs.replace(MEASURED, **types)
+    costs = Costs(link_gb_per_s=7, device_memory_gb=80, models={"a": measured}, model_mix=("a",))
     path.write_bytes(msgspec.json.encode(costs))
     return str(path)
 
@@ -66,6 +68,48 @@ def test_copies_of_a_measured_model_cost_the_same(tmp_path):
     costs, names = costs_of(check_settings({"costs_file": written(tmp_path)}), copies, 10**11)
     assert names == {"x", "y"}
     assert costs.models["y"].decode == MEASURED.decode
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"quantize": "int8"},
+        {"kv_dtype": "bfloat16"},
+        {"quantize": "none", "kv_dtype": "bfloat16"},
+        {"activations": "bfloat16"},
+    ],
+)
+def test_costs_of_other_types_are_guessed_with_a_warning(tmp_path, types, caplog):
+    settings = check_settings({"costs_file": written(tmp_path, **types)})
+    costs, names = costs_of(settings, SPECS, 10**10)
+    assert names == frozenset() and costs.models == guessed()
+    assert (
+        "model=a" in caplog.text and " ".join(f"{k}={v}" for k, v in types.items()) in caplog.text
+    )
+    copy = (make_spec("x", 9_000_000_000),)
+    assert costs_of(settings, copy, 10**11)[1] == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("types", "chosen"),
+    [
+        ({"quantize": "none", "kv_dtype": "float32", "activations": "float32"}, {}),
+        ({"quantize": "none", "kv_dtype": "float32"}, {"kv_dtype": "float32"}),
+        ({"kv_dtype": "bfloat16"}, {"kv_dtype": "bfloat16"}),
+        ({"activations": "bfloat16"}, {"activation_dtype": "bfloat16"}),
+    ],
+)
+def test_costs_of_the_same_types_are_taken(tmp_path, types, chosen, caplog):
+    settings = check_settings({"costs_file": written(tmp_path, **types), **chosen})
+    assert costs_of(settings, SPECS, 10**10)[1] == {"a"}
+    assert "guessed" not in caplog.text
+
+
+def test_with_int8_weights_the_type_of_activations_is_all_the_same(tmp_path):
+    path = written(tmp_path, quantize="int8", activations="bfloat16")
+    settings = check_settings({"costs_file": path, "quantize": "int8"})
+    specs = tuple(msgspec.structs.replace(spec, quantize="int8") for spec in SPECS)
+    assert costs_of(settings, specs, 10**10)[1] == {"a"}
 
 
 @pytest.mark.parametrize("text", [None, "{}", "nonsense"])

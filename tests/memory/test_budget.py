@@ -20,6 +20,7 @@ from aegaeon.memory.budget import (
     settle,
 )
 from aegaeon.memory.machine import Machine
+from aegaeon.memory.workspace import sampling_bytes
 from aegaeon.types import ModelSpec
 from tests.support.decoder import make_spec
 
@@ -79,10 +80,14 @@ def test_settings_win():
     assert budgets.threads == 3
 
 
-def test_the_workspace_is_that_of_the_widest_model_and_a_full_batch():
+def test_the_workspace_is_that_of_the_widest_model_a_full_batch_and_all_threads():
     specs = (make_wide_spec(pass_bytes=1000, sequence_bytes=1), make_wide_spec(sequence_bytes=100))
-    assert choose_budgets(Settings(max_batch=4), specs, MACHINE).workspace_bytes == 1004
-    assert choose_budgets(Settings(max_batch=64), specs, MACHINE).workspace_bytes == 6400
+    for threads in (1, 3):
+        sampling = threads * sampling_bytes(specs[0].vocab_tokens)
+        for max_batch, expected in ((4, 1004), (64, 6400)):
+            settings = Settings(max_batch=max_batch, threads_per_instance=threads)
+            budgets = choose_budgets(settings, specs, MACHINE)
+            assert budgets.workspace_bytes == expected + sampling
 
 
 @pytest.mark.parametrize(

@@ -180,13 +180,23 @@ def test_a_model_dropped_while_it_comes_is_written_no_more(open_weights):
 def test_models_move_together_when_only_gaps_are_left(open_weights):
     weights = open_weights(models=3.6)
     before = whole(weights, "a", "b", "c")
-    old = weights._models["c"].resident
     weights.drop("a")
     assert weights._arena.get("c").offset > 0
     whole(weights, "d")
     assert weights._arena.get("c").offset == 0
-    assert weights._models["c"].resident is not old
     assert {model: content(weights, model) for model in "bc"} == {m: before[m] for m in "bc"}
+
+
+def test_what_was_moved_is_built_anew_by_its_next_use_and_by_nobody_before(open_weights):
+    weights = open_weights(models=3.6)
+    before = whole(weights, "a", "b", "c")
+    weights.drop("a")
+    built, build = [], weights._build
+    weights._build = lambda model, packed: built.append(model) or build(model, packed)
+    whole(weights, "d")
+    assert weights._arena.get("c").offset == 0 and built == ["d"]
+    assert [content(weights, "c") for _ in range(2)] == [before["c"]] * 2
+    assert built == ["d", "c"]
 
 
 def test_what_computes_is_moved_after_its_step(open_weights):

@@ -191,13 +191,30 @@ def forward_alone(decoder: Decoder, pool: KvPool, prompt: list[int]) -> torch.Te
     return decoder.forward(StepBatch(batch.token_ids, batch.positions, batch.logit_rows, view))
 
 
+def test_smollm2_with_activations_of_bfloat16_is_near_the_reference() -> None:
+    """Nearer than the reference with activations and sums of bfloat16 is."""
+    directory = smollm2_directory()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    prompt = tokenizer.encode(SMOLLM2_PROMPTS[3]).ids
+    decoder = load_model(directory, CpuDevice(2, torch.bfloat16))
+    config = decoder.config
+    pool = KvPool(16 << 20, [KvShape(config.layers, config.kv_heads, config.head_dim)])
+    ours = forward_alone(decoder, pool, prompt)
+    exact = reference_logits(directory, prompt)
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+        rounded = model(torch.tensor([prompt])).logits[0].float()
+    assert 1e-3 < (ours - exact).norm() < (rounded - exact).norm()
+    assert (ours - exact).norm() < 2e-2 * exact.norm()
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_logits_have_the_same_bits_alone_and_together(
     family: str, quantize: Quantize, tmp_path: Path
 ) -> None:
-    directory = make_checkpoint(tmp_path, family, hidden_size=96)
-    decoder = load_model(directory, CpuDevice(), quantize=quantize)
+    directory = make_checkpoint(tmp_path, family, hidden_size=96, dtype=torch.bfloat16)
+    decoder = load_model(directory, CpuDevice(1, torch.bfloat16), quantize=quantize)
     prompts = [PROMPT[:1], PROMPT * 15, PROMPT[3:9], PROMPT * 2, PROMPT[1:]]
     _, together = continue_greedily(decoder, prompts, 3)
     for i, prompt in enumerate(prompts):

@@ -67,7 +67,7 @@ def test_jobs_describe_matrices_as_tiles_and_vectors_as_float32(model: Path) -> 
     table, norm = plan.tensors["model.embed_tokens.weight"], plan.tensors["model.norm.weight"]
     source = table.source
     file = (source.path, *version_of(source.path))
-    expected = (file, source.offset, 390 * 64 * 2, 390, 64 * 2, 2, 1, table.offset, 3, 0)
+    expected = (file, source.offset, 390 * 64 * 2, 390, 64 * 2, 4, 1, table.offset, 3, 0)
     assert jobs[table.name] == expected
     assert table.data_bytes == 416 * 64 * 2
     source = norm.source

@@ -5,6 +5,9 @@ import pytest
 
 from tests.support.sanitized import CSRC, SANITIZERS, run_sanitized
 
+# The first to need a program compiles it, maybe on a busy machine; programs have a limit of theirs.
+pytestmark = pytest.mark.timeout(300)
+
 SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "shm" / "futex.cpp"]
 
 

@@ -7,6 +7,9 @@ import pytest
 
 from tests.support.sanitized import CSRC, SANITIZERS, run_sanitized
 
+# The first to need a program compiles it, maybe on a busy machine; programs have a limit of theirs.
+pytestmark = pytest.mark.timeout(300)
+
 # The directories of csrc/ that each program of csrc/testing/ is made of.
 PROGRAMS = {
     "shm_stress": ("shm",),

@@ -77,6 +77,10 @@ def test_a_file_says_what_it_was_made_of():
         ({"model_mix": []}, "model_mix"),
         ({"device_memory_gb": 26}, "large has 26 GB of weights"),
         ({"models": {"small": {"weight_gb": 1}}}, "missing required field"),
+        (
+            {"models": FILE["models"] | {"large": FILE["models"]["small"] | {"quantize": "int4"}}},
+            "int4",
+        ),
     ],
 )
 def test_a_file_that_makes_no_sense_is_named_with_the_reason(changes, words):

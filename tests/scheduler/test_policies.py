@@ -69,7 +69,7 @@ def test_every_request_ends_exactly_once(policy, trace, sizes, budget, kv_slots,
 
 @pytest.mark.parametrize("policy", SHARING)
 @pytest.mark.parametrize("tbt_s", [0.1, 0.03, 0.005, 0.0001])  # a step takes 0.02
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
     st.integers(4, 10),
@@ -87,7 +87,7 @@ def test_no_model_starves(policy, tbt_s, sizes, budget, arrivals):
     device.advance(device.now + STARVES_S)
     seen = len(device.steps)
     assert set(device.first_token_s) == {*MODELS, *(f"{model}2" for model in MODELS)}
-    for _ in range(5):
+    for _ in range(3):
         device.advance(device.now + STARVES_S)
         ahead = {
             model

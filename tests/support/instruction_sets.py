@@ -14,6 +14,7 @@ def available(isa: str) -> bool:
     return True
 
 
-ISAS = [isa for isa in ("baseline", "avx2", "avx512", "avx512_vnni") if available(isa)]
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISAS = [isa for isa in LEVELS if available(isa)]
 # Those that fuse products and sums give the same bits.
 FUSED = [isa for isa in ISAS if isa != "baseline"]

@@ -14,8 +14,10 @@ CSRC = ROOT / "csrc"
 SANITIZERS = ("thread", "address,undefined")
 # Line tables are all that a report needs.
 FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
+# Checks as calls: in line they are most of what the compiler is busy with.
+CHECKS = {"address,undefined": ["--param", "asan-instrumentation-with-call-threshold=0"]}
 # As in CMakeLists.txt.
-OPS = ["-ffp-contract=off"]
+OPS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 UNDEFINED = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mfma", *UNDEFINED]
@@ -24,6 +26,7 @@ ISA = {
     "attention_avx512.cpp": AVX512,
     "kernels_avx2.cpp": AVX2,
     "kernels_avx512.cpp": AVX512,
+    "kernels_avx512bf16.cpp": ["-mavx512bw", "-mavx512bf16", "-mfma", *UNDEFINED],
     "kernels_avx512bw.cpp": ["-mavx512bw", "-mfma", *UNDEFINED],
     "kernels_avx512vnni.cpp": ["-mavx512bw", "-mavx512vnni", "-mfma", *UNDEFINED],
 }
@@ -70,7 +73,8 @@ def compile_one(
     flags = [*flags, *(OPS if "ops" in source.parts else [])]
     if platform.machine() == "x86_64":
         flags = [*flags, *ISA.get(source.name, [])]
-    _make(made, sanitizer, *FLAGS, *flags, f"-I{CSRC}", "-c", str(source))
+    flags = [*FLAGS, *CHECKS.get(sanitizer, []), *flags]
+    _make(made, sanitizer, *flags, f"-I{CSRC}", "-c", str(source))
     return made
 
 

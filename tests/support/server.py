@@ -231,6 +231,12 @@ class Streamed:
         """What has come so far."""
         return "".join(self.pieces)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether several tokens have come, in however few pieces: a busy proxy sends what has
+        gathered in one, so that a short answer may end with its second."""
+        return len(self.text) >= 20
+
     def whole(self, timeout_s: float = 90.0) -> str:
         """Wait for the end and return the text."""
         self._thread.join(timeout_s)

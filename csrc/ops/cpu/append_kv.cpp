@@ -37,19 +37,31 @@ void put_value(const PagedKv& kv, char* page, std::size_t offset, const float* v
   for (std::size_t i = 0; i < kv.head_dim; ++i) to[i] = narrow_bf16(value[i]);
 }
 
-void append_row(const AppendParams& params, const SequenceRows& sequence, std::size_t at) {
+// Appends the sequence's rows from `at` on that go to the same block, at most `rows`; returns how
+// many. Head by head: a page stays in the first cache while the rows go across its lines.
+std::size_t append_block(const AppendParams& params, const SequenceRows& sequence, std::size_t at,
+                         std::size_t rows) {
   const PagedKv& kv = params.kv;
   const std::size_t position = sequence.start + at, offset = position % kBlockTokens;
+  const std::size_t count = std::min(rows, kBlockTokens - offset);
   const std::size_t block = sequence.blocks[position / kBlockTokens];
   const std::size_t page_bytes = kv.page_bytes(), row = sequence.first_row + at;
   char* const pages =
       static_cast<char*>(kv.pages) + (block + params.layer * 2 * kv.kv_heads) * page_bytes;
-  const float* const keys = params.keys.first + row * params.keys.stride;
-  const float* const values = params.values.first + row * params.values.stride;
+  const Rows &keys = params.keys, &values = params.values;
   for (std::size_t head = 0; head < kv.kv_heads; ++head) {
-    put_key(kv, pages + head * page_bytes, offset, keys + head * kv.head_dim);
-    put_value(kv, pages + (kv.kv_heads + head) * page_bytes, offset, values + head * kv.head_dim);
+    char* const key_page = pages + head * page_bytes;
+    char* const value_page = key_page + kv.kv_heads * page_bytes;
+    const float* key = keys.first + row * keys.stride + head * kv.head_dim;
+    const float* value = values.first + row * values.stride + head * kv.head_dim;
+    for (std::size_t t = 0; t < count; ++t, key += keys.stride) {
+      put_key(kv, key_page, offset + t, key);
+    }
+    for (std::size_t t = 0; t < count; ++t, value += values.stride) {
+      put_value(kv, value_page, offset + t, value);
+    }
   }
+  return count;
 }
 
 }  // namespace
@@ -58,11 +70,16 @@ void append_kv(ThreadPool& pool, const AppendParams& params) {
   std::size_t rows = 0;
   for (const SequenceRows& sequence : params.kv.sequences) rows += sequence.rows;
   // Rows of all sequences are one line of work: those that decode have one each.
-  pool.for_ranges(rows, kRowsPerClaim, [&](std::size_t first, std::size_t last) {
+  // Where there are many, by blocks: then seldom two threads write to the same lines.
+  const bool is_many = rows >= kBlockTokens * pool.threads();
+  const std::size_t grain = is_many ? kBlockTokens : kRowsPerClaim;
+  pool.for_ranges(rows, grain, [&](std::size_t first, std::size_t last) {
     std::size_t begin = 0;
     for (const SequenceRows& sequence : params.kv.sequences) {
       const std::size_t from = std::max(first, begin), to = std::min(last, begin + sequence.rows);
-      for (std::size_t row = from; row < to; ++row) append_row(params, sequence, row - begin);
+      for (std::size_t row = from; row < to;) {
+        row += append_block(params, sequence, row - begin, to - row);
+      }
       begin += sequence.rows;
     }
   });

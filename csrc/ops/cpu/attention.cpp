@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/cpu/attention_call.h"
+#include "ops/cpu/kept.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/ops.h"
 
@@ -117,10 +118,8 @@ Units::Units(const AttendParams& params, unsigned threads) : call_(params) {
   left_ = std::vector<std::atomic<std::size_t>>(cuts_.size());
   for (std::size_t at = 0; at < cuts_.size(); ++at) left_[at].store(cuts_[at].splits);
   Scratch& scratch = Scratch::of_this_thread();
-  if (scratch.waiting.size() < sums_) scratch.waiting.resize(sums_);
-  if (scratch.waiting_softmax.size() < softmaxes_) scratch.waiting_softmax.resize(softmaxes_);
-  waiting_ = scratch.waiting.data();
-  waiting_softmax_ = scratch.waiting_softmax.data();
+  waiting_ = at_least(scratch.waiting, sums_);
+  waiting_softmax_ = at_least(scratch.waiting_softmax, softmaxes_);
 }
 
 bool Units::is_to_be_cut(const Tile& longest, std::size_t share) const {

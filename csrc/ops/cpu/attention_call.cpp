@@ -3,30 +3,13 @@
 #include <algorithm>
 
 #include "ops/cpu/exp.h"
-#include "ops/cpu/isa.h"
+#include "ops/cpu/kernel_choice.h"
 
 namespace aegaeon::ops {
-namespace {
-
-AttentionKernel attention_kernel(KvType type) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_attention(type);
-    case Isa::avx2:
-      return avx2_attention(type);
-    default:
-      break;
-  }
-#endif
-  return baseline_attention(type);
-}
-
-}  // namespace
 
 AttentionCall::AttentionCall(const AttendParams& params)
     : params_(params),
-      kernel_(attention_kernel(params.kv.type)),
+      kernel_(attention_for(params.kv.type)),
       group_(params.heads / params.kv.kv_heads) {}
 
 Tile AttentionCall::tile_of(const SequenceRows& sequence, std::size_t kv_head,

@@ -58,9 +58,8 @@ AttentionKernel baseline_attention(KvType type);
 AttentionKernel avx2_attention(KvType type);
 AttentionKernel avx512_attention(KvType type);
 
-// Below, `V` names a vector type and its operations. V::load_pair<type>(from, low, high) makes two
-// vectors of so many elements; of bf16 they are the even ones and the odd ones, and
-// V::interleave(low, high) puts them in order.
+// Below, `V` names a vector type and its operations (vectors_*.h), how many queries its registers
+// have room for, and how many at most of them fetch ahead.
 
 constexpr std::size_t bytes_of(KvType type) { return type == KvType::f32 ? 4 : 2; }
 
@@ -97,6 +96,19 @@ float element(const char* from, std::size_t index) {
   return value;
 }
 
+// Two vectors of what lies at `from`: of bf16 the even elements and the odd ones, which
+// V::interleave(low, high) puts in order.
+template <typename V, KvType type>
+[[gnu::always_inline]] inline void load_pair(const char* from, typename V::Vector& low,
+                                             typename V::Vector& high) {
+  if constexpr (type == KvType::bf16) {
+    V::load_bf16(from, low, high);
+  } else {
+    low = V::load(reinterpret_cast<const float*>(from));
+    high = V::load(reinterpret_cast<const float*>(from) + V::kWidth);
+  }
+}
+
 // sums[query][vector] += loaded[vector] * x[query].
 template <typename V, std::size_t queries, std::size_t vectors>
 [[gnu::always_inline]] inline void add_products(const typename V::Vector* loaded, const float* x,
@@ -121,7 +133,7 @@ template <typename V, KvType type, std::size_t queries, std::size_t pages>
     if constexpr (type == KvType::f32) {
       low[v.at] = V::load(reinterpret_cast<const float*>(from));
     } else {
-      V::template load_pair<type>(from, low[v.at], high[v.at]);
+      load_pair<V, type>(from, low[v.at], high[v.at]);
     }
   });
 }
@@ -241,7 +253,7 @@ template <typename V, KvType type, std::size_t queries, std::size_t pairs>
     unroll<pairs>([&](auto p) {
       constexpr std::size_t at_bytes = p.at * pair_bytes;
       typename V::Vector low, high;
-      V::template load_pair<type>(page[0] + offset + at_bytes, low, high);
+      load_pair<V, type>(page[0] + offset + at_bytes, low, high);
       if constexpr (at_bytes % 64 == 0) fetch<V, queries>(page[kMaxPages] + offset + at_bytes);
       if constexpr (pair_bytes > 64) fetch<V, queries>(page[kMaxPages] + offset + at_bytes + 64);
       unroll<queries>([&](auto q) {

@@ -13,11 +13,11 @@ constexpr std::size_t kRowsPerClaim = 8;
 template <WeightType type>
 void embed_row(const EmbedParams& params, std::size_t row) {
   const std::size_t id = static_cast<std::size_t>(params.token_ids[row]);
-  const std::size_t first =
-      id / kTileOutputs * params.in_features * kTileOutputs + id % kTileOutputs;
+  const char* const tile = static_cast<const char*>(params.table.tiles) +
+                           id / kTileOutputs * tile_bytes(type, params.in_features);
   float* const out = params.out + row * params.in_features;
   for (std::size_t k = 0; k < params.in_features; ++k) {
-    out[k] = widen_at<type>(params.table.tiles, first + k * kTileOutputs);
+    out[k] = weight_at<type>(tile, id % kTileOutputs, k);
   }
 }
 

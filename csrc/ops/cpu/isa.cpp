@@ -10,13 +10,15 @@ struct Level {
   const char* name;
   Isa floats;
   IntegerIsa integers;
+  bool has_bf16_products;
 };
 
 constexpr Level kLevels[] = {
-    {"baseline", Isa::baseline, IntegerIsa::baseline},
-    {"avx2", Isa::avx2, IntegerIsa::avx2},
-    {"avx512", Isa::avx512, IntegerIsa::avx512bw},
-    {"avx512_vnni", Isa::avx512, IntegerIsa::avx512_vnni},
+    {"baseline", Isa::baseline, IntegerIsa::baseline, false},
+    {"avx2", Isa::avx2, IntegerIsa::avx2, false},
+    {"avx512", Isa::avx512, IntegerIsa::avx512bw, false},
+    {"avx512_vnni", Isa::avx512, IntegerIsa::avx512_vnni, false},
+    {"avx512_bf16", Isa::avx512, IntegerIsa::avx512_vnni, true},
 };
 
 // The compiler's test asks the system too whether it saves the wide registers.
@@ -55,9 +57,17 @@ bool is_supported(IntegerIsa isa) {
 #endif
 }
 
+bool can_multiply_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") && is_supported(IntegerIsa::avx512bw);
+#else
+  return false;
+#endif
+}
+
 // AVX-512BW alone is no level: without it, avx512 computes with integers as AVX2 does.
 bool is_supported(const Level& level) {
-  return is_supported(level.floats) &&
+  return is_supported(level.floats) && (!level.has_bf16_products || can_multiply_bf16()) &&
          (level.integers == IntegerIsa::avx512bw || is_supported(level.integers));
 }
 
@@ -86,6 +96,8 @@ IntegerIsa current_integer_isa() {
   return isa == IntegerIsa::avx512bw && !has_avx512bw ? IntegerIsa::avx2 : isa;
 }
 
+bool has_bf16_products() { return current().has_bf16_products; }
+
 void force_isa(const std::string& name) {
   if (name == "best") {
     chosen().store(&best_level());
@@ -100,7 +112,7 @@ void force_isa(const std::string& name) {
     return;
   }
   throw std::invalid_argument("no instruction set " + name +
-                              "; use best, baseline, avx2, avx512 or avx512_vnni");
+                              "; use best, baseline, avx2, avx512, avx512_vnni or avx512_bf16");
 }
 
 const char* isa_name() { return current().name; }

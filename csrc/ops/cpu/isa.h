@@ -14,10 +14,12 @@ enum class IntegerIsa { baseline = 0, avx2 = 1, avx512bw = 2, avx512_vnni = 3 };
 // Those in use.
 Isa current_isa();
 IntegerIsa current_integer_isa();
+// Whether there are instructions for products of bf16.
+bool has_bf16_products();
 
-// Uses the level `name` from now on: "baseline", "avx2", "avx512", "avx512_vnni" or "best". Throws
-// std::invalid_argument for other names and for what this processor lacks. Results of the first
-// differ in their last bits.
+// Uses the level `name` from now on: "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16" or
+// "best". Throws std::invalid_argument for other names and for what this processor lacks. Results
+// of the first differ in their last bits.
 void force_isa(const std::string& name);
 
 // The name of the level in use.

@@ -1,64 +1,20 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ops/cpu/float_tiles.h"
 #include "ops/cpu/linear_groups.h"
 #include "ops/cpu/linear_panel.h"
 #include "ops/cpu/multiply_add.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/cpu/sampling_loops.h"
+#include "ops/cpu/vectors_baseline.h"
 #include "ops/cpu/widen.h"
 
 namespace aegaeon::ops {
 namespace {
 
-// Plain arrays, which any compiler turns into the vectors that every processor of the architecture
-// has. Products and sums are rounded apart.
-struct Plain {
-  static constexpr std::size_t kWidth = 8;
+struct Plain : FloatTiles<PlainVectors> {
   static constexpr std::size_t kMaxRows = 3;
-  static constexpr std::size_t kSums = 2;
-  struct Vector {
-    float lanes[kWidth];
-  };
-
-  static Vector zero() { return Vector{}; }
-
-  static Vector load(const float* from) {
-    Vector vector;
-    std::memcpy(vector.lanes, from, sizeof vector.lanes);
-    return vector;
-  }
-
-  static void store(float* to, const Vector& vector) {
-    std::memcpy(to, vector.lanes, sizeof vector.lanes);
-  }
-
-  static Vector broadcast(const float* from) {
-    Vector vector;
-    for (float& lane : vector.lanes) lane = *from;
-    return vector;
-  }
-
-  static Vector multiply_add(const Vector& a, const Vector& b, const Vector& sum) {
-    Vector result;
-    for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      result.lanes[lane] = sum.lanes[lane] + a.lanes[lane] * b.lanes[lane];
-    }
-    return result;
-  }
-
-  template <WeightType type>
-  static void widen_pair(const char* line, std::size_t pair, Vector& low, Vector& high) {
-    for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      low.lanes[lane] = widen_at<type>(line, pair * 2 * kWidth + lane);
-      high.lanes[lane] = widen_at<type>(line, pair * 2 * kWidth + kWidth + lane);
-    }
-  }
-
-  template <WeightType type>
-  static void finish(const float* sums, float* outputs) {
-    std::memmove(outputs, sums, kTileOutputs * sizeof(float));
-  }
 };
 
 struct PlainGroups : Plain {
@@ -102,19 +58,19 @@ struct PlainGroups : Plain {
   }
 
   static Floats to_floats(const Sums& sums) {
-    Floats floats;
+    float floats[kWidth];
     for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      floats.lanes[lane] = static_cast<float>(sums.lanes[lane]);
+      floats[lane] = static_cast<float>(sums.lanes[lane]);
     }
-    return floats;
+    return load(floats);
   }
 
   static Floats scales(const char* bf16) {
-    Floats floats;
+    float floats[kWidth];
     for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      floats.lanes[lane] = widen_at<WeightType::bf16>(bf16, lane);
+      floats[lane] = widen_at<WeightType::bf16>(bf16, lane);
     }
-    return floats;
+    return load(floats);
   }
 
   static Floats broadcast_scale(const std::uint32_t* bits) {
@@ -122,12 +78,9 @@ struct PlainGroups : Plain {
     return broadcast(&scale);
   }
 
-  static Floats multiply(const Floats& a, const Floats& b) {
-    Floats product;
-    for (std::size_t lane = 0; lane < kWidth; ++lane) {
-      product.lanes[lane] = a.lanes[lane] * b.lanes[lane];
-    }
-    return product;
+  static Floats multiply(Floats a, const Floats& b) {
+    unroll<kParts>([&](auto i) { a.parts[i.at] *= b.parts[i.at]; });
+    return a;
   }
 
   static Floats multiply_add_floats(const Floats& a, const Floats& b, const Floats& sum) {
@@ -141,7 +94,7 @@ PanelKernel baseline_kernel(WeightType type) {
   return type == WeightType::i8 ? group_kernel_of<PlainGroups>() : kernel_of<Plain>(type);
 }
 
-RowKernels baseline_rows() { return {quantize_group, gate_tile}; }
+RowKernels baseline_rows() { return row_kernels_here(); }
 
 SamplingKernel baseline_sampling() { return sampling_kernel(); }
 

@@ -2,26 +2,19 @@
 
 #include <atomic>
 
-#include "ops/cpu/isa.h"
-#include "ops/cpu/multiply_add.h"
+#include "ops/cpu/kernel_choice.h"
 #include "ops/cpu/thread_pool.h"
 #include "shm/futex.h"
 
 namespace aegaeon::ops {
 namespace {
 
-std::size_t multiply_adds_here(std::size_t rounds) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_multiply_adds(rounds);
-    case Isa::avx2:
-      return avx2_multiply_adds(rounds);
-    default:
-      break;
-  }
-#endif
-  return baseline_multiply_adds(rounds);
+std::size_t on_all(ThreadPool& pool, std::size_t rounds, std::size_t (*work)(std::size_t)) {
+  std::atomic<std::size_t> done{0};
+  pool.for_ranges(pool.threads(), 1, [&](std::size_t first, std::size_t last) {
+    for (; first < last; ++first) done += work(rounds);
+  });
+  return done;
 }
 
 }  // namespace
@@ -38,11 +31,11 @@ std::uint64_t read_words(ThreadPool& pool, const std::uint64_t* words, std::size
 }
 
 std::size_t multiply_add(ThreadPool& pool, std::size_t rounds) {
-  std::atomic<std::size_t> done{0};
-  pool.for_ranges(pool.threads(), 1, [&](std::size_t first, std::size_t last) {
-    for (; first < last; ++first) done += multiply_adds_here(rounds);
-  });
-  return done;
+  return on_all(pool, rounds, multiply_adds_here);
+}
+
+std::size_t multiply_add_pairs(ThreadPool& pool, std::size_t rounds) {
+  return on_all(pool, rounds, multiply_add_pairs_here);
 }
 
 void fork_join(ThreadPool& pool, std::size_t rounds) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "ops/cpu/kept.h"
 #include "ops/cpu/kernel_choice.h"
 #include "ops/cpu/linear_operand.h"
 #include "ops/cpu/panels.h"
@@ -18,9 +19,18 @@ namespace {
 constexpr std::size_t kBlockRows = 264;
 // Bytes of a tile that all panels of a block pass over before the next are taken.
 constexpr std::size_t kBlockBytes = 16 << 10;
-// How far a single panel, which passes over weights as fast as memory gives them, fetches ahead of
-// itself: over the ends of pages, where the processor's own prefetching stops.
-constexpr std::size_t kAheadBytes = 1024;
+// A single panel of so few rows reads a tile from end to end, and of so few waits for memory at
+// each line; with more, x passes through the first cache, and multiplying takes longer (both as
+// measured with AVX-512 on weights of 220 MB: 2 rows of 3072 inputs fill half of that cache).
+constexpr std::size_t kMostStreamedRows = 2;
+constexpr std::size_t kMostWaitingRows = 4;
+// How far panels that wait for memory fetch ahead of themselves: over the ends of pages, where the
+// processor's own prefetching stops.
+constexpr std::size_t kAheadBytes = 512;
+// And how far others do, which compute on a line for as long as memory takes to bring one: into the
+// first cache, for what is to come to the second one comes late (8 rows: 130 GFLOP/s instead of
+// 170).
+constexpr std::size_t kFarAheadBytes = 2048;
 // What one claim of a thread reads at least when there is a single panel: each claim is a new
 // stream that memory has to get going.
 constexpr std::size_t kStreamBytes = 128 << 10;
@@ -45,7 +55,7 @@ class Product {
         bias_(part.bias),
         in_features_(in_features),
         x_(static_cast<const char*>(x)),
-        kernel_(kernel_for(part.matrix.type)) {}
+        kernel_(kernel_for(part.matrix)) {}
 
   std::size_t tiles() const { return (matrix_.out_features + kTileOutputs - 1) / kTileOutputs; }
   std::size_t bytes() const { return tile_bytes(matrix_.type, in_features_); }
@@ -55,9 +65,9 @@ class Product {
     return std::min(kTileOutputs, matrix_.out_features - tile * kTileOutputs);
   }
 
-  // Writes 32 sums for each row of the block, which `finish` makes outputs of.
+  // Writes 32 outputs for each row of the block, to which the bias is still to be added.
   void sum(std::size_t tile, const Block& block, float* sums) const;
-  void finish(std::size_t tile, float* sums) const;
+  void add_bias(std::size_t tile, float* sums) const;
 
  private:
   Matrix matrix_;
@@ -71,24 +81,24 @@ void Product::sum(std::size_t tile, const Block& block, float* sums) const {
   constexpr std::size_t kWord = 4;
   const Step step = step_of(matrix_.type);
   const char* const weights = static_cast<const char*>(matrix_.tiles) + tile * bytes();
-  const std::size_t row_words = x_words(matrix_.type, in_features_);
-  const bool is_streamed = block.is_single() && block.panels.rows(block.first) <= 2;
+  const std::size_t row_words = x_words(kernel_.form, in_features_);
+  const std::size_t step_words = x_words(kernel_.form, step.inputs);
+  const bool is_streamed = block.is_single() && block.panels.rows(block.first) <= kMostStreamedRows;
   const std::size_t inputs = is_streamed ? in_features_ : kBlockBytes / step.bytes * step.inputs;
-  // While panels pass over a block, the next one comes in; the last one's next is the next tile.
-  const std::size_t ahead = block.is_single() ? kAheadBytes : kBlockBytes;
+  const bool is_waiting = block.is_single() && block.panels.rows(block.first) <= kMostWaitingRows;
+  const std::size_t ahead = is_waiting ? kAheadBytes : kFarAheadBytes;
   for (std::size_t k = 0; k < in_features_; k += inputs) {
     const std::size_t steps = k / step.inputs;
     for (std::size_t panel = block.first; panel < block.last; ++panel) {
       const std::size_t rows = block.panels.rows(panel), row = block.panels.first_row(panel);
-      const char* const x = x_ + (row * row_words + steps * step.x_words * rows) * kWord;
+      const char* const x = x_ + (row * row_words + steps * step_words * rows) * kWord;
       kernel_.accumulate({x, rows, weights + steps * step.bytes, std::min(inputs, in_features_ - k),
                           sums + (row - block.first_row()) * kTileOutputs, k == 0, ahead});
     }
   }
 }
 
-void Product::finish(std::size_t tile, float* sums) const {
-  kernel_.finish(sums, sums);
+void Product::add_bias(std::size_t tile, float* sums) const {
   if (bias_ == nullptr) return;
   const float* const bias = bias_ + tile * kTileOutputs;
   const std::size_t count = outputs(tile);
@@ -99,13 +109,25 @@ void Product::finish(std::size_t tile, float* sums) const {
 class Products {
  public:
   Products(ThreadPool& pool, const Operand& operand, const BiasedMatrix* parts, std::size_t count) {
-    const void* floats = nullptr;
-    const void* groups = nullptr;
+    std::vector<XForm> forms;
+    bool is_wanted[kXForms] = {};
+    std::size_t words = 0;
+    for (std::size_t at = 0; at < count; ++at) {
+      forms.push_back(kernel_for(parts[at].matrix).form);
+      bool& is_known = is_wanted[static_cast<int>(forms.back())];
+      if (!is_known) words += packed_words(operand, forms.back());
+      is_known = true;
+    }
+    thread_local std::vector<Word> memory;
+    Word* free = at_least(memory, words);
+    const void* packed[kXForms] = {};
     products_.reserve(count);
     for (std::size_t at = 0; at < count; ++at) {
-      const WeightType type = parts[at].matrix.type;
-      const void*& x = type == WeightType::i8 ? groups : floats;
-      if (x == nullptr) x = pack_operand(pool, operand, type);
+      const void*& x = packed[static_cast<int>(forms[at])];
+      if (x == nullptr) {
+        x = pack_operand(pool, operand, forms[at], free);
+        free += packed_words(operand, forms[at]);
+      }
       products_.emplace_back(parts[at], operand.in_features, x);
     }
   }
@@ -121,7 +143,7 @@ class Products {
 Panels panels_of(std::size_t rows, const BiasedMatrix* parts, std::size_t count) {
   std::size_t max_rows = kBlockRows;
   for (std::size_t at = 0; at < count; ++at) {
-    max_rows = std::min(max_rows, kernel_for(parts[at].matrix.type).max_rows);
+    max_rows = std::min(max_rows, kernel_for(parts[at].matrix).max_rows);
   }
   return {rows, max_rows};
 }
@@ -142,14 +164,16 @@ std::size_t tiles_per_claim(const Tiles& tiles, unsigned threads, bool is_single
 template <typename Work>
 void share_out(ThreadPool& pool, const Panels& panels, const Tiles& tiles,
                std::size_t tiles_at_once, const Work& work) {
-  const std::size_t count = std::max<std::size_t>(1, kBlockRows / panels.rows(0));
+  const std::size_t most = std::max<std::size_t>(1, kBlockRows / panels.rows(0));
+  const std::size_t blocks = (panels.count() + most - 1) / most;
+  const std::size_t count = (panels.count() + blocks - 1) / blocks;  // each block reads the weights
   for (std::size_t first = 0; first < panels.count(); first += count) {
     const Block block{panels, first, std::min(first + count, panels.count())};
     const std::size_t grain = tiles_per_claim(tiles, pool.threads(), block.is_single());
     pool.for_ranges(tiles.count, grain, [&](std::size_t begin, std::size_t end) {
-      thread_local std::vector<float> sums;
-      sums.resize(std::max(sums.size(), tiles_at_once * kBlockRows * kTileOutputs));
-      for (std::size_t tile = begin; tile < end; ++tile) work(tile, block, sums.data());
+      thread_local std::vector<float> memory;
+      float* const sums = at_least(memory, tiles_at_once * kBlockRows * kTileOutputs);
+      for (std::size_t tile = begin; tile < end; ++tile) work(tile, block, sums);
     });
   }
 }
@@ -166,7 +190,7 @@ void write(const LinearParams& params, const Product& product, const Place& plac
   const std::size_t count = product.outputs(tile);
   for (std::size_t row = block.first_row(); row < block.last_row(); ++row, sums += kTileOutputs) {
     const std::size_t at = row * place.stride + place.first + tile * kTileOutputs;
-    product.finish(tile, sums);
+    product.add_bias(tile, sums);
     if (params.residual != nullptr) {
       const float* const added = params.residual + at;
       for (std::size_t output = 0; output < count; ++output) sums[output] += added[output];
@@ -213,8 +237,8 @@ void gated(ThreadPool& pool, const GatedParams& params) {
     gate.sum(tile, block, sums);
     up.sum(tile, block, ups);
     for (std::size_t row = block.first_row(); row < block.last_row(); ++row) {
-      gate.finish(tile, sums);
-      up.finish(tile, ups);
+      gate.add_bias(tile, sums);
+      up.add_bias(tile, ups);
       let_through(sums, ups);
       std::copy_n(sums, gate.outputs(tile),
                   params.out + row * gate.out_features() + tile * kTileOutputs);

@@ -33,7 +33,7 @@ void accumulate_group(const char* weights, const std::uint32_t* x, std::size_t l
   for (std::size_t at = 0; at < lines; at += chains) {
     unroll<chains>([&](auto chain) {
       if (chain.at > 0 && at + chain.at == lines) return;
-      __builtin_prefetch(line + ahead, 0, 2);
+      __builtin_prefetch(line + ahead);
       Integers wide[vectors];
       unroll<vectors>([&](auto v) { wide[v.at] = V::widen(line + 2 * v.at * V::kWidth); });
       unroll<rows>([&](auto r) {
@@ -95,15 +95,9 @@ void accumulate_groups(const Panel& panel) {
   }
 }
 
-// The sums are in order as they are.
-template <typename V>
-void finish_groups(const float* sums, float* outputs) {
-  std::memmove(outputs, sums, kTileOutputs * sizeof(float));
-}
-
 template <typename V>
 PanelKernel group_kernel_of() {
-  return {V::kMaxRows, accumulate_groups<V>, finish_groups<V>};
+  return {V::kMaxRows, accumulate_groups<V>, XForm::groups};
 }
 
 }  // namespace aegaeon::ops

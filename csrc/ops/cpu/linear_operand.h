@@ -2,10 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
+#include "ops/cpu/linear_panel.h"
 #include "ops/cpu/panels.h"
 #include "ops/cpu/thread_pool.h"
-#include "ops/ops.h"
 
 namespace aegaeon::ops {
 
@@ -13,11 +14,17 @@ struct Operand {
   const float* x;  // [rows, in_features]
   std::size_t in_features;
   Panels panels;
+
+  std::size_t rows() const { return panels.first_row(panels.count()); }
 };
 
-// Lays the rows of each panel side by side, as Panel::x of a weight of `type` says: one panel
-// behind the other, each of as many words for a row as x_words says. What is returned is x itself
-// where that is it, else kept until the next call of the calling thread for the same kind of type.
-const void* pack_operand(ThreadPool& pool, const Operand& operand, WeightType type);
+using Word = std::uint32_t;
+
+// What pack_operand writes: none where x is as the kernels read it.
+std::size_t packed_words(const Operand& operand, XForm form);
+
+// Lays the rows of each panel side by side, as Panel::x of `form` says: one panel behind the other,
+// each of as many words for a row as x_words says. Returns `to`, or x itself where that is it.
+const void* pack_operand(ThreadPool& pool, const Operand& operand, XForm form, Word* to);
 
 }  // namespace aegaeon::ops

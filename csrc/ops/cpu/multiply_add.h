@@ -11,6 +11,7 @@ namespace aegaeon::ops {
 std::size_t baseline_multiply_adds(std::size_t rounds);
 std::size_t avx2_multiply_adds(std::size_t rounds);
 std::size_t avx512_multiply_adds(std::size_t rounds);
+std::size_t avx512_bf16_multiply_adds(std::size_t rounds);  // of pairs
 
 // Enough chains to hide an operation's latency, few enough for the registers; `V` is as in
 // linear_panel.h.

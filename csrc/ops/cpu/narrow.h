@@ -6,8 +6,9 @@
 
 namespace aegaeon::ops {
 
-// Rounds half to even; what is too large becomes infinity, NaNs stay NaNs.
-inline std::uint16_t narrow_bf16(float value) {
+// Static: files for other processors have copies of their own. Rounds half to even; what is too
+// large becomes infinity, NaNs stay NaNs.
+static inline std::uint16_t narrow_bf16(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const std::uint32_t rounded = (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16;

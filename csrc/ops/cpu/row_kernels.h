@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "ops/cpu/exp.h"
+#include "ops/cpu/narrow.h"
 #include "ops/ops.h"
 
 namespace aegaeon::ops {
@@ -15,6 +16,9 @@ namespace aegaeon::ops {
 struct RowKernels {
   // Rounds a group of x to 16 bits, zero beyond `count`, and returns its scale: see LinearParams.
   float (*quantize)(const float* x, std::size_t count, std::int16_t* out);
+  // Rounds x to bf16, `count` of them: the bits of a float each, or of two in a word.
+  void (*round)(const float* x, std::size_t count, std::uint32_t* out);
+  void (*round_pairs)(const float* x, std::size_t count, std::uint32_t* out);
   // gate = gate / (1 + exp(-gate)) * up, 32 each.
   void (*gate)(float* gate, const float* up);
 };
@@ -58,10 +62,24 @@ static inline float quantize_group(const float* x, std::size_t count, std::int16
   return scale;
 }
 
+static inline void round_row(const float* x, std::size_t count, std::uint32_t* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = std::uint32_t{narrow_bf16(x[i])} << 16;
+}
+
+static inline void round_row_pairs(const float* x, std::size_t count, std::uint32_t* out) {
+  for (std::size_t i = 0; i < count / 2; ++i) {
+    out[i] = narrow_bf16(x[2 * i]) | std::uint32_t{narrow_bf16(x[2 * i + 1])} << 16;
+  }
+}
+
 static inline void gate_tile(float* gate, const float* up) {
   for (std::size_t i = 0; i < kTileOutputs; ++i) {
     gate[i] = gate[i] / (1.0F + exp_float(-gate[i])) * up[i];
   }
+}
+
+static inline RowKernels row_kernels_here() {
+  return {quantize_group, round_row, round_row_pairs, gate_tile};
 }
 
 }  // namespace aegaeon::ops

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "ops/cpu/isa.h"
+#include "ops/cpu/kernel_choice.h"
 #include "ops/cpu/sampling_kernel.h"
 #include "ops/cpu/sampling_select.h"
 #include "ops/cpu/thread_pool.h"
@@ -14,20 +14,6 @@
 
 namespace aegaeon::ops {
 namespace {
-
-SamplingKernel kernel() {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512_sampling();
-    case Isa::avx2:
-      return avx2_sampling();
-    default:
-      break;
-  }
-#endif
-  return baseline_sampling();
-}
 
 // What a thread needs for a row; kept, as large as it ever was (aegaeon/memory/workspace.py).
 class RowSampler {
@@ -46,7 +32,7 @@ class RowSampler {
   std::size_t find_height(double share, double floor) const;
   void find_best(std::size_t count);
 
-  SamplingKernel kernel_ = kernel();
+  SamplingKernel kernel_ = sampling_kernels();
   const float* logits_ = nullptr;
   std::size_t count_ = 0;
   float high_ = 0;
@@ -57,7 +43,7 @@ class RowSampler {
 };
 
 bool RowSampler::read(const float* logits, std::size_t count) {
-  kernel_ = kernel();
+  kernel_ = sampling_kernels();
   logits_ = logits;
   count_ = count;
   highs_.resize(blocks_of(count, kHighBlock));

@@ -1,6 +1,7 @@
 #include "ops/cpu/step_plan.h"
 
 #include <algorithm>
+#include <cassert>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -109,8 +110,7 @@ Slot StepPlan::rotate(const View& x, std::size_t heads, const View& cos, const V
 
 Slot StepPlan::gated(const View& x, std::vector<BiasedMatrix> gate_up) {
   check_whole(x, "what is multiplied");
-  require(gate_up.size() == 2 && gate_up[0].matrix.out_features == gate_up[1].matrix.out_features,
-          "a gated projection has two parts of as many outputs");
+  assert(gate_up.size() == 2 && gate_up[0].matrix.out_features == gate_up[1].matrix.out_features);
   const std::size_t width = gate_up[0].matrix.out_features;
   return add(width, {x}, [x, gate_up = std::move(gate_up)](const Pass& pass, float* out) {
     ops::gated(pass.pool, {pass.of(x).first, pass.rows(x), x.width, gate_up.data(), out});

@@ -33,7 +33,6 @@ inline float widen_f16(std::uint16_t bits) {
   return float_of_bits(sign | positive);
 }
 
-// Of float tiles.
 template <WeightType type>
 float widen_at(const void* elements, std::size_t index) {
   if constexpr (type == WeightType::f32) {
@@ -42,6 +41,13 @@ float widen_at(const void* elements, std::size_t index) {
     const std::uint16_t bits = static_cast<const std::uint16_t*>(elements)[index];
     return type == WeightType::bf16 ? widen_bf16(bits) : widen_f16(bits);
   }
+}
+
+// Weight [output][k] of a tile of floats.
+template <WeightType type>
+float weight_at(const void* tile, std::size_t output, std::size_t k) {
+  constexpr std::size_t inputs = type == WeightType::bf16 ? 2 : 1;
+  return widen_at<type>(tile, (k / inputs * kTileOutputs + output) * inputs + k % inputs);
 }
 
 constexpr std::size_t kGroupLineBytes = 2 * kTileOutputs;
@@ -62,18 +68,19 @@ inline float dequantized(const void* tile, std::size_t output, std::size_t k) {
 // of a tile may be shorter.
 struct Step {
   std::size_t inputs;
-  std::size_t bytes;    // of the tile
-  std::size_t x_words;  // of four bytes, that a row of x takes beside it
+  std::size_t bytes;  // of the tile
 };
 
 constexpr Step step_of(WeightType type) {
   switch (type) {
     case WeightType::f32:
-      return {1, 4 * kTileOutputs, 1};
-    case WeightType::i8:
-      return {kGroupInputs, kGroupBytes, 1 + kGroupInputs / 2};
+      return {1, 4 * kTileOutputs};
+    case WeightType::bf16:
+      return {2, 4 * kTileOutputs};
+    case WeightType::f16:
+      return {1, 2 * kTileOutputs};
     default:
-      return {1, 2 * kTileOutputs, 1};
+      return {kGroupInputs, kGroupBytes};
   }
 }
 
@@ -84,12 +91,7 @@ constexpr std::size_t group_lines(std::size_t inputs) {
 
 constexpr std::size_t tile_bytes(WeightType type, std::size_t inputs) {
   return type == WeightType::i8 ? group_lines(inputs) * kGroupLineBytes
-                                : inputs * step_of(type).bytes;
-}
-
-// What a row of x takes: a scale and pairs of 16 bits for each group, or plain floats.
-constexpr std::size_t x_words(WeightType type, std::size_t inputs) {
-  return type == WeightType::i8 ? group_lines(inputs) : inputs;
+                                : inputs / step_of(type).inputs * step_of(type).bytes;
 }
 
 }  // namespace aegaeon::ops
