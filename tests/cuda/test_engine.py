@@ -1,6 +1,8 @@
 """Models on cuda:0 to the end, where this host stands in for the device: its memory and copies by a
 stand-in for the runtime, its kernels on their emulation, torch's products on the CPU."""
 
+import json
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from aegaeon.engine.shared import Compute
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.models.references import resolve
 from aegaeon.types import Load, Loaded, SamplingParams
+from benchmark import cuda_copies
 from tests.support.checkpoints import make_checkpoint
 from tests.support.cuda_stand_in import EAGER, cuda_device, host_view
 from tests.support.decoder import make_request
@@ -153,3 +156,9 @@ def _has_device():
         return _native.count_cuda_devices() > 0
     except DeviceError:
         return False
+
+
+def test_the_benchmark_of_copies_runs(emulated, capsys):
+    cuda_copies.main(["--quick", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["unit"] for row in rows] == ["GB/s"] * 4 and all(row["ours"] > 0 for row in rows)
