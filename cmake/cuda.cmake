@@ -24,20 +24,30 @@ endif()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+# nvcc of the wheels looks for libraries where they have none.
+get_filename_component(cuda_bin ${CMAKE_CUDA_COMPILER} DIRECTORY)
+if(NOT EXISTS ${cuda_bin}/../lib64)
+  string(APPEND CMAKE_CUDA_FLAGS " -L${cuda_bin}/../lib")
+endif()
 enable_language(CUDA)
-find_package(CUDAToolkit REQUIRED)
+# Not find_package(CUDAToolkit): it asks for a shared runtime, which we do without.
+find_library(AEGAEON_CUDART cudart_static
+  HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${cuda_bin}/../lib64 ${cuda_bin}/../lib REQUIRED)
+find_package(Threads REQUIRED)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cpp csrc/ops/cuda/*.cpp)
 file(GLOB cuda_kernels CONFIGURE_DEPENDS csrc/ops/cuda/*.cu)
 add_library(aegaeon_cuda STATIC ${cuda_sources} ${cuda_kernels})
 # What the C++ compiler warns of is for our C++ sources; nvcc's own output would not pass.
 target_include_directories(aegaeon_cuda PUBLIC csrc)
-target_include_directories(aegaeon_cuda SYSTEM PUBLIC ${CUDAToolkit_INCLUDE_DIRS})
+target_include_directories(aegaeon_cuda SYSTEM PUBLIC
+  ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 set_source_files_properties(${cuda_sources} PROPERTIES COMPILE_OPTIONS
   "-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wold-style-cast;-Werror")
 # No spill and no local memory; no sum is fused that another kernel of the same rows has not.
 target_compile_options(aegaeon_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Werror;\
 all-warnings;SHELL:-Xptxas -warn-spills,-warn-lmem-usage,-Werror>")
 target_compile_definitions(aegaeon_cuda PUBLIC AEGAEON_CUDA)
-target_link_libraries(aegaeon_cuda PUBLIC CUDA::cudart_static)
+target_link_libraries(aegaeon_cuda PUBLIC
+  ${AEGAEON_CUDART} Threads::Threads ${CMAKE_DL_LIBS} rt)
 set(AEGAEON_HAS_CUDA ON)
