@@ -58,7 +58,7 @@ MUTANTS = {
     ),
     "the block behind is read": (
         *(ATTEND, ADDRESS),
-        Mutant(CALL, "blocks[position / kBlock]", "blocks[(position + 1) / kBlock]"),
+        Mutant(CALL, "first_block + position / kBlock", "first_block + position / kBlock + 1"),
     ),
     "a split is joined that was not made": (
         *(ATTEND, ADDRESS),

@@ -85,24 +85,32 @@ __device__ __forceinline__ void fetch_step(const TileOfHead& at, int first, T* k
   using L = Layout<T, head_dim>;
   const int threads = static_cast<int>(blockDim.x);
   constexpr int kChunks = head_dim / L::kChunk;
-  constexpr int kBlock = static_cast<int>(kBlockTokens);
+  constexpr int kBlock = static_cast<int>(kBlockTokens), kBlocks = L::kStep / kBlock;
   const LayerPages& kv = at.call.kv;
-  const std::int32_t* const blocks = at.call.blocks + at.tile.first_block;
   const std::size_t page = kv.first_page + static_cast<std::size_t>(at.kv_head);
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < L::kStep * kChunks; i += threads) {
-    const int token = i / kChunks, element = i % kChunks * L::kChunk, position = first + token;
-    const bool is_there = position < at.tokens();
-    const std::size_t block =
-        is_there ? static_cast<std::size_t>(blocks[position / kBlock]) : std::size_t{0};
-    const std::size_t row =
-        (block + page) * kBlockTokens + static_cast<std::size_t>(position % kBlock);
-    const T* const from =
-        static_cast<const T*>(kv.pages) + (row * head_dim + static_cast<std::size_t>(element));
-    const int to = token * L::kRow + element;
-    copy_async(keys + to, is_there ? from : static_cast<const T*>(kv.pages), is_there);
-    const T* const value = from + kv.kv_heads * kBlockTokens * head_dim;
-    copy_async(values + to, is_there ? value : static_cast<const T*>(kv.pages), is_there);
+  // All blocks' ids first: nobody waits for one between two copies.
+  std::int32_t ids[kBlocks];
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const int position = first + block * kBlock;
+    ids[block] = 0;
+    if (position < at.tokens()) {
+      ids[block] = at.call.blocks[at.tile.first_block + position / kBlock];
+    }
+  }
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const std::size_t row = (static_cast<std::size_t>(ids[block]) + page) * kBlockTokens;
+    const T* const keys_page = static_cast<const T*>(kv.pages) + row * head_dim;
+    const T* const values_page = keys_page + kv.kv_heads * kBlockTokens * head_dim;
+    for (int i = static_cast<int>(threadIdx.x); i < kBlock * kChunks; i += threads) {
+      const int token = i / kChunks, element = i % kChunks * L::kChunk;
+      const bool is_there = first + block * kBlock + token < at.tokens();
+      const int from = token * head_dim + element;
+      const int to = (block * kBlock + token) * L::kRow + element;
+      copy_async(keys + to, keys_page + from, is_there);
+      copy_async(values + to, values_page + from, is_there);
+    }
   }
 }
 
