@@ -25,7 +25,7 @@ from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, escape
 from aegaeon.memory.budget import check_room, lay_out
-from aegaeon.memory.machine import measure_copy, measure_disk, read_machine
+from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
 from aegaeon.models.hub import pull
 from aegaeon.models.references import (
@@ -303,13 +303,13 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
 def _plan(settings: Settings, as_json: bool) -> None:
     """Print what `serve` would do with memory. Downloads, starts and leaves nothing."""
     if settings.device == "null":
-        raise ConfigError("the null device holds no bytes; plan for --device cpu or staged")
+        raise ConfigError("the null device holds no bytes; plan for another --device")
     for reference in settings.models:
         target = split_reference(reference)[1]
         if locate(target, settings.models_dir) is None:
             raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
     specs = served_models(settings)
-    machine = read_machine(removable_files(settings))
+    machine = with_device(read_machine(removable_files(settings)), settings)
     node = lay_out(settings, specs, machine)
     check_room(node, specs, machine)
     plan = make_plan(settings, specs, node, machine, Probes(measure_disk, measure_copy))

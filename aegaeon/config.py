@@ -33,6 +33,7 @@ KvDtype = Literal["auto", StoredKv]
 Activations = Literal["float32", "bfloat16"]
 ActivationDtype = Literal["auto", Activations]
 
+DEVICE = re.compile(r"cpu|staged|null|cuda:(?P<number>[0-9]{1,3})")
 # It becomes part of file names and keys.
 DOMAIN = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?")
 
@@ -70,8 +71,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefill_count: Annotated[int, _doc("instances that prefill and hand over", ge=0)] = 0
     decode_count: Annotated[int, _doc("instances that decode what is handed over", ge=0)] = 0
     device: Annotated[
-        Literal["cpu", "staged", "null"],
-        _doc("what instances compute on (staged: with memory of its own; null: no model)"),
+        str,
+        _doc(
+            "what instances compute on: cpu, cuda:0 and so on, staged (the CPU with memory of its "
+            "own), null (no model)"
+        ),
     ] = "cpu"
     threads_per_instance: Annotated[
         int, _doc("compute threads of an instance (0: processors shared out)", ge=0, le=1024)
@@ -104,7 +108,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0.0
     device_memory_gb: Annotated[
         float,
-        _doc("memory of a staged device, weights and KV, GB (0: 25 %, shared out)", ge=0),
+        _doc(
+            "a device's own memory, weights and KV, GB (0: 90 % of what a cuda device has, 25 % of "
+            "the host's for staged; shared out)",
+            ge=0,
+        ),
     ] = 0.0
     link_gb_per_s: Annotated[
         float, _doc("copy rate to and from a staged device (0: as fast as memory goes)", ge=0)
@@ -140,6 +148,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def domain_name(self) -> str:
         """The shared-memory domain: as set, else one per port."""
         return self.domain or f"port-{self.port}"
+
+    @property
+    def cuda_number(self) -> int | None:
+        """The N of device cuda:N."""
+        return int(self.device[5:]) if self.device.startswith("cuda:") else None
+
+    @property
+    def has_own_memory(self) -> bool:
+        """Whether devices have memory of their own, to which weights and KV are copied."""
+        return self.device == "staged" or self.cuda_number is not None
 
     @property
     def stored_kv(self) -> StoredKv:
@@ -204,6 +222,11 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
         raise ConfigError(
             f"domain {settings.domain!r} must be at most 100 letters, digits, '.', '_' or '-', "
             "and not begin with '.'; choose another name"
+        )
+    if not DEVICE.fullmatch(settings.device):
+        raise ConfigError(
+            f"device {settings.device!r} is none; give cpu, staged, null, or cuda:N (cuda:0 is the "
+            "first)"
         )
     _check_roles(settings)
     return settings

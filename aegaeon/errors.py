@@ -169,6 +169,12 @@ class StaleIncarnation(AegaeonError):
     code = "stale_incarnation"
 
 
+class DeviceError(AegaeonError):
+    """A device that is not there, or that has failed."""
+
+    code = "device_error"
+
+
 class CopyError(AegaeonError):
     """A copy engine that cannot start its threads, has been closed, or was lost in a fork."""
 

@@ -20,7 +20,7 @@ from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.memory.budget import settle
-from aegaeon.memory.machine import read_machine
+from aegaeon.memory.machine import read_machine, with_device
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
@@ -81,7 +81,9 @@ class Supervisor:
         self._claim = claim_domain(self._settings)
         try:
             # Only now is the memory free again that servers which died had filled.
-            self._settings = settle(self._settings, self._specs, read_machine())
+            self._settings = settle(
+                self._settings, self._specs, with_device(read_machine(), self._settings)
+            )
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
         except BaseException:

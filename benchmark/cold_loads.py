@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from aegaeon._native import WeightCache
 from aegaeon.memory.budget import READER_THREADS
+from aegaeon.memory.host_model import Reading
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.types import ModelSpec
@@ -54,7 +55,7 @@ class OurLoad:
 
     def __call__(self) -> float:
         cache = self._open()
-        source = WeightSource(cache, (self._spec,), READER_THREADS, Traffic())
+        source = WeightSource(cache, (self._spec,), Reading(READER_THREADS, Traffic()))
         try:
             start = time.perf_counter()
             host = source.open(self._spec.id)

@@ -22,6 +22,7 @@ hypothesis.settings.load_profile("untimed")
 LONG = (
     "native/test_ops_sanitizers",
     *(f"end_to_end/test_{name}" for name in ("split_roles", "kills", "deaths")),
+    *("cuda/test_kernel_faults", "cuda/test_compiled", "cuda/test_attend", "cuda/test_copies"),
     *("native/test_sanitizers", "end_to_end/", "scheduler/test_policies", "benchmark/"),
 )
 

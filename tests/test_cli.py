@@ -75,7 +75,7 @@ def test_each_command_describes_itself():
         (["--port", "eighty"], "--port must be of type int"),
         (["--port", "70000"], "port"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
-        (["--device", "tpu"], "invalid choice"),
+        (["--device", "tpu"], "give cpu, staged, null, or cuda:N"),
         (
             ["--models", "a", "--colocated-count", "0", "--prefill-count", "1"],
             "no instance decodes",

@@ -127,3 +127,14 @@ def test_threads_have_an_upper_bound():
     assert check_settings({"threads_per_instance": 1024}).threads_per_instance == 1024
     with pytest.raises(ConfigError, match=r"<= 1024.*threads_per_instance"):
         check_settings({"threads_per_instance": 1025})
+
+
+def test_devices_are_known_by_their_names():
+    assert check_settings({"device": "cuda:12"}).cuda_number == 12
+    numbers = [check_settings({"device": name}).cuda_number for name in ("cpu", "staged")]
+    assert numbers == [None, None]
+    owns = {name: check_settings({"device": name}).has_own_memory for name in ("cpu", "cuda:0")}
+    assert owns == {"cpu": False, "cuda:0": True}
+    for wrong in ("cuda", "cuda:", "cuda:-1", "cuda:x", "CPU", ""):
+        with pytest.raises(ConfigError, match="give cpu, staged, null, or cuda:N"):
+            check_settings({"device": wrong})

@@ -8,6 +8,7 @@ One module at run time; described here by area.
 """
 
 from aegaeon._native.copies import *
+from aegaeon._native.cuda import *
 from aegaeon._native.limits import *
 from aegaeon._native.memory import *
 from aegaeon._native.ops import *

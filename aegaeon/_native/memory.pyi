@@ -196,6 +196,9 @@ class Eviction:
     time_s: float  # since the epoch
     pid: int  # who evicted it
 
+class DeviceBytes:
+    """Memory that a device, and not this processor, reads and writes."""
+
 @final
 class KvPool:
     """One client of a pool of KV blocks: an arena of slabs, each cut into blocks of one shape.
@@ -213,8 +216,10 @@ class KvPool:
         shapes: Sequence[tuple[int, int, int]],
         quota_bytes: int,
         address: int = 0,
+        device: DeviceBytes | None = None,
     ) -> KvPool:
-        """Make a pool of (slab bytes, slab count) in memory of our own, or zeroed at `address`."""
+        """Make a pool of (slab bytes, slab count) in memory of our own, or zeroed at `address`;
+        with `device`, that address is in its memory, which the pool keeps."""
 
     @staticmethod
     def open_shared(

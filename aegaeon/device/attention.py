@@ -10,9 +10,14 @@ class AttentionPlan:
 
     def __init__(self, kv: KvView) -> None:
         self.kv = kv  # keeps the pages alive
-        shape = kv.shape
-        self.rows = _native.PagedRows(
-            (kv.pages.data_ptr(), len(kv.pages), TYPE_CODES[shape.dtype]),
-            (shape.layers, shape.kv_heads, shape.head_dim),
-            [(part.first_row, part.rows, part.start, part.blocks) for part in kv.sequences],
-        )
+        self.rows = paged_rows(kv)
+
+
+def paged_rows(kv: KvView) -> _native.PagedRows:
+    """Return the rows of a pass as native operators take them; `kv` keeps the pages."""
+    shape = kv.shape
+    return _native.PagedRows(
+        (kv.pages.data_ptr(), len(kv.pages), TYPE_CODES[shape.dtype]),
+        (shape.layers, shape.kv_heads, shape.head_dim),
+        [(part.first_row, part.rows, part.start, part.blocks) for part in kv.sequences],
+    )

@@ -6,7 +6,7 @@ from aegaeon.config import Settings
 from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_place import InPlaceKv
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import decoders_on, open_parts
+from aegaeon.engine.shared import Compute, decoders_on, open_parts
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.in_place import InPlaceWeights
 from aegaeon.types import ModelSpec
@@ -20,7 +20,7 @@ def open_cpu_engine(
 ) -> ModelEngine:
     """Return the engine. Raises what `open_parts` raises."""
     with ExitStack() as owned:
-        parts = open_parts(settings, specs, regions, owned)
+        parts = open_parts(settings, specs, regions, owned, Compute())
         weights = InPlaceWeights(parts.source, decoders_on(parts.device))
         costs = SwapCosts(parts.traffic)
         parts.pool.back_ahead(AHEAD_BYTES)

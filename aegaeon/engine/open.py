@@ -17,9 +17,9 @@ def open_engine(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regio
     """Return the engine for `settings.device` serving `specs`; it joins `regions` or makes them.
 
     Removing the regions is the business of who named them. Raises BudgetTooSmall, RegionError,
-    RegionMismatch.
+    RegionMismatch, DeviceError.
     """
-    return OPENERS[settings.device](settings, specs, regions)
+    return OPENERS[settings.device.partition(":")[0]](settings, specs, regions)
 
 
 def _open_null(_: Settings, specs: tuple[ModelSpec, ...], __: Regions) -> Engine:
@@ -37,4 +37,11 @@ def _open_staged(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regi
     return opener(settings, specs, regions)
 
 
-OPENERS: dict[str, Opener] = {"cpu": _open_cpu, "staged": _open_staged, "null": _open_null}
+def _open_cuda(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> Engine:
+    opener = cast(Opener, import_module("aegaeon.engine.cuda").open_cuda_engine)
+    return opener(settings, specs, regions)
+
+
+OPENERS: dict[str, Opener] = {
+    "cpu": _open_cpu, "staged": _open_staged, "cuda": _open_cuda, "null": _open_null
+}  # fmt: skip

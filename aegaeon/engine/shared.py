@@ -1,7 +1,7 @@
 """What every engine that computes is opened with: its device, and what the engines of a node share,
 the weight cache and the KV pool."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,13 +14,16 @@ from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import BudgetTooSmall, ConfigError
+from aegaeon.memory.area import Pins
 from aegaeon.memory.budget import READER_THREADS, Budgets, choose_budgets, least_tokens
+from aegaeon.memory.host_model import Reading
 from aegaeon.memory.kv import KvPool, KvShape, blocks_for
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import Build
 from aegaeon.models.config import read_config
 from aegaeon.models.layers import Decoder
+from aegaeon.models.packing import Layout
 from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId, ModelSpec
 
@@ -32,39 +35,9 @@ DTYPES: dict[StoredKv | Activations, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What an engine is made of on any device; `traffic` is what the source counts."""
-
-    budgets: Budgets
-    device: CpuDevice
-    shapes: dict[ModelId, KvShape]
-    traffic: Traffic
-    source: WeightSource
-    pool: KvPool
-
-
-def open_parts(
-    settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions, owned: ExitStack
-) -> Parts:
-    """Open what an engine of `specs` needs; `owned` closes it. Raises BudgetTooSmall, ConfigError,
-    RegionError, RegionMismatch, and what reading a config.json raises."""
-    budgets = choose_budgets(settings, specs)
-    device = open_device(settings, budgets)
-    shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
-    check_types(specs, shapes, settings)
-    traffic = Traffic()
-    source = open_source(specs, budgets, regions, traffic)
-    owned.callback(source.close)
-    pool = open_kv_pool(settings, budgets, shapes, regions)
-    owned.callback(pool.close)
-    check_capacity(pool, specs, shapes)
-    return Parts(budgets, device, shapes, traffic, source, pool)
-
-
-def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
-    """Return what computes. Raises ConfigError for instructions that this processor lacks, and for
-    more threads than the system gives.
+def open_cpu(settings: Settings, budgets: Budgets) -> CpuDevice:
+    """Return the CPU as what computes. Raises ConfigError for instructions that this processor
+    lacks, and for more threads than the system gives.
 
     The device's threads are all that compute: torch, which only allocates and shapes, has none of
     its own from here on. Its workers would look for work for milliseconds after each operator.
@@ -83,12 +56,50 @@ def open_device(settings: Settings, budgets: Budgets) -> CpuDevice:
         ) from None
 
 
-def open_source(
-    specs: tuple[ModelSpec, ...], budgets: Budgets, regions: Regions, traffic: Traffic
-) -> WeightSource:
-    """Join the node's weight cache. Raises RegionError, RegionMismatch."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of on any device; `traffic` is what the source counts."""
+
+    budgets: Budgets
+    device: Device
+    shapes: dict[ModelId, KvShape]
+    traffic: Traffic
+    source: WeightSource
+    pool: KvPool
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """What computes, and how the node's memory is to suit it: the layout of matrices, and who locks
+    what a device copies from."""
+
+    open: Callable[[Settings, Budgets], Device] = open_cpu
+    layout: Layout = "tiles"
+    pins: Pins | None = None
+
+
+def open_parts(
+    settings: Settings,
+    specs: tuple[ModelSpec, ...],
+    regions: Regions,
+    owned: ExitStack,
+    compute: Compute,
+) -> Parts:
+    """Open what an engine of `specs` needs; `owned` closes it. Raises BudgetTooSmall, ConfigError,
+    RegionError, RegionMismatch, and what reading a config.json or opening the device raises."""
+    budgets = choose_budgets(settings, specs)
+    device = compute.open(settings, budgets)
+    shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
+    check_types(specs, shapes, settings)
+    traffic = Traffic()
     cache = WeightCache.open_or_create(regions.weights, budgets.weight_bytes)
-    return WeightSource(cache, specs, READER_THREADS, traffic)
+    reading = Reading(READER_THREADS, traffic, compute.pins)
+    source = WeightSource(cache, specs, reading, compute.layout)
+    owned.callback(source.close)
+    pool = open_kv_pool(settings, budgets, shapes, regions)
+    owned.callback(pool.close)
+    check_capacity(pool, specs, shapes)
+    return Parts(budgets, device, shapes, traffic, source, pool)
 
 
 def open_kv_pool(settings: Settings, budgets: Budgets, shapes: Shapes, regions: Regions) -> KvPool:

@@ -1,6 +1,7 @@
 """A device's memory for weights: one allocation up front, in which models come, go and move.
 
-`Layout` says which bytes are whose and touches none; `Arena` is a layout with memory in this host.
+`Layout` says which bytes are whose and touches none; `Arena` is a layout with memory behind it,
+this host's unless it is given another.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import ctypes
 import errno
 import mmap
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -171,28 +173,54 @@ class Layout:
             to += place.end - place.offset
 
 
-class Arena(Layout):
-    """A layout with memory of this host behind it, which is there from the start."""
+class Memory(Protocol):
+    """What an arena lies in; for as long as that lives."""
 
-    def __init__(self, capacity_bytes: int) -> None:
+    @property
+    def address(self) -> int:
+        """Where it begins, as copies count."""
+
+    def part(self, offset: int, size_bytes: int) -> Any:
+        """Return some of its bytes, as a buffer or a tensor [bytes] uint8."""
+
+
+class HostMemory:
+    """Memory of this host's, which is there from the start."""
+
+    def __init__(self, size_bytes: int) -> None:
         """Map and touch all of it. Raises BudgetTooSmall when the system has not as much."""
-        super().__init__(capacity_bytes)
-        if self.capacity_bytes <= 0:
-            raise BudgetTooSmall(f"an arena of {capacity_bytes} bytes is none; give it {ALIGNMENT}")
         try:
-            self._memory = mmap.mmap(-1, self.capacity_bytes, flags=mmap.MAP_PRIVATE)
+            self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE)
             _populate(self._memory)
         except (OSError, OverflowError) as error:
             raise BudgetTooSmall(
-                f"the system has no {self.capacity_bytes} bytes for a device's arena ({error}); "
-                f"give it less"
+                f"the system has no {size_bytes} bytes for a device's arena ({error}); give it less"
             ) from error
-        self.view = memoryview(self._memory)
+        self._view = memoryview(self._memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
-    def bytes_of(self, place: Place) -> memoryview:
-        """Return the place's bytes, writable; they are its model's until it is freed or moved."""
-        return self.view[place.offset : place.offset + place.size_bytes]
+    def part(self, offset: int, size_bytes: int) -> memoryview:
+        """Return some of its bytes, writable."""
+        return self._view[offset : offset + size_bytes]
+
+
+class Arena(Layout):
+    """A layout with memory behind it."""
+
+    def __init__(self, capacity_bytes: int, memory: Memory | None = None) -> None:
+        """Lie in `memory`, of at least as many bytes; without one, in this host's, all of which is
+        there from the start. Raises BudgetTooSmall when the system has not as much."""
+        super().__init__(capacity_bytes)
+        if self.capacity_bytes <= 0:
+            raise BudgetTooSmall(f"an arena of {capacity_bytes} bytes is none; give it {ALIGNMENT}")
+        self._memory = HostMemory(self.capacity_bytes) if memory is None else memory
+        self.address = self._memory.address
+        self.view = self._memory.part(0, self.capacity_bytes)
+
+    def bytes_of(self, place: Place) -> Any:
+        """Return the place's bytes, a buffer or a tensor; they are its model's until it is freed or
+        moved."""
+        return self._memory.part(place.offset, place.size_bytes)
 
     def segments(self, moves: Sequence[Move]) -> list[tuple[int, int, int]]:
         """Return the moves as one copy's segments: to address, from address, bytes."""

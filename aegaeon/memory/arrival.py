@@ -156,6 +156,9 @@ class Arrival:
         with self._changed:
             self._failure = failure
             self._changed.notify_all()
+        # The host's memory is about to be let go: nobody reads there any more.
+        for part in self._parts:
+            part.ticket.cancel()
 
     def _copy_as_it_comes(self) -> None:
         stages = 0

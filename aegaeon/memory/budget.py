@@ -11,7 +11,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
-from aegaeon.memory.machine import Machine, read_machine
+from aegaeon.memory.machine import Machine, read_machine, with_device
 from aegaeon.memory.workspace import sampling_bytes
 from aegaeon.types import ModelSpec
 
@@ -19,6 +19,8 @@ from aegaeon.types import ModelSpec
 WEIGHT_SHARE = 0.6
 KV_SHARE = 0.1
 DEVICE_SHARE = 0.25
+# Of the memory of a device itself; the rest is for its driver, torch's products and activations.
+CUDA_SHARE = 0.9
 # The least a sequence is good for: a prompt and an answer of a few sentences.
 LEAST_SEQUENCE_TOKENS = 256
 # Times that a chosen quota holds: slabs of one size for all models leave some of it unused.
@@ -32,6 +34,9 @@ READER_SLICES = 2
 # Copies between host and device; a chunk of each thread is on its way.
 COPY_THREADS = 1
 COPY_CHUNK_BYTES = 1 << 20
+# By a CUDA device itself: long enough that a call for each costs nothing.
+CUDA_CHUNK_BYTES = 4 << 20
+CUDA_STAGE_CHUNKS = 6  # csrc/cuda/copies.h
 # Interpreter and libraries of a process (measured: 150 MB with torch).
 PROCESS_BYTES = 200_000_000
 # The table, the mailboxes, and the directories of cache and pool.
@@ -49,7 +54,8 @@ class Budgets(msgspec.Struct, frozen=True):
     """What one instance may use.
 
     `weight_bytes` are those of the node's cache, which all instances share; `kv_bytes` its quota of
-    the node's pool. The device areas exist on `staged` alone, in memory of the instance's own.
+    the node's pool. The device areas are in the device's own memory, `staged` has them in this
+    host's (`is_device_in_host`).
     """
 
     weight_bytes: int
@@ -59,6 +65,7 @@ class Budgets(msgspec.Struct, frozen=True):
     device_kv_bytes: int = 0
     stage_bytes: int = 0
     workspace_bytes: int = 0
+    is_device_in_host: bool = True
 
     @property
     def device_bytes(self) -> int:
@@ -68,7 +75,8 @@ class Budgets(msgspec.Struct, frozen=True):
     @property
     def private_bytes(self) -> int:
         """Bytes that are in no shared memory, its process included."""
-        return self.device_bytes + self.stage_bytes + self.workspace_bytes + PROCESS_BYTES
+        device = self.device_bytes if self.is_device_in_host else 0
+        return device + self.stage_bytes + self.workspace_bytes + PROCESS_BYTES
 
 
 class NodeBudget(msgspec.Struct, frozen=True):
@@ -128,7 +136,11 @@ def choose_budgets(
 
     Whether the machine has room is not asked: what other instances hold already would count twice.
     """
-    return lay_out(settings, specs, machine or read_machine()).instance
+    if machine is None:
+        machine = read_machine()
+        if not settings.device_memory_gb:
+            machine = with_device(machine, settings)
+    return lay_out(settings, specs, machine).instance
 
 
 def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> NodeBudget:
@@ -137,25 +149,30 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     A share holds at least the largest model or one sequence, even where there is no room for it:
     `check_room` says so then. Raises BudgetTooSmall with the numbers when what is set holds less.
     """
-    is_staged = settings.device == "staged"
-    stage, workspace = _stage_bytes(is_staged), workspace_bytes(settings, specs)
+    settings = _with_device_share(settings, machine)
+    has_own, is_in_host = settings.has_own_memory, settings.cuda_number is None
+    stage, workspace = _stage_bytes(settings), workspace_bytes(settings, specs)
     private_bytes = stage + workspace + PROCESS_BYTES
     memory_room = int((1 - HEADROOM_SHARE) * machine.memory_bytes) - (
         SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes
     )
     parts = _parts(settings, specs, machine)
     shared_room = machine.shared_free_bytes - SHARED_RESERVE_BYTES
-    cache_bytes, kv_bytes, device_bytes = _fit(parts, _largest(specs), shared_room, memory_room)
-    if is_staged:
+    # What the host has no part in must not count against its room.
+    elsewhere = 0 if is_in_host else settings.instance_count * round(settings.device_memory_gb * GB)
+    rooms = shared_room, memory_room + elsewhere
+    cache_bytes, kv_bytes, device_bytes = _fit(parts, _largest(specs), *rooms)
+    if has_own:
         _check_device(device_bytes, kv_bytes, specs)
     budgets = Budgets(
         weight_bytes=cache_bytes,
         kv_bytes=kv_bytes,
         threads=compute_threads(settings),
-        device_weight_bytes=device_bytes - kv_bytes if is_staged else 0,
-        device_kv_bytes=kv_bytes if is_staged else 0,
+        device_weight_bytes=device_bytes - kv_bytes if has_own else 0,
+        device_kv_bytes=kv_bytes if has_own else 0,
         stage_bytes=stage,
         workspace_bytes=workspace,
+        is_device_in_host=is_in_host,
     )
     check_budgets(budgets, specs)
     return NodeBudget(settings.instance_count, budgets)
@@ -184,13 +201,13 @@ def _parts(
     count = settings.instance_count
     kv_share = KV_SHARE * machine.memory_bytes / count
     least_kv = LEAST_SEQUENCES * _least_kv(specs)
-    if settings.device == "staged" and settings.device_memory_gb:
+    if settings.has_own_memory and settings.device_memory_gb:
         # A device that is set small is not to be filled with KV alone, nor over the largest model.
         device_bytes = settings.device_memory_gb * GB
         beside = int(device_bytes - _largest(specs)) // PAGE_BYTES * PAGE_BYTES
         least_kv = min(least_kv, max(_least_kv(specs), beside))
         kv_share = min(kv_share, KV_SHARE / DEVICE_SHARE * device_bytes, max(0, beside))
-    device_share = DEVICE_SHARE * machine.memory_bytes / count if settings.device == "staged" else 0
+    device_share = DEVICE_SHARE * machine.memory_bytes / count if settings.has_own_memory else 0
     return (
         _Part(settings.model_cache_budget_gb, WEIGHT_SHARE * machine.memory_bytes, _largest(specs)),
         _Part(settings.kv_budget_gb, kv_share, least_kv, count),
@@ -256,9 +273,20 @@ def _sequence_bytes(spec: ModelSpec) -> int:
     return least_tokens(spec) * spec.kv_token_bytes
 
 
-def _stage_bytes(is_staged: bool) -> int:
+def _stage_bytes(settings: Settings) -> int:
     reading = READER_THREADS * (READER_CHUNK_BYTES + READER_SLICES * READER_SLICE_BYTES)
-    return reading + (COPY_THREADS * COPY_CHUNK_BYTES if is_staged else 0)
+    if settings.cuda_number is not None:
+        return reading + CUDA_STAGE_CHUNKS * CUDA_CHUNK_BYTES
+    return reading + (COPY_THREADS * COPY_CHUNK_BYTES if settings.has_own_memory else 0)
+
+
+def _with_device_share(settings: Settings, machine: Machine) -> Settings:
+    """Return the settings with the memory of a CUDA device chosen where it was left open."""
+    if settings.cuda_number is None or settings.device_memory_gb:
+        return settings
+    share = int(CUDA_SHARE * machine.device_bytes / settings.instance_count)
+    chosen = share // PAGE_BYTES * PAGE_BYTES / GB
+    return msgspec.structs.replace(settings, device_memory_gb=chosen)
 
 
 def workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> int:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aegaeon._native import CachedModel
@@ -19,6 +20,7 @@ from aegaeon.errors import (
     LoadStalled,
     WeightsEvicted,
 )
+from aegaeon.memory.area import Pins
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.packing import PackPlan
 from aegaeon.models.stages import Stages
@@ -60,18 +62,31 @@ def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How models get into this process: `threads` read a file, `traffic` counts what that comes to,
+    `pins` lock what is in for a device that copies from there."""
+
+    threads: int
+    traffic: Traffic
+    pins: Pins | None = None
+
+
 class HostModel:
     """One model in the cache, mapped by this process. Its bytes stay put while it is pinned."""
 
     def __init__(
-        self, model: ModelId, plan: PackPlan, cached: CachedModel, readers: int, traffic: Traffic
+        self, model: ModelId, plan: PackPlan, cached: CachedModel, reading: Reading
     ) -> None:
-        """Take over `cached`; `readers` threads read the files if that falls to this process."""
+        """Take over `cached`, which is read as `reading` says if that falls to this process."""
         self.model = model
         self.plan = plan
         self.memory = cached
-        self._readers = readers
-        self._traffic = traffic
+        self._readers = reading.threads
+        self._traffic = reading.traffic
+        self._pins = reading.pins
+        self._pinning = threading.Lock()
+        self._is_pinned = False
         self._is_whole = False
         self._give_up_s = time.monotonic() + STAGE_S  # on the first stages
         self._is_interrupted = False
@@ -172,6 +187,10 @@ class HostModel:
             self._arrival.join(END_S)
             if self._arrival.is_alive():
                 log.warning("a read does not end, its disk hangs model=%s", self.model)
+        with self._pinning:
+            if self._is_pinned and self._pins is not None:
+                self._is_pinned = False
+                self._pins.unpin(self.memory.address)
         self.memory.close()
 
     def _told(self, failure: Exception) -> AegaeonError:
@@ -209,6 +228,7 @@ class HostModel:
                 self._traffic.add("disk", self.plan.load_plan.file_bytes, took_s)
             elif self.memory.stages_done >= self.plan.stages:
                 self.memory.populate()
+            self._pin()
         except LoadCancelled as error:
             # Whoever else awaits a stage takes the load over.
             log.debug("not loaded model=%s error=%s", self.model, error)
@@ -223,3 +243,11 @@ class HostModel:
             self._failure = error
         finally:
             self._is_loading = False
+
+    def _pin(self) -> None:
+        """Once it is whole: until `close`, so that the device's later copies need no stage."""
+        if self._pins is None or self.memory.stages_done < self.plan.stages:
+            return
+        with self._pinning:
+            if not self._is_interrupted:
+                self._is_pinned = self._pins.pin(self.memory.address, self.memory.size_bytes)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from aegaeon import _native
+from aegaeon.config import Settings
 from aegaeon.errors import CheckpointError, ConfigError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -29,11 +31,13 @@ COPY_PROBE_RUNS = 3
 
 class Machine(msgspec.Struct, frozen=True):
     """What all processes of a node share: `shared_free_bytes` are those of /dev/shm, `unused_bytes`
-    those of memory that nobody uses now; shares are not made of these, which come and go."""
+    those of memory that nobody uses now; shares are not made of these, which come and go.
+    `device_bytes` are those of a device that has memory of its own, where they were asked for."""
 
     memory_bytes: int
     shared_free_bytes: int
     unused_bytes: int = sys.maxsize
+    device_bytes: int = 0
 
 
 class DiskRate(msgspec.Struct, frozen=True):
@@ -62,6 +66,15 @@ def read_machine(own_files: Iterable[Path] = (), directory: Path = SHARED_MEMORY
         return Machine(memory_bytes, memory_bytes, unused_bytes)
     free_bytes = space.f_bavail * space.f_frsize
     return Machine(memory_bytes, free_bytes + own_bytes, unused_bytes)
+
+
+def with_device(machine: Machine, settings: Settings) -> Machine:
+    """Return `machine` with the memory of the device that the settings name. Raises DeviceError
+    when there is no such device."""
+    if settings.cuda_number is None:
+        return machine
+    total_bytes = _native.cuda_total_bytes(settings.cuda_number)
+    return msgspec.structs.replace(machine, device_bytes=total_bytes)
 
 
 def _allocated_bytes(path: Path) -> int:

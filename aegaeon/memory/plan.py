@@ -74,7 +74,7 @@ def make_plan(
     Raises ModelNotFound, CheckpointError, UnsupportedModel.
     """
     link = None
-    if settings.device == "staged":
+    if settings.has_own_memory:
         link = settings.link_gb_per_s * GB or probes.copy()
     tiers = place(specs, node)
     rates: dict[Path, DiskRate] = {}

@@ -7,11 +7,10 @@ import time
 from aegaeon._native import WeightCache
 from aegaeon.errors import CheckpointError, LoadStalled, WeightsEvicted
 from aegaeon.memory.evictions import EvictionLog
-from aegaeon.memory.host_model import HostModel
+from aegaeon.memory.host_model import HostModel, Reading
 from aegaeon.memory.spare import SpareKeeper
-from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
-from aegaeon.models.packing import PackPlan, plan_pack
+from aegaeon.models.packing import Layout, PackPlan, plan_pack
 from aegaeon.types import ModelId, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -24,18 +23,21 @@ class WeightSource:
     """Opens models in the node's cache. Owned by one engine; verbs may be called by any thread."""
 
     def __init__(
-        self, cache: WeightCache, specs: tuple[ModelSpec, ...], readers: int, traffic: Traffic
+        self,
+        cache: WeightCache,
+        specs: tuple[ModelSpec, ...],
+        reading: Reading,
+        layout: Layout = "tiles",
     ) -> None:
-        """`readers` are the threads that read a file; `traffic` counts what that comes to."""
+        """Matrices lie in the cache as `layout` says."""
         self._cache = cache
         self._evictions = EvictionLog(cache)
-        self._traffic = traffic
-        self._readers = readers
-        self._plans = {spec.id: _Planned(spec) for spec in specs}
-        self._spare = SpareKeeper(cache, specs)
+        self._reading = reading
+        self._plans = {spec.id: _Planned(spec, layout) for spec in specs}
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
         self._lock = threading.Lock()
         self._mapped: dict[ModelId, HostModel] = {}  # taken back whole, and nobody's now
+        self._spare = SpareKeeper(cache, specs, self._tidy)
 
     @property
     def used_bytes(self) -> int:
@@ -70,7 +72,7 @@ class WeightSource:
                 cached = self._cache.acquire(key, model, plan.total_bytes, plan.stages, left_s)
                 if cached.is_loader:
                     self._spare.gather(cached)
-                host = HostModel(model, plan, cached, self._readers, self._traffic)
+                host = HostModel(model, plan, cached, self._reading)
             try:
                 host.await_first()
                 self._evictions.write()
@@ -152,6 +154,19 @@ class WeightSource:
         entries = self._cache.status()
         return any(entry.model == model and entry.state == "ready" for entry in entries)
 
+    def _tidy(self) -> None:
+        """Let go of what others have evicted: pages that are locked stay until then."""
+        if self._reading.pins is None:
+            return
+        for model, host in tuple(self._mapped.items()):
+            if host.is_present:
+                continue
+            with self._lock:
+                if self._mapped.get(model) is not host:
+                    continue
+                del self._mapped[model]
+            host.close()
+
     def _take_mapped(self, model: ModelId) -> HostModel | None:
         with self._lock:
             return self._mapped.pop(model, None)
@@ -160,8 +175,8 @@ class WeightSource:
 class _Planned:
     """A model's plan, made when first needed and again when its files have changed."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self._path, self._quantize = spec.path, spec.quantize
+    def __init__(self, spec: ModelSpec, layout: Layout) -> None:
+        self._path, self._quantize, self._layout = spec.path, spec.quantize, layout
         self._plan: PackPlan | None = None
         self.key: bytes | None = None
         self.is_wanted = False
@@ -177,6 +192,6 @@ class _Planned:
         before = self.before
         if before is not None and before[0].is_current():
             return before
-        plan = plan_pack(plan_load(self._path), self._quantize)
+        plan = plan_pack(plan_load(self._path), self._quantize, self._layout)
         self._plan, self.key = plan, plan.digest()
         return plan, self.key

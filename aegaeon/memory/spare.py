@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import AegaeonError
@@ -32,9 +32,15 @@ class SpareKeeper:
     had to be found: a token reads weights a sixth faster from huge pages. One thread, of the lowest
     priority."""
 
-    def __init__(self, cache: WeightCache, specs: Iterable[ModelSpec]) -> None:
-        """Begin at once."""
+    def __init__(
+        self,
+        cache: WeightCache,
+        specs: Iterable[ModelSpec],
+        tidy: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin at once. `tidy` is called beside each look."""
         self._cache = cache
+        self._tidy = tidy
         self._bytes = {spec.id: spec.weight_bytes for spec in specs}
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -68,6 +74,7 @@ class SpareKeeper:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._closing.is_set():
             try:
+                self._tidy()
                 self._gather_loaded()
                 has_room = self._look()
             except AegaeonError as error:

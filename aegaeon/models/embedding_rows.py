@@ -43,15 +43,20 @@ class EmbeddingRows:
         """Return a matrix of the rows that `token_ids` [rows] name, each once, and the ids' places
         in it [rows]; None when the stage is to be awaited. Rows of int8 come as the float32 that
         they stand for: to be rounded again, they would not be the same."""
+        place = self._place
         distinct, places = torch.unique(token_ids, return_inverse=True)
         if not 0 < len(distinct) <= MOST_ROWS:
             return None
-        if int(distinct[0]) < 0 or int(distinct[-1]) >= self._place.shape[0]:
+        if int(distinct[0]) < 0 or int(distinct[-1]) >= place.shape[0]:
             return None  # for the operator to refuse
         rows = self._from_cache(distinct)
         if rows is None:
             rows = self._from_file(distinct)
-        return None if rows is None else (places, pack(rows, rows.dtype))
+        if rows is None:
+            return None
+        if place.layout == "tiles":
+            return places, pack(rows, rows.dtype)
+        return places, Matrix(rows, rows.data_ptr(), len(rows), place.shape[1], rows.dtype)
 
     def _from_cache(self, ids: Tensor) -> Tensor | None:
         place = self._place
@@ -63,6 +68,8 @@ class EmbeddingRows:
                 packed = torch.frombuffer(
                     memory, dtype=torch.uint8, count=place.data_bytes, offset=place.offset
                 )
+                if place.layout == "rows":
+                    return packed.view(dtype).view(place.shape)[ids]
                 return unpack_rows(packed, place.shape[1], dtype, ids)
         except AegaeonError as error:
             log.debug("no embedding rows in the cache error=%s", error)

@@ -1,13 +1,15 @@
 """A load plan -> where each tensor lies in the packed model, and what reads it there. No torch.
 
 Matrices lie in tiles of 32 outputs, in the type of their files or as int8 with a scale for every 64
-inputs, so that operators compute in place; norms and biases are float32. Stages are in the order of
-need, each a contiguous range: layer i is stage i, the final norm and the head follow. The
-embedding, of which a step needs a few rows, is part of that last stage where it is the head, else a
-stage behind it.
+inputs, so that operators compute in place; norms and biases are float32. For a device whose
+products are not ours, matrices are row by row, as in their files. Stages are in the order of need,
+each a contiguous range: layer i is stage i, the final norm and the head follow. The embedding, of
+which a step needs a few rows, is part of that last stage where it is the head, else a stage behind
+it.
 """
 
 import hashlib
+import math
 import os
 from typing import Literal
 
@@ -113,15 +115,18 @@ class PackPlan(msgspec.Struct, frozen=True):
         return all(version_of(path) == version for path, version in self.load_plan.files.items())
 
 
-def plan_pack(load_plan: LoadPlan, quantize: Quantize = "none") -> PackPlan:
+def plan_pack(
+    load_plan: LoadPlan, quantize: Quantize = "none", layout: Layout = "tiles"
+) -> PackPlan:
     """Return the places of all tensors that the model of `load_plan` uses, matrices as `quantize`
-    says."""
+    and `layout` say: rows are for devices whose products are not ours, and never int8."""
+    assert layout == "tiles" or quantize == "none"
     tensors: dict[str, PackedTensor] = {}
     stages = {name: _stage(name, load_plan.config) for name, _ in tensor_shapes(load_plan.config)}
     stage_ends = [0] * (max(stages.values()) + 1)
     offset = 0
     for name, stage in sorted(stages.items(), key=lambda item: item[1]):
-        tensor = _place(load_plan.tensors[name], offset, stage, MATRIX_TYPES[quantize])
+        tensor = _place(load_plan.tensors[name], (offset, stage), MATRIX_TYPES[quantize], layout)
         tensors[name] = tensor
         offset += -(-tensor.data_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         stage_ends[stage] = offset
@@ -138,24 +143,29 @@ def _stage(name: str, config: ModelConfig) -> int:
             return int(name.split(".", 3)[2])
 
 
-def _place(source: StoredTensor, offset: int, stage: int, matrix_type: str | None) -> PackedTensor:
+def _place(
+    source: StoredTensor, place: tuple[int, int], matrix_type: str | None, layout: Layout
+) -> PackedTensor:
     is_matrix = len(source.shape) == 2
     dtype = (matrix_type or source.dtype) if is_matrix else "F32"
-    if dtype == "BF16" and source.shape[1] % 2:
+    if dtype == "BF16" and layout == "tiles" and source.shape[1] % 2:
         dtype = "F32"  # exactly: a pair would be torn
+    offset, stage = place
     return PackedTensor(
         name=source.name,
         shape=source.shape,
         dtype=dtype,
-        layout="tiles" if is_matrix else "rows",
+        layout=layout if is_matrix else "rows",
         offset=offset,
-        data_bytes=_matrix_bytes(source.shape, dtype) if is_matrix else 4 * source.shape[0],
+        data_bytes=_data_bytes(source.shape, dtype, layout),
         stage=stage,
         source=source,
     )
 
 
-def _matrix_bytes(shape: tuple[int, ...], dtype: str) -> int:
+def _data_bytes(shape: tuple[int, ...], dtype: str, layout: Layout) -> int:
+    if len(shape) == 1 or layout == "rows":
+        return math.prod(shape) * ELEMENT_BYTES[dtype]
     outputs, inputs = shape
     tiles = -(-outputs // TILE_OUTPUTS)
     if dtype == "I8":  # groups' scales, and pairs of inputs

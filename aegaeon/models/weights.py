@@ -22,7 +22,8 @@ DTYPES = {
 
 
 class PackedWeights:
-    """Views of the packed model of `plan` in `memory`, a 64-byte aligned buffer that they keep.
+    """Views of the packed model of `plan` in `memory`, a 64-byte aligned buffer or the uint8 tensor
+    of a device's memory, which they keep.
 
     `stages` tell what of it is in.
     """
@@ -31,7 +32,10 @@ class PackedWeights:
         """Without `stages`, everything is in."""
         self.plan = plan
         self.stages = AllIn() if stages is None else stages
-        self.memory = torch.frombuffer(memory, dtype=torch.uint8, count=plan.total_bytes)
+        if isinstance(memory, Tensor):
+            self.memory = memory[: plan.total_bytes]
+        else:
+            self.memory = torch.frombuffer(memory, dtype=torch.uint8, count=plan.total_bytes)
         self._address = self.memory.data_ptr()
 
     def matrix(self, name: str) -> Matrix:
@@ -75,7 +79,7 @@ def _pack_into(place: Tensor, tensor: PackedTensor) -> None:
     read = _read(tensor.source)
     dtype = DTYPES[tensor.dtype]
     if tensor.layout == "rows":
-        place.view(dtype).copy_(read)
+        place.view(dtype).copy_(read.view(-1))
         return
     try:
         pack_into(place, read, dtype)

@@ -95,16 +95,6 @@ void attend(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer,
 
 }  // namespace
 
-void PagedRows::check(std::size_t layer, std::size_t given_rows) const {
-  if (layer >= layers) {
-    throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(layers));
-  }
-  if (given_rows < rows) {
-    throw std::invalid_argument(std::to_string(given_rows) +
-                                " rows are given, the sequences have " + std::to_string(rows));
-  }
-}
-
 void bind_attention(py::module_& module) {
   py::class_<PagedRows>(module, "PagedRows")
       .def(py::init(&make_rows), py::arg("pages"), py::arg("shape"), py::arg("sequences"));

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <stdexcept>
+#include <string>
 
 #include "ops/ops.h"
 
@@ -16,7 +18,15 @@ struct PagedRows {
   std::size_t rows = 0;  // that a pass has at least
 
   // Throws std::out_of_range and std::invalid_argument.
-  void check(std::size_t layer, std::size_t given_rows) const;
+  void check(std::size_t layer, std::size_t given_rows) const {
+    if (layer >= layers) {
+      throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(layers));
+    }
+    if (given_rows < rows) {
+      throw std::invalid_argument(std::to_string(given_rows) +
+                                  " rows are given, the sequences have " + std::to_string(rows));
+    }
+  }
 };
 
 void bind_attention(pybind11::module_& module);

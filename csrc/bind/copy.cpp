@@ -16,7 +16,6 @@
 namespace py = pybind11;
 
 namespace aegaeon {
-namespace {
 
 using Addresses = std::tuple<std::uintptr_t, std::uintptr_t, std::size_t>;
 
@@ -47,7 +46,7 @@ class PyTicket {
                             std::to_string(wanted) + " will never be in");
     }
     const std::int64_t deadline = shm::now_ns() + to_ns(timeout_s);
-    while (!ticket_->has(wanted) && is(copy::Outcome::open)) {
+    while (!ticket_->has(wanted) && !engine_->is_over(*ticket_)) {
       const std::int64_t left = deadline - shm::now_ns();
       if (left <= 0) break;
       wait_chunk(left, [&](std::int64_t chunk) { engine_->wait(*ticket_, wanted, chunk); });
@@ -72,7 +71,7 @@ class PyTicket {
 
 class PyEngine {
  public:
-  explicit PyEngine(const copy::EngineOptions& options) : engine_(copy::Engine::start(options)) {}
+  explicit PyEngine(std::shared_ptr<copy::Engine> engine) : engine_(std::move(engine)) {}
   ~PyEngine() {
     const py::gil_scoped_release released;
     engine_.reset();
@@ -112,6 +111,8 @@ class PyEngine {
   std::shared_ptr<copy::Engine> engine_;
 };
 
+namespace {
+
 void bind_ticket(py::module_& module) {
   using copy::Outcome;
   py::class_<PyTicket>(module, "CopyTicket")
@@ -131,13 +132,17 @@ void bind_ticket(py::module_& module) {
 
 }  // namespace
 
+py::object cast_copy_engine(std::shared_ptr<copy::Engine> engine) {
+  return py::cast(std::make_unique<PyEngine>(std::move(engine)));
+}
+
 void bind_copy(py::module_& module) {
   bind_ticket(module);
   py::class_<PyEngine>(module, "CopyEngine")
       .def(py::init([](unsigned threads, std::size_t chunk_bytes, std::uint64_t link_bytes_per_s,
                        bool is_duplex) {
              return std::make_unique<PyEngine>(
-                 copy::EngineOptions{threads, chunk_bytes, link_bytes_per_s, is_duplex});
+                 copy::Engine::start({threads, chunk_bytes, link_bytes_per_s, is_duplex}));
            }),
            py::arg("threads") = 1, py::arg("chunk_bytes") = 1 << 20,
            py::arg("link_bytes_per_s") = 0, py::arg("is_duplex") = true)

@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include "copy/errors.h"
+#include "cuda/errors.h"
 #include "memory/errors.h"
 #include "shm/errors.h"
 
@@ -26,6 +27,7 @@ struct Classes {
   PyObject* copy_error;
   PyObject* copy_queue_full;
   PyObject* out_of_blocks;
+  PyObject* device_error;
 };
 
 Classes classes;
@@ -51,7 +53,8 @@ bool find_error_classes() {
       find("BudgetTooSmall", classes.budget_too_small) &&
       find("WeightsEvicted", classes.weights_evicted) &&
       find("LoadCancelled", classes.load_cancelled) && find("CopyError", classes.copy_error) &&
-      find("CopyQueueFull", classes.copy_queue_full) && find("OutOfBlocks", classes.out_of_blocks);
+      find("CopyQueueFull", classes.copy_queue_full) &&
+      find("OutOfBlocks", classes.out_of_blocks) && find("DeviceError", classes.device_error);
   Py_DECREF(errors);
   return found;
 }
@@ -87,6 +90,8 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.copy_error, error.what());
   } catch (const shm::OutOfBlocks& error) {
     PyErr_SetString(classes.out_of_blocks, error.what());
+  } catch (const cuda::Error& error) {
+    PyErr_SetString(classes.device_error, error.what());
   }
 }
 

@@ -191,18 +191,21 @@ void bind_facts(py::class_<PyKvPool>& pool) {
 }  // namespace
 
 void bind_kv_pool(py::module_& module) {
+  py::class_<memory::DeviceBytes, std::shared_ptr<memory::DeviceBytes>>(module, "DeviceBytes");
   py::class_<PyKvPool> pool(module, "KvPool", py::buffer_protocol());
   bind_facts(pool);
   pool.def_static(
           "open_private",
           [](const std::tuple<std::uint64_t, std::uint64_t>& slabs, const Shapes& shapes,
-             std::uint64_t quota_bytes, std::uintptr_t address) {
+             std::uint64_t quota_bytes, std::uintptr_t address,
+             std::shared_ptr<memory::DeviceBytes> device) {
             const auto [slab_bytes, slab_count] = slabs;
             return std::make_unique<PyKvPool>(
                 KvPool::open_private(geometry_of(slab_bytes, slab_count, shapes), quota_bytes,
-                                     reinterpret_cast<void*>(address)));
+                                     reinterpret_cast<void*>(address), std::move(device)));
           },
-          py::arg("slabs"), py::arg("shapes"), py::arg("quota_bytes"), py::arg("address") = 0)
+          py::arg("slabs"), py::arg("shapes"), py::arg("quota_bytes"), py::arg("address") = 0,
+          py::arg("device") = py::none())
       .def_static(
           "open_shared",
           [](const std::string& path, const std::tuple<std::uint64_t, std::uint64_t>& slabs,

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bind/copy.h"
+#include "bind/cuda.h"
 #include "bind/errors.h"
 #include "bind/kv_pool.h"
 #include "bind/ops.h"
@@ -27,4 +28,5 @@ PYBIND11_MODULE(_native, module) {
   aegaeon::bind_weight_cache(module);
   aegaeon::bind_quantize(module);
   aegaeon::bind_kv_pool(module);
+  aegaeon::bind_cuda(module);
 }

@@ -7,14 +7,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
 
 #include "copy/errors.h"
-#include "copy/host.h"
 #include "shm/futex.h"
 
 namespace aegaeon::copy {
@@ -24,8 +23,6 @@ using shm::now_ns;
 using std::chrono::nanoseconds;
 
 constexpr unsigned kMaxThreads = 64;
-// Pieces of scattered tickets below this are not worth a fence each.
-constexpr std::size_t kStreamPieceBytes = 4096;
 // The kernel may be late with a wake-up by this; its default of 50 us shows at high link rates.
 constexpr unsigned long kTimerSlackNs = 1000;
 
@@ -33,11 +30,23 @@ std::chrono::steady_clock::time_point point_of(std::int64_t ns) {
   return std::chrono::steady_clock::time_point(nanoseconds(ns));
 }
 
-void check(const EngineOptions& options) {
+const EngineOptions& checked(const EngineOptions& options) {
   if (options.threads == 0 || options.threads > kMaxThreads) {
     throw std::invalid_argument("threads is " + std::to_string(options.threads) + "; give 1 to " +
                                 std::to_string(kMaxThreads));
   }
+  return options;
+}
+
+// Returns why the step failed, if it did.
+template <typename Step>
+std::optional<std::string> try_to(const Step& step) {
+  try {
+    step();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return std::nullopt;
 }
 
 // Signals are the business of Python's main thread; faults are ours.
@@ -59,47 +68,38 @@ class SignalsBlocked {
 
 }  // namespace
 
-void copy_on_host(std::byte* to, const std::byte* from, std::size_t bytes, bool is_long) {
-  if (from < to + bytes && to < from + bytes) {
-    std::memmove(to, from, bytes);
-  } else if (is_long && bytes >= kStreamPieceBytes) {
-    copy_streaming(to, from, bytes);
-  } else {
-    copy_cached(to, from, bytes);
-  }
-}
-
-std::shared_ptr<Engine> Engine::start(const EngineOptions& options, Copier copier) {
+std::shared_ptr<Engine> Engine::start(const EngineOptions& options,
+                                      std::unique_ptr<Backend> backend) {
   // After a fork, the child's copy says that threads wait in it, and to destroy it would wait for
   // them: so it is left where it is.
   const auto destroy = [](Engine* engine) {
     if (!engine->is_forked()) delete engine;
   };
-  return {new Engine(options, std::move(copier)), destroy};
+  return {new Engine(options, std::move(backend)), destroy};
 }
 
-Engine::Engine(const EngineOptions& options, Copier copier)
-    : options_(options),
-      copier_(std::move(copier)),
+Engine::Engine(const EngineOptions& options, std::unique_ptr<Backend> backend)
+    : options_(checked(options)),
+      backend_(std::move(backend)),
+      carriers_(backend_->make_carriers(options.threads)),
       pid_(getpid()),
       queue_(options.chunk_bytes, options.link_bytes_per_s, options.is_duplex) {
-  check(options);
   const SignalsBlocked blocked;
   try {
-    while (threads_.size() < options.threads) start_thread();
+    threads_.reserve(carriers_.size());
+    for (const auto& carrier : carriers_) start_thread(*carrier);
   } catch (const std::system_error& error) {
     close();
     throw CopyError("copy thread " + std::to_string(threads_.size() + 1) + " of " +
-                    std::to_string(options.threads) + " could not be started (" + error.what() +
+                    std::to_string(carriers_.size()) + " could not be started (" + error.what() +
                     "); ask for fewer, or raise the limit of processes or memory");
   }
 }
 
 Engine::~Engine() { close(); }
 
-void Engine::start_thread() {
-  threads_.reserve(options_.threads);
-  threads_.emplace_back([this] { work(); });
+void Engine::start_thread(Carrier& carrier) {
+  threads_.emplace_back([this, &carrier] { work(carrier); });
   pthread_setname_np(threads_.back().native_handle(), "copy");
 }
 
@@ -115,6 +115,7 @@ void Engine::check_process() const {
 TicketPtr Engine::submit(Order order, const std::vector<TicketPtr>& after) {
   check_process();
   check_order(order);
+  order.fence = backend_->make_fence();
   auto ticket = std::make_shared<Ticket>(std::move(order));
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_) {
@@ -122,7 +123,7 @@ TicketPtr Engine::submit(Order order, const std::vector<TicketPtr>& after) {
   }
   queue_.add(ticket, after, now_ns());
   announce();
-  if (sleepers_ > 0) work_.notify_one();
+  wake();
   return ticket;
 }
 
@@ -130,7 +131,7 @@ bool Engine::wait(Ticket& ticket, std::size_t bytes, std::int64_t timeout_ns) {
   check_process();
   std::unique_lock<std::mutex> lock(mutex_);
   const auto is_settled = [&] {
-    if (ticket.has(bytes) || ticket.outcome != Outcome::open) return true;
+    if (ticket.has(bytes) || ticket.is_over()) return true;
     // Each time before it sleeps: whoever was woken has taken it away. Others' chunks wake nobody.
     ticket.awaited_bytes = std::min(ticket.awaited_bytes, bytes);
     return false;
@@ -146,7 +147,7 @@ void Engine::cancel(const TicketPtr& ticket) {
   std::unique_lock<std::mutex> lock(mutex_);
   queue_.cancel(ticket, now_ns());
   announce();
-  if (sleepers_ > 0) work_.notify_one();  // its successors may start
+  wake();  // its successors may start
   ++waiters_;
   changed_.wait(lock, [&] { return ticket->touching == 0; });
   --waiters_;
@@ -171,6 +172,12 @@ double Engine::seconds(const Ticket& ticket) const {
   }
   const std::int64_t end = ticket.end_ns > 0 ? ticket.end_ns : now_ns();
   return static_cast<double>(std::max<std::int64_t>(end - ticket.start_ns, 0)) * 1e-9;
+}
+
+bool Engine::is_over(const Ticket& ticket) const {
+  check_process();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return ticket.is_over();
 }
 
 std::string Engine::failure(const Ticket& ticket) const {
@@ -201,29 +208,71 @@ void Engine::close() {
   threads_.clear();
 }
 
-void Engine::work() {
+void Engine::work(Carrier& carrier) {
   prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (!is_closed_) {
+  carrier.enter();
+  Begun begun;
+  Lock lock(mutex_);
+  while (!is_closed_ || !begun.empty()) {
     const std::int64_t now = now_ns();
     queue_.land(now);
     announce();
-    std::optional<Flight> flight = queue_.claim(now);
-    if (!flight) {
-      sleep(lock, now);
-      continue;
-    }
-    // The next one wakes the one after it, while there is work.
-    if (sleepers_ > 0 && queue_.next_event() != kNever) work_.notify_one();
-    lock.unlock();
-    const std::optional<std::string> failure = copy(*flight);
-    lock.lock();
-    if (failure) {
-      queue_.failed(*flight, *failure, now_ns());
+    if (begin_next(carrier, now, lock, begun)) continue;
+    if (begun.empty()) {
+      sleep(carrier.lanes(), now, lock);
     } else {
-      queue_.copied(std::move(*flight), now_ns());
+      end_oldest(carrier, lock, begun);
     }
-    announce();
+  }
+}
+
+// Whether there was a chunk to begin, and room for it.
+bool Engine::begin_next(Carrier& carrier, std::int64_t now, Lock& lock, Begun& begun) {
+  if (is_closed_ || begun.size() >= carrier.depth()) {
+    return false;
+  }
+  std::optional<Flight> flight = queue_.claim(now, carrier.lanes());
+  if (!flight) {
+    return false;
+  }
+  // The next one wakes the one after it, while there is work.
+  if (queue_.next_event() != kNever) wake();
+  lock.unlock();
+  bool is_in = false;
+  const std::optional<std::string> failure = try_to([&] { is_in = carrier.begin(*flight); });
+  lock.lock();
+  if (failure) {
+    queue_.failed(*flight, *failure, now_ns());
+  } else if (is_in) {
+    queue_.copied(std::move(*flight), now_ns());
+  } else {
+    begun.push_back(std::move(*flight));
+  }
+  announce();
+  return true;
+}
+
+void Engine::end_oldest(Carrier& carrier, Lock& lock, Begun& begun) {
+  lock.unlock();
+  const std::optional<std::string> failure = try_to([&] { carrier.end_oldest(); });
+  lock.lock();
+  Flight flight = std::move(begun.front());
+  begun.pop_front();
+  if (failure) {
+    queue_.failed(flight, *failure, now_ns());
+  } else {
+    queue_.copied(std::move(flight), now_ns());
+  }
+  announce();
+}
+
+// One thread, if all take the same chunks: another one might sleep on while there is work for it.
+void Engine::wake() {
+  if (sleepers_ == 0) return;
+  if (carriers_.front()->lanes() == kBothLanes) {
+    work_.notify_one();
+  } else {
+    work_.notify_all();
   }
 }
 
@@ -234,8 +283,8 @@ void Engine::announce() {
   }
 }
 
-void Engine::sleep(std::unique_lock<std::mutex>& lock, std::int64_t now) {
-  const std::int64_t next = queue_.next_event();
+void Engine::sleep(Lanes lanes, std::int64_t now, Lock& lock) {
+  const std::int64_t next = queue_.next_event(lanes);
   ++sleepers_;
   if (next == kNever) {
     work_.wait(lock);
@@ -243,25 +292,6 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, std::int64_t now) {
     work_.wait_until(lock, point_of(next));
   }
   --sleepers_;
-}
-
-// Returns why it failed, if it did.
-std::optional<std::string> Engine::copy(const Flight& flight) const {
-  const std::vector<Segment>& segments = flight.ticket->segments;
-  const bool is_long = flight.ticket->total_bytes >= kStreamBytes;
-  std::size_t left = flight.bytes;
-  try {
-    for (Cursor at = flight.cursor; left > 0; at = {at.segment + 1, 0}) {
-      const Segment& segment = segments[at.segment];
-      const std::size_t bytes = std::min(left, segment.bytes - at.offset);
-      if (bytes == 0) continue;
-      copier_(segment.to + at.offset, segment.from + at.offset, bytes, is_long);
-      left -= bytes;
-    }
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return std::nullopt;
 }
 
 }  // namespace aegaeon::copy

@@ -1,5 +1,5 @@
 // Copies that run beside everything else, on threads of their own: see queue.h for what is copied
-// when, host.h for how.
+// when, carrier.h for how.
 #pragma once
 
 #include <sys/types.h>
@@ -7,25 +7,18 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <deque>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "copy/carrier.h"
 #include "copy/queue.h"
 #include "copy/ticket.h"
 
 namespace aegaeon::copy {
-
-// Copies `bytes`, so that a release store after it publishes them. `is_long`: the ticket is larger
-// than what the cache should see. What it throws ends the ticket.
-using Copier =
-    std::function<void(std::byte* to, const std::byte* from, std::size_t bytes, bool is_long)>;
-
-void copy_on_host(std::byte* to, const std::byte* from, std::size_t bytes, bool is_long);
 
 struct EngineOptions {
   unsigned threads = 1;
@@ -39,7 +32,8 @@ struct EngineOptions {
 class Engine {
  public:
   // Raises std::invalid_argument, and CopyError when a thread cannot be started.
-  static std::shared_ptr<Engine> start(const EngineOptions& options, Copier copier = copy_on_host);
+  static std::shared_ptr<Engine> start(const EngineOptions& options,
+                                       std::unique_ptr<Backend> backend = host_backend());
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -47,7 +41,7 @@ class Engine {
   // `after`: tickets of this engine. Raises std::invalid_argument, CopyQueueFull, and CopyError
   // when closed.
   TicketPtr submit(Order order, const std::vector<TicketPtr>& after = {});
-  // Waits up to `timeout_ns` until `bytes` are in, or the ticket ends without; says whether they
+  // Waits up to `timeout_ns` until `bytes` are in, or the ticket is over without; says whether they
   // are.
   bool wait(Ticket& ticket, std::size_t bytes, std::int64_t timeout_ns);
   // Ends the ticket, unless it has ended. When this returns, no thread touches its memory.
@@ -55,6 +49,7 @@ class Engine {
   void raise_priority(const TicketPtr& ticket, unsigned priority);
   // From its first byte to its end, or to now.
   double seconds(const Ticket& ticket) const;
+  bool is_over(const Ticket& ticket) const;
   std::string failure(const Ticket& ticket) const;
   std::size_t open_tickets() const;
 
@@ -62,18 +57,24 @@ class Engine {
   void close();
 
  private:
-  Engine(const EngineOptions& options, Copier copier);
+  using Lock = std::unique_lock<std::mutex>;
+  using Begun = std::deque<Flight>;
 
-  void start_thread();
+  Engine(const EngineOptions& options, std::unique_ptr<Backend> backend);
+
+  void start_thread(Carrier& carrier);
   bool is_forked() const;
-  void work();
-  void sleep(std::unique_lock<std::mutex>& lock, std::int64_t now);
-  std::optional<std::string> copy(const Flight& flight) const;
+  void work(Carrier& carrier);
+  bool begin_next(Carrier& carrier, std::int64_t now, Lock& lock, Begun& begun);
+  void end_oldest(Carrier& carrier, Lock& lock, Begun& begun);
+  void wake();
+  void sleep(Lanes lanes, std::int64_t now, Lock& lock);
   void check_process() const;
   void announce();
 
   const EngineOptions options_;
-  const Copier copier_;
+  const std::unique_ptr<Backend> backend_;
+  const std::vector<std::unique_ptr<Carrier>> carriers_;
   const pid_t pid_;
   mutable std::mutex mutex_;         // guards the queue, its tickets and what follows
   std::condition_variable work_;     // something to claim or to land

@@ -6,6 +6,11 @@
 #include "copy/errors.h"
 
 namespace aegaeon::copy {
+namespace {
+
+bool has(Lanes lanes, std::size_t lane) { return ((lanes >> lane) & 1U) != 0; }
+
+}  // namespace
 
 Queue::Queue(std::size_t chunk_bytes, std::uint64_t link_bytes_per_s, bool is_duplex)
     : chunk_bytes_(chunk_bytes),
@@ -58,9 +63,10 @@ TicketPtr Queue::first_claimable(const std::map<Key, TicketPtr>& ready) {
   return nullptr;
 }
 
-std::optional<Flight> Queue::claim(std::int64_t now) {
+std::optional<Flight> Queue::claim(std::int64_t now, Lanes lanes) {
   TicketPtr best;
   for (std::size_t lane = 0; lane < ready_.size(); ++lane) {
+    if (!has(lanes, lane)) continue;
     if (links_[lane].is_limited() && links_[lane].free_at() > now) continue;
     const TicketPtr first = first_claimable(ready_[lane]);
     if (first && (!best || key_of(*first) < key_of(*best))) best = first;
@@ -77,7 +83,8 @@ Flight Queue::take_chunk(const TicketPtr& ticket, std::int64_t now) {
   if (ticket->start_ns == 0) {
     ticket->start_ns = slot.start_ns;
   }
-  const Flight flight{ticket, ticket->cursor, ticket->claimed_bytes, bytes, slot.end_ns};
+  const Flight flight{ticket, ticket->cursor, ticket->claimed_bytes,
+                      bytes,  slot.end_ns,    ticket->priority};
   ticket->flying.push_back(flight.begin);
   ++ticket->touching;
   ticket->claimed_bytes += bytes;
@@ -150,12 +157,13 @@ void Queue::publish(const Flight& flight, std::int64_t now) {
   }
 }
 
-std::int64_t Queue::next_event() const {
+std::int64_t Queue::next_event(Lanes lanes) const {
   std::int64_t next = kNever;
   for (const Flight& flight : landing_) {
     next = std::min(next, flight.lands_ns);
   }
   for (std::size_t lane = 0; lane < ready_.size(); ++lane) {
+    if (!has(lanes, lane)) continue;
     if (first_claimable(ready_[lane])) next = std::min(next, links_[lane].free_at());
   }
   return next;

@@ -23,6 +23,9 @@
 namespace aegaeon::copy {
 
 constexpr std::size_t kMaxOpenTickets = 4096;
+// Directions of the link, as a set: a bit for each.
+enum Lanes : unsigned { kInwardLane = 1, kOutwardLane = 2, kBothLanes = 3 };
+
 constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
 
 // A chunk on its way: `bytes` of the ticket from `cursor` on, `begin` bytes into it.
@@ -32,6 +35,7 @@ struct Flight {
   std::size_t begin;
   std::size_t bytes;
   std::int64_t lands_ns;
+  unsigned priority;  // the ticket's when it was claimed
 };
 
 class Queue {
@@ -42,16 +46,18 @@ class Queue {
   // Enters a new ticket that waits until all of `after` have settled, and gives those its priority
   // where theirs is lower. Raises CopyQueueFull.
   void add(const TicketPtr& ticket, const std::vector<TicketPtr>& after, std::int64_t now);
-  // The chunk to copy now, if there is one and the link is free.
-  std::optional<Flight> claim(std::int64_t now);
+  // The chunk to copy now, if there is one in `lanes` and the link is free. Both directions of a
+  // link that is not duplex are inward.
+  std::optional<Flight> claim(std::int64_t now, Lanes lanes = kBothLanes);
   // The claimed bytes are in and fenced.
   void copied(Flight flight, std::int64_t now);
   // Copying them raised; the ticket ends here.
   void failed(const Flight& flight, const std::string& failure, std::int64_t now);
   // Publishes all that has landed.
   void land(std::int64_t now);
-  // The time from which on claim() or land() may find something; kNever: not before a change.
-  std::int64_t next_event() const;
+  // The time from which on claim() in `lanes` or land() may find something; kNever: not before a
+  // change.
+  std::int64_t next_event(Lanes lanes = kBothLanes) const;
 
   // Hands out nothing more of the ticket, which is over when its `touching` is 0.
   void cancel(const TicketPtr& ticket, std::int64_t now);

@@ -78,6 +78,7 @@ Ticket::Ticket(Order order)
       total_bytes(sum_of(segments)),
       is_serial(has_overlaps(segments)),
       is_outward(order.is_outward),
+      fence(std::move(order.fence)),
       priority(order.priority) {}
 
 }  // namespace aegaeon::copy

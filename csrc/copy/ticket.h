@@ -21,10 +21,17 @@ struct Segment {
 constexpr unsigned kPriorities = 3;  // 0 goes first
 constexpr std::size_t kNobodyWaits = std::numeric_limits<std::size_t>::max();
 
+// What a device must have done before it may touch the memory of a copy.
+class Fence {
+ public:
+  virtual ~Fence() = default;
+};
+
 struct Order {
   std::vector<Segment> segments;
   unsigned priority = 1;
   bool is_outward = false;  // from the device: the other direction of a duplex link
+  std::shared_ptr<const Fence> fence = nullptr;
 };
 
 // What became of a ticket.
@@ -60,6 +67,7 @@ struct Ticket {
   const std::size_t total_bytes;
   const bool is_serial;  // has overlaps
   const bool is_outward;
+  const std::shared_ptr<const Fence> fence;  // may be null
 
   // All bytes up to here are in: stored with release after the bytes themselves.
   std::atomic<std::size_t> progress_bytes{0};

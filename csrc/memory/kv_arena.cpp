@@ -39,8 +39,8 @@ KvArena KvArena::anonymous(std::size_t bytes) {
   return {static_cast<std::byte*>(base), bytes, -1, true};
 }
 
-KvArena KvArena::at(void* base, std::size_t bytes) {
-  return {static_cast<std::byte*>(base), bytes, -1, false};
+KvArena KvArena::at(void* base, std::size_t bytes, std::shared_ptr<DeviceBytes> device) {
+  return {static_cast<std::byte*>(base), bytes, -1, false, std::move(device)};
 }
 
 KvArena KvArena::create(const std::string& path, std::size_t bytes) {
@@ -90,7 +90,8 @@ KvArena::KvArena(KvArena&& other) noexcept
     : base_(std::exchange(other.base_, nullptr)),
       bytes_(other.bytes_),
       file_(std::exchange(other.file_, -1)),
-      is_mapped_(std::exchange(other.is_mapped_, false)) {}
+      is_mapped_(std::exchange(other.is_mapped_, false)),
+      device_(std::move(other.device_)) {}
 
 KvArena::~KvArena() {
   if (is_mapped_) munmap(base_, bytes_);
@@ -110,13 +111,20 @@ bool KvArena::reserve(std::size_t offset, std::size_t bytes) {
 
 // In pieces: whoever maps or unmaps something in this process waits while one is under way.
 void KvArena::populate(std::size_t offset, std::size_t bytes) {
+  if (device_) return;
   const std::size_t end = std::min(bytes_, offset + bytes);
   for (std::size_t at = offset / kPageBytes * kPageBytes; at < end; at += kPopulateBytes) {
     madvise(base_ + at, std::min(kPopulateBytes, end - at), MADV_POPULATE_WRITE);
   }
 }
 
-void KvArena::zero(std::size_t offset, std::size_t bytes) { std::memset(base_ + offset, 0, bytes); }
+void KvArena::zero(std::size_t offset, std::size_t bytes) {
+  if (device_) {
+    device_->zero(base_ + offset, bytes);
+  } else {
+    std::memset(base_ + offset, 0, bytes);
+  }
+}
 
 std::uint64_t KvArena::inode() const {
   struct stat info{};

@@ -3,16 +3,26 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 
 namespace aegaeon::memory {
+
+// Memory that this processor does not write itself: a device's.
+class DeviceBytes {
+ public:
+  virtual ~DeviceBytes() = default;
+  // Before whatever the device does with it from now on.
+  virtual void zero(std::byte* place, std::size_t bytes) = 0;
+};
 
 class KvArena {
  public:
   // Private memory of this process, zeroed.
   static KvArena anonymous(std::size_t bytes);
-  // Memory of the caller's, zeroed, which outlives this object.
-  static KvArena at(void* base, std::size_t bytes);
+  // Memory of the caller's, zeroed, which outlives this object; with `device`, it is that one's.
+  static KvArena at(void* base, std::size_t bytes, std::shared_ptr<DeviceBytes> device = nullptr);
   // Makes the sparse file `path`, in place of what may stand there. Raises RegionError.
   static KvArena create(const std::string& path, std::size_t bytes);
   // Maps that file. Raises RegionError, RegionMismatch when it is another one.
@@ -35,14 +45,20 @@ class KvArena {
   std::uint64_t inode() const;
 
  private:
-  KvArena(std::byte* base, std::size_t bytes, int file, bool is_mapped)
-      : base_(base), bytes_(bytes), file_(file), is_mapped_(is_mapped) {}
+  KvArena(std::byte* base, std::size_t bytes, int file, bool is_mapped,
+          std::shared_ptr<DeviceBytes> device = nullptr)
+      : base_(base),
+        bytes_(bytes),
+        file_(file),
+        is_mapped_(is_mapped),
+        device_(std::move(device)) {}
   static KvArena map_file(const std::string& path, std::size_t bytes, int file);
 
   std::byte* base_;
   std::size_t bytes_;
   int file_;  // -1 without
   bool is_mapped_;
+  std::shared_ptr<DeviceBytes> device_;  // who zeroes it, where this processor does not
 };
 
 }  // namespace aegaeon::memory

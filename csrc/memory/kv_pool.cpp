@@ -44,13 +44,14 @@ KvPool::KvPool(Body body, KvArena arena, const KvGeometry& geometry, std::uint64
       self_(shm::self_owner()) {}
 
 std::unique_ptr<KvPool> KvPool::open_private(const KvGeometry& geometry, std::uint64_t quota_bytes,
-                                             void* base) {
+                                             void* base, std::shared_ptr<DeviceBytes> device) {
   geometry.check();
   const std::size_t words = (KvControl::bytes_for(geometry) + 7) / 8;
   Body body{std::nullopt, std::make_unique<std::uint64_t[]>(words)};
   KvControl::initialise(body.bytes(), geometry);
   const std::size_t bytes = geometry.arena_bytes();
-  KvArena arena = base == nullptr ? KvArena::anonymous(bytes) : KvArena::at(base, bytes);
+  KvArena arena =
+      base == nullptr ? KvArena::anonymous(bytes) : KvArena::at(base, bytes, std::move(device));
   std::unique_ptr<KvPool> pool(
       new KvPool(std::move(body), std::move(arena), geometry, quota_bytes));
   pool->enter();

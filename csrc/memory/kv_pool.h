@@ -61,9 +61,11 @@ enum class Effort {
 
 class KvPool {
  public:
-  // One client over private memory: its own, or the caller's zeroed bytes at `base`.
+  // One client over private memory: its own, or the caller's zeroed bytes at `base`, which with
+  // `device` are that one's.
   static std::unique_ptr<KvPool> open_private(const KvGeometry& geometry, std::uint64_t quota_bytes,
-                                              void* base);
+                                              void* base,
+                                              std::shared_ptr<DeviceBytes> device = nullptr);
   // Registers a client of the pool at `path`, with its arena at `path`+arena; makes both if there
   // are none. Raises RegionError (64 clients live, no room), RegionMismatch (other sizes, damage).
   static std::unique_ptr<KvPool> open_shared(const std::string& path, const KvGeometry& geometry,

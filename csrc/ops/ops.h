@@ -127,9 +127,9 @@ struct SequenceRows {
   std::vector<std::size_t> blocks;
 };
 
-// What an element of keys and values is. bf16 is rounded half to even where it is stored and
-// widened exactly where it is used; everything else stays float32.
-enum class KvType : int { f32 = 0, bf16 = 1 };
+// What an element of keys and values is; f16 is for CUDA only. bf16 is rounded half to even where
+// it is stored and widened exactly where it is used; everything else stays float32.
+enum class KvType : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 // Where a pass finds keys and values. Block b of a layer owns the pages b + layer * 2 * kv_heads +
 // head (keys) and + kv_heads more (values). A page of keys is [head_dim][16 tokens], so that scores

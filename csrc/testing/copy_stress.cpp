@@ -101,7 +101,7 @@ void use(Engine& engine, unsigned seed) {
 }
 
 void stress(std::uint64_t link_bytes_per_s) {
-  const auto engine = Engine::start({3, kChunk, link_bytes_per_s, true}, copy_seen);
+  const auto engine = Engine::start({3, kChunk, link_bytes_per_s, true}, host_backend(copy_seen));
   std::vector<std::thread> users;
   for (unsigned seed = 0; seed < 3; ++seed) users.emplace_back([&, seed] { use(*engine, seed); });
   for (std::thread& user : users) user.join();
@@ -111,7 +111,7 @@ void stress(std::uint64_t link_bytes_per_s) {
 // close() races with those who submit, wait and cancel.
 void stress_closing() {
   for (int round = 0; round < 30; ++round) {
-    const auto engine = Engine::start({2, kChunk, 0, true}, copy_seen);
+    const auto engine = Engine::start({2, kChunk, 0, true}, host_backend(copy_seen));
     const Memory source = pattern(9);
     std::vector<Memory> targets(2, Memory(kBytes));
     std::atomic<int> started{0};
@@ -141,15 +141,15 @@ void stress_closing() {
 // Each waits inside for the other.
 void two_threads_share_one_copy() {
   std::atomic<int> inside{0};
-  const auto engine =
-      Engine::start({2, kChunk, 0, true}, [&](std::byte*, const std::byte*, std::size_t, bool) {
-        inside.fetch_add(1);
-        const std::int64_t deadline = aegaeon::shm::now_ns() + 20 * kSecond;
-        while (inside.load() < 2) {
-          require(aegaeon::shm::now_ns() < deadline, "the second thread slept on");
-          std::this_thread::yield();
-        }
-      });
+  const auto meet = [&](std::byte*, const std::byte*, std::size_t, bool) {
+    inside.fetch_add(1);
+    const std::int64_t deadline = aegaeon::shm::now_ns() + 20 * kSecond;
+    while (inside.load() < 2) {
+      require(aegaeon::shm::now_ns() < deadline, "the second thread slept on");
+      std::this_thread::yield();
+    }
+  };
+  const auto engine = Engine::start({2, kChunk, 0, true}, host_backend(meet));
   const Memory source = pattern(2);
   Memory target(kBytes);
   for (int round = 0; round < 20; ++round) {  // in most, both slept before
@@ -160,11 +160,10 @@ void two_threads_share_one_copy() {
 }
 
 void a_copier_that_throws_fails_its_ticket() {
-  const auto engine = Engine::start({2, kChunk, 0, true},
-                                    [](std::byte*, const std::byte*, std::size_t bytes, bool) {
-                                      if (bytes == 4000)
-                                        throw std::runtime_error("the device is gone");
-                                    });
+  const auto refuse = [](std::byte*, const std::byte*, std::size_t bytes, bool) {
+    if (bytes == 4000) throw std::runtime_error("the device is gone");
+  };
+  const auto engine = Engine::start({2, kChunk, 0, true}, host_backend(refuse));
   const Memory source = pattern(1);
   Memory target(kBytes);
   Order bad;

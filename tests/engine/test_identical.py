@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from aegaeon.config import Settings
-from aegaeon.engine.open import open_engine
+from aegaeon.engine.open import OPENERS, open_engine
 from aegaeon.models.references import resolve
 from aegaeon.types import SamplingParams
 from tests.support.checkpoints import make_checkpoint
+from tests.support.cuda_stand_in import LAZY, RANDOM, cuda_device, open_beside
 from tests.support.decoder import all_kv_bytes, load_in_thread, make_request
 from tests.support.regions import own_regions
 from tests.support.runner import Runner
@@ -118,7 +119,7 @@ def settings_of(device, specs, kv_dtype):
         threads_per_instance=1,
         model_cache_budget_gb=CACHED_MODELS * largest_gb,
         kv_budget_gb=kv_gb,
-        device_memory_gb=kv_gb + DEVICE_MODELS * largest_gb if device == "staged" else 0,
+        device_memory_gb=0 if device == "cpu" else kv_gb + DEVICE_MODELS * largest_gb,
         link_gb_per_s=LINK_GB_PER_S,
     )
 
@@ -170,3 +171,13 @@ def test_tokens_are_those_of_an_undisturbed_run(kv_dtype, devices, specs_of, und
     if "staged" in devices:
         expected |= {"kv_out", "kv_in"}
     assert expected <= set(+did), did
+
+
+@pytest.mark.parametrize("order", [LAZY, RANDOM], ids=["lazy", "random"])
+def test_so_they_are_when_a_cuda_device_copies(order, specs_of, undisturbed, monkeypatch):
+    """On a stand-in for the runtime of CUDA, which copies as late as it may, or at random."""
+    monkeypatch.setitem(OPENERS, "cuda", open_beside)
+    with cuda_device(order):
+        tokens, did = disturb(("cuda:0", "cuda:0"), specs_of("float32"), "float32", seed=order)
+    assert tokens == undisturbed("float32")
+    assert {"preempted", "handed over", "resumed", "kv_out", "kv_in"} <= set(+did), did

@@ -5,7 +5,7 @@ import torch
 
 from aegaeon.config import Settings
 from aegaeon.engine import shared
-from aegaeon.engine.shared import check_capacity, open_device
+from aegaeon.engine.shared import check_capacity, open_cpu
 from aegaeon.errors import BudgetTooSmall, ConfigError
 from aegaeon.memory.budget import LEAST_SEQUENCES, Budgets
 from aegaeon.memory.kv import KvPool, KvShape
@@ -18,7 +18,7 @@ def test_threads_that_the_system_does_not_give_are_a_setting_to_change(monkeypat
 
     monkeypatch.setattr(shared, "CpuDevice", refuse)
     with pytest.raises(ConfigError, match=r"cannot start 900 .*unavailable.*--threads-per-inst"):
-        open_device(Settings(), Budgets(weight_bytes=1, kv_bytes=1, threads=900))
+        open_cpu(Settings(), Budgets(weight_bytes=1, kv_bytes=1, threads=900))
 
 
 def test_slabs_that_leave_less_than_a_sequence_are_refused():

@@ -48,6 +48,24 @@ def test_a_staged_device_has_weights_beside_as_much_kv_as_the_quota():
     assert default.device_kv_bytes == default.kv_bytes
 
 
+def test_a_cuda_devices_memory_is_no_part_of_the_hosts():
+    machine = msgspec.structs.replace(MACHINE, device_bytes=80_000_000_000)
+    settings = Settings(device="cuda:1", colocated_count=2, kv_budget_gb=0.5)
+    node = lay_out(settings, SPECS, machine)
+    assert node.instance.device_bytes == pytest.approx(36_000_000_000, abs=4096)
+    assert node.instance.device_kv_bytes == node.instance.kv_bytes == 500_000_000
+    assert node.instance.private_bytes < 500_000_000
+    check_room(node, SPECS, machine)
+    settled = settle(settings, SPECS, machine)
+    assert choose_budgets(settled, SPECS, MACHINE) == node.instance
+
+
+def test_a_cuda_device_too_small_for_a_model_is_refused():
+    machine = msgspec.structs.replace(MACHINE, device_bytes=500_000_000)
+    with pytest.raises(BudgetTooSmall, match="--device-memory-gb"):
+        lay_out(Settings(device="cuda:0", kv_budget_gb=0.01), SPECS, machine)
+
+
 def test_a_small_device_is_not_filled_with_keys_and_values():
     settings = Settings(device="staged", device_memory_gb=1.2)
     budgets = choose_budgets(settings, SPECS, MACHINE)

@@ -9,7 +9,7 @@ import pytest
 
 from aegaeon._native import WeightCache
 from aegaeon.errors import BudgetTooSmall, CheckpointError, LoadStalled, WeightsEvicted
-from aegaeon.memory.host_model import HostModel
+from aegaeon.memory.host_model import HostModel, Reading
 from aegaeon.memory.in_place import InPlaceWeights
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
@@ -44,7 +44,7 @@ def open_weights(specs, regions):
         cache = WeightCache.open_or_create(regions.weights, int(models * size))
         chosen = tuple(specs[name] for name in only)
         weights = InPlaceWeights(
-            WeightSource(cache, chosen, READERS, Traffic()), lambda _, packed: packed
+            WeightSource(cache, chosen, Reading(READERS, Traffic())), lambda _, packed: packed
         )
         opened.append(weights)
         return weights

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegaeon.errors import BudgetTooSmall, OutOfBlocks, RegionError
+from aegaeon.memory.area import Area
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for, choose_slab_bytes
 
 SHAPES = (KvShape(2, 2, 16), KvShape(3, 1, 80), KvShape(1, 5, 16, torch.bfloat16))
@@ -103,7 +104,7 @@ def test_freeing_twice_or_what_is_not_ours_changes_nothing():
 def test_a_pool_lies_where_the_caller_says():
     budget = 100_000
     memory = torch.zeros(budget, dtype=torch.uint8)
-    pool = KvPool(budget, SHAPES, address=memory.data_ptr())
+    pool = KvPool(budget, SHAPES, area=Area(memory))
     blocks = pool.allocate(SHAPES[0], 2)
     fill(pool, SHAPES[0], blocks, 1.0)
     start = blocks[1] * SHAPES[0].page_bytes
@@ -157,3 +158,22 @@ def test_odd_heads_make_no_slab_huge_and_their_blocks_overlap_no_others():
         assert len(everything) > pool.slab_count
         pool.free(shape, everything)
     assert pool.used_bytes == 0
+
+
+def test_an_arena_is_locked_until_it_is_closed():
+    locked = {}
+
+    class Pins:
+        def pin(self, address, size_bytes):
+            locked[address] = size_bytes
+            return True
+
+        def unpin(self, address):
+            del locked[address]
+
+    pool = KvPool(1 << 20, SHAPES)
+    assert pool.pin(Pins())
+    assert list(locked.values()) == [pool.slab_bytes * pool.slab_count]
+    pool.close()
+    pool.close()
+    assert locked == {}

@@ -6,7 +6,7 @@ import pytest
 
 from aegaeon.errors import CheckpointError, LoadCancelled, RegionError, WeightsEvicted
 from aegaeon.memory import host_model
-from aegaeon.memory.host_model import HostModel
+from aegaeon.memory.host_model import HostModel, Reading
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import plan_pack
@@ -55,7 +55,7 @@ class AbandonedModel:
 )  # fmt: skip
 def test_a_load_that_fails_is_told_and_not_tried_again(plan, failure, told):
     model = AbandonedModel(failure)
-    host = HostModel("m", plan, model, 1, Traffic())
+    host = HostModel("m", plan, model, Reading(1, Traffic()))
     for _ in range(2):
         with pytest.raises(told, match=str(failure)):
             host.await_stage(0)
@@ -65,14 +65,14 @@ def test_a_load_that_fails_is_told_and_not_tried_again(plan, failure, told):
 
 def test_a_load_that_is_always_cancelled_is_given_up(plan, monkeypatch):
     monkeypatch.setattr(host_model, "STAGE_S", 0.05)
-    host = HostModel("m", plan, AbandonedModel(LoadCancelled("again")), 1, Traffic())
+    host = HostModel("m", plan, AbandonedModel(LoadCancelled("again")), Reading(1, Traffic()))
     with pytest.raises(CheckpointError, match="has not come"):
         host.await_stage(0)
 
 
 def test_what_is_in_is_told_without_waiting_and_shown_while_it_is_pinned(plan):
     model = AbandonedModel(LoadCancelled("enough"))
-    host = HostModel("m", plan, model, 1, Traffic())
+    host = HostModel("m", plan, model, Reading(1, Traffic()))
     model.stages_done = 2
     assert host.is_in(1) and not host.is_in(2)
     with host.cached(1) as one, host.cached(2) as other:

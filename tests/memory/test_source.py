@@ -1,8 +1,12 @@
 """Models of the node's cache in one process: what stays mapped between two uses, and what goes."""
 
+from contextlib import ExitStack
+
 import pytest
 
 from aegaeon._native import WeightCache
+from aegaeon.memory import spare
+from aegaeon.memory.host_model import Reading
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.references import resolve
@@ -11,14 +15,41 @@ from tests.support.polling import eventually
 from tests.support.regions import own_regions
 
 
+class Pins:
+    """Locks nothing, and knows what was asked for."""
+
+    def __init__(self):
+        self.locked = {}
+        self.is_refusing = False
+
+    def pin(self, address, size_bytes):
+        if not self.is_refusing:
+            assert address not in self.locked
+            self.locked[address] = size_bytes
+        return not self.is_refusing
+
+    def unpin(self, address):
+        del self.locked[address]
+
+
 @pytest.fixture
-def source(tmp_path):
+def open_source(tmp_path):
+    """Makes sources of one model over a cache for two."""
     spec = resolve(str(make_checkpoint(tmp_path / "a", "llama")), str(tmp_path))
-    with own_regions() as regions:
-        cache = WeightCache.open_or_create(regions.weights, 2 * spec.weight_bytes)
-        source = WeightSource(cache, (spec,), 2, Traffic())
-        yield source
-        source.close()
+    with own_regions() as regions, ExitStack() as opened:
+
+        def open_one(pins=None):
+            cache = WeightCache.open_or_create(regions.weights, 2 * spec.weight_bytes)
+            source = WeightSource(cache, (spec,), Reading(2, Traffic(), pins))
+            opened.callback(source.close)
+            return source
+
+        yield open_one
+
+
+@pytest.fixture
+def source(open_source):
+    return open_source()
 
 
 def opened_whole(source):
@@ -61,3 +92,38 @@ def test_of_two_taken_back_one_is_kept(source):
     with pytest.raises(Exception, match="closed"):
         one.memory.pin()
     other.close()
+
+
+def test_a_whole_model_is_locked_once_for_as_long_as_it_is_mapped(open_source):
+    pins = Pins()
+    source = open_source(pins)
+    host = opened_whole(source)
+    eventually(lambda: pins.locked)
+    assert pins.locked == {host.memory.address: host.plan.total_bytes}
+    source.take_back(host)
+    assert source.open("a") is host and len(pins.locked) == 1
+    source.take_back(host)
+    source.close()
+    assert pins.locked == {}
+
+
+def test_what_others_evict_is_soon_not_locked_any_more(open_source, monkeypatch):
+    monkeypatch.setattr(spare, "LOOK_S", 0.01)
+    monkeypatch.setattr(spare, "FULL_S", 0.01)
+    pins = Pins()
+    source = open_source(pins)
+    host = opened_whole(source)
+    eventually(lambda: pins.locked)
+    source.take_back(host)
+    other = open_source()
+    eventually(lambda: other._cache.evict(source._plans["a"].key))
+    eventually(lambda: pins.locked == {})
+    assert source.open("a") is not host
+
+
+def test_a_system_that_locks_nothing_costs_only_speed(open_source):
+    pins = Pins()
+    pins.is_refusing = True
+    host = opened_whole(open_source(pins))
+    host.close()
+    assert pins.locked == {}

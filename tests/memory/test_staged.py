@@ -10,6 +10,7 @@ from aegaeon._native import CopyEngine, WeightCache
 from aegaeon.device.packed import unpack
 from aegaeon.errors import BudgetTooSmall, WeightsEvicted
 from aegaeon.memory.arena import Arena
+from aegaeon.memory.host_model import Reading
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.staged import StagedWeights
 from aegaeon.memory.traffic import Traffic
@@ -50,7 +51,7 @@ def open_weights(specs, regions):
         copier = copier or CopyEngine(1, 1 << 16)
         traffic = Traffic()
         weights = StagedWeights(
-            WeightSource(cache, tuple(specs.values()), READERS, traffic),
+            WeightSource(cache, tuple(specs.values()), Reading(READERS, traffic)),
             Arena(int(models * size)),
             copier,
             lambda _, packed: packed,

@@ -57,6 +57,17 @@ def test_rows_are_those_of_the_whole_embedding_to_the_bit(tmp_path, dtype, is_ca
     assert coming.awaited == []
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_rows_of_a_matrix_row_by_row_are_rows(tmp_path, is_cached):
+    directory = make_checkpoint(tmp_path, "llama", dtype=torch.bfloat16, vocab_size=390)
+    coming = Coming(plan_pack(plan_load(directory), layout="rows"))
+    coming.is_cached = is_cached
+    places, rows = EmbeddingRows(coming.plan, coming).gather(IDS)
+    stored = load_file(directory / "model.safetensors")[EMBEDDING]
+    assert torch.equal(rows.owner[places], stored[IDS])
+    assert rows.address == rows.owner.data_ptr() and rows.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_a_step_computes_without_waiting_for_the_embedding(tmp_path, tied, is_cached):

@@ -149,6 +149,17 @@ def test_what_is_read_is_what_the_files_hold(
             assert torch.equal(weights.vector(name), stored.float()), name
 
 
+def test_matrices_may_lie_row_by_row(model: Path) -> None:
+    plan = plan_pack(plan_load(model), layout="rows")
+    assert plan.digest() != plan_of(model).digest()
+    weights = read_weights(plan)
+    for name, tensor in plan.tensors.items():
+        stored = load_file(tensor.source.path)[name]
+        bytes_there = weights.memory[tensor.offset : tensor.offset + tensor.data_bytes]
+        found = bytes_there.view(torch.float32 if stored.dim() == 1 else stored.dtype)
+        assert torch.equal(found.view(stored.shape), stored.to(found.dtype)), name
+
+
 def test_tensors_of_several_types_in_one_model(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "llama")
     file = directory / "model.safetensors"

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,33 +32,45 @@ ISA = {
 }
 
 
-def run_sanitized(name: str, sources: list[Path], sanitizer: str, *arguments: str) -> None:
+def run_sanitized(
+    name: str, sources: list[Path], sanitizer: str, *arguments: str, flags: Sequence[str] = ()
+) -> None:
     """Build the program `name` of csrc/testing/ with `sources`, run it, see that all is well."""
-    command = [str(_build(name, sources, sanitizer)), *arguments]
-    if setarch := shutil.which("setarch"):
-        # Thread sanitizers of older compilers cannot place themselves among randomised addresses.
-        command = [setarch, platform.machine(), "-R", *command]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    sources = [*sources, CSRC / "testing" / f"{name}.cpp"]
+    program = link(name, [compile_one(one, sanitizer, flags) for one in sources], sanitizer)
+    result = run(program, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{name}: ok\n"
 
 
-def _build(name: str, sources: list[Path], sanitizer: str) -> Path:
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `program` to its end, a minute at most."""
+    command = [str(program), *arguments]
+    if setarch := shutil.which("setarch"):
+        # Thread sanitizers of older compilers cannot place themselves among randomised addresses.
+        command = [setarch, platform.machine(), "-R", *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def link(
+    name: str, objects: list[Path], sanitizer: str, kept: Path | None = None, *flags: str
+) -> Path:
     """Link the program; kept in build/, as its objects are, until a source or header changes."""
-    kept = ROOT / "build" / "sanitizers" / sanitizer.replace(",", "-")
-    sources = [*sources, CSRC / "testing" / f"{name}.cpp"]
-    objects = [_compile(source, sanitizer, kept) for source in sources]
-    program = kept / name
-    if not _is_newer(program, objects):
-        _make(program, sanitizer, *map(str, objects))
+    program = (kept or _kept(sanitizer)) / name
+    if not is_newer(program, objects):
+        _make(program, sanitizer, *flags, *map(str, objects))
     return program
 
 
-def _compile(source: Path, sanitizer: str, kept: Path) -> Path:
-    made = kept / f"{source.relative_to(CSRC)}.o"
-    if _is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
+def compile_one(
+    source: Path, sanitizer: str, flags: Sequence[str] = (), kept: Path | None = None
+) -> Path:
+    """Compile a source of csrc/, or one of elsewhere that includes what is there."""
+    home = CSRC if CSRC in source.parents else source.parent
+    made = (kept or _kept(sanitizer)) / f"{source.relative_to(home)}.o"
+    if is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
         return made
-    flags = OPS if "ops" in source.parts else []
+    flags = [*flags, *(OPS if "ops" in source.parts else [])]
     if platform.machine() == "x86_64":
         flags = [*flags, *ISA.get(source.name, [])]
     flags = [*FLAGS, *CHECKS.get(sanitizer, []), *flags]
@@ -65,7 +78,12 @@ def _compile(source: Path, sanitizer: str, kept: Path) -> Path:
     return made
 
 
-def _is_newer(made: Path, sources: list[Path]) -> bool:
+def _kept(sanitizer: str) -> Path:
+    return ROOT / "build" / "sanitizers" / (sanitizer.replace(",", "-") or "none")
+
+
+def is_newer(made: Path, sources: list[Path]) -> bool:
+    """Return whether `made` is there and younger than all of `sources`."""
     newest = max(source.stat().st_mtime for source in sources)
     return made.exists() and made.stat().st_mtime > newest
 
@@ -74,8 +92,9 @@ def _make(made: Path, sanitizer: str, *arguments: str) -> None:
     """Run the compiler and put what it makes in place at once, for others may build beside us."""
     made.parent.mkdir(parents=True, exist_ok=True)
     fresh = made.with_name(f"{made.name}.{os.getpid()}")
-    command = [_compiler(), "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    command += [*arguments, "-o", str(fresh)]
+    command = [compiler(), "-pthread", *arguments, "-o", str(fresh)]
+    if sanitizer:
+        command += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find" in result.stderr and "san" in result.stderr:
         pytest.skip(f"this compiler has no runtime of the {sanitizer} sanitizer")
@@ -83,7 +102,8 @@ def _make(made: Path, sanitizer: str, *arguments: str) -> None:
     fresh.replace(made)
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """Return the C++ compiler, or skip."""
     found = shutil.which(os.environ.get("CXX", "c++"))
     if found is None:
         pytest.skip("no C++ compiler here (the package was built elsewhere)")

@@ -1,0 +1,64 @@
+"""Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from aegaeon import _native
+from aegaeon._native import CudaDevice, CudaMemory
+from aegaeon.config import Settings
+from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.own_memory import OwnMemory, open_on
+from aegaeon.engine.regions import Regions
+from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
+from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
+from aegaeon.memory.area import Area
+from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
+from aegaeon.types import ModelSpec
+
+HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
+View = Callable[[CudaMemory], Tensor]
+
+
+def open_cuda_engine(
+    settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions
+) -> ModelEngine:
+    """Return the engine. Raises DeviceError, ConfigError, UnsupportedModel, and what `open_on`
+    raises."""
+    assert settings.cuda_number is not None
+    if any(spec.quantize != "none" for spec in specs):
+        raise ConfigError("int8 weights are for the CPU; serve on CUDA with --quantize none")
+    for model, shape in kv_shapes(specs, DTYPES[settings.stored_kv]).items():
+        if shape.head_dim not in HEAD_DIMS:
+            raise UnsupportedModel(
+                f"{model} has heads of {shape.head_dim}; on CUDA they have 64, 96, 128 or 256: "
+                "serve it with --device cpu"
+            )
+    device = _native.CudaDevice(settings.cuda_number)
+    compute = Compute(
+        lambda _, budgets: CudaOperators(device, budgets.threads), layout="rows", pins=device
+    )
+    return open_on(on_device(device, view_of, compute), settings, specs, regions)
+
+
+def on_device(device: CudaDevice, view: View, compute: Compute) -> OwnMemory:
+    """Return the memory and the link of `device`; `view` is how torch sees the memory."""
+    return OwnMemory(
+        allocate=partial(_allocate, device, view),
+        open_link=lambda: device.copy_engine(CUDA_CHUNK_BYTES),
+        compute=compute,
+    )
+
+
+def _allocate(device: CudaDevice, view: View, size_bytes: int) -> Area:
+    try:
+        memory = device.allocate(size_bytes)
+    except DeviceError as error:
+        raise BudgetTooSmall(
+            f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}, "
+            f"{gb(size_bytes)} are asked for ({error}); lower --device-memory-gb, or stop what "
+            "else uses the device"
+        ) from None
+    return Area(view(memory), memory)

@@ -1,0 +1,65 @@
+// The operators on a CUDA device, by the names and params of ops/ops.h: pointers are the device's,
+// and what is asked for happens on a stream, after what was asked before. Nothing is allocated.
+// Products are not here: torch has the vendor's.
+#pragma once
+
+#include "ops/cuda/tables.h"
+#include "ops/ops.h"
+
+struct CUstream_st;
+
+namespace aegaeon::ops::cuda {
+
+using Stream = CUstream_st*;  // the runtime's cudaStream_t
+
+// Of float32, results are the bits of the CPU's but for the order of sums, and exp; a row depends
+// on that row alone all the same.
+
+// x + residual, which `sum` becomes, is what is normed instead of `norm.x`; `norm.chosen` is null.
+struct AddRmsNormParams {
+  RmsNormParams norm;
+  const float* residual;  // [rows, heads * features]
+  float* sum;             // likewise; may be `residual`
+};
+
+// out[r][i] = gate[r][i] / (1 + exp(-gate[r][i])) * up[r][i].
+struct SiluMulParams {
+  Rows gate;
+  Rows up;
+  std::size_t rows;
+  std::size_t features;
+  float* out;  // [rows, features]
+};
+
+void rms_norm(Stream stream, const RmsNormParams& params);
+void add_rms_norm(Stream stream, const AddRmsNormParams& params);
+void silu_mul(Stream stream, const SiluMulParams& params);
+// `table.tiles` are plain rows here, [out_features][in_features]; of int8 it throws
+// std::invalid_argument. The row of an id outside the table becomes NaN: a kernel cannot throw.
+void embed(Stream stream, const EmbedParams& params);
+
+void rotate(Stream stream, const RotateParams& params);
+void append_kv(Stream stream, const DeviceTables& tables, const AppendParams& params);
+// Both in one: rotates `queries`, and appends keys rotated by the same angles, and values.
+void rotate_and_append(Stream stream, const DeviceTables& tables, const RotateParams& queries,
+                       const AppendParams& params);
+
+// Blocks on their way out or in: between pages and a stage where they lie one after another.
+struct CopyBlocksParams {
+  void* pages;                 // 16-byte aligned, as `stage` is
+  std::size_t page_bytes;      // a multiple of 16
+  std::size_t block_pages;     // of all layers
+  const std::int32_t* blocks;  // [count], on the device
+  std::size_t count;
+  void* stage;  // [count][block_pages][page_bytes]
+};
+
+void gather_blocks(Stream stream, const CopyBlocksParams& params);
+void scatter_blocks(Stream stream, const CopyBlocksParams& params);
+
+// `params.kv` is what `tables` were made of; pages and queries are 16-byte aligned. head_dim is 64,
+// 96, 128 or 256; else it throws std::invalid_argument. Of half types of KV, queries and weights
+// are rounded to them, and sums are of tensor cores.
+void attend(Stream stream, const DeviceTables& tables, const AttendParams& params);
+
+}  // namespace aegaeon::ops::cuda

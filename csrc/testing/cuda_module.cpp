@@ -1,0 +1,22 @@
+// What _native has of CUDA as a module of its own, on the stand-in for the runtime and the
+// emulation of kernels: so that Python's side runs without a device. One unit, which compiles
+// faster.
+
+#include "bind/copy.cpp"
+#include "bind/cuda.cpp"
+#include "bind/cuda_ops.cpp"
+#include "bind/errors.h"
+#include "testing/cudart/control.h"
+
+PYBIND11_MODULE(cuda_stand_in, module) {
+  py::module_::import("aegaeon._native");  // whose types it gives and takes
+  if (!aegaeon::find_error_classes()) {
+    throw py::error_already_set();
+  }
+  py::register_local_exception_translator(&aegaeon::translate_error);
+  aegaeon::bind_cuda(module);
+  module.def("reset", [](int order) { cudart::reset(static_cast<cudart::Order>(order)); });
+  module.def("refuse_registration", &cudart::refuse_registration);
+  module.def("left_over", &cudart::left_over);
+  module.def("pageable_copies", &cudart::pageable_copies);
+}

@@ -1,0 +1,164 @@
+"""Models on cuda:0 to the end, where this host stands in for the device: its memory and copies by a
+stand-in for the runtime, its kernels on their emulation, torch's products on the CPU."""
+
+import json
+
+import pytest
+import torch
+
+from aegaeon import _native
+from aegaeon.config import Settings
+from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.engine.cuda import on_device, open_cuda_engine
+from aegaeon.engine.open import open_engine
+from aegaeon.engine.own_memory import open_on
+from aegaeon.engine.shared import Compute
+from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
+from aegaeon.models.references import resolve
+from aegaeon.types import Load, Loaded, SamplingParams
+from benchmark import cuda_copies
+from tests.support.checkpoints import make_checkpoint
+from tests.support.cuda_stand_in import EAGER, cuda_device, host_view
+from tests.support.decoder import make_request
+from tests.support.regions import own_regions
+from tests.support.runner import Runner
+from tests.support.smollm2 import smollm2_directory
+
+# Of heads that the kernels have. The third has biases, the fourth norms of queries and keys.
+WIDTHS = {"hidden_size": 128, "num_attention_heads": 2, "head_dim": 64}
+MODELS = {
+    "ada": ("llama", {}),
+    "bob": ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": False}),
+    "cleo": ("qwen2", {"num_key_value_heads": 1}),
+    "dora": ("qwen3", {}),
+}
+KV_GB = 0.02
+SEEDED = SamplingParams(temperature=0.7, seed=5)
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    made = (
+        make_checkpoint(root / name, family, seed=ord(name[0]), **WIDTHS, **changes)
+        for name, (family, changes) in MODELS.items()
+    )
+    return tuple(resolve(str(path), str(root)) for path in made)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """All that _native has of CUDA on the stand-in and the emulation."""
+    with cuda_device(EAGER) as module:
+        for name in dir(module):
+            if hasattr(_native, name) and not name.startswith("_"):
+                monkeypatch.setattr(_native, name, getattr(module, name))
+        yield module
+
+
+def open_emulated(settings, specs, regions):
+    device = _native.CudaDevice(settings.cuda_number)
+    place = torch.device("cpu")
+    compute = Compute(lambda *_: CudaOperators(device, 1, place), layout="rows", pins=device)
+    return open_on(on_device(device, host_view, compute), settings, specs, regions)
+
+
+def settings_of(device, specs, models=2.5):
+    largest_gb = max(spec.weight_bytes for spec in specs) / 1e9
+    return Settings(
+        device=device,
+        threads_per_instance=1,
+        model_cache_budget_gb=5 * largest_gb,
+        kv_budget_gb=KV_GB,
+        device_memory_gb=KV_GB + models * largest_gb if device != "cpu" else 0,
+    )
+
+
+def tokens_of(engine, specs, prompt=(3, 5, 8, 13), count=4):
+    runner, before = Runner(engine), ()
+    for spec in specs:
+        assert isinstance(engine.load(Load(spec.id, evict=before)), Loaded)
+        before = (spec.id,)
+        for name, sampling in (("greedy", SamplingParams(temperature=0.0)), ("seeded", SEEDED)):
+            runner.submit(
+                make_request(
+                    f"{spec.id} {name}", list(prompt), spec.id, sampling=sampling, max_tokens=count
+                )
+            )
+        runner.finish()
+    engine.close()
+    assert runner.failures == {}
+    return runner.tokens
+
+
+def on_cpu(specs):
+    with own_regions() as regions:
+        return tokens_of(open_engine(settings_of("cpu", specs), specs, regions), specs)
+
+
+def test_tokens_are_the_cpus_and_models_need_no_change(emulated, specs):
+    settings = settings_of("cuda:0", specs)
+    with own_regions() as regions:
+        engine = open_emulated(settings, specs, regions)
+        assert tokens_of(engine, specs) == on_cpu(specs)
+
+
+def test_a_real_model_makes_its_first_token(emulated):
+    path = smollm2_directory()
+    specs = (resolve(str(path), str(path.parent)),)
+    prompt = make_request("x", [1, 198, 30, 40], specs[0].id).prompt_token_ids
+    found = []
+    for name in ("cpu", "cuda:0"):
+        settings = settings_of(name, specs, models=1.1)
+        with own_regions() as regions:
+            opener = open_engine if name == "cpu" else open_emulated
+            engine = opener(settings, specs, regions)
+            found.append(tokens_of(engine, specs, prompt, count=1))
+    assert found[0] == found[1]
+
+
+def test_more_memory_than_the_device_has_is_refused_with_the_numbers(emulated, specs):
+    settings = settings_of("cuda:0", specs, models=100_000)
+    with own_regions() as regions, pytest.raises(BudgetTooSmall, match=r"free of 1\.074 GB"):
+        open_emulated(settings, specs, regions)
+
+
+def test_int8_weights_are_refused(emulated, specs):
+    eighths = tuple(resolve(spec.path, ".", "auto", "int8") for spec in specs[:1])
+    settings = settings_of("cuda:0", eighths)
+    with own_regions() as regions, pytest.raises(ConfigError, match="--quantize none"):
+        open_cuda_engine(settings, eighths, regions)
+
+
+def test_heads_that_the_kernels_do_not_have_are_refused(tmp_path):
+    specs = (resolve(str(make_checkpoint(tmp_path / "small")), str(tmp_path)),)
+    with own_regions() as regions, pytest.raises(UnsupportedModel, match="heads of 16"):
+        open_cuda_engine(settings_of("cuda:0", specs), specs, regions)
+
+
+def test_a_torch_without_cuda_is_told(emulated):
+    if torch.cuda.is_available():
+        pytest.skip("this torch has CUDA")
+    with pytest.raises(DeviceError, match="install a torch built for CUDA"):
+        view_of(_native.CudaDevice(0).allocate(4096))
+
+
+def test_cuda_without_a_device_says_why(specs):
+    """By the real runtime, or by a build without CUDA."""
+    if _native.has_cuda and _has_device():
+        pytest.skip("there is a device")
+    with own_regions() as regions, pytest.raises(DeviceError, match="or serve with --device cpu"):
+        open_engine(settings_of("cuda:0", specs), specs, regions)
+
+
+def _has_device():
+    try:
+        return _native.count_cuda_devices() > 0
+    except DeviceError:
+        return False
+
+
+def test_the_benchmark_of_copies_runs(emulated, capsys):
+    cuda_copies.main(["--quick", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["unit"] for row in rows] == ["GB/s"] * 4 and all(row["ours"] > 0 for row in rows)

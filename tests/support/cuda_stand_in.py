@@ -1,0 +1,93 @@
+"""A CUDA device that this host stands in for: its runtime, and its kernels one thread at a time."""
+
+import ctypes
+import functools
+import gc
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from aegaeon.config import Settings
+from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.packed import Matrix
+from aegaeon.engine.cuda import on_device
+from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.own_memory import open_on
+from aegaeon.engine.regions import Regions
+from aegaeon.engine.shared import Compute
+from aegaeon.types import ModelSpec
+from tests.support.cuda_toolkit import the_toolkit
+from tests.support.emulated import EMULATION, KERNELS, compile_object
+from tests.support.sanitized import CSRC, ROOT, compile_one, is_newer, link
+
+EAGER, LAZY, RANDOM = 0, 1, 2
+HOME = ROOT / "build" / "stand_in"
+
+
+@functools.cache
+def stand_in() -> ModuleType:
+    """Build and import the module: the names that _native has of CUDA, and a test's own. Skips the
+    test where there is no toolkit or compiler."""
+    kept = sorted((ROOT / "build").glob("pybind11-*/include"))  # where setup.py keeps it
+    if not kept:
+        pytest.skip("no pybind11 in build/ (the package was built elsewhere)")
+    includes = [str(the_toolkit() / "include"), str(kept[-1]), sysconfig.get_paths()["include"]]
+    flags = [part for include in includes for part in ("-isystem", include)]
+    flags += ["-fPIC", "-fvisibility=hidden", "-DAEGAEON_CUDA", "-O0", "-Wno-unknown-pragmas"]
+    sources = [CSRC / "testing" / "cuda_module.cpp", CSRC / "bind" / "errors.cpp"]
+    for part in ("copy", "cuda", "testing/cudart", "ops/cuda"):
+        sources += sorted((CSRC / part).glob("*.cpp"))
+    sources.append(CSRC / "shm" / "futex.cpp")
+    objects = [compile_one(source, "", flags, HOME) for source in sources]
+    objects += [compile_object(source, ROOT / "build" / "emulated") for source in KERNELS]
+    objects += [compile_object(source, ROOT / "build" / "emulated") for source in EMULATION]
+    made = link("cuda_stand_in.so", objects, "", HOME, "-shared")
+    spec = importlib.util.spec_from_file_location("cuda_stand_in", made)
+    assert spec is not None and spec.loader is not None and is_newer(made, objects)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def host_view(memory) -> Tensor:
+    """Return the device's memory, which here is the host's, and which the tensor keeps."""
+    buffer = (ctypes.c_uint8 * memory.size_bytes).from_address(memory.address)
+    buffer.memory = memory
+    return torch.frombuffer(buffer, dtype=torch.uint8)
+
+
+class CpuBeside(CpuDevice):
+    """Computes as the CPU does on the memory of `device`, whose stream has to keep up."""
+
+    def __init__(self, device, threads: int) -> None:
+        super().__init__(threads)
+        self._beside = device
+
+    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
+        self._beside.synchronize()
+        return super().embed(token_ids, table)
+
+
+def open_beside(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> ModelEngine:
+    """Open an engine on the device's memory and copies, which computes on the CPU."""
+    device = stand_in().CudaDevice(settings.cuda_number)
+    compute = Compute(lambda _, budgets: CpuBeside(device, budgets.threads), pins=device)
+    return open_on(on_device(device, host_view, compute), settings, specs, regions)
+
+
+@contextmanager
+def cuda_device(order: int) -> Iterator[ModuleType]:
+    """Have the stand-in run what it is given in this order; all must have been given back at the
+    end, and no copy was given memory that a device cannot reach."""
+    module = stand_in()
+    module.reset(order)
+    yield module
+    gc.collect()
+    found = module.left_over(), module.pageable_copies()
+    assert found == (0, 0), found
