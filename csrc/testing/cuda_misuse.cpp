@@ -1,11 +1,13 @@
-// Kernels that do what CUDA leaves undefined, each in its own way, and the half types of the
-// emulation: functions that tests call from Python.
+// Kernels that do what CUDA leaves undefined, each in its own way, the half types of the emulation,
+// and what stands around launches: functions that tests call from Python.
 
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 
+#include "ops/cuda/allowance.h"
 #include "ops/cuda/compiler.h"
 
 namespace {
@@ -91,6 +93,26 @@ void round_halves(const float* from, std::int64_t count, int is_bf16, std::uint1
       cuda::narrow(from[at], half);
       halves[at] = half.bits;
       widened[at] = cuda::widen(half);
+    }
+  }
+}
+
+// Asks for `count` allowances, each (device, kernel, bytes, whether it is refused), one after
+// another; sets in `told` which of them the driver was asked for.
+void ask_allowances(const std::int64_t* asked, std::int64_t count, std::int64_t* told) {
+  cuda::Allowance allowance;
+  for (std::int64_t at = 0; at < count; ++at) {
+    const std::int64_t* const one = asked + 4 * at;
+    told[at] = 0;
+    const auto allow = [&] {
+      told[at] = 1;
+      if (one[3] != 0) throw std::runtime_error("refused");
+    };
+    try {
+      allowance.at_least(static_cast<int>(one[0]), reinterpret_cast<const void*>(one[1]),
+                         static_cast<std::size_t>(one[2]), allow);
+    } catch (const std::runtime_error&) {
+      told[at] = 2;
     }
   }
 }

@@ -1,4 +1,5 @@
-"""The emulation that the kernels' tests run on: what it must refuse, and its half types."""
+"""The emulation that the kernels' tests run on: what it must refuse, and its half types; and what a
+device is told before a launch."""
 
 import ctypes
 import math
@@ -36,6 +37,23 @@ def test_what_no_device_has_is_refused():
     assert misuse(0, threads=48) == "blocks of 48 threads"
     assert misuse(0, threads=2048) == "blocks of 2048 threads"
     assert misuse(0, shared_bytes=164 << 10) == "167936 bytes of shared memory"
+
+
+def test_a_device_is_told_once_how_much_shared_memory_a_kernel_has():
+    asked = [  # device, kernel, bytes, whether that is refused
+        (0, 16, 50_000, 1),
+        (0, 16, 50_000, 0),
+        (0, 16, 50_000, 0),
+        (0, 16, 49_500, 0),
+        (0, 16, 60_000, 0),
+        (1, 16, 50_000, 0),
+        (0, 32, 50_000, 0),
+        (0, 16, 60_000, 1),
+    ]
+    operand, told = torch.tensor(asked), torch.zeros(len(asked), dtype=torch.int64)
+    places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (operand, told)]
+    library().ask_allowances(places[0], ctypes.c_int64(len(asked)), places[1])
+    assert told.tolist() == [2, 1, 0, 0, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

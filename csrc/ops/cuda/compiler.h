@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "ops/cuda/allowance.h"
+
 namespace aegaeon::ops::cuda {
 
 using Bf16 = __nv_bfloat16;
@@ -111,16 +113,25 @@ struct Extents {
   std::size_t shared_bytes;
 };
 
+// Has the current device allow the kernel so many bytes.
+template <typename Arguments>
+void allow_shared(void (*kernel)(Arguments), std::size_t bytes) {
+  static Allowance allowance;  // the driver's state, which is the process's as well
+  int device = 0;
+  check(cudaGetDevice(&device), "no device is current");
+  allowance.at_least(device, reinterpret_cast<const void*>(kernel), bytes, [&] {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
+          "a kernel does not get its shared memory");
+  });
+}
+
 // Launches on the stream. Throws std::runtime_error where the device refuses.
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), const Extents& extents, CUstream_st* stream,
             const Arguments& arguments) {
   constexpr std::size_t kUnasked = 48 << 10;  // what a block may have without being allowed more
-  if (extents.shared_bytes > kUnasked) {
-    const auto bytes = static_cast<int>(extents.shared_bytes);
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-          "a kernel does not get its shared memory");
-  }
+  if (extents.shared_bytes > kUnasked) allow_shared(kernel, extents.shared_bytes);
   kernel<<<extents.grid, extents.threads, extents.shared_bytes, stream>>>(arguments);
   check(cudaGetLastError(), "a kernel was not launched");
 }
