@@ -145,15 +145,19 @@ def test_waiting_for_the_first_bytes_does_not_wait_for_all():
 
 
 def test_an_urgent_copy_overtakes_one_that_runs():
-    source, target = Memory(random_bytes(MIB)), Memory(bytes(MIB))
-    engine = _native.CopyEngine(chunk_bytes=4096, link_bytes_per_s=40_960)  # 0.1 s a chunk
-    prefetch = engine.submit([(target.address, source.address, MIB // 2)], priority=2)
-    weights = engine.submit([(target.address + MIB // 2, source.address, 4096)], priority=1)
-    kv = engine.submit([(target.address + MIB - 64, source.address, 64)], priority=1)
+    """The bytes tell which went first, however late we look: weights are what KV left there."""
+    source, target = Memory(random_bytes(4 * MIB)), Memory(bytes(8 * MIB))
+    kv_place, weights_place = Memory(bytes(64)), Memory(bytes(64))
+    engine = _native.CopyEngine(chunk_bytes=4096, link_bytes_per_s=40_960)  # 100 s for all of it
+    prefetch = engine.submit([(target.address, source.address, 4 * MIB)], priority=2)
+    assert prefetch.wait(bytes=1, timeout_s=20.0)
+    gate = engine.submit([(target.address + 4 * MIB, source.address, 4 * MIB)], priority=2)
+    weights = engine.submit([(weights_place.address, kv_place.address, 64)], 1, after=[gate])
+    kv = engine.submit([(kv_place.address, source.address, 64)], 1, after=[gate])
     kv.raise_priority(0)
-    assert kv.wait(timeout_s=20.0)
-    assert not weights.is_done
-    assert weights.wait(timeout_s=20.0)
+    gate.cancel()
+    assert kv.wait(timeout_s=20.0) and weights.wait(timeout_s=20.0)
+    assert weights_place.content()[:64] == source.content()[:64]
     assert not prefetch.is_done
     engine.close()
 
