@@ -5,7 +5,7 @@ from typing import final
 
 from aegaeon._native.copies import CopyEngine
 from aegaeon._native.memory import DeviceBytes
-from aegaeon._native.ops import PagedRows
+from aegaeon._native.ops import DrawOperand, PagedRows
 
 has_cuda: bool
 """Whether this build has CUDA; without it the functions here raise DeviceError."""
@@ -122,6 +122,28 @@ def cuda_silu_mul(
     device: CudaDevice, gate: Strided, up: Strided, shape: Sequence[int], out: int, /
 ) -> None:
     """Make silu(gate) * up of `shape`, (rows, features)."""
+
+@final
+class CudaDraws:
+    """How the token of each row of logits is drawn: a buffer of bytes, to be put on the device."""
+
+    def __init__(self, draws: Sequence[DrawOperand], shape: Sequence[int]) -> None:
+        """Draws as of `sample`, a row each of logits of `shape`, (rows, vocab). Raises ValueError
+        where rows are not as many."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """The bytes."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that drawing needs on the device while it runs, aligned to 16."""
+
+    def sample(
+        self, device: CudaDevice, logits: int, places: tuple[int, int], tokens: int, /
+    ) -> None:
+        """Draw from float32 logits, in one piece, into int64 `tokens` [rows]: the CPU's for the
+        same logits, -1 where they are not finite. `places`: where the draws and the workspace are
+        on the device."""
 
 @final
 class CudaTables:

@@ -211,17 +211,16 @@ class StepPlan:
 def uniform(seed: int, position: int) -> float:
     """Return the number in [0, 1) that `sample` draws by: numpy's Philox of this key."""
 
+DrawOperand = tuple[float, int, float, float, int, int]
+"""Temperature, top_k, top_p, min_p, seed, position; the last two modulo 2^64."""
+
 def sample(
-    pool: ThreadPool,
-    logits: int,
-    shape: tuple[int, int],
-    draws: Sequence[tuple[float, int, float, float, int, int]],
+    pool: ThreadPool, logits: int, shape: tuple[int, int], draws: Sequence[DrawOperand]
 ) -> list[int | None]:
     """Draw a token for each row of logits of `shape` (rows, vocab), as csrc/ops/sampling.h says.
 
-    A draw is (temperature, top_k, top_p, min_p, seed, position), the last two modulo 2^64. None
-    stands for a row whose logits are not finite. Raises ValueError for no vocabulary and as many
-    draws as there are not rows.
+    None stands for a row whose logits are not finite. Raises ValueError for no vocabulary and as
+    many draws as there are not rows.
     """
 
 def log_probabilities(

@@ -23,10 +23,9 @@ from aegaeon.device.base import (
     StepInputs,
     StepRunner,
 )
+from aegaeon.device.draws import draw_operands
 from aegaeon.device.packed import Matrix
 from aegaeon.device.recorder import RecordedStep, record
-
-SEED_MASK = (1 << 64) - 1
 
 
 class CpuDevice(Device):
@@ -112,13 +111,8 @@ class CpuDevice(Device):
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         logits = logits.contiguous()
-        rows = [
-            (*(params.temperature, max(params.top_k, 0), params.top_p, params.min_p),
-             *(params.seed & SEED_MASK, position))
-            for params, position in draws
-        ]  # fmt: skip
         shape = (logits.shape[0], logits.shape[1])
-        return _native.sample(self._pool, logits.data_ptr(), shape, rows)
+        return _native.sample(self._pool, logits.data_ptr(), shape, draw_operands(draws))
 
     def _plan_for(self, batch: StepBatch) -> AttentionPlan:
         if self._plan is None or self._plan.kv is not batch.kv:

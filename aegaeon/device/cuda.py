@@ -1,7 +1,7 @@
 """A CUDA device: our kernels (csrc/ops/cuda) and torch's products, on one stream.
 
 Weights are row by row, as in their files. Only the stream of the native device computes, so that
-copies know what to start behind. Tokens are drawn on the CPU, the same for the same logits.
+copies know what to start behind. Tokens are the CPU's for the same logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from aegaeon.device.base import (
     StepInputs,
     StepRunner,
 )
-from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.draws import draw_operands
 from aegaeon.device.packed import TYPE_CODES, Matrix
 from aegaeon.errors import DeviceError
 from aegaeon.memory.kv import KvShape, KvView
@@ -31,7 +31,7 @@ from aegaeon.memory.kv import KvShape, KvView
 def view_of(memory: _native.CudaMemory) -> Tensor:
     """Return `memory`, which it keeps, as torch sees it: [bytes] uint8. Raises DeviceError for a
     torch without CUDA."""
-    _check_torch()
+    check_torch()
     return torch.as_tensor(_ArrayInterface(memory), device=f"cuda:{memory.number}")
 
 
@@ -41,21 +41,18 @@ class CudaOperators(Device):
 
     activation_dtype = torch.bfloat16
 
-    def __init__(
-        self, device: _native.CudaDevice, threads: int = 1, place: torch.device | None = None
-    ) -> None:
-        """`threads` draw the tokens. `place` is where torch has what the device has; given only
-        where the host stands in for a device. Raises DeviceError for a torch without CUDA."""
+    def __init__(self, device: _native.CudaDevice, place: torch.device | None = None) -> None:
+        """`place` is where torch has what the device has; given only where the host stands in for a
+        device. Raises DeviceError for a torch without CUDA."""
         self.name = f"cuda:{device.number}"
         self._device = device
         self._place = torch.device(self.name) if place is None else place
         self.on_stream: Callable[[], AbstractContextManager[object]] = nullcontext
         if self._place.type == "cuda":
-            _check_torch()
+            check_torch()
             external = torch.cuda.ExternalStream
             stream = external(device.stream, device=self._place)  # type: ignore[no-untyped-call]
             self.on_stream = lambda: torch.cuda.stream(stream)
-        self._sampler = CpuDevice(threads)
         self._tables: _Tables | None = None
         self._heads: dict[KvShape, int] = {}  # of queries, as the last attention over it had
 
@@ -126,10 +123,21 @@ class CudaOperators(Device):
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         with self.on_stream():
-            drawn_from = logits.cpu()
+            logits = logits.contiguous()
+            shape = (logits.shape[0], logits.shape[1])
+            native = _native.CudaDraws(draw_operands(draws), shape)
+            tokens = torch.empty(len(draws), dtype=torch.int64, device=self._place)
+            if draws:
+                drawn_by = torch.frombuffer(native, dtype=torch.uint8).to(self._place)
+                workspace = torch.empty(
+                    native.workspace_bytes, dtype=torch.uint8, device=self._place
+                )
+                places = drawn_by.data_ptr(), workspace.data_ptr()
+                native.sample(self._device, logits.data_ptr(), places, tokens.data_ptr())
+            drawn: list[int] = tokens.tolist()
         # Whatever was launched has ended then, also of a pass that has no logits.
         self._device.synchronize()
-        return self._sampler.sample(drawn_from, draws)
+        return [None if token < 0 else token for token in drawn]
 
     def _tables_for(self, kv: KvView, heads: int) -> "_Tables":
         tables = self._tables
@@ -185,7 +193,8 @@ class _ArrayInterface:
         }
 
 
-def _check_torch() -> None:
+def check_torch() -> None:
+    """Raise DeviceError for a torch without CUDA."""
     if not torch.cuda.is_available():
         raise DeviceError(
             f"torch {torch.__version__} here cannot use CUDA; install a torch built for CUDA "

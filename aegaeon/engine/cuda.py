@@ -37,9 +37,7 @@ def open_cuda_engine(
                 "serve it with --device cpu"
             )
     device = _native.CudaDevice(settings.cuda_number)
-    compute = Compute(
-        lambda _, budgets: CudaOperators(device, budgets.threads), layout="rows", pins=device
-    )
+    compute = Compute(lambda *_: CudaOperators(device), layout="rows", pins=device)
     return open_on(on_device(device, view_of, compute), settings, specs, regions)
 
 

@@ -8,11 +8,14 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "bind/attention.h"
+#include "bind/draws.h"
 #include "bind/operands.h"
 #include "cuda/device.h"
 #include "ops/cuda/ops.h"
+#include "ops/cuda/sampling.h"
 #include "ops/cuda/tables.h"
 
 namespace py = pybind11;
@@ -51,6 +54,36 @@ void cuda_silu_mul(const Device& device, Strided gate, Strided up,
   ops::cuda::silu_mul(device.compute(),
                       {rows_of(gate), rows_of(up), shape.first, shape.second, pointer<float>(out)});
 }
+
+// What the draws of a pass's tokens are on the device, and the room there that drawing takes.
+class CudaDraws {
+ public:
+  CudaDraws(const std::vector<DrawTuple>& draws, LogitShape shape) : shape_(shape) {
+    check_logits(shape, draws.size());
+    draws_.reserve(draws.size());
+    for (const DrawTuple& draw : draws) draws_.push_back(ops::cuda::device_draw(draw_of(draw)));
+  }
+
+  std::size_t workspace_bytes() const {
+    return ops::cuda::sample_workspace_bytes(shape_.first, shape_.second);
+  }
+  py::buffer_info bytes() const {
+    return {const_cast<std::uint8_t*>(reinterpret_cast<const std::uint8_t*>(draws_.data())),
+            static_cast<py::ssize_t>(draws_.size() * sizeof(ops::cuda::DeviceDraw))};
+  }
+  // `places`: of the bytes and of the workspace.
+  void sample(const Device& device, Address logits, std::pair<Address, Address> places,
+              Address tokens) const {
+    ops::cuda::sample(device.compute(),
+                      {pointer<const float>(logits), shape_.first, shape_.second,
+                       pointer<const ops::cuda::DeviceDraw>(places.first),
+                       pointer<std::int64_t>(tokens), pointer<void>(places.second)});
+  }
+
+ private:
+  const LogitShape shape_;
+  std::vector<ops::cuda::DeviceDraw> draws_;
+};
 
 // What one pass needs to know of its keys and values: words for the device, and where they are
 // there once `place` was told.
@@ -110,6 +143,12 @@ void bind_cuda_ops(py::module_& module) {
   module.def("cuda_rms_norm", &cuda_rms_norm);
   module.def("cuda_rotate", &cuda_rotate);
   module.def("cuda_silu_mul", &cuda_silu_mul);
+  py::class_<CudaDraws>(module, "CudaDraws", py::module_local(), py::buffer_protocol())
+      .def(py::init<const std::vector<DrawTuple>&, LogitShape>(), py::arg("draws"),
+           py::arg("shape"))
+      .def_buffer(&CudaDraws::bytes)
+      .def_property_readonly("workspace_bytes", &CudaDraws::workspace_bytes)
+      .def("sample", &CudaDraws::sample);
   py::class_<CudaTables>(module, "CudaTables", py::module_local(), py::buffer_protocol())
       .def(py::init<const PagedRows&, std::size_t>(), py::arg("rows"), py::arg("heads"))
       .def_buffer(&CudaTables::words)

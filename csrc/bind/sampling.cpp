@@ -4,14 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
-#include <stdexcept>
-#include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "bind/draws.h"
 #include "bind/operands.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/philox.h"
@@ -22,20 +19,7 @@ namespace py = pybind11;
 namespace aegaeon {
 namespace {
 
-using LogitShape = std::pair<std::size_t, std::size_t>;
-using DrawTuple = std::tuple<double, std::size_t, double, double, std::uint64_t, std::uint64_t>;
 using Best = std::vector<std::pair<std::size_t, double>>;
-
-void check_logits(LogitShape shape, std::size_t rows) {
-  if (shape.second < 1 || shape.second > std::numeric_limits<std::uint32_t>::max()) {
-    throw std::invalid_argument("a vocabulary has 1 to 2^32 - 1 tokens, not " +
-                                std::to_string(shape.second));
-  }
-  if (rows != shape.first) {
-    throw std::invalid_argument(std::to_string(rows) + " tokens are asked of " +
-                                std::to_string(shape.first) + " rows of logits");
-  }
-}
 
 std::vector<std::optional<std::size_t>> sample(ops::ThreadPool& pool, Address logits,
                                                LogitShape shape,
@@ -43,9 +27,7 @@ std::vector<std::optional<std::size_t>> sample(ops::ThreadPool& pool, Address lo
   check_logits(shape, draws.size());
   std::vector<ops::Draw> rows;
   rows.reserve(draws.size());
-  for (const auto& [temperature, top_k, top_p, min_p, seed, position] : draws) {
-    rows.push_back({temperature, top_k, top_p, min_p, seed, position});
-  }
+  for (const DrawTuple& draw : draws) rows.push_back(draw_of(draw));
   std::vector<std::optional<std::size_t>> tokens(draws.size());
   const py::gil_scoped_release released;
   ops::sample(

@@ -59,7 +59,7 @@ def emulated(monkeypatch):
 def open_emulated(settings, specs, regions):
     device = _native.CudaDevice(settings.cuda_number)
     place = torch.device("cpu")
-    compute = Compute(lambda *_: CudaOperators(device, 1, place), layout="rows", pins=device)
+    compute = Compute(lambda *_: CudaOperators(device, place), layout="rows", pins=device)
     return open_on(on_device(device, host_view, compute), settings, specs, regions)
 
 
