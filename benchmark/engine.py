@@ -15,6 +15,7 @@ the same shape is named. Figures are medians.
   benchmark/engine.py                               a random model of Qwen3-0.6B's shape
   benchmark/engine.py --model DIR --json            a checkpoint of yours
   benchmark/engine.py --gguf bf16.gguf --gguf-int8 q8_0.gguf      against llama.cpp
+  benchmark/engine.py --device cuda:0               on a GPU, against torch's copy and product
 """
 
 import argparse
@@ -30,21 +31,23 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msgspec
+import torch
 
 from aegaeon.device.processors import available_processors
 from aegaeon.memory.budget import GB
 from aegaeon.types import ModelSpec
+from benchmark.device_limits import DeviceProbe, add_device_flag, check_device
 from benchmark.engine_cases import (
     BF16_PAIRS,
     KINDS,
-    KV_SHARE,
     SPARE_TOKENS,
     Case,
+    Compute,
     OurEngine,
-    available_bytes,
     cases_of,
     ceiling,
     spec_of,
+    work_of,
 )
 from benchmark.engine_peers import LLAMA, Peer, find_llama, find_transformers
 from benchmark.limits import PAUSE_S, LimitProbe, Limits, Pace
@@ -52,6 +55,7 @@ from benchmark.random_model import QWEN3_06B, SMALL, write_model
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 
 Way = Callable[[], float | None]
+Probe = LimitProbe | DeviceProbe
 UNIT = "tokens/s"
 READ = "read"
 PATIENCE_S = 15.0  # of one case, after which a way has run often enough
@@ -82,7 +86,7 @@ class Effort(msgspec.Struct, frozen=True):
 
     repeats: int
     run_s: float
-    threads: int
+    compute: Compute
 
 
 def ceiling_aim(kind: str, case: Case, spec: ModelSpec) -> Aim | None:
@@ -123,7 +127,7 @@ def alternate_rates(ways: Mapping[str, Way], repeats: int) -> dict[str, float]:
     return {name: median(some) for name, some in rates.items() if some}
 
 
-def read_rate(probe: LimitProbe) -> float:
+def read_rate(probe: Probe) -> float:
     """Return the GB/s of a few reads."""
     start = time.perf_counter()
     for _ in range(READS):
@@ -141,11 +145,11 @@ class Bench:
         self._peers: dict[Case, dict[str, float]] = {}
         self._read_gb_per_s: dict[Case, float] = {}
 
-    def measure(self, cases: Sequence[Case], peers: Sequence[Peer], probe: LimitProbe) -> None:
+    def measure(self, cases: Sequence[Case], peers: Sequence[Peer], probe: Probe) -> None:
         """Measure all cases that fit memory, and what memory gives meanwhile."""
         fitting = self._fitting(cases)
         kv_bytes = max(case.kv_bytes(self._spec) for case in fitting) + (64 << 20)
-        engine = OurEngine(self._spec, self._kind, self._effort.threads, kv_bytes)
+        engine = OurEngine(self._spec, self._kind, self._effort.compute, kv_bytes)
         try:
             for case in fitting:
                 self._case(engine, case, peers, probe)
@@ -158,7 +162,7 @@ class Bench:
         return rows + list(self._batch_rows())
 
     def _fitting(self, cases: Sequence[Case]) -> list[Case]:
-        bound = int(KV_SHARE * available_bytes())
+        bound = self._effort.compute.kv_bound_bytes()
         fitting = []
         for case in cases:
             need, told = case.kv_bytes(self._spec), f"{self._kind}, {case.name}"
@@ -173,9 +177,7 @@ class Bench:
                 fitting.append(case)
         return fitting
 
-    def _case(
-        self, engine: OurEngine, case: Case, peers: Sequence[Peer], probe: LimitProbe
-    ) -> None:
+    def _case(self, engine: OurEngine, case: Case, peers: Sequence[Peer], probe: Probe) -> None:
         engine.prepare(case)
         engine.seconds(case)  # a step before, which warms up
         ways: dict[str, Way] = {"ours": lambda: self._rate(engine, case)}
@@ -208,10 +210,24 @@ class Bench:
             ours=self._ours[case],
             limit=ceiling(case, self._spec, limits),
         )
-        yield measured(row, ceiling_aim(self._kind, case, self._spec))
+        is_cpu = self._effort.compute.device == "cpu"
+        yield measured(row, ceiling_aim(self._kind, case, self._spec) if is_cpu else None)
+        if not is_cpu:
+            yield self._used(case, limits)
         for name, rate in self._peers[case].items():
             against = msgspec.structs.replace(row, peer=name, peer_value=rate)
             yield measured(against, peer_aim(self._kind, case, name))
+
+    def _used(self, case: Case, limits: Limits) -> Row:
+        """Return what the case makes of whichever limit binds it."""
+        work, name = work_of(case, self._spec), f"{self._kind}, {case.name}"
+        runs = self._ours[case] / (case.tokens if case.kind == "prefill" else case.batch) / 1e9
+        row = Row(case=f"{name}: read", unit="GB/s", ours=runs * work.read_bytes)
+        limit = limits.read_gb_per_s
+        if not limits.is_bound_by_memory(work.read_bytes, work.flops):
+            row = Row(case=f"{name}: computed", unit="GFLOP/s", ours=runs * work.flops)
+            limit = limits.gflop_per_s
+        return measured(msgspec.structs.replace(row, limit=limit))
 
     def _batch_rows(self) -> Iterator[Row]:
         """Yield how much more a batch of 8 makes than one sequence."""
@@ -220,7 +236,9 @@ class Bench:
             if case.kind != "decode" or case.batch != 8 or alone is None:
                 continue
             row = Row(case=f"{self._kind}, {case.name}, to batch 1", unit="x", ours=rate / alone)
-            aim = Aim("ours", BATCH_AIM, f">= {BATCH_AIM:g}x") if case.tokens <= 16 else None
+            aim = None
+            if case.tokens <= 16 and self._effort.compute.device == "cpu":
+                aim = Aim("ours", BATCH_AIM, f">= {BATCH_AIM:g}x")
             yield measured(row, aim)
 
 
@@ -234,36 +252,52 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a look that it works, some seconds")
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs of each")
     parser.add_argument("--threads", type=int, default=0, help="0: one for each processor")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="what to measure: %(default)s")
+    add_device_flag(parser)
+    kinds = ", ".join(KINDS)
+    told = f"what to measure, of {kinds} (default: all; {BF16_PAIRS}, the only one, on CUDA)"
+    parser.add_argument("--kinds", help=told)
     parser.add_argument("--gguf", default="", help="the model in bf16 for llama.cpp")
     parser.add_argument("--gguf-int8", default="", help="the model in q8_0 for llama.cpp")
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--dir", help="where a random model is written (default: the system's)")
     options = parser.parse_args(arguments)
-    options.kinds = options.kinds.split(",")
-    if unknown := set(options.kinds) - set(KINDS):
-        parser.error(f"--kinds knows {', '.join(KINDS)}, not {', '.join(unknown)}")
+    known = list(KINDS) if options.device == "cpu" else [BF16_PAIRS]
+    options.kinds = options.kinds.split(",") if options.kinds else known
+    if unknown := set(options.kinds) - set(known):
+        parser.error(
+            f"--kinds knows {', '.join(known)} on {options.device}, not {', '.join(unknown)}"
+        )
     return options
+
+
+def probe_of(compute: Compute, is_quick: bool) -> Probe:
+    """Return what measures the limits of what computes."""
+    pace = Pace(1, 0.001, 0.1) if is_quick else Pace(5, 0.05, 2.0)
+    if compute.cuda_number is not None:
+        return DeviceProbe(torch.device(compute.device), pace, (32 if is_quick else 1024) << 20)
+    return LimitProbe(compute.threads, pace, (32 if is_quick else 512) << 20)
 
 
 def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Return rows of each kind, and what was skipped."""
     threads = options.threads or available_processors()
-    effort = Effort(options.repeats, 0.5, threads)
-    pace = Pace(5, 0.05, 2.0)
+    effort = Effort(options.repeats, 0.5, Compute(threads, options.device))
     if options.quick:
-        effort, pace = Effort(1, 0.0, threads), Pace(1, 0.001, 0.1)
+        effort = Effort(1, 0.0, effort.compute)
     progress("limits")
-    probe = LimitProbe(threads, pace, (32 if options.quick else 512) << 20)
+    probe = probe_of(effort.compute, options.quick)
     benches: list[Bench] = []
     skipped: list[str] = []
     reference: list[Peer] = []
-    if not options.no_peers:
+    has_peers = not options.no_peers and options.device == "cpu"
+    if has_peers:
         reference, skipped = find_transformers(spec_of(directory, "bf16"), threads)
+    elif options.device != "cpu":
+        skipped = [f"{options.device}: peers, which compute on the CPU"]
     for kind in options.kinds:
         progress(kind)
         peers = list(reference)
-        if not options.no_peers:
+        if has_peers:
             gguf = options.gguf_int8 if kind == "int8" else options.gguf
             found, missing = find_llama(gguf, threads)
             peers += found
@@ -279,6 +313,7 @@ def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], lis
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and publish."""
     options = parse(arguments)
+    check_device(options.device)
     with tempfile.TemporaryDirectory(prefix="aegaeon-engine-", dir=options.dir) as directory:
         model = options.model
         if model is None:

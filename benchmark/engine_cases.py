@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import torch
 
+from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.engine.kv_place import layout_of
 from aegaeon.memory.budget import GB, choose_budgets
@@ -98,6 +99,25 @@ def shape_of(spec: ModelSpec) -> KvShape:
     return KvShape(config.layers, config.kv_heads, config.head_dim, dtype)
 
 
+class Compute(msgspec.Struct, frozen=True):
+    """What computes: a device as the server names it, and threads of the host."""
+
+    threads: int
+    device: str = "cpu"
+
+    @property
+    def cuda_number(self) -> int | None:
+        """The N of cuda:N."""
+        return Settings(device=self.device).cuda_number
+
+    def kv_bound_bytes(self) -> int:
+        """Return the bytes that keys and values of a case may take, on the host and there."""
+        bytes_there = available_bytes()
+        if self.cuda_number is not None:
+            bytes_there = min(bytes_there, _native.cuda_total_bytes(self.cuda_number))
+        return int(KV_SHARE * bytes_there)
+
+
 def available_bytes() -> int:
     """Return the memory that the system could give."""
     with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
@@ -108,14 +128,17 @@ def available_bytes() -> int:
 class OurEngine:
     """A ModelEngine as instances run it, on regions of its own, with one model in memory."""
 
-    def __init__(self, spec: ModelSpec, kind: str, threads: int, kv_bytes: int) -> None:
+    def __init__(self, spec: ModelSpec, kind: str, compute: Compute, kv_bytes: int) -> None:
         """Open it and load the model."""
+        weights_gb, kv_gb = (spec.weight_bytes + (4 << 20)) / GB, kv_bytes / GB
+        self._has_own_memory = Settings(device=compute.device).has_own_memory
         settings = Settings(
-            device="cpu",
-            threads_per_instance=threads,
+            device=compute.device,
+            threads_per_instance=compute.threads,
             max_batch=32,
-            model_cache_budget_gb=(spec.weight_bytes + (4 << 20)) / GB,
-            kv_budget_gb=kv_bytes / GB,
+            model_cache_budget_gb=weights_gb,
+            kv_budget_gb=kv_gb,
+            device_memory_gb=weights_gb + kv_gb if self._has_own_memory else 0.0,
             **KINDS[kind],
         )
         self._spec = spec
@@ -142,6 +165,9 @@ class OurEngine:
         self._requests = []
         if case.kind == "decode":
             self._requests = [self._cached(case.tokens) for _ in range(case.batch)]
+            # A step goes on without those whose keys and values are still on their way: await them.
+            for request in self._requests if self._has_own_memory else ():
+                self._driver.decode(self._spec.id, request)
 
     def seconds(self, case: Case) -> float:
         """Return the seconds of a prompt, or of a step."""

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Switching: cold loads against other libraries and the disk, warm switches, and a staged device's
 copies of weights and KV against its link, alone and beside compute.
+
+With --device cuda:0: warm switches there, and the same copies against torch's of page-locked
+memory.
 """
 
 import argparse
@@ -22,10 +25,18 @@ from aegaeon.memory.budget import GB
 from aegaeon.models.references import resolve_all
 from aegaeon.types import ModelSpec
 from benchmark.cold_loads import BareReads, Load, OurLoad, drop_from_page_cache, peers
+from benchmark.device_limits import add_device_flag, check_device, link_gb_per_s
 from benchmark.kv_pool import measure_speed
 from benchmark.random_model import QWEN3_06B, SMALL, WIDE_KV, write_model
 from benchmark.report_rows import Aim, Row, measured, progress, publish
-from benchmark.staged_switches import Specs, measure_staged
+from benchmark.staged_switches import (
+    Link,
+    Specs,
+    cuda_link,
+    measure_on,
+    measure_staged,
+    settings_for,
+)
 from benchmark.switch_engine import Driver, first_operator, region_of
 
 READ_THREADS, READ_CHUNKS = (4, 8, 16), (2 << 20, 8 << 20)
@@ -33,6 +44,7 @@ READ_THREADS, READ_CHUNKS = (4, 8, 16), (2 << 20, 8 << 20)
 # for the one before.
 SETTLE_S = 5.0
 PROMPT_TOKENS = 64
+WARM_KV_GB = 0.5
 WITHIN_15 = 1 / 1.15
 
 
@@ -163,17 +175,20 @@ def cpu_settings(specs: Sequence[ModelSpec]) -> Settings:
     return Settings(
         device="cpu",
         model_cache_budget_gb=(sum(spec.weight_bytes for spec in specs) + (4 << 20)) / GB,
-        kv_budget_gb=0.5,
+        kv_budget_gb=WARM_KV_GB,
     )
 
 
-def measure_warm(specs: Specs, scale: Scale) -> list[Row]:
-    """Milliseconds from the order to switch to the first operator of the next step."""
+def measure_warm(specs: Specs, scale: Scale, link: Link | None = None) -> list[Row]:
+    """Milliseconds from the order to switch to the first operator of the next step, on the CPU or
+    the device behind `link`."""
     progress("warm switches")
     names = ("small", "large")
     chosen = [specs[name] for name in names]
     taken: dict[str, list[float]] = {name: [] for name in names}
-    with Driver(cpu_settings(chosen), chosen) as driver, first_operator() as operator:
+    settings = settings_for(chosen, link, WARM_KV_GB) if link else cpu_settings(chosen)
+    device = settings.device
+    with Driver(settings, chosen) as driver, first_operator(device) as operator:
         requests = {}
         for name in names:
             driver.load(name)
@@ -184,17 +199,35 @@ def measure_warm(specs: Specs, scale: Scale) -> list[Row]:
             driver.switch(name)
             driver.decode(name, requests[name])
             taken[name].append(1e3 * (operator.began_s - start))
-    return list(warm_rows(taken))
+    return list(warm_rows(taken, device))
 
 
-def warm_rows(taken: dict[str, list[float]]) -> Iterator[Row]:
+def warm_rows(taken: dict[str, list[float]], device: str) -> Iterator[Row]:
     """Yield p50 and p99 of each model's milliseconds."""
     for name, times in taken.items():
         cuts = quantiles(times, n=100, method="inclusive")
         for percentile, bound in ((50, 0.5), (99, 2.0)):
-            case = f"warm switch on cpu, {name} model, p{percentile}"
+            case = f"warm switch on {device}, {name} model, p{percentile}"
             aim = Aim("ours", bound, f"< {bound:g} ms", is_least=False)
             yield measured(Row(case=case, unit="ms", ours=cuts[percentile - 1]), aim)
+
+
+def measure_device(specs: Specs, scale: Scale, device: str) -> list[Row]:
+    """All rows of a CUDA device, whose link is what torch makes of it."""
+    progress("the link, by torch")
+    link = cuda_link(device, link_gb_per_s(int(device.partition(":")[2])))
+    told = f"limit: torch's copies of page-locked memory to {device}"
+    rows = [Row(case=told, unit="GB/s", ours=link.gb_per_s)]
+    return rows + measure_warm(specs, scale, link) + measure_on(specs, link, scale.repeats)
+
+
+def measure_host(specs: Specs, scale: Scale) -> list[Row]:
+    """All rows of the CPU, and of the device that it stands in for."""
+    rows = measure_cold(specs["large"], scale)
+    rows += measure_first_token(specs["large"], scale)
+    rows += measure_warm(specs, scale)
+    rows += measure_staged(specs, scale.repeats)
+    return rows + measure_speed(scale.repeats, scale.allocations)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,17 +237,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a look that it works, some seconds")
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each")
     parser.add_argument("--dir", help="where the models are written (default: the system's)")
+    add_device_flag(parser)
     options = parser.parse_args(arguments)
+    check_device(options.device)
     scale = Scale(options.repeats, 2, 200, 3_000, LONG | EVERYWHERE)
     if options.quick:
         scale = Scale(1, 1, 5, 200, SHORT | EVERYWHERE)
     with tempfile.TemporaryDirectory(prefix="aegaeon-switch-", dir=options.dir) as directory:
         specs = write_models(Path(directory), scale.sizes)
-        rows = measure_cold(specs["large"], scale)
-        rows += measure_first_token(specs["large"], scale)
-        rows += measure_warm(specs, scale)
-        rows += measure_staged(specs, scale.repeats)
-    rows += measure_speed(options.repeats, scale.allocations)
+        if options.device == "cpu":
+            rows = measure_host(specs, scale)
+        else:
+            rows = measure_device(specs, scale, options.device)
     publish("switching", rows, options.json)
 
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from aegaeon.config import Settings
+from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.cuda import CudaOperators
 from aegaeon.device.packed import Matrix
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
@@ -166,16 +168,17 @@ class FirstOperator:
 
 
 @contextmanager
-def first_operator() -> Iterator[FirstOperator]:
-    """Note when CPU devices embed."""
-    seen, embed = FirstOperator(), CpuDevice.embed
+def first_operator(device: str = "cpu") -> Iterator[FirstOperator]:
+    """Note when what computes on `device` embeds; where that is a CUDA device, launches it."""
+    operators: type[Device] = CudaOperators if device.startswith("cuda") else CpuDevice
+    seen, embed = FirstOperator(), operators.embed
 
-    def noted(self: CpuDevice, token_ids: Tensor, table: Matrix) -> Tensor:
+    def noted(self: Device, token_ids: Tensor, table: Matrix) -> Tensor:
         seen.began_s = time.perf_counter()
         return embed(self, token_ids, table)
 
-    CpuDevice.embed = noted  # type: ignore[method-assign]
+    operators.embed = noted  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        CpuDevice.embed = embed  # type: ignore[method-assign]
+        operators.embed = embed  # type: ignore[method-assign]

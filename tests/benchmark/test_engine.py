@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aegaeon.models.references import resolve
-from benchmark import engine, engine_peers
-from benchmark.engine_cases import Case, ceiling, work_of
+from benchmark import engine, engine_cases, engine_peers
+from benchmark.engine_cases import Case, Compute, ceiling, work_of
 from benchmark.limits import Limits
 from benchmark.random_model import QWEN3_06B, SMALL, write_model
 
@@ -118,8 +118,8 @@ def test_aims_are_those_of_the_shape_that_is_measured(tmp_path):
 def test_what_does_not_fit_is_skipped_with_its_reason(tmp_path, monkeypatch):
     write_model(tmp_path / "m", SMALL)
     spec = resolve(str(tmp_path / "m"), "")
-    monkeypatch.setattr(engine, "available_bytes", lambda: 100 * spec.kv_token_bytes * 1000)
-    effort = engine.Effort(1, 0.0, 1)
+    monkeypatch.setattr(engine_cases, "available_bytes", lambda: 100 * spec.kv_token_bytes * 1000)
+    effort = engine.Effort(1, 0.0, Compute(1))
     bench = engine.Bench(spec, "bf16", effort)
     cases = [Case("prefill", 64), Case("decode", 16, 4), Case("decode", 4096, 32)]
     assert bench._fitting([*cases, Case("prefill", 40_000)]) == cases[:2]

@@ -2,6 +2,7 @@
 stand-in for the runtime, its kernels on their emulation, torch's products on the CPU."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.engine import cuda as engine_cuda
 from aegaeon.engine.cuda import on_device, open_cuda_engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.own_memory import open_on
@@ -16,7 +18,10 @@ from aegaeon.engine.shared import Compute
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.models.references import resolve
 from aegaeon.types import Load, Loaded, SamplingParams
-from benchmark import cuda_copies
+from benchmark import cuda_copies, device_limits, switch
+from benchmark import engine as engine_benchmark
+from benchmark.device_limits import DeviceProbe
+from benchmark.staged_switches import Link
 from tests.support.checkpoints import make_checkpoint
 from tests.support.cuda_stand_in import EAGER, cuda_device, host_view
 from tests.support.decoder import make_request
@@ -162,3 +167,47 @@ def test_the_benchmark_of_copies_runs(emulated, capsys):
     cuda_copies.main(["--quick", "--json"])
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["unit"] for row in rows] == ["GB/s"] * 4 and all(row["ours"] > 0 for row in rows)
+
+
+@pytest.fixture
+def served(emulated, monkeypatch):
+    """What the server opens on cuda:0, where benchmarks look for it."""
+    place = torch.device("cpu")
+    monkeypatch.setattr(engine_cuda, "view_of", host_view)
+    monkeypatch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, place=place))
+    monkeypatch.setattr(device_limits, "check_torch", lambda: None)
+    monkeypatch.setattr(
+        engine_benchmark, "DeviceProbe", lambda _, pace, __: DeviceProbe(place, pace, 1 << 20)
+    )
+
+
+def run_benchmark(benchmark, tmp_path, capsys):
+    benchmark.main(["--quick", "--json", "--device", "cuda:0", "--dir", str(tmp_path)])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all(row["ours"] > 0 for row in rows)
+    return rows
+
+
+def test_the_benchmark_of_engines_runs(served, tmp_path, capsys):
+    rows = run_benchmark(engine_benchmark, tmp_path, capsys)
+    cases = [row["case"] for row in rows if row["case"].startswith("bf16 x bf16")]
+    for case in ("prefill of 70", "decode, batch 8, context 40"):
+        found = [f"bf16 x bf16, {case}{part}" for part in ("", ": read", ": computed")]
+        assert found[0] in cases and len(set(found) & set(cases)) == 2
+    assert all(row["limit"] > 0 for row in rows if row["unit"] == "tokens/s")
+
+
+@pytest.mark.thorough
+def test_the_benchmark_of_switches_runs(served, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(switch, "link_gb_per_s", lambda _: 4.0)
+    monkeypatch.setattr(switch, "cuda_link", lambda device, rate: Link(device, rate, 256))
+    rows = run_benchmark(switch, tmp_path, capsys)
+    assert list(dict.fromkeys(row["case"].partition(",")[0] for row in rows)) == [
+        "limit: torch's copies of page-locked memory to cuda:0",
+        "warm switch on cuda:0",
+        "cuda:0 switch",
+        "share of a prefetch hidden",
+        "a step of decoding beside the copy",
+        "KV out",
+        "KV in",
+    ]
