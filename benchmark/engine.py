@@ -78,11 +78,13 @@ BATCH_AIM = 5.0  # tokens/s of batch 8 to those of one
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How much is measured: `repeats` alternating runs, ours of about `run_s`."""
+    """How much is measured: `repeats` alternating runs, ours of about `run_s`, so long after the
+    load that what a server does with its weights while nobody waits is done."""
 
     repeats: int
     run_s: float
     threads: int
+    settle_s: float
 
 
 def ceiling_aim(kind: str, case: Case, spec: ModelSpec) -> Aim | None:
@@ -147,6 +149,7 @@ class Bench:
         kv_bytes = max(case.kv_bytes(self._spec) for case in fitting) + (64 << 20)
         engine = OurEngine(self._spec, self._kind, self._effort.threads, kv_bytes)
         try:
+            time.sleep(self._effort.settle_s)
             for case in fitting:
                 self._case(engine, case, peers, probe)
         finally:
@@ -249,10 +252,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Return rows of each kind, and what was skipped."""
     threads = options.threads or available_processors()
-    effort = Effort(options.repeats, 0.5, threads)
+    effort = Effort(options.repeats, 0.5, threads, 5.0)
     pace = Pace(5, 0.05, 2.0)
     if options.quick:
-        effort, pace = Effort(1, 0.0, threads), Pace(1, 0.001, 0.1)
+        effort, pace = Effort(1, 0.0, threads, 0.0), Pace(1, 0.001, 0.1)
     progress("limits")
     probe = LimitProbe(threads, pace, (32 if options.quick else 512) << 20)
     benches: list[Bench] = []
