@@ -82,11 +82,13 @@ BATCH_AIM = 5.0  # tokens/s of batch 8 to those of one
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How much is measured: `repeats` alternating runs, ours of about `run_s`."""
+    """How much is measured: `repeats` alternating runs, ours of about `run_s`, so long after the
+    load that what a server does with its weights while nobody waits is done."""
 
     repeats: int
     run_s: float
     compute: Compute
+    settle_s: float
 
 
 def ceiling_aim(kind: str, case: Case, spec: ModelSpec) -> Aim | None:
@@ -151,6 +153,7 @@ class Bench:
         kv_bytes = max(case.kv_bytes(self._spec) for case in fitting) + (64 << 20)
         engine = OurEngine(self._spec, self._kind, self._effort.compute, kv_bytes)
         try:
+            time.sleep(self._effort.settle_s)
             for case in fitting:
                 self._case(engine, case, peers, probe)
         finally:
@@ -281,9 +284,9 @@ def probe_of(compute: Compute, is_quick: bool) -> Probe:
 def measure(directory: str, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Return rows of each kind, and what was skipped."""
     threads = options.threads or available_processors()
-    effort = Effort(options.repeats, 0.5, Compute(threads, options.device))
+    effort = Effort(options.repeats, 0.5, Compute(threads, options.device), 5.0)
     if options.quick:
-        effort = Effort(1, 0.0, effort.compute)
+        effort = Effort(1, 0.0, effort.compute, 0.0)
     progress("limits")
     probe = probe_of(effort.compute, options.quick)
     benches: list[Bench] = []

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_skipped_with_its_reason(tmp_path, monkeypatch):
     write_model(tmp_path / "m", SMALL)
     spec = resolve(str(tmp_path / "m"), "")
     monkeypatch.setattr(engine_cases, "available_bytes", lambda: 100 * spec.kv_token_bytes * 1000)
-    effort = engine.Effort(1, 0.0, Compute(1))
+    effort = engine.Effort(1, 0.0, Compute(1), 0.0)
     bench = engine.Bench(spec, "bf16", effort)
     cases = [Case("prefill", 64), Case("decode", 16, 4), Case("decode", 4096, 32)]
     assert bench._fitting([*cases, Case("prefill", 40_000)]) == cases[:2]
