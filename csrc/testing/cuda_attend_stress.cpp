@@ -11,29 +11,15 @@
 #include <vector>
 
 #include "ops/cuda/attend_launch.h"
+#include "testing/stress.h"
 
 namespace {
 
 using namespace aegaeon::ops;
+using namespace aegaeon::testing;
 
 constexpr std::size_t kHeads = 3, kWidth = 64, kLayers = 2;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-void require(bool claim, const std::string& what) {
-  if (!claim) {
-    std::fprintf(stderr, "cuda_attend_stress: %s\n", what.c_str());
-    std::exit(1);
-  }
-}
-
-std::mt19937 random_bits{7};
-
-std::vector<float> draw(std::size_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random_bits);
-  return values;
-}
 
 // One sequence of one KV head, in blocks that lie in disorder.
 template <typename T>

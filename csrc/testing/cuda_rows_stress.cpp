@@ -15,28 +15,14 @@
 #include "ops/cuda/ops.h"
 #include "ops/cuda/sampling.h"
 #include "testing/emulation/block.h"
+#include "testing/stress.h"
 
 namespace {
 
 using namespace aegaeon::ops;
+using namespace aegaeon::testing;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-void require(bool claim, const std::string& what) {
-  if (!claim) {
-    std::fprintf(stderr, "cuda_rows_stress: %s\n", what.c_str());
-    std::exit(1);
-  }
-}
-
-std::mt19937 random_bits{7};
-
-std::vector<float> draw(std::size_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random_bits);
-  return values;
-}
 
 void norm(std::size_t features) {
   constexpr std::size_t kRows = 3;

@@ -24,26 +24,12 @@
 #include "ops/cpu/widen.h"
 #include "ops/ops.h"
 #include "ops/sampling.h"
+#include "testing/stress.h"
 
 namespace {
 
 using namespace aegaeon::ops;
-
-void require(bool claim, const std::string& what) {
-  if (!claim) {
-    std::fprintf(stderr, "ops_stress: %s\n", what.c_str());
-    std::exit(1);
-  }
-}
-
-std::mt19937 random_bits{7};
-
-std::vector<float> draw(std::size_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random_bits);
-  return values;
-}
+using namespace aegaeon::testing;
 
 std::uint16_t draw_half(WeightType type) {
   const std::uint32_t bits = random_bits();
