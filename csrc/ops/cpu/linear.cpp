@@ -50,12 +50,15 @@ struct Block {
 // The product of the packed rows with one matrix.
 class Product {
  public:
-  Product(const BiasedMatrix& part, std::size_t in_features, const void* x)
+  Product(const BiasedMatrix& part, std::size_t in_features)
       : matrix_(part.matrix),
         bias_(part.bias),
         in_features_(in_features),
-        x_(static_cast<const char*>(x)),
         kernel_(kernel_for(part.matrix)) {}
+
+  XForm form() const { return kernel_.form; }
+  // The rows in that form; before the first sum.
+  void set_x(const void* x) { x_ = static_cast<const char*>(x); }
 
   std::size_t tiles() const { return (matrix_.out_features + kTileOutputs - 1) / kTileOutputs; }
   std::size_t bytes() const { return tile_bytes(matrix_.type, in_features_); }
@@ -73,7 +76,7 @@ class Product {
   Matrix matrix_;
   const float* bias_;
   std::size_t in_features_;
-  const char* x_;
+  const char* x_ = nullptr;
   PanelKernel kernel_;
 };
 
@@ -109,26 +112,25 @@ void Product::add_bias(std::size_t tile, float* sums) const {
 class Products {
  public:
   Products(ThreadPool& pool, const Operand& operand, const BiasedMatrix* parts, std::size_t count) {
-    std::vector<XForm> forms;
+    products_.reserve(count);
     bool is_wanted[kXForms] = {};
     std::size_t words = 0;
     for (std::size_t at = 0; at < count; ++at) {
-      forms.push_back(kernel_for(parts[at].matrix).form);
-      bool& is_known = is_wanted[static_cast<int>(forms.back())];
-      if (!is_known) words += packed_words(operand, forms.back());
+      const XForm form = products_.emplace_back(parts[at], operand.in_features).form();
+      bool& is_known = is_wanted[static_cast<int>(form)];
+      if (!is_known) words += packed_words(operand, form);
       is_known = true;
     }
     thread_local std::vector<Word> memory;
     Word* free = at_least(memory, words);
     const void* packed[kXForms] = {};
-    products_.reserve(count);
-    for (std::size_t at = 0; at < count; ++at) {
-      const void*& x = packed[static_cast<int>(forms[at])];
+    for (Product& product : products_) {
+      const void*& x = packed[static_cast<int>(product.form())];
       if (x == nullptr) {
-        x = pack_operand(pool, operand, forms[at], free);
-        free += packed_words(operand, forms[at]);
+        x = pack_operand(pool, operand, product.form(), free);
+        free += packed_words(operand, product.form());
       }
-      products_.emplace_back(parts[at], operand.in_features, x);
+      product.set_x(x);
     }
   }
 
