@@ -20,7 +20,8 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights qwen3-tokenizer demo serve check check-cuda format test bench clean
+.PHONY: help install weights qwen3-tokenizer demo serve check check-cuda conformance format test \
+  bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -81,6 +82,9 @@ check: install ## formatting, lint, types, layers and budgets
 
 check-cuda: install ## CUDA code without a device: compiled, emulated, with faults put in, counted
 	$(BIN)/python -m tests.support.check_cuda
+
+conformance: install weights qwen3-tokenizer ## try real clients; writes docs/conformance.md
+	$(BIN)/python -m tests.conformance --models-dir $(MODELS)
 
 format: install ## put Python and C++ sources into shape
 	$(BIN)/ruff check -q --fix .
