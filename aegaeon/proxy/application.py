@@ -23,6 +23,7 @@ from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.node import joined_domain
+from aegaeon.proxy.page import add_page
 from aegaeon.proxy.routes import add_routes, error_response, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
@@ -68,6 +69,7 @@ def create_app(
         redirect_slashes=False,
     )
     add_routes(app)
+    add_page(app)
     handle_errors(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(RequestIds)

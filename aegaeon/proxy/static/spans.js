@@ -1,0 +1,62 @@
+// From decisions to what the timeline shows. Pure: no page, no clock.
+
+// Decisions of an instance, in order, become spans of its lane: each goes on until the next one;
+// the last one until it was last taken, or until now while it is fresh.
+const FRESH_S = 2;
+
+export function toSpans(decisions, nowS) {
+  const lanes = new Map();
+  for (const { instance, decision } of decisions) {
+    if (!lanes.has(instance)) lanes.set(instance, { computing: [], loading: [], switches: [] });
+    const lane = lanes.get(instance);
+    if (decision.action === "load") lane.loading.push(decision);
+    else lane.computing.push(decision);
+  }
+  return new Map([...lanes].map(([name, lane]) => [name, laneSpans(lane, nowS)]));
+}
+
+function laneSpans({ computing, loading }, nowS) {
+  const spans = [];
+  const switches = [];
+  computing.forEach((one, index) => {
+    const next = computing[index + 1];
+    const end = next ? next.at_s : nowS - one.until_s < FRESH_S ? nowS : one.until_s;
+    if (one.action === "switch") switches.push({ at: one.at_s, model: one.model });
+    else if (one.model && one.action !== "idle") extend(spans, one, Math.max(end, one.until_s));
+  });
+  return { spans, switches, loads: loading.map((one) => loadSpan(one, computing, nowS)) };
+}
+
+// A batch that grows or shrinks by a request is another decision, but the same to look at.
+function extend(spans, { at_s, model, action }, end) {
+  const last = spans.at(-1);
+  if (last && last.model === model && last.action === action && at_s - last.end < 0.05) last.end = end;
+  else spans.push({ model, action, start: at_s, end });
+}
+
+// Weights are in, at the latest, when their model computes.
+function loadSpan(load, computing, nowS) {
+  const first = computing.find(
+    (one) => one.model === load.model && one.action !== "switch" && one.at_s >= load.at_s,
+  );
+  const end = first ? first.at_s : Math.min(nowS, load.until_s + 60);
+  return { model: load.model, evicted: load.evicted, start: load.at_s, end };
+}
+
+// Keeps what was told before: answers hold the last few hundred decisions only.
+export class Memory {
+  constructor(keepS = 330) {
+    this.keepS = keepS;
+    this.told = new Map();
+  }
+
+  take(decisions, nowS) {
+    for (const one of decisions) {
+      const d = one.decision;
+      this.told.set(`${one.instance}|${d.at_s}|${d.action}|${d.model}`, one);
+    }
+    for (const [name, one] of this.told)
+      if (one.decision.until_s < nowS - this.keepS) this.told.delete(name);
+    return [...this.told.values()].sort((a, b) => a.decision.at_s - b.decision.at_s);
+  }
+}
