@@ -34,7 +34,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One generation, as token ids. Times are seconds of the node's monotonic clock.
 
     `generated_token_ids` are tokens that an earlier attempt already made and the client already
-    has: the instance continues behind them. `max_tokens` counts them too.
+    has: the instance continues behind them. `max_tokens` counts them too. The requests of a `key`
+    share what a device gives, by their keys' weights.
     """
 
     id: RequestId
@@ -48,6 +49,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     generated_token_ids: tuple[int, ...] = ()
     attempt: int = 0
+    key: str = ""
+    weight: float = 1.0
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

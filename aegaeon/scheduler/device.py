@@ -247,6 +247,7 @@ class DeviceScheduler(Ledger[GroupT]):
         action = self._end_in_flight()
         assert isinstance(action, Decode)
         group = self._groups[outcome.model]
+        self._shares.charge(action.requests, outcome.took_s)
         self._steps_done += outcome.steps
         self._residency.touch(outcome.model)
         count = 0
@@ -268,6 +269,7 @@ class DeviceScheduler(Ledger[GroupT]):
         action = self._end_in_flight()
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
+        self._shares.charge(action.requests, outcome.took_s)
         if self.observer is not None and not (outcome.preempted or outcome.failed):
             self._tell(self.observer, group, action, outcome.took_s)
         self._steps_done += 1

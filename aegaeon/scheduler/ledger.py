@@ -12,6 +12,7 @@ import msgspec
 from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
+from aegaeon.scheduler.fairness import Shares
 from aegaeon.scheduler.groups import Entry, Group
 from aegaeon.scheduler.kv_line import KvLine
 from aegaeon.scheduler.loads import Loads
@@ -50,6 +51,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._model_of: dict[RequestId, ModelId] = {}
         self._waiting_count = 0
         self._deadlines = Deadlines()
+        self._shares = Shares()
         self._hopeless: list[Failure] = []
         self._current: ModelId | None = None
         self._switches = 0
@@ -179,6 +181,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._something_happened()
         self._model_of[request.id] = request.model
         self._deadlines.add(request.id, request.deadline_s)
+        self._shares.enter(request.id, request.key, request.weight)
         self._entered(group, entry, now)
         self._active[request.model] = group
 
@@ -199,6 +202,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         if model is None:
             return
         self._something_happened()
+        self._shares.leave(request)
         group = self._groups[model]
         self._waiting_count -= request in group.waiting
         entry = group.remove(request)

@@ -14,7 +14,7 @@ class Demand(NamedTuple):
 
     model: ModelId
     share: float
-    requests: int
+    requests: float
     is_shed: bool
 
 

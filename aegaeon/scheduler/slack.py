@@ -38,7 +38,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._costs = costs
         self._tbt_s = target.tbt_s
         self._set = scaled(settings, target.ttft_s)
-        self._urgency = Urgency(target, self._set)
+        self._urgency = Urgency(target, self._set, self._shares)
         self._busy = Busyness()
         self._has_shed = False
         self._survey: Survey | None = None  # while nothing has happened since
@@ -106,10 +106,11 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         survey = self._survey = Survey(now, {}, [], [])
         _, slacks, ready, absent = survey
         refresh, is_resident = self._urgency.refresh, self._residency.is_resident
+        version = self._shares.version
         step_s, has_late = 0.0, False
         runnable = self._runnable(now)
         for model, group in runnable.items():
-            if now > group.holds_s:
+            if now > group.holds_s or group.version != version:
                 refresh(group, now)
             step_s += group.step_s
             slacks[model] = group.due_s - now
@@ -136,7 +137,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             Demand(
                 group.model,
                 group.step_s / self._tbt_s,
-                len(group.running) + len(group.waiting) + 3 * group.came,
+                self._urgency.worth(group),
                 group.shed_until_s > 0.0,
             )
             for group in groups
@@ -229,6 +230,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             return False
         if not self._kv.may_prefill(group, now):
             return False
+        if group.running and self._urgency.yields(group, self._other_s, now):
+            return False
         if group.joining or not group.running or self._is_idle:
             return True
         if self._urgency.lead_s(group, now) < self._set.join_s:
@@ -246,7 +249,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             free -= self._residency.kv_margin_bytes // 2
         tokens = 0
         picked: list[RequestId] = []
-        for entry in sorted(group.waiting.values(), key=lambda entry: entry.arrival_s):
+        for entry in sorted(group.waiting.values(), key=self._urgency.came_s):
             tokens += entry.tokens + 1
             too_much = len(picked) >= most or (picked and tokens > limits.prefill_tokens)
             if too_much or self._residency.kv_bytes(group.model, tokens) > free:
@@ -355,7 +358,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         that run."""
         if group.running or not group.waiting:
             return 0
-        first = min(group.waiting.values(), key=lambda entry: entry.arrival_s)
+        first = min(group.waiting.values(), key=self._urgency.came_s)
         return self._residency.kv_bytes(group.model, first.tokens + 1)
 
     def _find_relief(self, now: float, busy: ModelId | None) -> Load | None:

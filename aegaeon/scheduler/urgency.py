@@ -8,6 +8,7 @@ import msgspec
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
+from aegaeon.scheduler.fairness import Shares
 from aegaeon.scheduler.groups import Entry, Group
 from aegaeon.types import ModelId
 
@@ -25,6 +26,7 @@ class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
     starve_s: float = 60.0  # for so long the hopeless yield to others
     margin_s: float = 1.5  # by which a victim's slack must be above that of who displaces it
     look_s: float = 0.25  # between looks for room for a load
+    share_s: float = 1.0  # of the device: who has had so much more than others yields a TTFT
 
 
 def scaled(settings: SlackSettings, ttft_s: float) -> SlackSettings:
@@ -50,6 +52,7 @@ class SlackGroup(Group):
     due_s: float = math.inf
     step_s: float = 0.0  # of decoding all of them
     holds_s: float = -math.inf
+    version: int = 0  # of the shares that this follows from
 
     def changed(self) -> None:
         """Its requests are not what they were."""
@@ -77,7 +80,10 @@ class Urgency:
     TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`; a
     model that has had no step for so long since then comes before all others."""
 
-    def __init__(self, target: Target, settings: SlackSettings) -> None:
+    def __init__(self, target: Target, settings: SlackSettings, shares: Shares) -> None:
+        self._shares = shares
+        self._share_s = settings.share_s
+        self._yields = target.ttft_s / settings.share_s
         self._ttft_s = target.ttft_s
         self._tbt_s = target.tbt_s
         self._hope_s = settings.hope_s
@@ -86,7 +92,7 @@ class Urgency:
     def slack_s(self, group: SlackGroup, now: float) -> float:
         """Return the time until the most urgent request of `group`, which has some, is late; less
         than 0 when it is."""
-        if now > group.holds_s:
+        if now > group.holds_s or group.version != self._shares.version:
             self.refresh(group, now)
         if now - group.late_since_s >= self._starve_s:
             return min(group.due_s, group.late_since_s) - now
@@ -94,6 +100,9 @@ class Urgency:
 
     def refresh(self, group: SlackGroup, now: float) -> None:
         """Find out anew when `group`, which has requests, is due."""
+        if group.version != self._shares.version:
+            group.version = self._shares.version
+            group.waiting_due_s = None
         due_s = holds_s = math.inf
         if group.running:
             due_s = self._due_s(self.urgent(group, now))
@@ -129,13 +138,29 @@ class Urgency:
             due_s = math.inf
             for entry in group.waiting.values():
                 least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
-                late_s = now - entry.arrival_s - least_s
-                if late_s > 0:
+                late_s = now - self.came_s(entry) - least_s
+                if late_s > 0 and not self._shares.is_owed(entry.id, self._share_s):
                     entry.arrival_s += self._moved_s(late_s)
                     group.late_since_s = min(group.late_since_s, now)
-                due_s = min(due_s, entry.arrival_s + least_s)
+                due_s = min(due_s, self.came_s(entry) + least_s)
             group.waiting_due_s = due_s
         return due_s
+
+    def yields(self, group: SlackGroup, other_s: float, now: float) -> bool:
+        """Whether those waiting of `group` let another model go first, whose slack is `other_s`,
+        for what their keys have had."""
+        return self._shares.is_shared and self.waiting_due_s(group, now) - now > other_s
+
+    def worth(self, group: SlackGroup) -> float:
+        """Return how many requests `group` serves and has served, as much as those here count."""
+        requests = (*group.running, *group.waiting)
+        return (len(requests) + 3 * group.came) * self._shares.worth(requests)
+
+    def came_s(self, entry: Entry) -> float:
+        """Return from when on `entry`, which waits, has waited: later than it came where its key
+        has had more of the device than others."""
+        yielded_s = self._yields * self._shares.ahead_s(entry.id)
+        return entry.arrival_s + min(yielded_s, self._starve_s)
 
     def _moved_s(self, late_s: float) -> float:
         """By how much the deadline of a request moves that is so late."""

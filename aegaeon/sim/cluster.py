@@ -252,5 +252,6 @@ def _job(number: int, arrival: Arrival, at_s: float) -> Job:
             reply_to="",
             arrival_s=at_s,
             deadline_s=math.inf,
+            key=arrival.key,
         )
     )

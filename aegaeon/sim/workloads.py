@@ -23,12 +23,14 @@ OVERFLOW_MARGIN = 32
 
 
 class Arrival(msgspec.Struct, frozen=True, order=True):
-    """A request: `at_s` from the load's start, and its lengths in tokens, both at least 1."""
+    """A request: `at_s` from the load's start, and its lengths in tokens, both at least 1; `key` is
+    whose it is."""
 
     at_s: float
     model: ModelId
     prompt_tokens: int
     output_tokens: int
+    key: str = ""
 
 
 Load = tuple[Arrival, ...]  # ordered by time

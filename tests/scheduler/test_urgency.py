@@ -4,6 +4,7 @@ import pytest
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
+from aegaeon.scheduler.fairness import Shares
 from aegaeon.scheduler.groups import Entry
 from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Urgency, scaled
 
@@ -12,7 +13,7 @@ COST = ModelCost(
     decode=(0.0, 0.0, 0.02),
 )  # fmt: skip
 SETTINGS = SlackSettings()
-URGENCY = Urgency(Target(10.0, 0.1), SETTINGS)
+URGENCY = Urgency(Target(10.0, 0.1), SETTINGS, Shares())
 
 
 def make_group(waiting=(), running=()):

@@ -1,0 +1,138 @@
+"""Keys share a device: the count of what each has had, and what comes of it in whole runs."""
+
+import random
+
+import pytest
+
+from aegaeon.metrics import Target, time_to_first_token_s
+from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.fairness import MAX_REMEMBERED, Shares
+from aegaeon.scheduler.policies import POLICIES
+from aegaeon.sim.cluster import simulate
+from aegaeon.sim.fleets import make_fleet
+from aegaeon.sim.workloads import Arrival
+
+# A tenth of a second for a prompt: a hundred waiting requests are a TTFT.
+COST = ModelCost(8.0, 5e-4, 4096, (1e-3, 0.0, 0.0), (0.0, 0.0, 0.01))
+COSTS = Costs(16.0, 80.0, dict.fromkeys("abc", COST), ("a",))
+
+
+def run(load):
+    load = tuple(sorted(load))
+    models = {arrival.model: COST for arrival in load}
+    fleet = make_fleet("slack", 1, Target(10.0, 0.1))
+    return simulate(load, models, COSTS, POLICIES["slack"], fleet)
+
+
+def ttfts(result, tokens):
+    return [
+        time_to_first_token_s(one.arrival_s, one.token_times_s)
+        for one in result.served
+        if one.wanted_tokens == tokens
+    ]
+
+
+def flood(model="a", key="greedy", count=1000):
+    return [Arrival(0.001 * n, model, 100, 5, key) for n in range(count)]
+
+
+def test_one_key_alone_is_charged_nothing():
+    shares = Shares()
+    shares.enter("r", "a", 1.0)
+    shares.charge(["r"], 5.0)
+    assert not shares.is_shared
+    assert shares.ahead_s("r") == 0.0
+    assert shares.worth(["r"]) == 1.0
+
+
+def test_who_computes_is_ahead_by_its_weight():
+    shares = Shares()
+    shares.enter("r", "a", 1.0)
+    shares.enter("s", "b", 4.0)
+    shares.charge(["r", "s"], 2.0)
+    assert shares.ahead_s("r") == pytest.approx(0.75)
+    assert shares.ahead_s("s") == 0.0
+
+
+def test_who_comes_is_owed_nothing_for_before_and_keeps_its_debt():
+    shares = Shares()
+    shares.enter("r", "a", 1.0)
+    shares.enter("s", "b", 1.0)
+    shares.charge(["r"], 3.0)
+    shares.leave("r")
+    shares.enter("t", "c", 1.0)
+    assert shares.ahead_s("t") == 0.0
+    shares.enter("u", "a", 1.0)
+    assert shares.ahead_s("u") == pytest.approx(3.0)
+
+
+def test_keys_that_are_gone_take_bounded_memory():
+    shares = Shares()
+    for number in range(3 * MAX_REMEMBERED):
+        shares.enter("r", f"key-{number}", 1.0)
+        shares.leave("r")
+    assert len(shares._gone) == MAX_REMEMBERED
+    assert not shares._keys and not shares._key_of
+
+
+def test_all_requests_of_a_key_together_count_as_its_weight():
+    shares = Shares()
+    for number in range(9):
+        shares.enter(f"r{number}", "a", 1.0)
+    shares.enter("s", "b", 1.0)
+    assert shares.worth(["s"]) == pytest.approx(5.0)
+    assert shares.worth([f"r{n}" for n in range(9)]) == pytest.approx(5 / 9)
+    assert shares.worth([]) == 1.0
+
+
+@pytest.mark.parametrize("model", ["a", "b"])
+def test_a_flood_of_one_key_does_not_make_another_wait(model):
+    times_s = (5.0, 20.0, 40.0, 60.0)
+    result = run([*flood(), *(Arrival(at_s, model, 100, 6, "modest") for at_s in times_s)])
+    assert max(ttfts(result, tokens=6)) < 10.0
+    assert result.ended_s > 90.0  # the flood went on all the time
+
+
+def test_nor_does_one_that_goes_on():
+    """Twice as much as the device can do, of one model; another one is asked now and then."""
+
+    def kept(key):
+        rng = random.Random(1)
+        many = [Arrival(rng.uniform(0, 120), "a", 100, 40, "greedy") for _ in range(2000)]
+        few = [Arrival(3.0 * number, "b", 100, 41, key) for number in range(40)]
+        return sum(ttft_s < 10.0 for ttft_s in ttfts(run([*many, *few]), tokens=41))
+
+    assert kept("modest") == 40
+    assert kept("greedy") < 20
+
+
+def test_both_are_served_whole_and_the_device_never_rests():
+    modest = [Arrival(2.0 * n, "b", 100, 6, "modest") for n in range(20)]
+    result = run([*flood(), *modest])
+    assert all(len(one.token_times_s) == one.wanted_tokens for one in result.served)
+    alone_s = run([*flood(), *(Arrival(2.0 * n, "b", 100, 6) for n in range(20))]).ended_s
+    assert result.ended_s < 1.1 * alone_s
+
+
+def test_a_heavier_key_gets_more():
+    def half_done_s(weight):
+        shares = Shares()
+        shares.enter("r", "a", weight)
+        shares.enter("s", "b", 1.0)
+        had = {"r": 0.0, "s": 0.0}
+        for _ in range(600):
+            chosen = min(("r", "s"), key=shares.ahead_s)
+            shares.charge([chosen], 0.1)
+            had[chosen] += 0.1
+        return had["r"] / had["s"]
+
+    assert half_done_s(1.0) == pytest.approx(1.0, rel=0.02)
+    assert half_done_s(3.0) == pytest.approx(3.0, rel=0.02)
+
+
+def test_with_one_key_nothing_is_decided_otherwise():
+    load = [*flood(), *flood("b", count=200)]
+    named = run(load)
+    plain = run([Arrival(one.at_s, one.model, 100, one.output_tokens) for one in load])
+    times = [[tuple(one.token_times_s) for one in result.served] for result in (named, plain)]
+    assert times[0] == times[1]
