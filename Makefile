@@ -11,6 +11,7 @@ RESULTS ?= results
 DATA ?= ../shared/data
 SMOLLM2 := SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 TEST_JOBS ?= 2
 SERVE_ARGS ?= --models $(SMOLLM2)
 # Python compiles what is imported when it first is, a fraction of what there is.
@@ -20,8 +21,8 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights qwen3-tokenizer demo serve check check-cuda conformance format test \
-  bench clean
+.PHONY: help install weights qwen3-tokenizer demo serve check check-cuda conformance chaos \
+  format test bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -85,6 +86,9 @@ check-cuda: install ## CUDA code without a device: compiled, emulated, with faul
 
 conformance: install weights qwen3-tokenizer ## try real clients; writes docs/conformance.md
 	$(BIN)/python -m tests.conformance --models-dir $(MODELS)
+
+chaos: install ## 50 streams while processes die, 5 minutes; CHAOS_ARGS="--seconds 600 --seed 7"
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 format: install ## put Python and C++ sources into shape
 	$(BIN)/ruff check -q --fix .

@@ -21,8 +21,10 @@ from aegaeon.types import (
     TokenEvent,
 )
 
-# A request that took this many instances down with it is not tried on another one.
-MAX_LOSSES = 3
+# A request that took this many instances down with it is not tried on another one: in a row, each
+# before it made PROGRESS_TOKENS, or at all.
+MAX_LOSSES, MOST_LOSSES = 3, 24
+PROGRESS_TOKENS = 8
 _WAIT_S = 1.0
 # Failures that mean "not here": the request goes elsewhere.
 _ELSEWHERE = frozenset({"draining", "instance_lost"})
@@ -69,6 +71,8 @@ class OpenRequest:
         self._attempt = 0
         self._refused_attempt: int | None = None  # by an instance not known yet
         self._losses = 0
+        self._fruitless = 0  # losses in a row without progress
+        self._lost_at = 0  # tokens that were there at the last loss
         self._tokens: list[int] = []
         self._taken = 0
         self._finish: FinishReason | None = None
@@ -148,7 +152,10 @@ class OpenRequest:
         """The instance is gone: the next attempt goes on from here, unless there were too many."""
         self._attempt += 1
         self._losses += 1
-        if self._losses >= MAX_LOSSES:
+        has_gained = len(self._tokens) - self._lost_at >= PROGRESS_TOKENS
+        self._fruitless = 1 if has_gained else self._fruitless + 1
+        self._lost_at = len(self._tokens)
+        if self._fruitless >= MAX_LOSSES or self._losses >= MOST_LOSSES:
             self.fail(InstanceLost(f"{self._losses} instances ended while serving this request"))
         self._changed.set()
 

@@ -14,7 +14,7 @@ from aegaeon.errors import (
     QueueFull,
 )
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.generation import MAX_LOSSES, Generation
+from aegaeon.proxy.generation import MAX_LOSSES, PROGRESS_TOKENS, Generation
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import ModelSpec, SamplingParams
 from tests.support.fake_instance import FakeInstance, wait_until
@@ -173,6 +173,29 @@ def test_a_request_that_ends_instances_is_given_up():
                 await asyncio.to_thread(instance.die)
             with pytest.raises(InstanceLost, match="3 instances"):
                 await task
+
+    run(test())
+
+
+def test_one_that_makes_progress_between_them_goes_on():
+    async def test():
+        async with Setup() as setup:
+            tokens = []
+
+            async def read():
+                async with aclosing(setup.gateway.stream(generation())) as deltas:
+                    async for delta in deltas:
+                        tokens.extend(delta.token_ids)
+
+            task = asyncio.create_task(read())
+            for life in range(1, MAX_LOSSES + 2):
+                instance = setup.instance(id="a", incarnation=life)
+                instance.hold_after = PROGRESS_TOKENS * life
+                await until(lambda life=life: len(tokens) == PROGRESS_TOKENS * life)
+                await asyncio.to_thread(instance.die)
+            setup.instance(id="b")
+            await task
+            assert tuple(tokens) == TOKENS
 
     run(test())
 
