@@ -25,8 +25,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "AEGAEON_"
-# Read by the build or naming the file itself; not settings.
-NOT_SETTINGS = frozenset({"AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
+# Read by the build, by commands that ask a server, or naming the file itself; not settings.
+NOT_SETTINGS = frozenset({"AEGAEON_API_KEY", "AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
 
 StoredKv = Literal["float32", "bfloat16"]
 KvDtype = Literal["auto", StoredKv]
@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     host: Annotated[str, _doc("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _doc("port to listen on", ge=0, le=65535)] = 8080
+    keys_file: Annotated[
+        str,
+        _doc("keys that let clients in, from `aegaeon keys create` (default: no key is asked for)"),
+    ] = ""
     models: Annotated[
         tuple[str, ...],
         _doc("models to serve: directories, names in --models-dir, hub ids, or name=reference"),
@@ -243,6 +247,11 @@ def _check_roles(settings: Settings) -> None:
         raise ConfigError(
             "no instance decodes; set --decode-count or --colocated-count to 1 or more"
         )
+
+
+def api_key(environ: Mapping[str, str] | None = None) -> str:
+    """Return the key with which commands ask a running server; empty where none is set."""
+    return (os.environ if environ is None else environ).get(PREFIX + "API_KEY", "")
 
 
 def child_environment(over: Mapping[str, str]) -> dict[str, str]:

@@ -20,10 +20,12 @@ from aegaeon import __version__
 from aegaeon.config import Settings, load_settings
 from aegaeon.errors import AegaeonError
 from aegaeon.models.references import served_models
-from aegaeon.proxy.failures import ApiError, internal_error
+from aegaeon.proxy.failures import ApiError, error_response, internal_error
 from aegaeon.proxy.gateway import Gateway
+from aegaeon.proxy.guard import Guard
 from aegaeon.proxy.node import joined_domain
-from aegaeon.proxy.routes import add_routes, error_response, handle_errors
+from aegaeon.proxy.reload import kept_keys
+from aegaeon.proxy.routes import add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec
@@ -48,9 +50,8 @@ def create_app(
         chosen = settings or load_settings()
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
-            joined = domain
-            if joined is None:
-                joined = await stack.enter_async_context(joined_domain(chosen))
+            app.state.keys = await stack.enter_async_context(kept_keys(chosen))
+            joined = domain or await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served, address)
             await gateway.start()
             stack.push_async_callback(gateway.close)
@@ -68,6 +69,7 @@ def create_app(
         redirect_slashes=False,
     )
     add_routes(app)
+    app.add_middleware(Guard)
     handle_errors(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(RequestIds)

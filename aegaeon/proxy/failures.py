@@ -3,6 +3,7 @@
 import math
 
 import msgspec
+from starlette.responses import Response
 
 from aegaeon.errors import AegaeonError
 
@@ -70,12 +71,19 @@ class ApiError(Exception):
         return msgspec.json.encode(ErrorBody(detail))
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that tell an SDK whether and when to try again."""
+        """Return the headers that tell an SDK whether and when to try again, or what to send."""
         headers = {"x-should-retry": "true" if self.status in _RETRIABLE else "false"}
         if self.status in _RETRIABLE:
             wait_s = min(max(self.retry_after_s or 1.0, 1.0), MAX_RETRY_AFTER_S)
             headers["retry-after"] = str(math.ceil(wait_s))
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
         return headers
+
+
+def error_response(error: ApiError) -> Response:
+    """Return `error` as an HTTP answer."""
+    return Response(error.body(), error.status, error.headers(), "application/json")
 
 
 def invalid(param: str | None, message: str) -> ApiError:
