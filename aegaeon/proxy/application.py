@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,9 +21,9 @@ from aegaeon import __version__
 from aegaeon.config import Settings, load_settings
 from aegaeon.errors import AegaeonError
 from aegaeon.models.references import served_models
-from aegaeon.proxy.failures import ApiError, error_response, internal_error
+from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.guard import Guard
+from aegaeon.proxy.guard import Guard, error_response
 from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.reload import kept_keys
 from aegaeon.proxy.routes import add_routes, handle_errors
@@ -51,7 +52,9 @@ def create_app(
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
-            joined = domain or await stack.enter_async_context(joined_domain(chosen))
+            joined = domain
+            if joined is None:
+                joined = await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served, address)
             await gateway.start()
             stack.push_async_callback(gateway.close)
@@ -61,13 +64,8 @@ def create_app(
             app.state.service = service
             yield
 
-    app = FastAPI(
-        title="aegaeon",
-        version=__version__,
-        lifespan=lifespan,
-        openapi_url=None,
-        redirect_slashes=False,
-    )
+    options: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
+    app = FastAPI(title="aegaeon", version=__version__, lifespan=lifespan, **options)
     add_routes(app)
     app.add_middleware(Guard)
     handle_errors(app)

@@ -3,7 +3,6 @@
 import math
 
 import msgspec
-from starlette.responses import Response
 
 from aegaeon.errors import AegaeonError
 
@@ -79,11 +78,6 @@ class ApiError(Exception):
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers
-
-
-def error_response(error: ApiError) -> Response:
-    """Return `error` as an HTTP answer."""
-    return Response(error.body(), error.status, error.headers(), "application/json")
 
 
 def invalid(param: str | None, message: str) -> ApiError:

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aegaeon.proxy import keys
-from aegaeon.proxy.failures import ApiError, error_response
+from aegaeon.proxy.failures import ApiError
 from aegaeon.proxy.keys import Key, KeyRing
 from aegaeon.types import ModelId
 
@@ -36,6 +37,11 @@ NEEDS: dict[str, Need] = {
 }
 CALLER = "aegaeon.caller"  # where a request's scope has it
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+def error_response(error: ApiError) -> Response:
+    """Return `error` as an HTTP answer."""
+    return Response(error.body(), error.status, error.headers(), "application/json")
 
 
 class Caller(msgspec.Struct, frozen=True):

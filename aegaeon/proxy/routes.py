@@ -18,11 +18,10 @@ from aegaeon.proxy.choices import Choices, Piece
 from aegaeon.proxy.failures import (
     ApiError,
     as_api_error,
-    error_response,
     internal_error,
     invalid,
 )
-from aegaeon.proxy.guard import CALLER, Caller
+from aegaeon.proxy.guard import CALLER, Caller, error_response
 from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
