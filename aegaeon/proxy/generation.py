@@ -23,6 +23,7 @@ from aegaeon.types import (
 
 # A request that took this many instances down with it is not tried on another one.
 MAX_LOSSES = 3
+TOKEN_BYTES = 36  # of an id in a prompt: a number and the reference to it
 _WAIT_S = 1.0
 # Failures that mean "not here": the request goes elsewhere.
 _ELSEWHERE = frozenset({"draining", "instance_lost"})
@@ -38,6 +39,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     id: RequestId = ""
+
+    @property
+    def held_bytes(self) -> int:
+        """What its prompt takes here while it is open."""
+        return len(self.prompt_token_ids) * TOKEN_BYTES
 
 
 class Delta(msgspec.Struct, frozen=True):
