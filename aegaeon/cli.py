@@ -305,7 +305,9 @@ def _plan(settings: Settings, as_json: bool) -> None:
     if settings.device == "null":
         raise ConfigError("the null device holds no bytes; plan for another --device")
     for reference in settings.models:
-        target = split_reference(reference)[1]
+        target = split_reference(reference if isinstance(reference, str) else reference.reference)[
+            1
+        ]
         if locate(target, settings.models_dir) is None:
             raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
     specs = served_models(settings)

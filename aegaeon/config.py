@@ -42,6 +42,21 @@ def _doc(text: str, **bounds: Any) -> Meta:
     return Meta(description=text, **bounds)
 
 
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model with settings of its own, a table of the file."""
+
+    reference: Annotated[str, _doc("a directory, a name in models_dir, or a hub id", min_length=1)]
+    id: Annotated[str, _doc("what clients ask for (default: from the reference)")] = ""
+    aliases: Annotated[tuple[str, ...], _doc("other names for it")] = ()
+    slo_ttft_s: Annotated[
+        float, _doc("its own time to a first token (0: as for all)", ge=0, le=1e6)
+    ] = 0.0
+    slo_tbt_s: Annotated[
+        float, _doc("its own time from token to token (0: as for all)", ge=0, le=1e6)
+    ] = 0.0
+    pinned: Annotated[bool, _doc("loaded at start, and making room for no other")] = False
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of a server. Units stand in the names; 0 often means "choose for me"."""
 
@@ -52,8 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _doc("keys that let clients in, from `aegaeon keys create` (default: no key is asked for)"),
     ] = ""
     models: Annotated[
-        tuple[str, ...],
-        _doc("models to serve: directories, names in --models-dir, hub ids, or name=reference"),
+        tuple[str | ModelSettings, ...],
+        _doc(
+            "models to serve: directories, names in --models-dir, hub ids, or name=reference; in a "
+            "file also tables with a reference and settings of its own"
+        ),
     ] = ()
     quantize: Annotated[
         Quantize,
@@ -314,7 +332,7 @@ def default_text(default: Any) -> str:
         case bool():
             return "yes" if default else "no"
         case tuple():
-            return ",".join(default)
+            return ",".join(map(str, default))
         case float():
             return f"{default:g}"
         case _:

@@ -8,13 +8,15 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414  records of ours, too
+from aegaeon.specs import Quantize as Quantize  # noqa: PLC0414
+
 ModelId: TypeAlias = str
 RequestId: TypeAlias = str
 InstanceId: TypeAlias = str
 
 Role = Literal["colocated", "prefill", "decode"]
 FinishReason = Literal["stop", "length"]
-Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -338,24 +340,6 @@ class PhaseTotal(msgspec.Struct, frozen=True):
     count: int = 0
     moved_bytes: int = 0
     seconds: float = 0.0
-
-
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model: where its files are and what it costs. `id` is what clients ask for.
-
-    `weight_bytes` are those on the device, as `quantize` makes them, `kv_token_bytes` those of a
-    token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it."""
-
-    id: ModelId
-    path: str
-    architecture: str
-    weight_bytes: int
-    kv_token_bytes: int
-    context_tokens: int
-    vocab_tokens: int
-    pass_bytes: int = 0
-    sequence_bytes: int = 0
-    quantize: Quantize = "none"
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):

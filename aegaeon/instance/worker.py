@@ -39,7 +39,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
-from aegaeon.types import ComputeAction, InstanceRecord, Load
+from aegaeon.types import ComputeAction, InstanceRecord, Load, ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,19 @@ def regions_of(settings: Settings) -> Regions:
     """Return where the domain's processes share weights and KV; removed with the domain."""
     paths = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in (WEIGHTS, KV))
     return Regions(*map(str, paths))
+
+
+def settle_model(
+    scheduler: AnyScheduler, residency: Residency, spec: ModelSpec, settings: Settings
+) -> None:
+    """Promise and pin as the spec says. Raises BudgetTooSmall."""
+    ttft_s, tbt_s = spec.slo_ttft_s or settings.slo_ttft_s, spec.slo_tbt_s or settings.slo_tbt_s
+    scheduler.promise(spec.id, Target(ttft_s, tbt_s))
+    if not spec.is_pinned:
+        residency.unpin(spec.id)
+    elif not residency.is_pinned(spec.id):
+        residency.pin(spec.id)
+        scheduler.preload((spec.id,))
 
 
 def build_scheduler(
@@ -68,6 +81,8 @@ def build_scheduler(
     fleet = Fleet(target=Target(settings.slo_ttft_s, settings.slo_tbt_s), limits=limits)
     scheduler = POLICIES[settings.policy].scheduler(residency, learning.costs, fleet, role)
     scheduler.observer = learning
+    for spec in specs:
+        settle_model(scheduler, residency, spec, settings)
     if settings.preload_models:
         # Each instance begins elsewhere, so that together they hold more of the models; those that
         # decode begin as those that prefill for them.

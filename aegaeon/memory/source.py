@@ -108,9 +108,9 @@ class WeightSource:
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         """Say that requests for `model` wait or run here, which makes its eviction dearer."""
         planned = self._plans[model]
-        planned.is_wanted = is_wanted
+        planned.is_wanted = is_wanted or planned.is_pinned
         if planned.key is not None:
-            self._cache.set_demand(planned.key, is_wanted)
+            self._cache.set_demand(planned.key, planned.is_wanted)
 
     def want_room(self, model: ModelId) -> None:
         """Take back what `yield_room` said, now that the model is used again."""
@@ -179,7 +179,7 @@ class _Planned:
         self._path, self._quantize, self._layout = spec.path, spec.quantize, layout
         self._plan: PackPlan | None = None
         self.key: bytes | None = None
-        self.is_wanted = False
+        self.is_pinned = self.is_wanted = spec.is_pinned
 
     @property
     def before(self) -> tuple[PackPlan, bytes] | None:

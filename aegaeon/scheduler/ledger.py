@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.metrics import Target
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
 from aegaeon.scheduler.groups import Entry, Group
@@ -43,6 +44,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._models = frozenset(models)
         self._limits = limits
         self._role = role
+        self._targets: dict[ModelId, Target] = {}  # of models with one of their own
         self._groups: dict[ModelId, GroupT] = {}
         self._active: dict[ModelId, GroupT] = {}  # where anything waits or runs
         self._kv = KvLine(self._groups)
@@ -103,6 +105,12 @@ class Ledger(Scheduler, Generic[GroupT]):
     def name(self, device: InstanceId) -> None:
         """Let dispatchers call this device so."""
         self._id = device
+
+    # Models
+
+    def promise(self, model: ModelId, target: Target) -> None:
+        """Promise something else of `model` than of all. Not every policy goes by it."""
+        self._targets[model] = target
 
     # Requests
 

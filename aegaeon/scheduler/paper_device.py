@@ -206,7 +206,7 @@ class PaperDevice(DeviceScheduler[Group]):
     def _by_need(self, order: Sequence[Batch]) -> list[ModelId]:
         """The resident models, those without requests first."""
         place = {batch.model: number for number, batch in enumerate(order)}
-        return sorted(self._residency.resident, key=lambda model: place.get(model, -1))
+        return sorted(self._residency.evictable, key=lambda model: place.get(model, -1))
 
     def _find_relief(self, turn: Batch, now: float) -> Load | None:
         """Room for the next step of `turn`, with some to spare, or None when nobody has any."""

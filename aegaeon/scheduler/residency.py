@@ -26,6 +26,7 @@ class Residency:
         self._kv_token_bytes = kv_token_bytes or {}
         self._budget_bytes = budget_bytes
         self._used: dict[ModelId, None] = {}  # the least recently used first
+        self._pinned: frozenset[ModelId] = frozenset()
         self._loading: ModelId | None = None
         self._weight_bytes = 0  # of the resident models and of the one being loaded
         self._kv_bytes = 0
@@ -48,6 +49,37 @@ class Residency:
     def resident(self) -> tuple[ModelId, ...]:
         """The resident models, the least recently used first."""
         return tuple(self._used)
+
+    @property
+    def evictable(self) -> tuple[ModelId, ...]:
+        """Those of them that may make room for others."""
+        return tuple(model for model in self._used if model not in self._pinned)
+
+    def pin(self, model: ModelId) -> None:
+        """Let `model` make room for nobody. Raises BudgetTooSmall when that leaves too little for
+        another one of those served."""
+        pinned = self._pinned | {model}
+        held = sum(self._bytes[one] for one in pinned)
+        rest = max((size for one, size in self._bytes.items() if one not in pinned), default=0)
+        if held + rest > self._budget_bytes:
+            raise BudgetTooSmall(
+                f"the pinned models have {held / 1e9:.2f} GB of weights, the largest other one has "
+                f"{rest / 1e9:.2f} GB, the budget of an instance is {self._budget_bytes / 1e9:.2f} "
+                "GB; pin fewer, or raise --model-cache-budget-gb"
+            )
+        self._pinned = pinned
+
+    def unpin(self, model: ModelId) -> None:
+        """Let `model` make room again, if it did not."""
+        self._pinned -= {model}
+
+    def evictable_bytes(self, model: ModelId) -> int:
+        """What of the weights of `model` may make room for others."""
+        return 0 if model in self._pinned else self._bytes[model]
+
+    def is_pinned(self, model: ModelId) -> bool:
+        """Whether `model` makes room for nobody."""
+        return model in self._pinned
 
     @property
     def budget_bytes(self) -> int:

@@ -39,6 +39,7 @@ class SlackGroup(Group):
     """A model's requests, and the most urgent of them."""
 
     cost: ModelCost
+    target: Target  # promised of this model
     urgent: Entry | None = None  # running; None: to be found
     waiting_due_s: float | None = None  # earliest; None: to be found
     joining: int = 0  # that waited when the turn began
@@ -77,9 +78,7 @@ class Urgency:
     TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`; a
     model that has had no step for so long since then comes before all others."""
 
-    def __init__(self, target: Target, settings: SlackSettings) -> None:
-        self._ttft_s = target.ttft_s
-        self._tbt_s = target.tbt_s
+    def __init__(self, settings: SlackSettings) -> None:
         self._hope_s = settings.hope_s
         self._starve_s = settings.starve_s
 
@@ -96,7 +95,7 @@ class Urgency:
         """Find out anew when `group`, which has requests, is due."""
         due_s = holds_s = math.inf
         if group.running:
-            due_s = self._due_s(self.urgent(group, now))
+            due_s = self.urgent(group, now).due_s(group.target.tbt_s)
             holds_s = due_s + self._hope_s
         if group.waiting:
             waiting_s = self.waiting_due_s(group, now)
@@ -107,19 +106,19 @@ class Urgency:
 
     def lead_s(self, group: SlackGroup, now: float) -> float:
         """Return how far ahead the most urgent of those running is."""
-        return self._due_s(self.urgent(group, now)) - now
+        return self.urgent(group, now).due_s(group.target.tbt_s) - now
 
     def urgent(self, group: SlackGroup, now: float) -> Entry:
         """Return the most urgent of those running, of whom there are some."""
         urgent = group.urgent
-        hopeless_s = now - self._hope_s
-        if urgent is None or urgent.first_s + urgent.made * self._tbt_s < hopeless_s:
+        hopeless_s, tbt_s = now - self._hope_s, group.target.tbt_s
+        if urgent is None or urgent.first_s + urgent.made * tbt_s < hopeless_s:
             for entry in group.running.values():
-                late_s = hopeless_s - self._due_s(entry)
+                late_s = hopeless_s - entry.due_s(tbt_s)
                 if late_s > 0:
                     entry.first_s += self._moved_s(late_s)
                     group.late_since_s = min(group.late_since_s, now)
-            urgent = group.urgent = min(group.running.values(), key=self._due_s)
+            urgent = group.urgent = min(group.running.values(), key=lambda e: e.due_s(tbt_s))
         return urgent
 
     def waiting_due_s(self, group: SlackGroup, now: float) -> float:
@@ -128,7 +127,7 @@ class Urgency:
         if due_s is None or due_s < now:
             due_s = math.inf
             for entry in group.waiting.values():
-                least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
+                least_s = group.target.ttft_s - group.cost.prefill_s(entry.tokens)
                 late_s = now - entry.arrival_s - least_s
                 if late_s > 0:
                     entry.arrival_s += self._moved_s(late_s)
@@ -140,6 +139,3 @@ class Urgency:
     def _moved_s(self, late_s: float) -> float:
         """By how much the deadline of a request moves that is so late."""
         return self._starve_s * math.ceil(late_s / self._starve_s)
-
-    def _due_s(self, entry: Entry) -> float:
-        return entry.first_s + entry.made * self._tbt_s

@@ -1,0 +1,41 @@
+"""The models that are served: where their files are, what they cost, what is promised of them.
+
+Only data, frozen; it stands beside types.py, whose names these are, too.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A served model: where its files are and what it costs. `id` is what clients ask for.
+
+    `weight_bytes` are those on the device, as `quantize` makes them, `kv_token_bytes` those of a
+    token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it. Its
+    times are promised in place of the server's (0: those hold). A pinned one is loaded at start
+    and makes room for no other; one that drains takes no new requests, and goes when it has none.
+    """
+
+    id: str
+    path: str
+    architecture: str
+    weight_bytes: int
+    kv_token_bytes: int
+    context_tokens: int
+    vocab_tokens: int
+    pass_bytes: int = 0
+    sequence_bytes: int = 0
+    quantize: Quantize = "none"
+    aliases: tuple[str, ...] = ()
+    slo_ttft_s: float = 0.0
+    slo_tbt_s: float = 0.0
+    is_pinned: bool = False
+    is_draining: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call it."""
+        return (self.id, *self.aliases)
