@@ -39,3 +39,37 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     def names(self) -> tuple[str, ...]:
         """All that clients may call it."""
         return (self.id, *self.aliases)
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a proxy's limits may change while it serves; the settings of the same names."""
+
+    max_body_bytes: int
+    max_open_mb: float
+    request_timeout_s: float
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True):
+    """What a domain serves now; each change has a higher `version`. `bounds` None: as the settings
+    say. `complaint` is what was wrong with the last change of the configuration, if anything."""
+
+    version: int = 0
+    models: tuple[ModelSpec, ...] = ()
+    bounds: Bounds | None = None
+    complaint: str = ""
+
+    def find(self, name: str) -> ModelSpec | None:
+        """Return the model with this id or alias."""
+        return next((spec for spec in self.models if name in spec.names), None)
+
+    def with_model(self, spec: ModelSpec) -> "Catalog":
+        """Return it with `spec` in the place of the one with its id, or behind the others."""
+        models = tuple(spec if known.id == spec.id else known for known in self.models)
+        if spec not in models:
+            models = (*models, spec)
+        return msgspec.structs.replace(self, models=models)
+
+    def without_model(self, model: str) -> "Catalog":
+        """Return it without the model with this id."""
+        models = tuple(known for known in self.models if known.id != model)
+        return msgspec.structs.replace(self, models=models)
