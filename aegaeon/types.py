@@ -357,7 +357,9 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance publishes. Counts are requests; seconds, `switches`, `moved` since start:
     `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
-    `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch."""
+    `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch.
+    `refused` are models of the catalogue that cannot be served here, with the reason. `catalog` is
+    the version of it that is served."""
 
     state: Literal["starting", "ready", "draining"] = "starting"
     current: ModelId | None = None
@@ -375,6 +377,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_s: float = 0.0
     weight_bytes: int = 0
     moved: dict[Phase, PhaseTotal] = {}
+    refused: dict[ModelId, str] = {}
+    catalog: int = 0
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ class WeightSource:
         self._cache = cache
         self._evictions = EvictionLog(cache)
         self._reading = reading
+        self._layout: Layout = layout
         self._plans = {spec.id: _Planned(spec, layout) for spec in specs}
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
         self._lock = threading.Lock()
@@ -48,6 +49,23 @@ class WeightSource:
     def budget_bytes(self) -> int:
         """The most that it holds."""
         return self._cache.budget_bytes
+
+    def put(self, spec: ModelSpec) -> None:
+        """Let `spec` be opened, too. Raises CheckpointError, UnsupportedModel."""
+        planned = _Planned(spec, self._layout)
+        planned.current()
+        self._plans[spec.id] = planned
+        self._spare.put(spec)
+
+    def take(self, model: ModelId) -> None:
+        """Forget a model that nobody has open."""
+        planned = self._plans.pop(model, None)
+        if planned is not None and planned.key is not None:
+            self._cache.set_demand(planned.key, False)
+        self._spare.take(model)
+        for left in (self._coming.pop(model, None), self._take_mapped(model)):
+            if left is not None:
+                left.close()
 
     def open(self, model: ModelId) -> HostModel:
         """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all

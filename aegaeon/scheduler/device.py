@@ -191,6 +191,14 @@ class DeviceScheduler(Ledger[GroupT]):
         self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
         self._hold_kv(group, self._arriving_tokens)
 
+    def end_model(self, model: ModelId) -> bool:
+        """As of the base; False while it computes."""
+        in_flight = self._in_flight
+        return (in_flight is None or in_flight.model != model) and super().end_model(model)
+
+    def _forget_weights(self, model: ModelId) -> None:
+        self._drop(model)
+
     def _leave_current(self, model: ModelId) -> None:
         """The device is nobody's when the weights of the current model go."""
         if self._current == model:

@@ -101,6 +101,17 @@ class Residency:
         """What is best left free for KV to grow; 0 where it has memory of its own."""
         return self._budget_bytes // 32 if self._kv_token_bytes else 0
 
+    def enter(self, model: ModelId, weight_bytes: int) -> None:
+        """Let `model` come here, too. Raises BudgetTooSmall when it would not fit even alone."""
+        self._check_fits(model, weight_bytes + sum(self._bytes[one] for one in self._pinned))
+        self._bytes[model] = weight_bytes
+
+    def leave(self, model: ModelId) -> None:
+        """Let `model`, which is neither here nor on its way, come no more."""
+        assert model not in self._used and self._loading != model
+        self._bytes.pop(model, None)
+        self.unpin(model)
+
     def serves(self, model: ModelId) -> bool:
         """Whether `model` is one of those that may come here."""
         return model in self._bytes
