@@ -9,46 +9,40 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from aegaeon import __version__, _native
 from aegaeon.config import Settings, default_text, describe, load_settings, parse_text
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, escape
+from aegaeon.keys import keys_command
 from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
-from aegaeon.models.hub import pull
-from aegaeon.models.references import (
-    ModelEntry,
-    list_models,
-    locate,
-    served_models,
-    split_reference,
-)
+from aegaeon.models.references import locate, served_models, split_reference
+from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables
 from aegaeon.plan_devices import plan_devices_command
+from aegaeon.proxy.keys import read_keys
 from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "plan", "simulate", "explain", "models", "instances")
+COMMANDS = ("serve", "plan", "simulate", "explain", "keys", "models", "instances")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 PIPED_COLUMNS = 120
 
 GROUPS = {
-    "where it listens": ("host", "port", "max_body_bytes"),
+    "where it listens": ("host", "port", "keys_file", "max_body_bytes"),
     "what it serves": ("models", "models_dir", "preload_models", "preload_per_instance"),
     "instances": (
         *("colocated_count", "prefill_count", "decode_count", "device"),
@@ -58,7 +52,7 @@ GROUPS = {
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": (
         *("policy", "slo_ttft_s", "slo_tbt_s", "costs_file"),
-        *("max_batch", "max_waiting", "request_timeout_s"),
+        *("max_batch", "max_waiting", "max_open_mb", "request_timeout_s"),
     ),
     "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),
 }
@@ -72,6 +66,7 @@ commands:
   aegaeon plan --costs FILE  find how many devices a load needs
   aegaeon explain ID         tell why a request was served as it was
   aegaeon simulate           serve a load on devices that are not there, under any policy
+  aegaeon keys create NAME   let only clients with a key in (also: list, revoke)
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
   aegaeon models pull ID     download a model from the hub
@@ -103,6 +98,13 @@ Takes every setting of `aegaeon serve`; those of listening and scheduling change
 With --costs it finds how many devices a load needs: `aegaeon plan --costs FILE --help`.
 exit codes: 0 it fits, 1 it does not fit or a model is missing, 2 wrong usage or settings"""
 
+# Commands that only say something.
+SPEAKING: dict[str, Callable[[Sequence[str]], Iterable[Table | str]]] = {
+    "explain": explain_command,
+    "keys": keys_command,
+    "models": models_command,
+    "simulate": simulate_command,
+}
 # Of a command: what it does, and examples.
 WORDS = {
     "serve": ("Serve models over an OpenAI-compatible HTTP interface.", EXAMPLES),
@@ -142,12 +144,8 @@ def _run(given: list[str]) -> int:
         print(f"aegaeon {__version__}")
         return 0
     command, rest = split_command(given)
-    if command == "models":
-        return _models(rest)
-    if command == "explain":
-        return _show(explain_command(rest))
-    if command == "simulate":
-        return _show(simulate_command(rest))
+    if command in SPEAKING:
+        return _show(SPEAKING[command](rest))
     if command == "plan" and any(word.partition("=")[0] == "--costs" for word in rest):
         return _show(plan_devices_command(rest))
     options = vars(serve_parser(command).parse_args(rest))
@@ -251,6 +249,8 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
         _native.die_with_parent(signal.SIGTERM)
     if with_proxy and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=free_port(settings.host))
+    if settings.keys_file:
+        read_keys(Path(settings.keys_file).expanduser())
     specs = served_models(settings)
     supervisor = Supervisor(settings, specs, with_proxy)
     parent = os.getppid()
@@ -305,7 +305,9 @@ def _plan(settings: Settings, as_json: bool) -> None:
     if settings.device == "null":
         raise ConfigError("the null device holds no bytes; plan for another --device")
     for reference in settings.models:
-        target = split_reference(reference)[1]
+        target = split_reference(reference if isinstance(reference, str) else reference.reference)[
+            1
+        ]
         if locate(target, settings.models_dir) is None:
             raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
     specs = served_models(settings)
@@ -320,78 +322,11 @@ def _plan(settings: Settings, as_json: bool) -> None:
 
 
 def _show(parts: Iterable[Table | str]) -> int:
-    """Print what is for people, or JSON as it is."""
+    """Print what a command says: tables for people, lines as they are."""
     console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS)
     for part in parts:
-        if isinstance(part, str) and part.startswith("{"):
-            print(part)
+        if isinstance(part, str):
+            print(part, flush=True)
         else:
             console.print(part, highlight=False)
     return 0
-
-
-def _models(given: Sequence[str]) -> int:
-    parser = Parser(prog="aegaeon models", description="Look after the models directory.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    shared = Parser(add_help=False)
-    for one in (shared, parser):
-        one.add_argument(
-            "--models-dir", metavar="DIR", help="where models live", default=argparse.SUPPRESS
-        )
-    listing = commands.add_parser("list", parents=[shared], help="show what is there")
-    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
-    importing = commands.add_parser("import", parents=[shared], help="turn a GGUF into a model")
-    importing.add_argument("file", metavar="FILE.gguf", help="the file to read")
-    importing.add_argument("--name", help="the model's name (default: the file's)")
-    importing.add_argument(
-        "--dtype",
-        default="bf16",
-        choices=("f32", "f16", "bf16"),
-        help="of the weights on disk (default: bf16)",
-    )
-    pulling = commands.add_parser("pull", parents=[shared], help="download a model")
-    pulling.add_argument("id", help="its hub id, like Qwen/Qwen3-0.6B")
-    options = parser.parse_args(given)
-    flags = {"models_dir": options.models_dir} if "models_dir" in options else {}
-    models_dir = Path(load_settings(flags).models_dir).expanduser()
-    match options.command:
-        case "list":
-            _list(list_models(models_dir), models_dir, options.json)
-        case "import":
-            file = Path(options.file).expanduser()
-            out_dir = models_dir / (options.name or file.stem).replace("/", "__")
-            print(_import(file, out_dir, options.dtype))
-        case "pull":
-            print(pull(options.id, models_dir))
-    return 0
-
-
-def _import(file: Path, out_dir: Path, dtype: str) -> Path:
-    """Import with a bar on stderr."""
-    # Imported here: reading GGUF needs torch, which takes seconds to import.
-    import_gguf = import_module("aegaeon.models.gguf").import_gguf
-    with tqdm(desc=out_dir.name, unit="B", unit_scale=True, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return Path(import_gguf(file, out_dir, dtype, show))
-
-
-def _list(entries: Sequence[ModelEntry], models_dir: Path, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(msgspec.to_builtins(entries), indent=2))
-        return
-    if not entries:
-        print(f"no models in {models_dir}; `aegaeon models pull ID` or `import FILE` brings one")
-        return
-    table = Table("model", "architecture", "parameters", "on disk", box=None)
-    for entry in entries:
-        size = f"{entry.disk_bytes / 1e9:.2f} GB"
-        if entry.error is not None:
-            table.add_row(entry.id, f"damaged: {entry.error}", "", size)
-        else:
-            parameters = f"{(entry.parameters or 0) / 1e6:.0f} M"
-            table.add_row(entry.id, entry.architecture or "", parameters, size)
-    Console().print(table)

@@ -25,8 +25,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "AEGAEON_"
-# Read by the build or naming the file itself; not settings.
-NOT_SETTINGS = frozenset({"AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
+# Read by the build, by commands that ask a server, or naming the file itself; not settings.
+NOT_SETTINGS = frozenset({"AEGAEON_API_KEY", "AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
 
 StoredKv = Literal["float32", "bfloat16"]
 KvDtype = Literal["auto", StoredKv]
@@ -42,14 +42,36 @@ def _doc(text: str, **bounds: Any) -> Meta:
     return Meta(description=text, **bounds)
 
 
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model with settings of its own, a table of the file."""
+
+    reference: Annotated[str, _doc("a directory, a name in models_dir, or a hub id", min_length=1)]
+    id: Annotated[str, _doc("what clients ask for (default: from the reference)")] = ""
+    aliases: Annotated[tuple[str, ...], _doc("other names for it")] = ()
+    slo_ttft_s: Annotated[
+        float, _doc("its own time to a first token (0: as for all)", ge=0, le=1e6)
+    ] = 0.0
+    slo_tbt_s: Annotated[
+        float, _doc("its own time from token to token (0: as for all)", ge=0, le=1e6)
+    ] = 0.0
+    pinned: Annotated[bool, _doc("loaded at start, and making room for no other")] = False
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of a server. Units stand in the names; 0 often means "choose for me"."""
 
     host: Annotated[str, _doc("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _doc("port to listen on", ge=0, le=65535)] = 8080
+    keys_file: Annotated[
+        str,
+        _doc("keys that let clients in, from `aegaeon keys create` (default: no key is asked for)"),
+    ] = ""
     models: Annotated[
-        tuple[str, ...],
-        _doc("models to serve: directories, names in --models-dir, hub ids, or name=reference"),
+        tuple[str | ModelSettings, ...],
+        _doc(
+            "models to serve: directories, names in --models-dir, hub ids, or name=reference; in a "
+            "file also tables with a reference and settings of its own"
+        ),
     ] = ()
     quantize: Annotated[
         Quantize,
@@ -123,6 +145,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     max_batch: Annotated[int, _doc("sequences of a model that decode together", ge=1)] = 16
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
+    max_open_mb: Annotated[
+        float, _doc("prompts of open requests that a proxy holds in memory, MB", gt=0)
+    ] = 512.0
     policy: Annotated[
         Literal["slack", "paper", "request"],
         _doc("who computes next (slack: who is next late; paper: by turns; request: by arrival)"),
@@ -245,6 +270,11 @@ def _check_roles(settings: Settings) -> None:
         )
 
 
+def api_key(environ: Mapping[str, str] | None = None) -> str:
+    """Return the key with which commands ask a running server; empty where none is set."""
+    return (os.environ if environ is None else environ).get(PREFIX + "API_KEY", "")
+
+
 def child_environment(over: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with `over` laid over it, for a child process."""
     return {**os.environ, **over}
@@ -302,7 +332,7 @@ def default_text(default: Any) -> str:
         case bool():
             return "yes" if default else "no"
         case tuple():
-            return ",".join(default)
+            return ",".join(map(str, default))
         case float():
             return f"{default:g}"
         case _:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from aegaeon.config import api_key
 from aegaeon.errors import AegaeonError, ConfigError, InvalidRequest, StoreUnavailable
 from aegaeon.explanations import At, Dispatched, Explanation, is_of
 from aegaeon.flags import Parser
@@ -72,23 +73,25 @@ def explain_command(given: Sequence[str]) -> Iterator[str]:
     )
     parser.add_argument("request", metavar="REQUEST_ID", help="the id of the answer")
     parser.add_argument("--url", default=URL, help=f"of the server (default: {URL})")
+    parser.add_argument("--key", help="with the scope admin (default: AEGAEON_API_KEY)")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     options = parser.parse_args(given)
-    found = fetch(options.url, options.request)
+    found = fetch(options.url, options.request, options.key or api_key())
     if options.json:
         yield json.dumps(msgspec.to_builtins(found), indent=2)
         return
     yield from story(found, options.request)
 
 
-def fetch(url: str, request: RequestId) -> Explanation:
+def fetch(url: str, request: RequestId, key: str = "") -> Explanation:
     """Ask the server at `url`. Raises ConfigError, InvalidRequest, StoreUnavailable."""
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"--url must begin with http:// or https://, not be {url!r}")
     query = urllib.parse.urlencode({"request": request, "limit": LIMIT})
     address = f"{url.rstrip('/')}/admin/decisions?{query}"
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
+        asked = urllib.request.Request(address, headers=_bearer(key))
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
             body = answer.read()
     except urllib.error.HTTPError as error:
         raise _refused(error, url) from None
@@ -99,6 +102,10 @@ def fetch(url: str, request: RequestId) -> Explanation:
         return msgspec.json.decode(body, type=Explanation)
     except msgspec.MsgspecError:
         raise StoreUnavailable(f"{url} is not a server of this version; see --url") from None
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _refused(error: urllib.error.HTTPError, url: str) -> AegaeonError:

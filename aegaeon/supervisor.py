@@ -19,9 +19,12 @@ from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
+from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes
 from aegaeon.memory.budget import settle
 from aegaeon.memory.machine import read_machine, with_device
+from aegaeon.models.references import list_models
 from aegaeon.proxy.launch import ProxyLaunch
+from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
 from aegaeon.types import ModelSpec
@@ -64,6 +67,10 @@ class Supervisor:
         self._claim: DomainClaim | None = None
         self._domain: Domain | None = None
         self._store: MetadataStore | None = None
+        self._keeper: CatalogKeeper | None = None
+        # The KV pool is cut for these, whatever is served by the time that an instance restarts.
+        self._kv_shapes: tuple[KvSizes, ...] = ()
+        self._kv_spare: tuple[KvSizes, ...] = ()
 
     @property
     def settings(self) -> Settings:
@@ -86,6 +93,12 @@ class Supervisor:
             )
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
+            first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
+            self._keeper = CatalogKeeper(self._domain.catalog(), self._store, first)
+            if self._settings.device != "null":
+                self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
+                around = list_models(self._settings.models_dir)
+                self._kv_spare = kv_sizes(entry.path for entry in around)
         except BaseException:
             self._release()
             raise
@@ -166,6 +179,8 @@ class Supervisor:
             while not self._wanted.should_stop:
                 self._tend(children)
                 self._look_ready(children)
+                if self._keeper is not None:
+                    self._keeper.tend(time.monotonic())
                 time.sleep(POLL_S)
             self._drain()
         except Exception as error:
@@ -202,12 +217,14 @@ class Supervisor:
 
     def _launch_of(self, child: Child, status_fd: int) -> bytes:
         """What the process is told."""
+        assert self._keeper is not None
+        catalog = self._keeper.current()
         if child.index is None:
             address = mailbox_address(child.name, child.incarnation)
             return msgspec.json.encode(
                 ProxyLaunch(
                     settings=self._settings,
-                    specs=self._specs,
+                    specs=catalog.models,
                     address=address,
                     status_fd=status_fd,
                     parent_pid=os.getpid(),
@@ -216,7 +233,10 @@ class Supervisor:
         return msgspec.json.encode(
             Launch(
                 settings=self._settings,
-                specs=self._specs,
+                specs=catalog.models,
+                kv_shapes=self._kv_shapes,
+                kv_spare=self._kv_spare,
+                catalog=catalog.version,
                 instance=child.name,
                 index=child.index,
                 incarnation=child.incarnation,

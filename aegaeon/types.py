@@ -8,13 +8,15 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414  records of ours, too
+from aegaeon.specs import Quantize as Quantize  # noqa: PLC0414
+
 ModelId: TypeAlias = str
 RequestId: TypeAlias = str
 InstanceId: TypeAlias = str
 
 Role = Literal["colocated", "prefill", "decode"]
 FinishReason = Literal["stop", "length"]
-Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -343,24 +345,6 @@ class PhaseTotal(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model: where its files are and what it costs. `id` is what clients ask for.
-
-    `weight_bytes` are those on the device, as `quantize` makes them, `kv_token_bytes` those of a
-    token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it."""
-
-    id: ModelId
-    path: str
-    architecture: str
-    weight_bytes: int
-    kv_token_bytes: int
-    context_tokens: int
-    vocab_tokens: int
-    pass_bytes: int = 0
-    sequence_bytes: int = 0
-    quantize: Quantize = "none"
-
-
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance says once, when it registers. A restart has a higher `incarnation`."""
 
@@ -376,7 +360,9 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance publishes. Counts are requests; seconds, `switches`, `moved` since start:
     `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
-    `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch."""
+    `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch.
+    `refused` are models of the catalogue that cannot be served here, with the reason. `catalog` is
+    the version of it that is served."""
 
     state: Literal["starting", "ready", "draining"] = "starting"
     current: ModelId | None = None
@@ -394,6 +380,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_s: float = 0.0
     weight_bytes: int = 0
     moved: dict[Phase, PhaseTotal] = {}
+    refused: dict[ModelId, str] = {}
+    catalog: int = 0
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aegaeon"
 
-ROW_0 = {"types", "errors", "explanations"}
+ROW_0 = {"types", "errors", "explanations", "specs"}
 ROW_1 = {"config", "metrics", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}
-ROW_4 |= {"flags", "load_flags", "explain"}
+ROW_4 |= {"flags", "keeper", "keys", "load_flags", "models_command", "explain"}
 PURE = {
     *("time", "datetime", "threading", "asyncio", "multiprocessing", "concurrent", "os", "io"),
     *("sys", "socket", "subprocess", "signal", "pathlib", "random", "logging", "torch", "numpy"),

@@ -85,6 +85,16 @@ class Engine(ABC):
         """Evict and load weights; blocks. Never asked to evict a model while it computes."""
 
     @abstractmethod
+    def begin_model(self, spec: ModelSpec) -> None:
+        """Serve `spec`, too. No load is under way. Raises what keeps this engine from it, numbers
+        and all: BudgetTooSmall, UnsupportedModel, ConfigError, CheckpointError."""
+
+    @abstractmethod
+    def end_model(self, model: ModelId) -> None:
+        """Let go of a model that has no sequences and is part of no action; no load is under way.
+        Unknown ids are ignored."""
+
+    @abstractmethod
     def usage(self) -> EngineUsage:
         """Return the bytes held now."""
 
@@ -182,6 +192,14 @@ class NullEngine(Engine):
         weight_bytes = self._specs[action.model].weight_bytes
         self._resident[action.model] = weight_bytes
         return Loaded(action.model, weight_bytes, self._load_s)
+
+    def begin_model(self, spec: ModelSpec) -> None:
+        self._specs[spec.id] = spec
+
+    def end_model(self, model: ModelId) -> None:
+        self._specs.pop(model, None)
+        self._resident.pop(model, None)
+        self._troubles.pop(model, None)
 
     def usage(self) -> EngineUsage:
         kv_bytes = sum(

@@ -7,6 +7,7 @@ from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_place import InPlaceKv
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import Compute, decoders_on, open_parts
+from aegaeon.engine.shelf import Shelf
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.in_place import InPlaceWeights
 from aegaeon.types import ModelSpec
@@ -20,11 +21,13 @@ def open_cpu_engine(
 ) -> ModelEngine:
     """Return the engine. Raises what `open_parts` raises."""
     with ExitStack() as owned:
-        parts = open_parts(settings, specs, regions, owned, Compute())
+        compute = Compute()
+        parts = open_parts(settings, specs, regions, owned, compute)
         weights = InPlaceWeights(parts.source, decoders_on(parts.device))
         costs = SwapCosts(parts.traffic)
         parts.pool.back_ahead(AHEAD_BYTES)
-        memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs)
+        shelf = Shelf(settings, parts.budgets, parts.source, (parts.pool,), compute.check)
+        memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs, shelf)
         engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()
         return engine

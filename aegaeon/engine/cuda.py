@@ -1,6 +1,6 @@
 """Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
@@ -16,7 +16,8 @@ from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.memory.area import Area
 from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
-from aegaeon.types import ModelSpec
+from aegaeon.memory.kv import KvShape
+from aegaeon.types import ModelId, ModelSpec
 
 HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
 View = Callable[[CudaMemory], Tensor]
@@ -28,17 +29,26 @@ def open_cuda_engine(
     """Return the engine. Raises DeviceError, ConfigError, UnsupportedModel, and what `open_on`
     raises."""
     assert settings.cuda_number is not None
+    check_models(settings, specs)
+    device = _native.CudaDevice(settings.cuda_number)
+    operators = lambda *_: CudaOperators(device)  # noqa: E731
+    compute = Compute(operators, layout="rows", pins=device, check=check_models)
+    return open_on(on_device(device, view_of, compute), settings, specs, regions)
+
+
+def check_models(settings: Settings, specs: tuple[ModelSpec, ...]) -> Mapping[ModelId, KvShape]:
+    """Return what a token of each model keeps. Raises ConfigError and UnsupportedModel for what no
+    kernel computes."""
     if any(spec.quantize != "none" for spec in specs):
         raise ConfigError("int8 weights are for the CPU; serve on CUDA with --quantize none")
-    for model, shape in kv_shapes(specs, DTYPES[settings.stored_kv]).items():
+    shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
+    for model, shape in shapes.items():
         if shape.head_dim not in HEAD_DIMS:
             raise UnsupportedModel(
                 f"{model} has heads of {shape.head_dim}; on CUDA they have 64, 96, 128 or 256: "
                 "serve it with --device cpu"
             )
-    device = _native.CudaDevice(settings.cuda_number)
-    compute = Compute(lambda *_: CudaOperators(device), layout="rows", pins=device)
-    return open_on(on_device(device, view_of, compute), settings, specs, regions)
+    return shapes
 
 
 def on_device(device: CudaDevice, view: View, compute: Compute) -> OwnMemory:

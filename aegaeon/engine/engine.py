@@ -14,9 +14,11 @@ from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
 from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sequences import SequenceTable
+from aegaeon.engine.shelf import Shelf
 from aegaeon.errors import (
     AegaeonError,
     CheckpointError,
+    ConfigError,
     InvalidRequest,
     LoadCancelled,
     LoadStalled,
@@ -61,6 +63,7 @@ class EngineMemory:
     kv: KvPlace
     traffic: Traffic
     costs: SwapCosts
+    shelf: Shelf | None = None
 
 
 class ModelEngine(Engine):
@@ -84,6 +87,7 @@ class ModelEngine(Engine):
         self._device = device
         self._weights = memory.weights
         self._kv = memory.kv
+        self._shelf = memory.shelf
         self._traffic = memory.traffic
         self._costs = memory.costs
         self._sequences = SequenceTable(memory.kv)
@@ -156,6 +160,19 @@ class ModelEngine(Engine):
             "model loaded model=%s bytes=%d took_s=%.3f", action.model, brought.weight_bytes, took_s
         )
         return Loaded(action.model, brought.weight_bytes, took_s, brought.evicted, is_whole)
+
+    def begin_model(self, spec: ModelSpec) -> None:
+        if self._shelf is None:
+            raise ConfigError("this engine's models were chosen when it was opened; open another")
+        self._shapes[spec.id] = self._shelf.put(spec)
+        self._specs[spec.id] = spec
+
+    def end_model(self, model: ModelId) -> None:
+        if self._shelf is None or self._specs.pop(model, None) is None:
+            return
+        self._weights.drop(model)
+        self._shelf.take(model)
+        del self._shapes[model]
 
     def usage(self) -> EngineUsage:
         return EngineUsage(

@@ -9,7 +9,8 @@ from aegaeon.config import Settings
 from aegaeon.engine.engine import EngineMemory, ModelEngine
 from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.engine.regions import Regions
-from aegaeon.engine.shared import Compute, check_capacity, decoders_on, open_parts
+from aegaeon.engine.shared import Compute, check_capacity, decoders_on, open_parts, pool_shapes
+from aegaeon.engine.shelf import Shelf
 from aegaeon.memory.area import Area
 from aegaeon.memory.arena import ALIGNMENT, Arena
 from aegaeon.memory.budget import Budgets
@@ -42,7 +43,7 @@ def open_on(
         budgets, traffic = parts.budgets, parts.traffic
         copier = device.open_link()
         owned.callback(copier.close)
-        pool, arena = _lay_out(device, budgets, tuple(parts.shapes.values()))
+        pool, arena = _lay_out(device, budgets, pool_shapes(settings, parts.shapes, regions))
         owned.callback(pool.close)
         check_capacity(pool, specs, parts.shapes)
         if device.compute.pins is None or not parts.pool.pin(device.compute.pins):
@@ -51,21 +52,27 @@ def open_on(
         kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
-        engine = ModelEngine(
-            specs, parts.shapes, EngineMemory(weights, kv, traffic, costs), parts.device
-        )
+        pools = (pool, parts.pool)
+        shelf = Shelf(settings, budgets, parts.source, pools, device.compute.check)
+        held = EngineMemory(weights, kv, traffic, costs, shelf)
+        engine = ModelEngine(specs, parts.shapes, held, parts.device)
         owned.pop_all()
         return engine
 
 
 def _lay_out(
-    device: OwnMemory, budgets: Budgets, shapes: tuple[KvShape, ...]
+    device: OwnMemory,
+    budgets: Budgets,
+    shapes: tuple[tuple[KvShape, ...], tuple[KvShape, ...]],
 ) -> tuple[KvPool, Arena]:
     """Return the device's pool of keys and values, and its arena: one behind the other."""
     kv_bytes = -(-budgets.device_kv_bytes // ALIGNMENT) * ALIGNMENT
+    cut, spare = shapes
     memory = device.allocate(kv_bytes + budgets.device_weight_bytes)
     if memory is None:
-        return KvPool(budgets.device_kv_bytes, shapes), Arena(budgets.device_weight_bytes)
-    pool = KvPool(budgets.device_kv_bytes, shapes, area=memory.cut(0, kv_bytes))
+        pool = KvPool(budgets.device_kv_bytes, cut, spare=spare)
+        return pool, Arena(budgets.device_weight_bytes)
+    area = memory.cut(0, kv_bytes)
+    pool = KvPool(budgets.device_kv_bytes, cut, area=area, spare=spare)
     weights = memory.cut(kv_bytes, budgets.device_weight_bytes)
     return pool, Arena(budgets.device_weight_bytes, weights)

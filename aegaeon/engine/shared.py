@@ -27,6 +27,8 @@ from aegaeon.models.packing import Layout
 from aegaeon.models.weights import PackedWeights
 from aegaeon.types import ModelId, ModelSpec
 
+# Raises what keeps the device from computing one of the models.
+CheckModel = Callable[[Settings, tuple[ModelSpec, ...]], object]
 Shapes = Mapping[ModelId, KvShape]
 
 DTYPES: dict[StoredKv | Activations, torch.dtype] = {
@@ -70,12 +72,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """What computes, and how the node's memory is to suit it: the layout of matrices, and who locks
-    what a device copies from."""
+    """What computes, and how the node's memory is to suit it: the layout of matrices, who locks
+    what a device copies from, and what says which models it cannot compute."""
 
     open: Callable[[Settings, Budgets], Device] = open_cpu
     layout: Layout = "tiles"
     pins: Pins | None = None
+    check: CheckModel = lambda *_: None
 
 
 def open_parts(
@@ -108,7 +111,21 @@ def open_kv_pool(settings: Settings, budgets: Budgets, shapes: Shapes, regions: 
     Raises BudgetTooSmall, RegionError, RegionMismatch.
     """
     total_bytes = budgets.kv_bytes * settings.instance_count
-    return KvPool(total_bytes, shapes.values(), regions.kv, budgets.kv_bytes)
+    cut, spare = pool_shapes(settings, shapes, regions)
+    return KvPool(total_bytes, cut, regions.kv, budgets.kv_bytes, spare=spare)
+
+
+def pool_shapes(
+    settings: Settings, shapes: Shapes, regions: Regions
+) -> tuple[tuple[KvShape, ...], tuple[KvShape, ...]]:
+    """Return the shapes for which pools are cut, and those that may come: the same for all engines
+    of a node, whichever models it serves by now."""
+    dtype = DTYPES[settings.stored_kv]
+    cut, spare = (
+        tuple(KvShape(*sizes, dtype) for sizes in kind)
+        for kind in (regions.kv_shapes, regions.kv_spare)
+    )
+    return cut or tuple(shapes.values()), spare
 
 
 def kv_shapes(specs: tuple[ModelSpec, ...], dtype: torch.dtype) -> dict[ModelId, KvShape]:

@@ -12,7 +12,11 @@ EXIT_REPLACED = 3  # the lease was lost; a restart gets a new one
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end."""
+    """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end.
+
+    The node's KV pool is cut for `kv_shapes`, and serves `kv_spare` where it can: of each its
+    layers, heads and head_dim. `catalog` is the version that `specs` are of.
+    """
 
     settings: Settings
     specs: tuple[ModelSpec, ...]
@@ -21,6 +25,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     status_fd: int
     parent_pid: int
+    kv_shapes: tuple[tuple[int, int, int], ...] = ()
+    kv_spare: tuple[tuple[int, int, int], ...] = ()
+    catalog: int = 0
 
 
 def mailbox_address(instance: InstanceId, incarnation: int) -> str:

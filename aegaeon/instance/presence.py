@@ -2,9 +2,11 @@
 
 import logging
 
+import msgspec
+
 from aegaeon.errors import StoreUnavailable
 from aegaeon.store.base import MetadataStore
-from aegaeon.types import Instance, InstanceRecord, InstanceStatus
+from aegaeon.types import Instance, InstanceRecord, InstanceStatus, ModelId
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,8 @@ class Presence:
         self._store = store
         self._record = record
         self._renew_s = lease_s / RENEWALS_PER_LEASE
+        self._lease_s = lease_s
+        self._is_due = False  # the record is not what the store has
         self._published: InstanceStatus | None = None
         self._published_s = float("-inf")
         store.register_instance(record, lease_s)
@@ -32,6 +36,18 @@ class Presence:
         """Return the rows of the other instances. Raises StoreUnavailable."""
         rows = self._store.sync_for_routing()
         return tuple(row for row in rows if row.record.id != self._record.id)
+
+    def serve(self, models: tuple[ModelId, ...]) -> None:
+        """Say that these are served from here on; the status has to be published again."""
+        self._record = msgspec.structs.replace(self._record, models=models)
+        status = self._published or InstanceStatus()
+        try:
+            self._store.register_instance(self._record, self._lease_s)
+            # In the meantime it counted as starting, for as long as two writes take.
+            self._store.update_instance_status(self._record.id, self._record.incarnation, status)
+        except StoreUnavailable as error:
+            log.warning("models not published error=%s", error)
+            self._is_due = True
 
     def publish(self, status: InstanceStatus, now: float) -> float:
         """Write `status` if it is time to; return when to call again at the latest."""
@@ -51,6 +67,9 @@ class Presence:
             log.warning("row not removed, its lease will end error=%s", error)
 
     def _write(self, status: InstanceStatus, now: float) -> None:
+        if self._is_due:
+            self._is_due = False
+            self.serve(self._record.models)
         self._published_s = now  # also after a failure: the rate stays bounded
         try:
             self._store.update_instance_status(self._record.id, self._record.incarnation, status)

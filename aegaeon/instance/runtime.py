@@ -15,6 +15,7 @@ from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.requests import Requests
+from aegaeon.instance.served import Served
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.learning import Pace
@@ -63,6 +64,7 @@ class Parts:
     clock: Callable[[], float]
     pause: Callable[[float], None]
     pace: Pace = field(default_factory=Pace)  # of the steps
+    served: Served | None = None  # None: the models never change
 
 
 class Runtime:
@@ -110,6 +112,8 @@ class Runtime:
             self._on_record(record, now)
         self._take_outcomes(now)
         self._requests.end_overdue(now)
+        if self._parts.served is not None:
+            self._parts.served.look(now, is_free=not self._parts.copy.is_busy)
         self._start_actions(now)
         self._requests.send(now)
         self._publish(now)
@@ -233,7 +237,7 @@ class Runtime:
     def _status(self) -> InstanceStatus:
         snapshot = self._parts.scheduler.snapshot()
         self._is_ready = self._is_ready or not snapshot.preloading
-        usage = self._parts.engine.usage()
+        usage, served = self._parts.engine.usage(), self._parts.served
         return InstanceStatus(
             state=self._state(),
             current=snapshot.current,
@@ -251,6 +255,8 @@ class Runtime:
             expected_s=self._parts.pace.expected_s,
             weight_bytes=usage.weight_bytes,
             moved=usage.moved,
+            refused={} if served is None else served.refused,
+            catalog=0 if served is None else served.version,
         )
 
     def _state(self) -> Literal["starting", "ready", "draining"]:

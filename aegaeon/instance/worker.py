@@ -16,7 +16,7 @@ from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
-from aegaeon.engine.regions import Regions
+from aegaeon.engine.regions import KvSizes, Regions
 from aegaeon.errors import AegaeonError, StaleIncarnation
 from aegaeon.instance.costs import costs_of
 from aegaeon.instance.lanes import ThreadLane
@@ -31,6 +31,7 @@ from aegaeon.instance.launch import (
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.served import Deciding, Served, settle_model
 from aegaeon.metrics import Target
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
@@ -46,28 +47,28 @@ log = logging.getLogger(__name__)
 LANE_CLOSE_S = 5.0
 
 
-def regions_of(settings: Settings) -> Regions:
+def regions_of(
+    settings: Settings, kv_shapes: tuple[KvSizes, ...] = (), kv_spare: tuple[KvSizes, ...] = ()
+) -> Regions:
     """Return where the domain's processes share weights and KV; removed with the domain."""
-    paths = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in (WEIGHTS, KV))
-    return Regions(*map(str, paths))
+    weights, kv = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in (WEIGHTS, KV))
+    return Regions(str(weights), str(kv), kv_shapes, kv_spare)
 
 
-def build_scheduler(
-    launch: Launch, weight_budget_bytes: int, learning: LearningCosts
-) -> AnyScheduler:
+def build_scheduler(launch: Launch, residency: Residency, learning: LearningCosts) -> AnyScheduler:
     """Return the scheduler that the settings ask for. Raises BudgetTooSmall."""
     settings, specs = launch.settings, launch.specs
-    sizes = {spec.id: spec.weight_bytes for spec in specs}
     limits = Limits(
         max_batch=settings.max_batch,
         max_waiting=settings.max_waiting,
         max_running=2 * settings.max_batch,
     )
     role = settings.role_of(launch.index)
-    residency = Residency(sizes, weight_budget_bytes)
     fleet = Fleet(target=Target(settings.slo_ttft_s, settings.slo_tbt_s), limits=limits)
     scheduler = POLICIES[settings.policy].scheduler(residency, learning.costs, fleet, role)
     scheduler.observer = learning
+    for spec in specs:
+        settle_model(scheduler, residency, spec, settings)
     if settings.preload_models:
         # Each instance begins elsewhere, so that together they hold more of the models; those that
         # decode begin as those that prefill for them.
@@ -85,7 +86,9 @@ def build_runtime(
     settings = launch.settings
     budget_bytes = engine.usage().weight_budget_bytes
     learning = LearningCosts(*costs_of(settings, launch.specs, budget_bytes))
-    scheduler = build_scheduler(launch, budget_bytes, learning)
+    sizes = {spec.id: spec.weight_bytes for spec in launch.specs}
+    residency = Residency(sizes, budget_bytes)
+    scheduler = build_scheduler(launch, residency, learning)
     record = InstanceRecord(
         id=launch.instance,
         incarnation=launch.incarnation,
@@ -103,6 +106,7 @@ def build_runtime(
     owned.callback(copy.close, LANE_CLOSE_S)
     presence = Presence(domain.metadata(), record, settings.lease_s)
     owned.callback(presence.withdraw)
+    deciding = Deciding(scheduler, residency, learning)
     parts = Parts(
         inbox=inbox,
         outbox=outbox,
@@ -115,6 +119,7 @@ def build_runtime(
         clock=time.monotonic,
         pause=time.sleep,
         pace=learning.pace,
+        served=Served(launch, domain.catalog(), engine, presence, deciding),
     )
     return Runtime(parts, settings.drain_s)
 
@@ -125,7 +130,8 @@ def serve(launch: Launch) -> int:
         try:
             domain = open_domain(launch.settings)
             owned.callback(domain.close)
-            engine = open_engine(launch.settings, launch.specs, regions_of(launch.settings))
+            regions = regions_of(launch.settings, launch.kv_shapes, launch.kv_spare)
+            engine = open_engine(launch.settings, launch.specs, regions)
             owned.callback(engine.close)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
             owned.callback(inbox.unlink)

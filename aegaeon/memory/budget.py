@@ -163,7 +163,7 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     rooms = shared_room, memory_room + elsewhere
     cache_bytes, kv_bytes, device_bytes = _fit(parts, _largest(specs), *rooms)
     if has_own:
-        _check_device(device_bytes, kv_bytes, specs)
+        check_device(device_bytes, kv_bytes, specs)
     budgets = Budgets(
         weight_bytes=cache_bytes,
         kv_bytes=kv_bytes,
@@ -320,7 +320,8 @@ def check_budgets(budgets: Budgets, specs: Sequence[ModelSpec]) -> None:
             )
 
 
-def _check_device(device_bytes: int, kv_bytes: int, specs: Sequence[ModelSpec]) -> None:
+def check_device(device_bytes: int, kv_bytes: int, specs: Sequence[ModelSpec]) -> None:
+    """Raise BudgetTooSmall when some model's weights do not fit on a device beside KV."""
     room = max(0, device_bytes - kv_bytes)
     for spec in specs:
         if _pages(spec.weight_bytes) > room:

@@ -23,6 +23,7 @@ BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
 ALIGNMENT_BYTES = 64
 MAX_SLAB_CANDIDATES = 512
+MAX_SPARE = 64  # shapes of models that may come
 # Between two slabs that are backed ahead of their first use, about twice what one takes.
 BACKING_PAUSE_S = 0.003
 
@@ -110,17 +111,21 @@ class KvPool:
         path: str | None = None,
         quota_bytes: int | None = None,
         area: Area | None = None,
+        spare: Iterable[KvShape] = (),
     ) -> None:
         """Join the pool at `path`, making it where there is none; without a path it is our own.
 
         This client holds `quota_bytes` at most (default: all). A private arena may lie in an
-        `area` of the caller's: zeroed, of budget_bytes.
+        `area` of the caller's: zeroed, of budget_bytes. Slabs are cut for `shapes`; they serve
+        those of `spare`, too, of which a block fits.
         Raises BudgetTooSmall when one block of every shape does not fit, RegionMismatch when the
         pool there has other sizes or is damaged, RegionError when it cannot be made or joined.
         """
         ordered = sorted(set(shapes), key=_shape_record)
-        self._numbers = {shape: number for number, shape in enumerate(ordered)}
         self.slab_bytes = choose_slab_bytes(budget_bytes, ordered)
+        more = sorted(set(spare) - set(ordered), key=_shape_record)
+        ordered += [shape for shape in more if _blocks_in(self.slab_bytes, shape) > 0][:MAX_SPARE]
+        self._numbers = {shape: number for number, shape in enumerate(ordered)}
         self.slab_count = _count_slabs(budget_bytes, self.slab_bytes)
         self.budget_bytes = budget_bytes if quota_bytes is None else quota_bytes
         slabs = (self.slab_bytes, self.slab_count)
@@ -153,6 +158,10 @@ class KvPool:
         """Bytes that count against our quota: what we hold, and what others have taken from us
         under an offer that we have not let go."""
         return self._native.charged_bytes
+
+    def knows(self, shape: KvShape) -> bool:
+        """Whether slabs may hold blocks of `shape`."""
+        return shape in self._numbers
 
     def slab_blocks(self, shape: KvShape) -> int:
         """Blocks of `shape` in a slab."""

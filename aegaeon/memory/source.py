@@ -33,6 +33,7 @@ class WeightSource:
         self._cache = cache
         self._evictions = EvictionLog(cache)
         self._reading = reading
+        self._layout: Layout = layout
         self._plans = {spec.id: _Planned(spec, layout) for spec in specs}
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
         self._lock = threading.Lock()
@@ -48,6 +49,23 @@ class WeightSource:
     def budget_bytes(self) -> int:
         """The most that it holds."""
         return self._cache.budget_bytes
+
+    def put(self, spec: ModelSpec) -> None:
+        """Let `spec` be opened, too. Raises CheckpointError, UnsupportedModel."""
+        planned = _Planned(spec, self._layout)
+        planned.current()
+        self._plans[spec.id] = planned
+        self._spare.put(spec)
+
+    def take(self, model: ModelId) -> None:
+        """Forget a model that nobody has open."""
+        planned = self._plans.pop(model, None)
+        if planned is not None and planned.key is not None:
+            self._cache.set_demand(planned.key, False)
+        self._spare.take(model)
+        for left in (self._coming.pop(model, None), self._take_mapped(model)):
+            if left is not None:
+                left.close()
 
     def open(self, model: ModelId) -> HostModel:
         """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all
@@ -108,9 +126,9 @@ class WeightSource:
     def set_demand(self, model: ModelId, is_wanted: bool) -> None:
         """Say that requests for `model` wait or run here, which makes its eviction dearer."""
         planned = self._plans[model]
-        planned.is_wanted = is_wanted
+        planned.is_wanted = is_wanted or planned.is_pinned
         if planned.key is not None:
-            self._cache.set_demand(planned.key, is_wanted)
+            self._cache.set_demand(planned.key, planned.is_wanted)
 
     def want_room(self, model: ModelId) -> None:
         """Take back what `yield_room` said, now that the model is used again."""
@@ -179,7 +197,7 @@ class _Planned:
         self._path, self._quantize, self._layout = spec.path, spec.quantize, layout
         self._plan: PackPlan | None = None
         self.key: bytes | None = None
-        self.is_wanted = False
+        self.is_pinned = self.is_wanted = spec.is_pinned
 
     @property
     def before(self) -> tuple[PackPlan, bytes] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from aegaeon._native import CachedModel, WeightCache
 from aegaeon.errors import AegaeonError
-from aegaeon.types import ModelSpec
+from aegaeon.types import ModelId, ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,14 @@ class SpareKeeper:
         self._thread.start()
         # Python must not end under a thread that is in native code: the process would abort.
         atexit.register(self._end)
+
+    def put(self, spec: ModelSpec) -> None:
+        """Be ready for `spec`, too."""
+        self._bytes = {**self._bytes, spec.id: spec.weight_bytes}
+
+    def take(self, model: ModelId) -> None:
+        """Be ready for `model` no more."""
+        self._bytes = {one: size for one, size in self._bytes.items() if one != model}
 
     def gather(self, memory: CachedModel) -> None:
         """Have a model that is loaded here gathered once it is in. Any thread may call it."""

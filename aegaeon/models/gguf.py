@@ -47,6 +47,8 @@ GGUF_PARTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# A vocabulary of 256,000 tokens with scores, types and merges takes 3 million.
+MAX_HEADER_READS = 8_000_000
 ROPE_FREQUENCIES = "rope_freqs.weight"
 
 
@@ -185,12 +187,20 @@ def _gguf_package() -> ModuleType:
 
 
 def _bounded_reader(package: ModuleType) -> Callable[[Path], Any]:
-    """Return the package's reader, kept from reading past the end of the file.
+    """Return the package's reader for one file, kept from reading past its end, and from a header
+    without end.
 
     Its own reads return less there and it goes on: a damaged count would keep it busy for ever.
+    And it makes an object of 200 bytes of each value, be it one byte in a file of many gigabytes.
     """
 
+    reads = 0
+
     def get(reader: Any, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads > MAX_HEADER_READS:
+            raise ValueError("its header has more values than any model's")
         if int(offset) + np.dtype(dtype).itemsize * int(count) > len(reader.data):
             raise ValueError("it names more than it holds")
         # As a plain array, for slicing a map takes twice the time; a file has 100,000 of slices.

@@ -4,12 +4,12 @@ References come from the operator (flags, files); what a client sends never beco
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from aegaeon.config import KvDtype, Settings
+from aegaeon.config import KvDtype, ModelSettings, Settings
 from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
 from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
@@ -17,6 +17,7 @@ from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
 from aegaeon.models.packing import plan_pack
 from aegaeon.types import ModelSpec, Quantize
 
+MAX_NAME_CHARS = 200
 # Of an element of keys and values.
 KV_BYTES: dict[KvDtype, int] = {"auto": 4, "float32": 4, "bfloat16": 2}
 
@@ -47,25 +48,56 @@ def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
 
 
 def resolve_all(
-    references: Iterable[str],
+    references: Iterable[str | ModelSettings],
     models_dir: str | Path,
     kv_dtype: KvDtype = "auto",
     quantize: Quantize = "none",
 ) -> tuple[ModelSpec, ...]:
     """Resolve each reference, in order.
 
-    Raises ConfigError if two would be served under one id, and what `resolve` raises.
+    Raises ConfigError if two would be served under one name, and what `resolve` raises.
     """
-    specs: dict[str, ModelSpec] = {}
+    specs: list[ModelSpec] = []
     for reference in references:
-        spec = resolve(reference, models_dir, kv_dtype, quantize)
-        if spec.id in specs:
-            raise ConfigError(
-                f"{specs[spec.id].path} and {spec.path} would both be served as {spec.id!r}; "
-                f"give one of them another name: NAME={spec.path}"
-            )
-        specs[spec.id] = spec
-    return tuple(specs.values())
+        one = reference if isinstance(reference, ModelSettings) else None
+        spec = resolve(reference_of(one) if one else str(reference), models_dir, kv_dtype, quantize)
+        specs.append(with_settings(spec, one) if one else spec)
+        check_names(specs)
+    return tuple(specs)
+
+
+def reference_of(one: ModelSettings) -> str:
+    """Return the reference of a model with settings of its own, as `resolve` reads it."""
+    return f"{one.id}={one.reference}" if one.id else one.reference
+
+
+def with_settings(spec: ModelSpec, one: ModelSettings) -> ModelSpec:
+    """Return `spec` with settings of its own."""
+    return msgspec.structs.replace(
+        spec,
+        aliases=one.aliases,
+        slo_ttft_s=one.slo_ttft_s,
+        slo_tbt_s=one.slo_tbt_s,
+        is_pinned=one.pinned,
+    )
+
+
+def check_names(specs: Sequence[ModelSpec]) -> None:
+    """Raise ConfigError if two of `specs` would be served under one name."""
+    known: dict[str, ModelSpec] = {}
+    for spec in specs:
+        for name in spec.names:
+            if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARS:
+                raise ConfigError(
+                    f"a model cannot be called {name[:MAX_NAME_CHARS]!r}; take 1 to "
+                    f"{MAX_NAME_CHARS} printable characters"
+                )
+            if name in known:
+                raise ConfigError(
+                    f"{known[name].path} and {spec.path} would both be served as {name!r}; "
+                    f"give one of them another name: NAME={spec.path}"
+                )
+            known[name] = spec
 
 
 def resolve(

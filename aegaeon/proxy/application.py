@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,9 +23,11 @@ from aegaeon.errors import AegaeonError
 from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
+from aegaeon.proxy.guard import Guard, error_response
 from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.page import add_page
-from aegaeon.proxy.routes import add_routes, error_response, handle_errors
+from aegaeon.proxy.reload import kept_keys
+from aegaeon.proxy.routes import add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec
@@ -49,6 +52,7 @@ def create_app(
         chosen = settings or load_settings()
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
+            app.state.keys = await stack.enter_async_context(kept_keys(chosen))
             joined = domain
             if joined is None:
                 joined = await stack.enter_async_context(joined_domain(chosen))
@@ -61,15 +65,11 @@ def create_app(
             app.state.service = service
             yield
 
-    app = FastAPI(
-        title="aegaeon",
-        version=__version__,
-        lifespan=lifespan,
-        openapi_url=None,
-        redirect_slashes=False,
-    )
+    options: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
+    app = FastAPI(title="aegaeon", version=__version__, lifespan=lifespan, **options)
     add_routes(app)
     add_page(app)
+    app.add_middleware(Guard)
     handle_errors(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(RequestIds)

@@ -5,9 +5,10 @@ data from a model's directory and get no attribute that could reach out of the s
 """
 
 import json
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.ext
@@ -23,6 +24,21 @@ from aegaeon.proxy.openai import Message
 _RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 )
+MAX_SOURCE_CHARS = 1 << 20  # the longest in use have 20,000
+# What a template's own expressions raise.
+_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+
+class Template(Protocol):
+    """A model's template, wherever it is rendered."""
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        extras: dict[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt, ending where the assistant's answer begins."""
 
 
 class ChatTemplate:
@@ -31,7 +47,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: dict[str, str]) -> None:
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError, MemoryError, *_FAULTS) as error:
             raise CheckpointError(
                 f"the chat template cannot be compiled: {error}; repair chat_template in "
                 "tokenizer_config.json"
@@ -43,14 +59,16 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extras: dict[str, Any] | None = None,
+        max_chars: int | None = None,
     ) -> str:
         """Return the prompt, ending where the assistant's answer begins.
 
-        Raises InvalidRequest when the template refuses the conversation.
+        Raises InvalidRequest when the template refuses the conversation, or makes more than
+        `max_chars` of it. Time and memory are bounded by `rendering` only.
         """
         given = {key: value for key, value in (extras or {}).items() if key not in _RESERVED}
         try:
-            return self._template.render(
+            pieces = self._template.generate(
                 {
                     **self._tokens,
                     **given,
@@ -60,10 +78,28 @@ class ChatTemplate:
                     "add_generation_prompt": True,
                 }
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            return _joined(pieces, max_chars)
+        except RecursionError:
+            raise InvalidRequest(
+                "the model's chat template nests too deeply for this conversation"
+            ) from None
+        except (jinja2.TemplateError, *_FAULTS) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses this conversation: {error}"
             ) from None
+
+
+def _joined(pieces: Iterable[str], max_chars: int | None) -> str:
+    parts, total = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        total += len(piece)
+        if max_chars is not None and total > max_chars:
+            raise InvalidRequest(
+                f"the model's chat template makes more than {max_chars} characters of this "
+                "conversation; shorten it"
+            )
+    return "".join(parts)
 
 
 def messages_for_template(messages: list[Message]) -> list[dict[str, Any]]:
@@ -75,20 +111,29 @@ def messages_for_template(messages: list[Message]) -> list[dict[str, Any]]:
     return [_plain(message) for message in messages]
 
 
-def read_template(directory: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate | None:
-    """Return the template in a model's directory, or None when it has none.
+def read_template(
+    directory: Path,
+    tokenizer_config: dict[str, Any],
+    make: Callable[[str, dict[str, str]], Template] = ChatTemplate,
+) -> Template | None:
+    """Return the template in a model's directory, made by `make`, or None when it has none.
 
-    Raises CheckpointError when it cannot be compiled.
+    Raises CheckpointError when it cannot be compiled, or is too long to be one.
     """
     source = _template_source(directory, tokenizer_config)
     if source is None:
         return None
+    if len(source) > MAX_SOURCE_CHARS:
+        raise CheckpointError(
+            f"the chat template has {len(source)} characters, {MAX_SOURCE_CHARS} are allowed; "
+            "repair chat_template in tokenizer_config.json"
+        )
     tokens = {
         key: text
         for key in tokenizer_config
         if key.endswith("_token") and (text := token_text(tokenizer_config[key])) is not None
     }
-    return ChatTemplate(source, tokens)
+    return make(source, tokens)
 
 
 def token_text(value: Any) -> str | None:
@@ -101,7 +146,8 @@ def token_text(value: Any) -> str | None:
 def _template_source(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            return opened.read(MAX_SOURCE_CHARS + 1)
     value = tokenizer_config.get("chat_template")
     if isinstance(value, list):
         named = {

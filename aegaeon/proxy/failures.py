@@ -70,11 +70,13 @@ class ApiError(Exception):
         return msgspec.json.encode(ErrorBody(detail))
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that tell an SDK whether and when to try again."""
+        """Return the headers that tell an SDK whether and when to try again, or what to send."""
         headers = {"x-should-retry": "true" if self.status in _RETRIABLE else "false"}
         if self.status in _RETRIABLE:
             wait_s = min(max(self.retry_after_s or 1.0, 1.0), MAX_RETRY_AFTER_S)
             headers["retry-after"] = str(math.ceil(wait_s))
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
         return headers
 
 

@@ -62,6 +62,8 @@ class Gateway:
         self._address = address or f"proxy-{os.getpid()}-{secrets.token_hex(4)}"
         self._patience_s = patience_s
         self._max_open = settings.max_waiting * settings.prefilling_count
+        self._max_open_bytes = round(settings.max_open_mb * 1e6)
+        self._open_bytes = 0  # of the prompts of those that are open
         self._open: dict[RequestId, OpenRequest] = {}
         self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
         self._instances: tuple[Instance, ...] = ()
@@ -189,12 +191,18 @@ class Gateway:
             raise InstanceLost("the server has lost its mailbox; it must be started again")
         if len(self._open) >= self._max_open:
             raise QueueFull(f"{self._max_open} requests are open; try again later")
+        if self._open_bytes + generation.held_bytes > self._max_open_bytes and self._open:
+            most_mb = self._settings.max_open_mb
+            raise QueueFull(
+                f"prompts of {most_mb:g} MB, all there may be, are open; try again later"
+            )
         now = time.monotonic()
         deadline_s = now + self._settings.request_timeout_s
         opened = OpenRequest(
             generation.id or f"req-{secrets.token_hex(12)}", generation, now, deadline_s
         )
         self._open[opened.id] = opened
+        self._open_bytes += generation.held_bytes
         return opened
 
     async def _place(self, opened: OpenRequest) -> None:
@@ -234,6 +242,7 @@ class Gateway:
         """Forget the request; what still runs for it anywhere is cancelled. Idempotent."""
         if self._open.pop(opened.id, None) is None:
             return
+        self._open_bytes -= opened.generation.held_bytes
         target = self._detach(opened)
         took_s = time.monotonic() - opened.arrival_s
         if opened.is_over:

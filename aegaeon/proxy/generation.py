@@ -25,6 +25,7 @@ from aegaeon.types import (
 # before it made PROGRESS_TOKENS, or at all.
 MAX_LOSSES, MOST_LOSSES = 3, 24
 PROGRESS_TOKENS = 8
+TOKEN_BYTES = 36  # of an id in a prompt: a number and the reference to it
 _WAIT_S = 1.0
 # Failures that mean "not here": the request goes elsewhere.
 _ELSEWHERE = frozenset({"draining", "instance_lost"})
@@ -40,6 +41,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     id: RequestId = ""
+
+    @property
+    def held_bytes(self) -> int:
+        """What its prompt takes here while it is open."""
+        return len(self.prompt_token_ids) * TOKEN_BYTES
 
 
 class Delta(msgspec.Struct, frozen=True):

@@ -1,13 +1,25 @@
 """What comes in is bounded, in bytes and time, and of the right type before anyone parses it."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.waits import within
 
 BODY_S = 60.0
+MAX_MESSAGES = 4096
+MAX_PARTS = 4096  # of all messages together
+MAX_CALLS = 4096  # likewise
+MAX_STOPS = 4
+MAX_STOP_CHARS = 1024
+MAX_BIASES = 4096
+MAX_TOOLS = 256
+MAX_TREE_DEPTH = 64
+MAX_TREE_NODES = 20_000
+MAX_TREE_CHARS = 1 << 20
 
 
 async def read_json_body(request: Request, max_bytes: int, within_s: float = BODY_S) -> bytes:
@@ -44,3 +56,39 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 def _too_large(max_bytes: int) -> ApiError:
     text = f"the body is over {max_bytes} bytes; shorten it or raise --max-body-bytes"
     return ApiError(413, "request_too_large", text)
+
+
+def check_count(param: str, count: int, most: int, what: str) -> None:
+    """Raise ApiError when `param` has more than `most` of something."""
+    if count > most:
+        raise invalid(param, f"'{param}' has {count} {what}; at most {most} are allowed")
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Raise ApiError for stop strings that are too many, too long, or none."""
+    check_count("stop", len(stops), MAX_STOPS, "strings")
+    if any(not stop for stop in stops):
+        raise invalid("stop", "'stop' contains an empty string")
+    check_count("stop", max(map(len, stops), default=0), MAX_STOP_CHARS, "characters in a string")
+
+
+def check_tree(param: str, value: Any) -> None:
+    """Raise ApiError for JSON that is too deep or too large to be worked with: tools and schemas
+    become grammars, which grow with both, and other objects are looked through by templates."""
+    level, depth, nodes, chars = [value], 0, 0, 0
+    while level:
+        depth += 1
+        check_count(param, depth, MAX_TREE_DEPTH, "levels")
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below.extend(one.values())
+                chars += sum(map(len, one))
+            elif isinstance(one, list):
+                below.extend(one)
+            elif isinstance(one, str):
+                chars += len(one)
+        nodes += len(level)
+        check_count(param, nodes, MAX_TREE_NODES, "values")
+        check_count(param, chars, MAX_TREE_CHARS, "characters")
+        level = below

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from aegaeon.proxy import limits
 from aegaeon.proxy.failures import ApiError, invalid, unsupported
 
-MAX_STOPS = 4
 MAX_CHOICES = 1024
 COMPLETION_DEFAULT_TOKENS = 16
 
@@ -144,6 +144,7 @@ def parse_chat(raw: bytes) -> ChatBody:
     """Decode and check the body of a chat completion. Raises ApiError."""
     body = _decode(raw, ChatBody)
     _check_shared(body)
+    _check_chat_sizes(body)
     _check_chat_features(body)
     for index, message in enumerate(body.messages):
         _check_message(message, f"messages[{index}]")
@@ -194,11 +195,9 @@ def _explain(text: str) -> ApiError:
 def _check_shared(body: Body) -> None:
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "'stream_options' is only allowed with 'stream': true")
-    stops = body.stops()
-    if len(stops) > MAX_STOPS:
-        raise invalid("stop", f"'stop' has {len(stops)} strings; at most {MAX_STOPS} are allowed")
-    if any(not stop for stop in stops):
-        raise invalid("stop", "'stop' contains an empty string")
+    limits.check_stops(body.stops())
+    limits.check_count("logit_bias", len(body.logit_bias or ()), limits.MAX_BIASES, "tokens")
+    limits.check_tree("metadata", body.metadata)
     if body.presence_penalty:
         raise unsupported("presence_penalty")
     if body.frequency_penalty:
@@ -207,6 +206,20 @@ def _check_shared(body: Body) -> None:
         raise unsupported("repetition_penalty")
     if body.logit_bias:
         raise unsupported("logit_bias")
+
+
+def _check_chat_sizes(body: ChatBody) -> None:
+    messages = body.messages
+    limits.check_count("messages", len(messages), limits.MAX_MESSAGES, "messages")
+    parts = sum(len(one.content) for one in messages if isinstance(one.content, list))
+    limits.check_count("messages", parts, limits.MAX_PARTS, "parts of content")
+    calls = [call for one in messages for call in one.tool_calls or ()]
+    limits.check_count("messages", len(calls), limits.MAX_CALLS, "tool calls")
+    for call in calls:
+        limits.check_tree("messages", call.function.arguments)
+    limits.check_count("tools", len(body.tools or ()), limits.MAX_TOOLS, "tools")
+    for name in ("tools", "tool_choice", "functions", "function_call", "chat_template_kwargs"):
+        limits.check_tree(name, getattr(body, name))
 
 
 def _check_chat_features(body: ChatBody) -> None:

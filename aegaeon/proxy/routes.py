@@ -13,9 +13,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aegaeon.errors import AegaeonError
-from aegaeon.proxy.answers import DONE, PING, Answer, Text, Usage, frame
+from aegaeon.proxy.answers import DONE, PING, Answer, ModelList, Text, Usage, frame
 from aegaeon.proxy.choices import Choices, Piece
-from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, invalid
+from aegaeon.proxy.failures import (
+    ApiError,
+    as_api_error,
+    internal_error,
+    invalid,
+)
+from aegaeon.proxy.guard import CALLER, Caller, error_response
 from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
@@ -55,30 +61,38 @@ def add_routes(app: FastAPI) -> None:
 async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions."""
     service = _service(request)
-    raw = await _body(request, service)
-    return await _answer(request, service, await service.chat(parse_chat(raw)))
+    body = parse_chat(await _body(request, service))
+    _caller(request).check_model(body.model)
+    return await _answer(request, service, await service.chat(body))
 
 
 async def completions(request: Request) -> Response:
     """POST /v1/completions."""
     service = _service(request)
-    raw = await _body(request, service)
-    return await _answer(request, service, await service.complete(parse_completion(raw)))
+    body = parse_completion(await _body(request, service))
+    _caller(request).check_model(body.model)
+    return await _answer(request, service, await service.complete(body))
 
 
 async def models(request: Request) -> Response:
-    """GET /v1/models."""
-    return _json(_service(request).models())
+    """GET /v1/models: those that the caller may use."""
+    found, caller = _service(request).models(), _caller(request)
+    return _json(ModelList(data=[card for card in found.data if caller.may_use(card.id)]))
 
 
 async def model(request: Request) -> Response:
     """GET /v1/models/{id}; ids may contain slashes."""
-    return _json(_service(request).model(request.path_params["model"]))
+    asked = request.path_params["model"]
+    _caller(request).check_model(asked)
+    return _json(_service(request).model(asked))
 
 
 async def health(request: Request) -> Response:
-    """GET /health: 200 while some instance takes requests."""
-    report = _service(request).health()
+    """GET /health: 200 while some instance takes requests. What they do is for those who may know
+    what is served."""
+    report, caller = _service(request).health(), _caller(request)
+    if not (caller.may("metrics") or caller.may("admin")):
+        report = msgspec.structs.replace(report, instances=[])
     return _json(report, status=200 if report.status == "ok" else 503)
 
 
@@ -245,11 +259,6 @@ async def _send_part(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def error_response(error: ApiError) -> Response:
-    """Return `error` as an HTTP answer."""
-    return Response(error.body(), error.status, error.headers(), "application/json")
-
-
 def handle_errors(app: FastAPI) -> None:
     """Give every error its OpenAI shape: ours, unknown paths and wrong methods."""
 
@@ -271,6 +280,11 @@ def _api_error(error: Exception, service: Service) -> ApiError:
 
 def _json(value: msgspec.Struct, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope[CALLER]
+    return caller
 
 
 def _service(request: Request) -> Service:

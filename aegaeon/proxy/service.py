@@ -23,6 +23,7 @@ from aegaeon.proxy.openai import (
     ChatBody,
     CompletionBody,
 )
+from aegaeon.proxy.rendering import Renderer
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId, SamplingParams
 
@@ -56,6 +57,7 @@ class Service:
         self.is_draining = False
         self._specs = {spec.id: spec for spec in specs}
         self._texts: dict[ModelId, asyncio.Task[TextModel]] = {}
+        self._renderer = Renderer()
         self._started_s = started_s
 
     def warm(self) -> None:
@@ -64,8 +66,9 @@ class Service:
             self._reading(spec)
 
     async def close(self) -> None:
-        """Wait for what `warm` started."""
+        """Wait for what `warm` started, and end what renders."""
         await asyncio.gather(*self._texts.values(), return_exceptions=True)
+        await asyncio.to_thread(self._renderer.close)
 
     async def chat(self, body: ChatBody) -> Job:
         """Prepare a chat completion. Raises ApiError, or AegaeonError with a code of a request."""
@@ -145,7 +148,9 @@ class Service:
     def _reading(self, spec: ModelSpec) -> asyncio.Task[TextModel]:
         task = self._texts.get(spec.id)
         if task is None or (task.done() and task.exception() is not None):
-            task = asyncio.create_task(asyncio.to_thread(TextModel, spec.path))
+            task = asyncio.create_task(
+                asyncio.to_thread(TextModel, spec.path, self._renderer.template)
+            )
             self._texts[spec.id] = task
         return task
 

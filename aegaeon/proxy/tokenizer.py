@@ -1,5 +1,6 @@
 """The text side of a model: tokenizer, chat template, its own sampling defaults and stop tokens."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from aegaeon.errors import CheckpointError, InvalidRequest
-from aegaeon.proxy.chat import read_template, token_text
+from aegaeon.proxy.chat import ChatTemplate, Template, read_template, token_text
 from aegaeon.proxy.detokenize import (
     ByteLevelDetokenizer,
     ByteLevelVocabulary,
@@ -32,13 +33,18 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
 class TextModel:
     """Turns text into token ids and back for one model. Reads its directory once; immutable."""
 
-    def __init__(self, directory: str) -> None:
-        """Raises CheckpointError when the tokenizer's files are missing or damaged."""
+    def __init__(
+        self,
+        directory: str,
+        make_template: Callable[[str, dict[str, str]], Template] = ChatTemplate,
+    ) -> None:
+        """`make_template` makes what renders the chat template of its source and special tokens.
+        Raises CheckpointError when the tokenizer's files are missing or damaged."""
         root = Path(directory)
         self._tokenizer = _read_tokenizer(root / "tokenizer.json")
         tokenizer_config = _read_object(root / "tokenizer_config.json")
         generation = _read_object(root / "generation_config.json")
-        self._template = read_template(root, tokenizer_config)
+        self._template = read_template(root, tokenizer_config, make_template)
         self._vocabulary = (
             ByteLevelVocabulary(self._tokenizer)
             if _is_byte_level(root / "tokenizer.json")

@@ -151,10 +151,8 @@ class DeviceScheduler(Ledger[GroupT]):
 
     def _goes_on(self, now: float) -> bool:
         """Whether the decode goes on that was decided last."""
-        decode = self._decoding
-        if decode is None or self._is_stale:
-            return False
-        return not decode.stretch.is_over(self._steps_done, now)
+        decode = None if self._is_stale else self._decoding
+        return decode is not None and not decode.stretch.is_over(self._steps_done, now)
 
     def next_load(self, now: float) -> Load | None:
         """What the policy says; else a preload that needs no room made."""
@@ -190,6 +188,14 @@ class DeviceScheduler(Ledger[GroupT]):
         self._arriving = load.bring
         self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
         self._hold_kv(group, self._arriving_tokens)
+
+    def end_model(self, model: ModelId) -> bool:
+        """As of the base; False while it computes."""
+        in_flight = self._in_flight
+        return (in_flight is None or in_flight.model != model) and super().end_model(model)
+
+    def _forget_weights(self, model: ModelId) -> None:
+        self._drop(model)
 
     def _leave_current(self, model: ModelId) -> None:
         """The device is nobody's when the weights of the current model go."""

@@ -22,6 +22,10 @@ class Entry:
     first_s: float = 0.0  # when the first of them was there
     is_here: bool = True  # its KV is on the device, or it has none
 
+    def due_s(self, tbt_s: float) -> float:
+        """When its next token is, at that pace."""
+        return self.first_s + self.made * tbt_s
+
 
 @dataclass(slots=True, eq=False)
 class Group:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from aegaeon.scheduler.cost import Costs
+from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.refine import Refiner
 from aegaeon.types import ModelId
 
@@ -32,10 +32,20 @@ class LearningCosts:
             model: Refiner(cost, is_measured=model in measured)
             for model, cost in costs.models.items()
         }
-        self._before = costs.models
+        self._before = dict(costs.models)
         self._models = dict(costs.models)
         self.pace = Pace()
         self.costs = msgspec.structs.replace(costs, models=self._models)
+
+    def enter(self, model: ModelId, cost: ModelCost, is_measured: bool) -> None:
+        """Learn what the actions of `model` take, too; begin with `cost`."""
+        self._refiners[model] = Refiner(cost, is_measured=is_measured)
+        self._before[model] = self._models[model] = cost
+
+    def leave(self, model: ModelId) -> None:
+        """Forget `model`, of which nothing happens any more."""
+        for known in (self._refiners, self._before, self._models):
+            known.pop(model, None)
 
     def prefilled(self, model: ModelId, lengths: Sequence[int], took_s: float) -> None:
         """Prompts of `lengths` tokens were prefilled together."""

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.metrics import Target
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
 from aegaeon.scheduler.fairness import Shares
@@ -41,9 +42,10 @@ class Ledger(Scheduler, Generic[GroupT]):
         """`models` are those served. Nothing is resident yet."""
         self._id = ""
         self._residency = residency
-        self._models = frozenset(models)
+        self._models = set(models)
         self._limits = limits
         self._role = role
+        self._targets: dict[ModelId, Target] = {}  # of models with one of their own
         self._groups: dict[ModelId, GroupT] = {}
         self._active: dict[ModelId, GroupT] = {}  # where anything waits or runs
         self._kv = KvLine(self._groups)
@@ -105,6 +107,36 @@ class Ledger(Scheduler, Generic[GroupT]):
     def name(self, device: InstanceId) -> None:
         """Let dispatchers call this device so."""
         self._id = device
+
+    # Models
+
+    def promise(self, model: ModelId, target: Target) -> None:
+        """Promise something else of `model` than of all. Not every policy goes by it."""
+        self._targets[model] = target
+
+    def begin_model(self, model: ModelId, weight_bytes: int) -> None:
+        """Serve `model`, too, whose costs are known. Raises BudgetTooSmall."""
+        self._residency.enter(model, weight_bytes)
+        self._models.add(model)
+        self._something_happened()
+
+    def end_model(self, model: ModelId) -> bool:
+        """Serve `model` no more, and count its weights as gone; or return False: it has requests,
+        or its weights are on their way."""
+        group = self._groups.get(model)
+        is_used = group is not None and bool(group.has_requests or group.leaving)
+        if is_used or self._residency.loading == model:
+            return False
+        self._forget_weights(model)
+        self._loads.forget(model)
+        self._models.discard(model)
+        self._targets.pop(model, None)
+        self._residency.leave(model)
+        self._something_happened()
+        return True
+
+    def _forget_weights(self, model: ModelId) -> None:
+        """The weights of `model` are dropped."""
 
     # Requests
 

@@ -34,6 +34,10 @@ class Loads:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
         self._preload.extend(models)
 
+    def forget(self, model: ModelId) -> None:
+        """Preload `model` no more."""
+        self._drop_preload(model)
+
     def next_preload(self) -> ModelId | None:
         """The next model to preload that fits without evicting anyone."""
         while self._preload:

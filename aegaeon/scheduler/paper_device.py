@@ -44,12 +44,17 @@ class PaperDevice(DeviceScheduler[Group]):
         """`costs.models` are those served. Nothing is resident yet."""
         super().__init__(residency, tuple(costs.models), limits, role)
         self._costs = costs.models
+        self._load_s_of = costs.load_s
         self._load_s = {model: costs.load_s(cost) for model, cost in costs.models.items()}
         self._target = target
         self._rules = rules
         self._batches: list[Batch] = []
         self._turn: Batch | None = None
         self._worn: set[ModelId] = set()  # had their turn: loaded again before the next one
+
+    def begin_model(self, model: ModelId, weight_bytes: int) -> None:
+        super().begin_model(model, weight_bytes)
+        self._load_s[model] = self._load_s_of(self._costs[model])
 
     @abstractmethod
     def _upcoming(self, now: float) -> Iterable[Batch]:
@@ -206,7 +211,7 @@ class PaperDevice(DeviceScheduler[Group]):
     def _by_need(self, order: Sequence[Batch]) -> list[ModelId]:
         """The resident models, those without requests first."""
         place = {batch.model: number for number, batch in enumerate(order)}
-        return sorted(self._residency.resident, key=lambda model: place.get(model, -1))
+        return sorted(self._residency.evictable, key=lambda model: place.get(model, -1))
 
     def _find_relief(self, turn: Batch, now: float) -> Load | None:
         """Room for the next step of `turn`, with some to spare, or None when nobody has any."""

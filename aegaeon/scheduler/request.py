@@ -225,7 +225,7 @@ class RequestScheduler(DeviceScheduler[Group]):
         self._reason = "front_of_queue"
         self._turn = run
         if not self._residency.is_resident(run.model):
-            return Load(run.model, self._residency.resident)
+            return Load(run.model, self._residency.evictable)
         bring = self._pick_bring(run)
         return Load(run.model, bring=bring) if bring else None
 

@@ -26,6 +26,7 @@ class Residency:
         self._kv_token_bytes = kv_token_bytes or {}
         self._budget_bytes = budget_bytes
         self._used: dict[ModelId, None] = {}  # the least recently used first
+        self._pinned: frozenset[ModelId] = frozenset()
         self._loading: ModelId | None = None
         self._weight_bytes = 0  # of the resident models and of the one being loaded
         self._kv_bytes = 0
@@ -50,6 +51,37 @@ class Residency:
         return tuple(self._used)
 
     @property
+    def evictable(self) -> tuple[ModelId, ...]:
+        """Those of them that may make room for others."""
+        return tuple(model for model in self._used if model not in self._pinned)
+
+    def pin(self, model: ModelId) -> None:
+        """Let `model` make room for nobody. Raises BudgetTooSmall when that leaves too little for
+        another one of those served."""
+        pinned = self._pinned | {model}
+        held = sum(self._bytes[one] for one in pinned)
+        rest = max((size for one, size in self._bytes.items() if one not in pinned), default=0)
+        if held + rest > self._budget_bytes:
+            raise BudgetTooSmall(
+                f"the pinned models have {held / 1e9:.2f} GB of weights, the largest other one has "
+                f"{rest / 1e9:.2f} GB, the budget of an instance is {self._budget_bytes / 1e9:.2f} "
+                "GB; pin fewer, or raise --model-cache-budget-gb"
+            )
+        self._pinned = pinned
+
+    def unpin(self, model: ModelId) -> None:
+        """Let `model` make room again, if it did not."""
+        self._pinned -= {model}
+
+    def evictable_bytes(self, model: ModelId) -> int:
+        """What of the weights of `model` may make room for others."""
+        return 0 if model in self._pinned else self._bytes[model]
+
+    def is_pinned(self, model: ModelId) -> bool:
+        """Whether `model` makes room for nobody."""
+        return model in self._pinned
+
+    @property
     def budget_bytes(self) -> int:
         """What everything here may take together."""
         return self._budget_bytes
@@ -68,6 +100,17 @@ class Residency:
     def kv_margin_bytes(self) -> int:
         """What is best left free for KV to grow; 0 where it has memory of its own."""
         return self._budget_bytes // 32 if self._kv_token_bytes else 0
+
+    def enter(self, model: ModelId, weight_bytes: int) -> None:
+        """Let `model` come here, too. Raises BudgetTooSmall when it would not fit even alone."""
+        self._check_fits(model, weight_bytes + sum(self._bytes[one] for one in self._pinned))
+        self._bytes[model] = weight_bytes
+
+    def leave(self, model: ModelId) -> None:
+        """Let `model`, which is neither here nor on its way, come no more."""
+        assert model not in self._used and self._loading != model
+        self._bytes.pop(model, None)
+        self.unpin(model)
 
     def serves(self, model: ModelId) -> bool:
         """Whether `model` is one of those that may come here."""

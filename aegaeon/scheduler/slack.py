@@ -36,9 +36,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         """`costs` are those of the models served. Nothing is resident yet."""
         super().__init__(residency, tuple(costs), limits, role)
         self._costs = costs
-        self._tbt_s = target.tbt_s
+        self._target = target
         self._set = scaled(settings, target.ttft_s)
-        self._urgency = Urgency(target, self._set, self._shares)
+        self._urgency = Urgency(self._set, self._shares)
         self._busy = Busyness()
         self._has_shed = False
         self._survey: Survey | None = None  # while nothing has happened since
@@ -48,7 +48,14 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
 
     def _new_group(self, model: ModelId) -> SlackGroup:
-        return SlackGroup(model, cost=self._costs[model])
+        target = self._targets.get(model, self._target)
+        return SlackGroup(model, cost=self._costs[model], target=target)
+
+    def promise(self, model: ModelId, target: Target) -> None:
+        super().promise(model, target)
+        if model in self._groups:
+            self._groups[model].target = target
+            self._changed(self._groups[model])
 
     @property
     def load(self) -> float:
@@ -65,7 +72,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _entered(self, group: SlackGroup, entry: Entry, now: float) -> None:
         group.came += 1
         if group.model not in self._active:
-            self._busy.decode += group.cost.decode_s(entry.tokens, 1) / self._tbt_s
+            self._busy.decode += group.cost.decode_s(entry.tokens, 1) / group.target.tbt_s
             residency = self._residency
             share = residency.bytes_of(group.model) / residency.budget_bytes
             group.memory_share = self._busy.hold(share)
@@ -106,20 +113,19 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         survey = self._survey = Survey(now, {}, [], [])
         _, slacks, ready, absent = survey
         refresh, is_resident = self._urgency.refresh, self._residency.is_resident
-        version = self._shares.version
-        step_s, has_late = 0.0, False
+        share, has_late = 0.0, False
         runnable = self._runnable(now)
         for model, group in runnable.items():
-            if now > group.holds_s or group.version != version:
+            if now > group.holds_s or group.version != self._shares.version:
                 refresh(group, now)
-            step_s += group.step_s
+            share += group.step_s / group.target.tbt_s
             slacks[model] = group.due_s - now
             has_late = has_late or group.late_since_s <= now
             if is_resident(model) and not group.away:
                 ready.append(group)
             elif group.load_at_s <= now:
                 absent.append(group)
-        self._busy.decode = step_s / self._tbt_s
+        self._busy.decode = share
         self._busy.sum_up(now)
         if self._is_idle is None:
             self._is_idle = self._busy.is_idle
@@ -136,7 +142,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         demands = [
             Demand(
                 group.model,
-                group.step_s / self._tbt_s,
+                group.step_s / group.target.tbt_s,
                 self._urgency.worth(group),
                 group.shed_until_s > 0.0,
             )
@@ -228,9 +234,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         """Whether newcomers are prefilled now, or wait for the next turn."""
         if len(group.running) >= self._limits.max_running:
             return False
-        if not self._kv.may_prefill(group, now):
-            return False
-        if group.running and self._urgency.yields(group, self._other_s, now):
+        if not self._kv.may_prefill(group, now) or self._urgency.yields(group, self._other_s, now):
             return False
         if group.joining or not group.running or self._is_idle:
             return True
@@ -249,7 +253,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             free -= self._residency.kv_margin_bytes // 2
         tokens = 0
         picked: list[RequestId] = []
-        for entry in sorted(group.waiting.values(), key=self._urgency.came_s):
+        for entry in self._urgency.in_order(group):
             tokens += entry.tokens + 1
             too_much = len(picked) >= most or (picked and tokens > limits.prefill_tokens)
             if too_much or self._residency.kv_bytes(group.model, tokens) > free:
@@ -260,8 +264,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
     def _stretch(self, group: SlackGroup, requests: tuple[RequestId, ...], now: float) -> Stretch:
         """How long nothing changes in what `_choose` and `_step` say if nothing else happens."""
         settings, other_s = self._set, self._other_s
-        urgent = self._urgency.urgent(group, now)
-        lead_s = urgent.first_s + urgent.made * self._tbt_s - now
+        urgent, tbt_s = self._urgency.urgent(group, now), group.target.tbt_s
+        lead_s = urgent.due_s(tbt_s) - now
         steps = self._steps_that_fit(group, len(requests))
         if len(group.running) > len(requests):
             steps = min(steps, 1)
@@ -281,15 +285,15 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             until_s = min(until_s, now + other_s - leaves_s)
         elif waiting_s - settings.guard_s > other_s:
             behind_s = other_s + settings.guard_s - lead_s
-            steps = min(steps, max(1, math.ceil(behind_s / self._tbt_s)))
-        is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= self._tbt_s
+            steps = min(steps, max(1, math.ceil(behind_s / tbt_s)))
+        is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= tbt_s
         has_absent = bool(self._look(now).absent)
         if is_slow or has_absent:  # where nobody is well ahead, somebody may starve
             is_urgent = is_slow or lead_s >= settings.ahead_s
             until_s = min(until_s, now + settings.look_s * (1 if is_urgent else 4))
         retry_s = self._loads.next_retry_s(self._active, now)
         until_s = until_s if retry_s is None else min(until_s, retry_s)
-        return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, self._tbt_s)
+        return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, tbt_s)
 
     # Loads
 
@@ -358,7 +362,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         that run."""
         if group.running or not group.waiting:
             return 0
-        first = min(group.waiting.values(), key=self._urgency.came_s)
+        first = self._urgency.in_order(group)[0]
         return self._residency.kv_bytes(group.model, first.tokens + 1)
 
     def _find_relief(self, now: float, busy: ModelId | None) -> Load | None:
@@ -388,7 +392,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
                 group = self._active.get(model)
                 kv = 0 if group is None else residency.kv_bytes(model, group.here_tokens)
                 holder_s = slack_s.get(model, math.inf)
-                yield Holder(model, holder_s, residency.bytes_of(model), kv)
+                yield Holder(model, holder_s, residency.evictable_bytes(model), kv)
         for model, group in self._active.items():
             if group.here_tokens and model not in but and not residency.is_resident(model):
                 kv = residency.kv_bytes(model, group.here_tokens)

@@ -41,6 +41,7 @@ class SlackGroup(Group):
     """A model's requests, and the most urgent of them."""
 
     cost: ModelCost
+    target: Target  # promised of this model
     urgent: Entry | None = None  # running; None: to be found
     waiting_due_s: float | None = None  # earliest; None: to be found
     joining: int = 0  # that waited when the turn began
@@ -80,12 +81,9 @@ class Urgency:
     TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`; a
     model that has had no step for so long since then comes before all others."""
 
-    def __init__(self, target: Target, settings: SlackSettings, shares: Shares) -> None:
+    def __init__(self, settings: SlackSettings, shares: Shares) -> None:
         self._shares = shares
         self._share_s = settings.share_s
-        self._yields = target.ttft_s / settings.share_s
-        self._ttft_s = target.ttft_s
-        self._tbt_s = target.tbt_s
         self._hope_s = settings.hope_s
         self._starve_s = settings.starve_s
 
@@ -105,7 +103,7 @@ class Urgency:
             group.waiting_due_s = None
         due_s = holds_s = math.inf
         if group.running:
-            due_s = self._due_s(self.urgent(group, now))
+            due_s = self.urgent(group, now).due_s(group.target.tbt_s)
             holds_s = due_s + self._hope_s
         if group.waiting:
             waiting_s = self.waiting_due_s(group, now)
@@ -116,19 +114,19 @@ class Urgency:
 
     def lead_s(self, group: SlackGroup, now: float) -> float:
         """Return how far ahead the most urgent of those running is."""
-        return self._due_s(self.urgent(group, now)) - now
+        return self.urgent(group, now).due_s(group.target.tbt_s) - now
 
     def urgent(self, group: SlackGroup, now: float) -> Entry:
         """Return the most urgent of those running, of whom there are some."""
         urgent = group.urgent
-        hopeless_s = now - self._hope_s
-        if urgent is None or urgent.first_s + urgent.made * self._tbt_s < hopeless_s:
+        hopeless_s, tbt_s = now - self._hope_s, group.target.tbt_s
+        if urgent is None or urgent.first_s + urgent.made * tbt_s < hopeless_s:
             for entry in group.running.values():
-                late_s = hopeless_s - self._due_s(entry)
+                late_s = hopeless_s - entry.due_s(tbt_s)
                 if late_s > 0:
                     entry.first_s += self._moved_s(late_s)
                     group.late_since_s = min(group.late_since_s, now)
-            urgent = group.urgent = min(group.running.values(), key=self._due_s)
+            urgent = group.urgent = min(group.running.values(), key=lambda e: e.due_s(tbt_s))
         return urgent
 
     def waiting_due_s(self, group: SlackGroup, now: float) -> float:
@@ -137,34 +135,37 @@ class Urgency:
         if due_s is None or due_s < now:
             due_s = math.inf
             for entry in group.waiting.values():
-                least_s = self._ttft_s - group.cost.prefill_s(entry.tokens)
-                late_s = now - self.came_s(entry) - least_s
+                least_s = group.target.ttft_s - group.cost.prefill_s(entry.tokens)
+                late_s = now - self.came_s(group, entry) - least_s
                 if late_s > 0 and not self._shares.is_owed(entry.id, self._share_s):
                     entry.arrival_s += self._moved_s(late_s)
                     group.late_since_s = min(group.late_since_s, now)
-                due_s = min(due_s, self.came_s(entry) + least_s)
+                due_s = min(due_s, self.came_s(group, entry) + least_s)
             group.waiting_due_s = due_s
         return due_s
 
     def yields(self, group: SlackGroup, other_s: float, now: float) -> bool:
         """Whether those waiting of `group` let another model go first, whose slack is `other_s`,
         for what their keys have had."""
-        return self._shares.is_shared and self.waiting_due_s(group, now) - now > other_s
+        if not group.running or not self._shares.is_shared:
+            return False
+        return self.waiting_due_s(group, now) - now > other_s
 
     def worth(self, group: SlackGroup) -> float:
         """Return how many requests `group` serves and has served, as much as those here count."""
         requests = (*group.running, *group.waiting)
         return (len(requests) + 3 * group.came) * self._shares.worth(requests)
 
-    def came_s(self, entry: Entry) -> float:
+    def in_order(self, group: SlackGroup) -> list[Entry]:
+        """Return those waiting of `group`, the first to be prefilled first."""
+        return sorted(group.waiting.values(), key=lambda entry: self.came_s(group, entry))
+
+    def came_s(self, group: SlackGroup, entry: Entry) -> float:
         """Return from when on `entry`, which waits, has waited: later than it came where its key
         has had more of the device than others."""
-        yielded_s = self._yields * self._shares.ahead_s(entry.id)
+        yielded_s = self._shares.ahead_s(entry.id) / self._share_s * group.target.ttft_s
         return entry.arrival_s + min(yielded_s, self._starve_s)
 
     def _moved_s(self, late_s: float) -> float:
         """By how much the deadline of a request moves that is so late."""
         return self._starve_s * math.ceil(late_s / self._starve_s)
-
-    def _due_s(self, entry: Entry) -> float:
-        return entry.first_s + entry.made * self._tbt_s

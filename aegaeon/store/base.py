@@ -6,6 +6,7 @@ in tests/store runs against all three.
 
 from abc import ABC, abstractmethod
 
+from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
 
 
@@ -89,6 +90,10 @@ class Domain(ABC):
     @abstractmethod
     def metadata(self) -> MetadataStore:
         """Open the table; the first to ask creates it."""
+
+    @abstractmethod
+    def catalog(self) -> CatalogStore:
+        """Open the catalogue of the models that are served."""
 
     @abstractmethod
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:

@@ -6,6 +6,7 @@ import msgspec
 
 from aegaeon.errors import RegionMismatch
 from aegaeon.explanations import Explain, Explained
+from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceMessage, InstanceRecord, InstanceStatus, Reply
 
 _T = TypeVar("_T")
@@ -31,6 +32,7 @@ _instance_message: "msgspec.msgpack.Decoder[InstanceMessage | Explain]" = msgspe
 _reply: "msgspec.msgpack.Decoder[Reply | Explained]" = msgspec.msgpack.Decoder(Reply | Explained)
 _record = msgspec.msgpack.Decoder(InstanceRecord)
 _status = msgspec.msgpack.Decoder(InstanceStatus)
+_catalog = msgspec.msgpack.Decoder(Catalog)
 _row = msgspec.msgpack.Decoder(LeasedInstance)
 
 
@@ -41,7 +43,8 @@ def encode(
     | Explained
     | InstanceRecord
     | InstanceStatus
-    | LeasedInstance,
+    | LeasedInstance
+    | Catalog,
 ) -> bytes:
     """Return `message` as bytes for a mailbox or the table."""
     return _encoder.encode(message)
@@ -70,6 +73,11 @@ def decode_status(record: bytes) -> InstanceStatus:
 def decode_row(record: bytes) -> LeasedInstance:
     """Read a row of the shared-memory table. Raises RegionMismatch on other bytes."""
     return _decode(_row, record, "a row of the instance table")
+
+
+def decode_catalog(record: bytes) -> Catalog:
+    """Read a domain's catalogue. Raises RegionMismatch on other bytes."""
+    return _decode(_catalog, record, "a catalogue of models")
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[_T]", record: bytes, what: str) -> _T:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from aegaeon.errors import RecordTooLarge, RegionError, RingClosed, RingFull, StaleIncarnation
 from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.catalog import CatalogStore, LocalCatalogStore
 from aegaeon.store.names import check_name
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
 
@@ -200,6 +201,7 @@ class _Shared:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.metadata = LocalMetadataStore(clock)
+        self.catalog = LocalCatalogStore()
         self.lock = threading.Lock()
         self.mailboxes: dict[str, LocalMailbox] = {}
 
@@ -220,6 +222,10 @@ class LocalDomain(Domain):
     def metadata(self) -> MetadataStore:
         """See Domain."""
         return self._shared.metadata
+
+    def catalog(self) -> CatalogStore:
+        """See Domain."""
+        return self._shared.catalog
 
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
         """See Domain."""
@@ -256,3 +262,4 @@ class LocalDomain(Domain):
         for mailbox in mailboxes:
             mailbox.shut()
         self._shared.metadata.unlink()
+        self._shared.catalog = LocalCatalogStore()

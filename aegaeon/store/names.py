@@ -13,6 +13,7 @@ SHARED_MEMORY = Path("/dev/shm")
 LOCK = "lock"
 MAILBOX = "mailbox"
 KV = "kv"
+CATALOG = "catalog"
 WEIGHTS = "weights"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

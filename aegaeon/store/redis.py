@@ -8,6 +8,7 @@ import weakref
 
 from aegaeon.errors import StaleIncarnation
 from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.catalog import CatalogStore, RedisCatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
 from aegaeon.store.names import check_name
 from aegaeon.store.redis_link import RedisLink
@@ -134,6 +135,10 @@ class RedisDomain(Domain):
     def metadata(self) -> MetadataStore:
         """See Domain."""
         return self._store
+
+    def catalog(self) -> CatalogStore:
+        """See Domain."""
+        return RedisCatalogStore(self._link, f"{self._prefix}catalog")
 
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
         """See Domain."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from aegaeon import _native
 from aegaeon.errors import RegionError, RingClosed, StaleIncarnation
 from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.catalog import CatalogStore, FileCatalogStore
 from aegaeon.store.codec import LeasedInstance, decode_row, encode
 from aegaeon.store.names import MAILBOX, SHARED_MEMORY, check_name, domain_files, region_path
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
@@ -150,6 +151,10 @@ class ShmDomain(Domain):
         store = PosixShmMetadataStore(self._name, self._directory)
         self._stores.add(store)
         return store
+
+    def catalog(self) -> CatalogStore:
+        """See Domain."""
+        return FileCatalogStore(self._directory, self._name)
 
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
         """See Domain. Raises RegionError without room for it; a capacity is a power of two."""

@@ -13,6 +13,7 @@ from aegaeon.instance.worker import build_scheduler
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import POLICIES
+from aegaeon.scheduler.residency import Residency
 from tests.support.specs import make_request, make_spec
 
 SPECS = (make_spec("a", 2_000_000_000), make_spec("b", 1_000_000_000))
@@ -131,7 +132,9 @@ def test_every_policy_is_built_for_every_role(policy, role):
         counts |= {"prefill_count": 1, "decode_count": 1}
     made = msgspec.structs.replace(launch(policy=policy, **counts), index=int(role == "decode"))
     learning = LearningCosts(*costs_of(made.settings, SPECS, 3 * 10**9))
-    scheduler = build_scheduler(made, 3 * 10**9, learning)
+    scheduler = build_scheduler(
+        made, Residency({spec.id: spec.weight_bytes for spec in SPECS}, 3 * 10**9), learning
+    )
     assert scheduler.role == role
     if role != "decode":
         scheduler.submit(make_request("r", "a"), 0.0)

@@ -220,3 +220,34 @@ def test_any_damage_to_a_header_is_a_checkpoint_error_or_harmless(data: st.DataO
         assert "\n" not in str(error)
     else:
         assert sum(tensor.data_bytes for tensor in tensors.values()) == 32
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"__metadata__":' + b'{"a":' * 200_000,
+        b'{"__metadata__":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'{"a":{"dtype":"F32","shape":[' + b"[" * 200_000,
+        b'{"a":{"dtype":"F32","x":' + b"[" * 200_000 + b"]" * 200_000 + b"}}",
+    ],
+)
+def test_a_header_that_nests_without_end_is_an_error(header: bytes) -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        parse_header(header, 0, Path("x"))
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.write((8 << 30).to_bytes(8, "little"))
+        opened.truncate(9 << 30)  # sparse
+    with pytest.raises(CheckpointError, match=f"claims {8 << 30} bytes"):
+        read_header(file)
+
+
+def test_tensors_without_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aegaeon.models.safetensors.MAX_TENSORS", 3)
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    names = ",".join(f'"{name}":{entry}' for name in "abcd")
+    with pytest.raises(CheckpointError, match="names 4 tensors"):
+        parse_header(f"{{{names}}}".encode(), 0, Path("x"))

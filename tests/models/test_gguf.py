@@ -307,3 +307,16 @@ def test_an_import_has_the_weights_that_transformers_reads(family: str, tmp_path
         assert torch.equal(tensor, theirs["tensors"][name]), name
     ours, read = read_config(directory), theirs["config"]
     assert (ours.layers, ours.kv_heads) == (read["num_hidden_layers"], read["num_key_value_heads"])
+
+
+def test_a_header_of_more_values_than_a_model_has_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aegaeon.models.gguf.MAX_HEADER_READS", 10_000)
+    count = 50_000
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
+    file = tmp_path / "x.gguf"
+    file.write_bytes(head + struct.pack("<IIQ", 9, 0, count) + bytes(count))
+    with pytest.raises(CheckpointError, match="more values than any model"):
+        import_gguf(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

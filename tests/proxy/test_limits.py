@@ -6,6 +6,7 @@ import pytest
 from starlette.requests import Request
 
 from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.generation import TOKEN_BYTES
 from aegaeon.proxy.limits import read_json_body
 from tests.support.proxy_server import Proxy, in_memory
 
@@ -38,3 +39,78 @@ def test_megabytes_are_refused_without_tokenising_them(tmp_path, path, param, va
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert error["param"] == param
     assert "characters" in error["message"]
+
+
+def nested(depth):
+    value = "x"
+    for _ in range(depth):
+        value = {"a": [value]} if depth % 2 else {"a": value}
+    return value
+
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+PART = {"type": "text", "text": "x"}
+CALL = {"function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": CHAT["messages"] * 4097}, "messages"),
+        ({"messages": [{"role": "user", "content": [PART] * 4097}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL] * 4097}]}, "messages"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": "a" * 1025}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"n": 129}, "n"),
+        ({"logit_bias": {str(token): 1 for token in range(4097)}}, "logit_bias"),
+        ({"metadata": nested(65)}, "metadata"),
+        ({"tools": [{"type": "function"}] * 257}, "tools"),
+        ({"tools": [{"function": nested(100)}]}, "tools"),
+        ({"tools": [{"function": {"parameters": {"enum": ["x"] * 20_001}}}]}, "tools"),
+        ({"tools": [{"function": {"description": "x" * (1 << 21)}}]}, "tools"),
+        ({"tools": [{"function": {"x" * (1 << 21): 1}}]}, "tools"),
+        ({"tool_choice": nested(80)}, "tool_choice"),
+        ({"functions": [nested(80)]}, "functions"),
+        ({"chat_template_kwargs": nested(80)}, "chat_template_kwargs"),
+    ],
+)
+def test_what_is_too_much_of_anything_is_refused_by_its_name(tmp_path, change, param):
+    async def test():
+        async with in_memory(Proxy(tmp_path)) as client:
+            return await client.post("/v1/chat/completions", json={**CHAT, **change})
+
+    response = asyncio.run(test())
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert len(response.text) < 1000
+
+
+def test_prompts_that_are_open_are_bounded_in_bytes(tmp_path):
+    prompt = list(range(3, 103))
+    proxy = Proxy(tmp_path, max_open_mb=2.5 * 100 * TOKEN_BYTES / 1e6)
+    body = {"model": "m", "prompt": prompt, "max_tokens": 8}
+
+    async def test():
+        async with in_memory(proxy) as client:
+            proxy.instance.hold_after = 1
+            path = "/v1/completions"
+            open_ones = [asyncio.create_task(client.post(path, json=body)) for _ in range(2)]
+            while proxy.service.gateway.open_requests < 2:
+                await asyncio.sleep(0.01)
+            refused = await client.post(path, json=body)
+            small = asyncio.create_task(client.post(path, json={**body, "prompt": [5]}))
+            while proxy.service.gateway.open_requests < 3:
+                await asyncio.sleep(0.01)
+            for one in (*open_ones, small):
+                one.cancel()
+            await asyncio.gather(*open_ones, small, return_exceptions=True)
+            while proxy.service.gateway.open_requests:
+                await asyncio.sleep(0.01)
+            proxy.instance.hold_after = None
+            return refused, await client.post(path, json=body)
+
+    refused, later = asyncio.run(asyncio.wait_for(test(), 60))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    assert later.status_code == 200

@@ -205,7 +205,7 @@ def test_head_answers_wherever_get_does(proxy, path):
 
 
 ERRORS = [
-    ("GET", "/", {}, 404, "not_found"),
+    ("GET", "/nowhere", {}, 404, "not_found"),
     ("GET", "/v1/nothing", {}, 404, "not_found"),
     ("POST", "/v1/chat/completions/", {"json": CHAT}, 404, "not_found"),
     ("GET", "/docs", {}, 404, "not_found"),

@@ -13,11 +13,11 @@ COST = ModelCost(
     decode=(0.0, 0.0, 0.02),
 )  # fmt: skip
 SETTINGS = SlackSettings()
-URGENCY = Urgency(Target(10.0, 0.1), SETTINGS, Shares())
+URGENCY = Urgency(SETTINGS, Shares())
 
 
 def make_group(waiting=(), running=()):
-    group = SlackGroup("m", cost=COST)
+    group = SlackGroup("m", cost=COST, target=Target(10.0, 0.1))
     for number, (arrival_s, tokens) in enumerate(waiting):
         group.waiting[f"w{number}"] = Entry(f"w{number}", arrival_s, tokens)
     for number, (first_s, made) in enumerate(running):

@@ -86,7 +86,9 @@ async def in_memory(proxy):
     try:
         async with (
             proxy.app.router.lifespan_context(proxy.app),
-            httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://127.0.0.1", timeout=30
+            ) as client,
         ):
             await asyncio.sleep(0)
             yield client

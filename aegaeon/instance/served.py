@@ -1,0 +1,148 @@
+"""The models of an instance: they come and go with the domain's catalogue while it serves.
+
+Owned by the runtime. One that cannot be served here is refused, and others see why.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from aegaeon.config import Settings
+from aegaeon.engine.base import Engine
+from aegaeon.errors import AegaeonError, StoreUnavailable
+from aegaeon.instance.costs import costs_of
+from aegaeon.instance.launch import Launch
+from aegaeon.instance.presence import Presence
+from aegaeon.metrics import Target
+from aegaeon.scheduler.learning import LearningCosts
+from aegaeon.scheduler.policies import AnyScheduler
+from aegaeon.scheduler.residency import Residency
+from aegaeon.store.catalog import CatalogStore
+from aegaeon.types import ModelId, ModelSpec
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.1  # between two looks at the catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """What decides with models, and must know them."""
+
+    scheduler: AnyScheduler
+    residency: Residency
+    learning: LearningCosts
+
+
+class Served:
+    """What is served here, kept as the catalogue says."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        catalog: CatalogStore,
+        engine: Engine,
+        presence: Presence,
+        deciding: Deciding,
+    ) -> None:
+        """All of `launch` are served already."""
+        self._settings = launch.settings
+        self._store = catalog
+        self._engine = engine
+        self._presence = presence
+        self._deciding = deciding
+        self._specs = {spec.id: spec for spec in launch.specs}
+        self._wanted = dict(self._specs)
+        self._version = launch.catalog
+        self._seen = launch.catalog
+        self._refused: dict[ModelId, tuple[ModelSpec, str]] = {}
+        self._look_s = float("-inf")
+
+    @property
+    def version(self) -> int:
+        """That of the catalogue which is served, but for what is refused."""
+        return self._version
+
+    @property
+    def refused(self) -> dict[ModelId, str]:
+        """Models that cannot be served here, or not as wanted, and why."""
+        return {model: why for model, (_, why) in self._refused.items()}
+
+    def look(self, now: float, is_free: bool) -> None:
+        """Follow the catalogue, at most every LOOK_S; models come and go only while no load is
+        under way (`is_free`)."""
+        if now - self._look_s < LOOK_S:
+            return
+        self._look_s = now
+        try:
+            catalog = self._store.read()
+        except (StoreUnavailable, AegaeonError) as error:
+            log.warning("catalogue not readable error=%s", error)
+            return
+        if catalog.version > self._seen:
+            self._seen = catalog.version
+            self._wanted = {spec.id: spec for spec in catalog.models}
+        if is_free and self._version != self._seen and self._follow():
+            self._version = self._seen
+
+    def _follow(self) -> bool:
+        """Serve what is wanted; say whether that is done."""
+        before = set(self._specs)
+        gone = [model for model in self._specs if model not in self._wanted]
+        left = [model for model in gone if not self._end(model)]
+        for spec in self._wanted.values():
+            self._serve(spec)
+        # What is asked for no more is refused no more.
+        wanted = self._wanted
+        self._refused = {m: no for m, no in self._refused.items() if wanted.get(m) == no[0]}
+        if set(self._specs) != before:
+            self._presence.serve(tuple(self._specs))
+        return not left
+
+    def _serve(self, spec: ModelSpec) -> None:
+        known = self._specs.get(spec.id)
+        if known == spec or self._refused.get(spec.id, (None,))[0] == spec:
+            return
+        try:
+            if known is None:
+                self._begin(spec)
+            scheduler, residency = self._deciding.scheduler, self._deciding.residency
+            settle_model(scheduler, residency, spec, self._settings)
+        except AegaeonError as error:
+            log.error("model refused model=%s error=%s", spec.id, error)
+            self._refused[spec.id] = (spec, str(error))
+            if known is None:
+                self._end(spec.id)
+            return
+        self._specs[spec.id] = spec
+
+    def _begin(self, spec: ModelSpec) -> None:
+        self._engine.begin_model(spec)
+        budget_bytes = self._engine.usage().weight_budget_bytes
+        costs, measured = costs_of(self._settings, (spec,), budget_bytes)
+        learning = self._deciding.learning
+        learning.enter(spec.id, costs.models[spec.id], spec.id in measured)
+        self._deciding.scheduler.begin_model(spec.id, spec.weight_bytes)
+        log.info("model added model=%s bytes=%d", spec.id, spec.weight_bytes)
+
+    def _end(self, model: ModelId) -> bool:
+        """Forget a model; False while it has requests here."""
+        if not self._deciding.scheduler.end_model(model):
+            return False
+        self._engine.end_model(model)
+        self._deciding.learning.leave(model)
+        if self._specs.pop(model, None) is not None:
+            log.info("model removed model=%s", model)
+        return True
+
+
+def settle_model(
+    scheduler: AnyScheduler, residency: Residency, spec: ModelSpec, settings: Settings
+) -> None:
+    """Promise and pin as the spec says. Raises BudgetTooSmall."""
+    ttft_s, tbt_s = spec.slo_ttft_s or settings.slo_ttft_s, spec.slo_tbt_s or settings.slo_tbt_s
+    scheduler.promise(spec.id, Target(ttft_s, tbt_s))
+    if not spec.is_pinned:
+        residency.unpin(spec.id)
+    elif not residency.is_pinned(spec.id):
+        residency.pin(spec.id)
+        scheduler.preload((spec.id,))

@@ -1,0 +1,115 @@
+"""The supervisor's side of the catalogue: written at the start, kept, and models that drain taken
+out once nobody has a request of theirs.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+
+import msgspec
+
+from aegaeon.config import Settings
+from aegaeon.errors import AegaeonError
+from aegaeon.models.config import read_config
+from aegaeon.specs import Bounds, Catalog
+from aegaeon.store.base import MetadataStore
+from aegaeon.store.catalog import CatalogStore
+from aegaeon.types import Instance, ModelId
+
+log = logging.getLogger(__name__)
+
+TEND_S = 0.2  # between two looks
+QUIET_S = 1.0  # without a request anywhere, before a model that drains goes
+
+KvSizes = tuple[int, int, int]
+
+
+class CatalogKeeper:
+    """Owned by the supervisor's thread; `catalog` may be changed by anybody."""
+
+    def __init__(self, catalog: CatalogStore, metadata: MetadataStore, first: Catalog) -> None:
+        """Write `first`. Raises StoreUnavailable, RegionError."""
+        self._store = catalog
+        self._metadata = metadata
+        self._known = catalog.change(lambda _: first)
+        self._quiet_since_s: dict[ModelId, float] = {}
+        self._tended_s = float("-inf")
+
+    def current(self) -> Catalog:
+        """Return the catalogue; as last seen while the store does not answer."""
+        try:
+            found = self._store.read()
+            if found.version < self._known.version:
+                # The store has forgotten it; its version goes on from where it was.
+                self._store.swap(
+                    found.version,
+                    msgspec.structs.replace(self._known, version=self._known.version + 1),
+                )
+                found = self._store.read()
+            self._known = found
+        except AegaeonError as error:
+            log.warning("catalogue not readable error=%s", error)
+        return self._known
+
+    def tend(self, now: float) -> None:
+        """Take out the models that have drained; call it often."""
+        if now - self._tended_s < TEND_S:
+            return
+        self._tended_s = now
+        draining = [spec.id for spec in self.current().models if spec.is_draining]
+        if not draining:
+            self._quiet_since_s.clear()
+            return
+        try:
+            busy = _busy(self._metadata.sync_for_routing())
+            for model in draining:
+                self._tend_draining(model, model in busy, now)
+        except AegaeonError as error:
+            log.warning("models not drained error=%s", error)
+
+    def _tend_draining(self, model: ModelId, is_busy: bool, now: float) -> None:
+        if is_busy:
+            self._quiet_since_s.pop(model, None)
+            return
+        if now - self._quiet_since_s.setdefault(model, now) < QUIET_S:
+            return
+        del self._quiet_since_s[model]
+
+        def without(catalog: Catalog) -> Catalog:
+            spec = catalog.find(model)
+            is_gone = spec is not None and spec.id == model and spec.is_draining
+            return catalog.without_model(model) if is_gone else catalog
+
+        self._known = self._store.change(without)
+        log.info("model drained and removed model=%s", model)
+
+
+def _busy(rows: Iterable[Instance]) -> set[ModelId]:
+    """The models that have requests anywhere."""
+    return {
+        model
+        for row in rows
+        for counts in (row.status.waiting, row.status.running)
+        for model, count in counts.items()
+        if count
+    }
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Return what of `settings` bounds a proxy."""
+    return Bounds(
+        max_body_bytes=settings.max_body_bytes,
+        max_open_mb=settings.max_open_mb,
+        request_timeout_s=settings.request_timeout_s,
+    )
+
+
+def kv_sizes(paths: Iterable[str]) -> tuple[KvSizes, ...]:
+    """Return layers, heads and head_dim of keys and values of each kind of model in `paths`; which
+    of them cannot be read, and why, is told by who serves it."""
+    found = set()
+    for path in paths:
+        with suppress(AegaeonError):
+            config = read_config(path)
+            found.add((config.layers, config.kv_heads, config.head_dim))
+    return tuple(sorted(found))

@@ -1,0 +1,87 @@
+"""The command `aegaeon models`: what is in the models directory, and what brings more there."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+from tqdm import tqdm
+
+from aegaeon.config import load_settings
+from aegaeon.flags import Parser
+from aegaeon.models.hub import pull
+from aegaeon.models.references import ModelEntry, list_models
+
+
+def models_command(given: Sequence[str]) -> Iterator[Table | str]:
+    """Do as told and yield what is to be printed. Raises ConfigError, and what a command raises."""
+    options = _parser().parse_args(given)
+    flags = {"models_dir": options.models_dir} if "models_dir" in options else {}
+    models_dir = Path(load_settings(flags).models_dir).expanduser()
+    match options.command:
+        case "list":
+            yield from _list(list_models(models_dir), models_dir, options.json)
+        case "import":
+            file = Path(options.file).expanduser()
+            out_dir = models_dir / (options.name or file.stem).replace("/", "__")
+            yield str(_import(file, out_dir, options.dtype))
+        case "pull":
+            yield str(pull(options.id, models_dir))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="aegaeon models", description="Look after the models directory.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    shared = Parser(add_help=False)
+    for one in (shared, parser):
+        one.add_argument(
+            "--models-dir", metavar="DIR", help="where models live", default=argparse.SUPPRESS
+        )
+    listing = commands.add_parser("list", parents=[shared], help="show what is there")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    importing = commands.add_parser("import", parents=[shared], help="turn a GGUF into a model")
+    importing.add_argument("file", metavar="FILE.gguf", help="the file to read")
+    importing.add_argument("--name", help="the model's name (default: the file's)")
+    importing.add_argument(
+        "--dtype",
+        default="bf16",
+        choices=("f32", "f16", "bf16"),
+        help="of the weights on disk (default: bf16)",
+    )
+    pulling = commands.add_parser("pull", parents=[shared], help="download a model")
+    pulling.add_argument("id", help="its hub id, like Qwen/Qwen3-0.6B")
+    return parser
+
+
+def _import(file: Path, out_dir: Path, dtype: str) -> Path:
+    """Import with a bar on stderr."""
+    # Imported here: reading GGUF needs torch, which takes seconds to import.
+    import_gguf = import_module("aegaeon.models.gguf").import_gguf
+    with tqdm(desc=out_dir.name, unit="B", unit_scale=True, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return Path(import_gguf(file, out_dir, dtype, show))
+
+
+def _list(entries: Sequence[ModelEntry], models_dir: Path, as_json: bool) -> Iterator[Table | str]:
+    if as_json:
+        yield json.dumps(msgspec.to_builtins(entries), indent=2)
+        return
+    if not entries:
+        yield f"no models in {models_dir}; `aegaeon models pull ID` or `import FILE` brings one"
+        return
+    table = Table("model", "architecture", "parameters", "on disk", box=None)
+    for entry in entries:
+        size = f"{entry.disk_bytes / 1e9:.2f} GB"
+        if entry.error is not None:
+            table.add_row(entry.id, f"damaged: {entry.error}", "", size)
+        else:
+            parameters = f"{(entry.parameters or 0) / 1e6:.0f} M"
+            table.add_row(entry.id, entry.architecture or "", parameters, size)
+    yield table

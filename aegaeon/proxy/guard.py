@@ -1,0 +1,193 @@
+"""Who may call which route: what is not in the table here nobody may.
+
+Without a keys file the models are open to whoever reaches the port, and what changes the server to
+callers on this machine.
+"""
+
+import ipaddress
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from aegaeon.proxy import keys
+from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.keys import Key, KeyRing
+from aegaeon.types import ModelId
+
+Need = keys.Scope | Literal["public"]
+
+# By the path as it was registered. A test walks all routes of the application.
+NEEDS: dict[str, Need] = {
+    "/": "public",  # the page and its files tell nothing of this server
+    "/static/{name}": "public",
+    "/v1/chat/completions": "inference",
+    "/v1/completions": "inference",
+    "/v1/models": "inference",
+    "/v1/models/{model:path}": "inference",
+    "/tokenize": "inference",
+    "/detokenize": "inference",
+    "/admin/decisions": "admin",
+    "/metrics": "metrics",
+    "/health": "public",
+    "/health/live": "public",
+    "/health/ready": "public",
+}
+CALLER = "aegaeon.caller"  # where a request's scope has it
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+def error_response(error: ApiError) -> Response:
+    """Return `error` as an HTTP answer."""
+    return Response(error.body(), error.status, error.headers(), "application/json")
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who calls: the bearer of `key`, or anybody. `is_open` says that the server has no keys;
+    `is_local` that the call comes from this machine, and from no other site's page."""
+
+    key: Key | None = None
+    is_open: bool = False
+    is_local: bool = False
+
+    def may(self, need: Need) -> bool:
+        """Whether they may call what needs this."""
+        if need == "public":
+            return True
+        if self.is_open:
+            return need != "admin" or self.is_local
+        return self.key is not None and self.key.may(need)
+
+    def may_use(self, model: ModelId) -> bool:
+        """Whether they may ask `model`, and see that it is served."""
+        return self.is_open or (self.key is not None and self.key.may_use(model))
+
+    def check_model(self, model: ModelId) -> None:
+        """Raise ApiError 403 for a model that is not theirs."""
+        if not self.may_use(model):
+            text = f"this key may not use {model!r}; /v1/models lists what it may"
+            raise ApiError(403, "permission_denied", text, "model")
+
+
+class Guard:
+    """Lets a request through to its route, or answers 401 or 403. The application's state has the
+    `keys`: a KeyRing, or None where there are none; without either nobody is let in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            try:
+                scope[CALLER] = _admitted(scope)
+            except ApiError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        elif scope["type"] != "lifespan":  # no route takes a WebSocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)
+
+
+def _admitted(scope: Scope) -> Caller:
+    """Return who calls. Raises ApiError when they may not."""
+    app = scope["app"]
+    caller, has_key = _caller(scope, app.state.keys)
+    route = matching(app.router.routes, scope)
+    if route is None:
+        # Whether there is such a path is nobody's business who has no key.
+        is_admitted = caller.is_open or caller.key is not None
+        need: Need | None = None
+    else:
+        # What is not in the table is nobody's.
+        need = NEEDS.get(getattr(route, "path", ""))
+        is_admitted = need is not None and caller.may(need)
+    if is_admitted:
+        return caller
+    if caller.is_open:
+        raise ApiError(403, "permission_denied", _ONLY_LOCAL)
+    if caller.key is None:
+        raise _unknown_key(has_key)
+    text = f"the key {caller.key.name!r} is not good for this; it needs the scope {need}"
+    raise ApiError(403, "permission_denied", text)
+
+
+_ONLY_LOCAL = (
+    "without keys this is open only to programs on the server's own machine; start the server with "
+    "--keys-file and send a key with the scope admin"
+)
+
+
+def matching(routes: list[BaseRoute], scope: Scope) -> BaseRoute | None:
+    """Return the route that the router will choose: so the two can never read a path differently.
+    One that only lacks the method counts, since its answer tells that it is there."""
+    partial = None
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return route
+        if match is Match.PARTIAL and partial is None:
+            partial = route
+    return partial
+
+
+def _caller(scope: Scope, ring: KeyRing | None) -> tuple[Caller, bool]:
+    """Return who calls, and whether they sent a key."""
+    headers = Headers(scope=scope)
+    if ring is None:
+        return Caller(is_open=True, is_local=_is_local(scope, headers)), False
+    kind, _, secret = headers.get("authorization", "").strip().partition(" ")
+    secret = secret.strip()
+    if kind.lower() != "bearer" or not secret:
+        return Caller(), False
+    return Caller(ring.find(secret)), True
+
+
+def _unknown_key(has_key: bool) -> ApiError:
+    text = (
+        "the API key is not known here"
+        if has_key
+        else "no API key was sent; send it as Authorization: Bearer KEY"
+    )
+    return ApiError(401, "invalid_api_key", text)
+
+
+def _is_local(scope: Scope, headers: Headers) -> bool:
+    """Whether a program on this machine calls by itself: for no proxy, and for no web page, neither
+    across sites nor under a name that was made to lead here."""
+    peer = scope.get("client")
+    if peer is not None and not is_loopback(peer[0]):  # None: a socket in the file system
+        return False
+    if any(name in headers for name in _FORWARDED):
+        return False
+    host, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if origin is not None and urlsplit(origin).netloc != host:
+            return False
+    except ValueError:  # of brackets without an address
+        return False
+    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether only this machine reaches the address or name."""
+    if name == "localhost":
+        return True
+    if not _is_address(name):
+        return False
+    address = ipaddress.ip_address(name)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""The models that are served: where their files are, what they cost, what is promised of them.
+
+Only data, frozen; it stands beside types.py, whose names these are, too.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A served model: where its files are and what it costs. `id` is what clients ask for.
+
+    `weight_bytes` are those on the device, as `quantize` makes them, `kv_token_bytes` those of a
+    token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it. Its
+    times are promised in place of the server's (0: those hold). A pinned one is loaded at start
+    and makes room for no other; one that drains takes no new requests, and goes when it has none.
+    """
+
+    id: str
+    path: str
+    architecture: str
+    weight_bytes: int
+    kv_token_bytes: int
+    context_tokens: int
+    vocab_tokens: int
+    pass_bytes: int = 0
+    sequence_bytes: int = 0
+    quantize: Quantize = "none"
+    aliases: tuple[str, ...] = ()
+    slo_ttft_s: float = 0.0
+    slo_tbt_s: float = 0.0
+    is_pinned: bool = False
+    is_draining: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call it."""
+        return (self.id, *self.aliases)
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a proxy's limits may change while it serves; the settings of the same names."""
+
+    max_body_bytes: int
+    max_open_mb: float
+    request_timeout_s: float
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True):
+    """What a domain serves now; each change has a higher `version`. `bounds` None: as the settings
+    say. `complaint` is what was wrong with the last change of the configuration, if anything."""
+
+    version: int = 0
+    models: tuple[ModelSpec, ...] = ()
+    bounds: Bounds | None = None
+    complaint: str = ""
+
+    def find(self, name: str) -> ModelSpec | None:
+        """Return the model with this id or alias."""
+        return next((spec for spec in self.models if name in spec.names), None)
+
+    def with_model(self, spec: ModelSpec) -> "Catalog":
+        """Return it with `spec` in the place of the one with its id, or behind the others."""
+        models = tuple(spec if known.id == spec.id else known for known in self.models)
+        if spec not in models:
+            models = (*models, spec)
+        return msgspec.structs.replace(self, models=models)
+
+    def without_model(self, model: str) -> "Catalog":
+        """Return it without the model with this id."""
+        models = tuple(known for known in self.models if known.id != model)
+        return msgspec.structs.replace(self, models=models)
