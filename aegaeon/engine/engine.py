@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from aegaeon.device.base import Device
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
+from aegaeon.engine.drawing import adjustment_of, draw_tokens, score_prompt, split_logits
 from aegaeon.engine.kv_place import KvPlace
+from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
 from aegaeon.errors import (
     AegaeonError,
@@ -26,6 +28,7 @@ from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvShape
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import ResidentModel, Weights
+from aegaeon.sampling import PromptScores
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -95,8 +98,9 @@ class ModelEngine(Engine):
     def submit(self, request: Request) -> None:
         spec = self._checked(request)
         with self._lock:
-            self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
+            sequence = self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
             self._count(spec.id, 1)
+        sequence.adjustment = adjustment_of(request)
 
     def release(self, request: RequestId) -> None:
         self._forget(request)
@@ -110,6 +114,7 @@ class ModelEngine(Engine):
         with self._lock:
             self._sequences.adopt(request, self._shapes[spec.id], spec.context_tokens, kv)
             self._count(spec.id, 1)
+            self._sequences.get(request.id).adjustment = adjustment_of(request)
 
     def execute(self, action: ComputeAction) -> Outcome:
         started = time.perf_counter()
@@ -203,35 +208,67 @@ class ModelEngine(Engine):
             shortage = self._kv.shortage if preempted else ""
         ready = self._kv.await_any(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
-        tokens: list[NewToken] = []
-        failed: list[Failure] = []
+        is_scoring = not all(sequence.is_scored for sequence in ready)
+        made = _Made()
         for parts in plan_passes(ready):
             logits = model.forward(build_batch(parts, self._kv.pool))
             for part in parts:
                 part.sequence.cached = part.stop
-            last = [part for part in parts if part.is_last]
-            self._take_tokens(last, logits, tokens, failed)
+            self._take_logits(parts, logits, made)
+        for request in made.poisoned:
+            self._forget(request, is_poisoned=True)
         took_s = time.perf_counter() - started
-        if isinstance(action, Prefill):
+        if isinstance(action, Prefill) and not is_scoring:
             self._costs.note_prefill(action.model, missing, took_s)
         return Stepped(
-            action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed), shortage
+            model=action.model,
+            tokens=tuple(made.tokens),
+            took_s=took_s,
+            preempted=tuple(preempted),
+            failed=tuple(made.failed),
+            shortage=shortage,
+            scores=tuple(made.scores),
         )
 
-    def _take_tokens(
-        self, parts: list[Part], logits: Tensor, tokens: list[NewToken], failed: list[Failure]
-    ) -> None:
-        sequences = [part.sequence for part in parts]
-        draws = [(one.request.sampling, len(one.generated)) for one in sequences]
-        drawn = self._device.sample(logits, draws)
-        for sequence, token_id in zip(sequences, drawn, strict=True):
-            request = sequence.request
-            if token_id is None:
-                message = f"{request.model} made logits that are not finite; the request ends"
-                failed.append((request.id, AegaeonError.code, message))
-                self._forget(request.id, is_poisoned=True)
+    def _take_logits(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
+        """Make of a pass's logits what its parts want of them."""
+        logits, scored = split_logits(parts, logits)
+        for part, rows in scored:
+            scores = score_prompt(self._device, part, rows)
+            if scores is None:
+                made.fail_not_finite(part.sequence)
                 continue
+            made.scores.append(scores)
+            part.sequence.scored = part.scored.stop + 1
+        sequences = [part.sequence for part in parts if part.is_last]
+        drawn = draw_tokens(self._device, sequences, logits)
+        for sequence, (token_id, log_probs) in zip(sequences, drawn, strict=True):
+            if token_id is None:
+                made.fail_not_finite(sequence)
+            if sequence.request.id in made.poisoned:
+                continue
+            assert token_id is not None
             reason = sequence.append(token_id)
-            tokens.append(NewToken(request.id, token_id, reason))
+            made.tokens.append(NewToken(sequence.request.id, token_id, reason, log_probs))
             if reason is not None:
-                self.release(request.id)
+                self.release(sequence.request.id)
+
+
+@dataclass(slots=True)
+class _Made:
+    """What the passes of a step have made so far. Who is `poisoned` keeps its blocks to the end:
+    later passes write to them."""
+
+    tokens: list[NewToken] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    scores: list[PromptScores] = field(default_factory=list)
+    poisoned: set[RequestId] = field(default_factory=set)
+
+    def fail_not_finite(self, sequence: Sequence) -> None:
+        """The sequence ends: what it has computed is not finite."""
+        request = sequence.request
+        if request.id in self.poisoned:
+            return
+        self.poisoned.add(request.id)
+        message = f"{request.model} made logits that are not finite; the request ends"
+        self.failed.append((request.id, AegaeonError.code, message))

@@ -24,7 +24,8 @@ from aegaeon.proxy.openai import (
     CompletionBody,
 )
 from aegaeon.proxy.tokenizer import TextModel
-from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId, SamplingParams
+from aegaeon.sampling import SamplingParams
+from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
 
 # Characters beyond the longest token's, for tokenizers and templates that drop some.
 _SLACK = 4
