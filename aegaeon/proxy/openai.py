@@ -14,6 +14,7 @@ from aegaeon.proxy.failures import ApiError, invalid, unsupported
 
 MAX_STOPS = 4
 MAX_CHOICES = 1024
+MAX_BIASES = 1024
 COMPLETION_DEFAULT_TOKENS = 16
 
 _Positive = Annotated[int, Meta(ge=1, le=2**31)]
@@ -85,7 +86,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
@@ -94,6 +95,22 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Return what is added to the logits of tokens, by id. Raises ApiError."""
+        given = self.logit_bias or {}
+        if len(given) > MAX_BIASES:
+            text = f"'logit_bias' has {len(given)} tokens; at most {MAX_BIASES} are allowed"
+            raise invalid("logit_bias", text)
+        wrong = next((key for key in given if not (key.isascii() and key.isdecimal())), None)
+        if wrong is not None:
+            raise invalid("logit_bias", f"'logit_bias' has {wrong!r}; its keys are token ids")
+        return tuple((int(key), added) for key, added in given.items())
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        """How many tokens beside the chosen one come with log-probabilities; None: none at all."""
+        raise NotImplementedError
 
 
 class ChatBody(Body, frozen=True, kw_only=True):
@@ -112,15 +129,24 @@ class ChatBody(Body, frozen=True, kw_only=True):
     modalities: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    @property
+    def asked_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionBody(Body, frozen=True, kw_only=True):
     """The body of POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     suffix: str | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> tuple[str | tuple[int, ...], ...]:
         """Return the prompts one by one, each as text or as token ids."""
@@ -156,12 +182,10 @@ def parse_completion(raw: bytes) -> CompletionBody:
     _check_shared(body)
     if body.suffix:
         raise unsupported("suffix")
-    if body.echo:
-        raise unsupported("echo")
     if body.best_of is not None and body.best_of > 1:
         raise unsupported("best_of")
-    if body.logprobs is not None:
-        raise unsupported("logprobs")
+    if body.max_tokens == 0 and not body.echo:
+        raise invalid("max_tokens", "'max_tokens' 0 generates nothing; it needs 'echo': true")
     prompts = body.prompts()
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise invalid("prompt", "'prompt' is empty; send at least one character or token id")
@@ -199,21 +223,12 @@ def _check_shared(body: Body) -> None:
         raise invalid("stop", f"'stop' has {len(stops)} strings; at most {MAX_STOPS} are allowed")
     if any(not stop for stop in stops):
         raise invalid("stop", "'stop' contains an empty string")
-    if body.presence_penalty:
-        raise unsupported("presence_penalty")
-    if body.frequency_penalty:
-        raise unsupported("frequency_penalty")
-    if body.repetition_penalty not in (None, 1.0):
-        raise unsupported("repetition_penalty")
-    if body.logit_bias:
-        raise unsupported("logit_bias")
+    body.biases()
 
 
 def _check_chat_features(body: ChatBody) -> None:
-    if body.logprobs:
-        raise unsupported("logprobs")
-    if body.top_logprobs:
-        raise unsupported("top_logprobs")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid("top_logprobs", "'top_logprobs' is only allowed with 'logprobs': true")
     if body.functions:
         raise unsupported("functions")
     if body.tools and body.tool_choice != "none":

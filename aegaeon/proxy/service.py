@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -17,6 +18,7 @@ from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.failures import ApiError, as_api_error, invalid
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
+from aegaeon.proxy.logprobs import TokenBytes
 from aegaeon.proxy.openai import (
     COMPLETION_DEFAULT_TOKENS,
     Body,
@@ -24,6 +26,7 @@ from aegaeon.proxy.openai import (
     CompletionBody,
 )
 from aegaeon.proxy.tokenizer import TextModel
+from aegaeon.proxy.transcript import Echo, Transcript
 from aegaeon.sampling import SamplingParams
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
 
@@ -39,6 +42,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     generations: tuple[Generation, ...]
     text: TextModel
     prompt_tokens: int
+    echoes: tuple[Echo | None, ...]  # as the generations
+
+    @property
+    def bytes_of(self) -> TokenBytes | None:
+        """What names tokens, where log-probabilities are asked for."""
+        return None if self.body.asked_logprobs is None else self.text.token_bytes
 
     @property
     def is_chat(self) -> bool:
@@ -80,13 +89,16 @@ class Service:
         except InvalidRequest as error:
             raise invalid("messages", str(error)) from None
         asked = body.max_completion_tokens or body.max_tokens
-        return self._job(body, spec, text, [(prompt, asked or spec.context_tokens, bool(asked))])
+        return self._job(
+            body, spec, text, [_Prompt(prompt, asked or spec.context_tokens, bool(asked))]
+        )
 
     async def complete(self, body: CompletionBody) -> Job:
         """Prepare a text completion. Raises as `chat`."""
         spec = self._spec(body.model)
         text = await self._text(spec)
         asked = body.max_tokens
+        most = COMPLETION_DEFAULT_TOKENS if asked is None else max(asked, 1)
         prompts = []
         for prompt in body.prompts():
             if isinstance(prompt, str):
@@ -94,13 +106,21 @@ class Service:
                 token_ids = await asyncio.to_thread(text.encode, prompt)
             else:
                 token_ids = prompt
-            prompts.append((token_ids, asked or COMPLETION_DEFAULT_TOKENS, bool(asked)))
+            echo = None
+            if body.echo:
+                shown = prompt if isinstance(prompt, str) else self._shown(spec, text, prompt)
+                echo = Echo(shown, token_ids, is_all=asked == 0)
+            prompts.append(_Prompt(token_ids, most, asked is not None, echo))
         return self._job(body, spec, text, prompts)
 
     def choices(self, job: Job) -> Choices:
         """Return the running choices of `job`, to be entered as a context."""
-        detokenizers = [job.text.detokenizer() for _ in job.generations]
-        return Choices(self.gateway, job.generations, detokenizers, job.body.stops())
+        stops, is_scored = job.body.stops(), job.bytes_of is not None
+        transcripts = [
+            Transcript((job.text.detokenizer(), job.text.detokenizer()), stops, echo, is_scored)
+            for echo in job.echoes
+        ]
+        return Choices(self.gateway, job.generations, transcripts)
 
     def models(self) -> ModelList:
         """Return the served models, with where their weights are now."""
@@ -136,6 +156,10 @@ class Service:
             raise ApiError(404, "not_found", message)
         return found
 
+    def _shown(self, spec: ModelSpec, text: TextModel, token_ids: tuple[int, ...]) -> str:
+        check_token_ids(spec, token_ids, "prompt")
+        return text.decode(token_ids)
+
     def _spec(self, model: ModelId) -> ModelSpec:
         spec = self._specs.get(model)
         if spec is None:
@@ -159,21 +183,21 @@ class Service:
         body: ChatBody | CompletionBody,
         spec: ModelSpec,
         text: TextModel,
-        prompts: list[tuple[tuple[int, ...], int, bool]],
+        prompts: "list[_Prompt]",
     ) -> Job:
-        sampling = _sampling(body, text)
+        sampling = _sampling(body, spec, text)
         stop_token_ids = () if body.ignore_eos else text.stop_token_ids
         param = "messages" if isinstance(body, ChatBody) else "prompt"
         answer_id = f"{'chatcmpl' if param == 'messages' else 'cmpl'}-{secrets.token_hex(12)}"
         generations = [
             Generation(
                 model=spec.id,
-                prompt_token_ids=token_ids,
+                prompt_token_ids=prompt.token_ids,
                 sampling=msgspec.structs.replace(sampling, seed=_child_seed(sampling.seed, choice)),
-                max_tokens=_max_tokens(spec, token_ids, asked, is_firm, param),
+                max_tokens=_max_tokens(spec, prompt, param),
                 stop_token_ids=stop_token_ids,
             )
-            for token_ids, asked, is_firm in prompts
+            for prompt in prompts
             for choice in range(body.n or 1)
         ]
         return Job(
@@ -184,7 +208,8 @@ class Service:
                 for index, generation in enumerate(generations)
             ),
             text=text,
-            prompt_tokens=sum(len(token_ids) for token_ids, _, _ in prompts),
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            echoes=tuple(prompt.echo for prompt in prompts for _ in range(body.n or 1)),
         )
 
     def _card(self, spec: ModelSpec, rows: tuple[Instance, ...]) -> ModelCard:
@@ -197,18 +222,23 @@ class Service:
         )
 
 
-def _max_tokens(
-    spec: ModelSpec, token_ids: tuple[int, ...], asked: int, is_firm: bool, param: str
-) -> int:
-    """Return how much to generate; only a default gives way to the context."""
+class _Prompt(msgspec.Struct, frozen=True):
+    """A tokenised prompt and how much is to follow; only a default gives way to the context."""
+
+    token_ids: tuple[int, ...]
+    asked: int
+    is_firm: bool
+    echo: Echo | None = None
+
+
+def _max_tokens(spec: ModelSpec, prompt: _Prompt, param: str) -> int:
+    """Return how much to generate."""
+    token_ids, asked = prompt.token_ids, prompt.asked
     if not token_ids:
         raise invalid(param, f"'{param}' has no tokens; send some text")
-    wrong = next((t for t in token_ids if not 0 <= t < spec.vocab_tokens), None)
-    if wrong is not None:
-        text = f"token id {wrong} is not in the vocabulary of {spec.vocab_tokens} tokens"
-        raise invalid(param, text)
+    check_token_ids(spec, token_ids, param)
     room = spec.context_tokens - len(token_ids)
-    needed = asked if is_firm else 1
+    needed = asked if prompt.is_firm else 1
     if needed > room:
         raise _too_long(
             f"the context of {spec.id} is {spec.context_tokens} tokens, but the prompt has "
@@ -216,6 +246,14 @@ def _max_tokens(
             param,
         )
     return min(asked, room)
+
+
+def check_token_ids(spec: ModelSpec, token_ids: Sequence[int], param: str) -> None:
+    """Raise ApiError where an id is not one of the model's."""
+    wrong = next((t for t in token_ids if not 0 <= t < spec.vocab_tokens), None)
+    if wrong is not None:
+        text = f"token id {wrong} is not in the vocabulary of {spec.vocab_tokens} tokens"
+        raise invalid(param, text)
 
 
 def _check_length(spec: ModelSpec, text: TextModel, chars: int, param: str) -> None:
@@ -233,9 +271,14 @@ def _too_long(message: str, param: str) -> ApiError:
     return ApiError(exceeded.status, exceeded.code, exceeded.message, param)
 
 
-def _sampling(body: Body, text: TextModel) -> SamplingParams:
+def _sampling(body: Body, spec: ModelSpec, text: TextModel) -> SamplingParams:
     """Merge what the client gave over the model's own defaults; a missing seed is drawn."""
     values = msgspec.structs.asdict(text.defaults)
+    biases = body.biases()
+    wrong = next((token for token, _ in biases if token >= spec.vocab_tokens), None)
+    if wrong is not None:
+        text_of_it = f"'logit_bias' has token {wrong}; the vocabulary has {spec.vocab_tokens}"
+        raise invalid("logit_bias", text_of_it)
     for name in values:
         given = getattr(body, name)
         if given is not None:
@@ -245,7 +288,15 @@ def _sampling(body: Body, text: TextModel) -> SamplingParams:
         values.update(top_p=1.0, top_k=1)
     values["top_k"] = max(values["top_k"], 0)
     seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
-    return SamplingParams(**values, seed=seed)
+    return SamplingParams(
+        **values,
+        seed=seed,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=biases,
+        logprobs=body.asked_logprobs,
+        prompt_logprobs=body.logprobs if isinstance(body, CompletionBody) and body.echo else None,
+    )
 
 
 def _child_seed(seed: int, choice: int) -> int:

@@ -13,6 +13,7 @@ from aegaeon.proxy.detokenize import (
     ByteLevelVocabulary,
     Detokenizer,
     WindowDetokenizer,
+    token_name_bytes,
 )
 
 
@@ -27,6 +28,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class TextModel:
@@ -81,6 +83,11 @@ class TextModel:
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of all ids at once, without special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for; a control sign stands for its name."""
+        raw = b"" if self._vocabulary is None else self._vocabulary.bytes_of(token_id)
+        return raw or token_name_bytes(self._tokenizer, token_id)
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh incremental decoder for one sequence."""
@@ -144,7 +151,7 @@ def _is_byte_level(file: Path) -> bool:
 
 
 def _defaults(generation: dict[str, Any]) -> SamplingDefaults:
-    names = ("temperature", "top_p", "top_k", "min_p")
+    names = SamplingDefaults.__struct_fields__
     given = {name: generation[name] for name in names if generation.get(name) is not None}
     try:
         return msgspec.convert(given, SamplingDefaults)
