@@ -43,8 +43,9 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extras: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """Return the prompt, ending where the assistant's answer begins.
+        """Return the prompt, ending where the assistant's answer begins, unless that is to be left.
 
         Raises InvalidRequest when the template refuses the conversation.
         """
@@ -57,7 +58,7 @@ class ChatTemplate:
                     "messages": messages,
                     "tools": tools,
                     "documents": None,
-                    "add_generation_prompt": True,
+                    "add_generation_prompt": add_generation_prompt,
                 }
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:

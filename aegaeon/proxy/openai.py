@@ -161,24 +161,24 @@ class CompletionBody(Body, frozen=True, kw_only=True):
         raise invalid("prompt", "'prompt' mixes text and token ids; send one kind")
 
 
-_Body = TypeVar("_Body", ChatBody, CompletionBody)
+_Body = TypeVar("_Body")
 _AT = re.compile(r"^(.*) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
 def parse_chat(raw: bytes) -> ChatBody:
     """Decode and check the body of a chat completion. Raises ApiError."""
-    body = _decode(raw, ChatBody)
+    body = decode_body(raw, ChatBody)
     _check_shared(body)
     _check_chat_features(body)
     for index, message in enumerate(body.messages):
-        _check_message(message, f"messages[{index}]")
+        check_message(message, f"messages[{index}]")
     return body
 
 
 def parse_completion(raw: bytes) -> CompletionBody:
     """Decode and check the body of a text completion. Raises ApiError."""
-    body = _decode(raw, CompletionBody)
+    body = decode_body(raw, CompletionBody)
     _check_shared(body)
     if body.suffix:
         raise unsupported("suffix")
@@ -194,7 +194,8 @@ def parse_completion(raw: bytes) -> CompletionBody:
     return body
 
 
-def _decode(raw: bytes, kind: type[_Body]) -> _Body:
+def decode_body(raw: bytes, kind: type[_Body]) -> _Body:
+    """Return the JSON body `raw` as a `kind`. Raises ApiError that names the wrong field."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -241,7 +242,8 @@ def _check_chat_features(body: ChatBody) -> None:
         raise unsupported("modalities")
 
 
-def _check_message(message: Message, where: str) -> None:
+def check_message(message: Message, where: str) -> None:
+    """Raise ApiError for a message, at `where` in the body, that nobody could send."""
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
         raise invalid(f"{where}.content", f"'{where}.content' is missing")
     if message.tool_calls and message.role != "assistant":

@@ -19,6 +19,7 @@ from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, inval
 from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
+from aegaeon.proxy.tokenize import parse_detokenize, parse_tokenize
 from aegaeon.proxy.transcript import Piece, TokenScore
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def add_routes(app: FastAPI) -> None:
     add = app.add_api_route
     add("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
     add("/v1/completions", completions, methods=["POST"], response_model=None)
+    add("/tokenize", tokens_of_text, methods=["POST"], response_model=None)
+    add("/detokenize", text_of_tokens, methods=["POST"], response_model=None)
     look = ["GET", "HEAD"]
     add("/v1/models", models, methods=look, response_model=None)
     add("/v1/models/{model:path}", model, methods=look, response_model=None)
@@ -65,6 +68,20 @@ async def completions(request: Request) -> Response:
     service = _service(request)
     raw = await _body(request, service)
     return await _answer(request, service, await service.complete(parse_completion(raw)))
+
+
+async def tokens_of_text(request: Request) -> Response:
+    """POST /tokenize."""
+    service = _service(request)
+    raw = await _body(request, service)
+    return _json(await service.tokenize(parse_tokenize(raw)))
+
+
+async def text_of_tokens(request: Request) -> Response:
+    """POST /detokenize."""
+    service = _service(request)
+    raw = await _body(request, service)
+    return _json(await service.detokenize(parse_detokenize(raw)))
 
 
 async def models(request: Request) -> Response:
