@@ -8,9 +8,13 @@ from torch import Tensor
 from aegaeon._native import Adjustment
 from aegaeon.device.base import Change, Device, RowLogProbs
 from aegaeon.engine.batch import Part
+from aegaeon.engine.constraints import SLOW_S, await_any
 from aegaeon.engine.sequence import Sequence
 from aegaeon.sampling import PromptScores, TokenLogProbs
 from aegaeon.types import Request
+
+# What a step that has nothing else to do waits for.
+BRIEFLY_S = 0.002
 
 Drawn = tuple[int | None, TokenLogProbs | None]
 
@@ -27,11 +31,13 @@ def adjustment_of(request: Request) -> Adjustment | None:
     return adjustment
 
 
-def draw_tokens(device: Device, sequences: Seq[Sequence], logits: Tensor) -> list[Drawn]:
+def draw_tokens(
+    device: Device, sequences: Seq[Sequence], logits: Tensor, changes: Seq[Change | None]
+) -> list[Drawn]:
     """Return the next token of each sequence, drawn of its row of `logits`, with its
     log-probabilities where the request asks; None where the logits are not finite."""
     draws = [(one.request.sampling, len(one.generated)) for one in sequences]
-    tokens = device.sample(logits, draws, [_change_of(one) for one in sequences])
+    tokens = device.sample(logits, draws, changes)
     asking = [
         row
         for row, (one, token) in enumerate(zip(sequences, tokens, strict=True))
@@ -76,10 +82,37 @@ def split_logits(parts: Seq[Part], logits: Tensor) -> tuple[Tensor, list[tuple[P
     return logits[torch.tensor(drawn, dtype=torch.int64)], scored
 
 
-def _change_of(sequence: Sequence) -> Change | None:
-    if sequence.adjustment is None:
+def leave_out_slow(sequences: Seq[Sequence]) -> list[Sequence]:
+    """Return the sequences but for those that have nothing to compute until it is known which
+    tokens they may have, which takes longer than a step is to wait."""
+    slow = {id(one) for one in sequences if _is_slow(one) and one.tokens - one.cached <= 1}
+    if slow and len(slow) == len(sequences):
+        await_any([one.constraint for one in sequences if one.constraint is not None], BRIEFLY_S)
+    return [one for one in sequences if id(one) not in slow]
+
+
+def split_late(sequences: Seq[Sequence]) -> list[bool]:
+    """Return for each sequence whether it must do without a token in this step. Waits only where
+    all would have to."""
+    waiting = [one.constraint for one in sequences if one.constraint is not None]
+    if waiting and len(waiting) == len(sequences) and not any(one.is_ready for one in waiting):
+        await_any(waiting, SLOW_S)
+    return [one.constraint is not None and not one.constraint.is_ready for one in sequences]
+
+
+def _is_slow(sequence: Sequence) -> bool:
+    return sequence.constraint is not None and sequence.constraint.is_slow
+
+
+def change_of(sequence: Sequence) -> Change | None:
+    """Return what is done to the sequence's logits before a draw.
+
+    Raises InvalidRequest where the sequence's grammar cannot go on.
+    """
+    allowed = None if sequence.constraint is None else sequence.constraint.allowed()
+    if sequence.adjustment is None and allowed is None:
         return None
-    return Change(sequence.adjustment)
+    return Change(sequence.adjustment, allowed)
 
 
 def _told(row: RowLogProbs, count: int) -> TokenLogProbs | None:

@@ -1,6 +1,7 @@
 """One request's tokens, and which blocks hold the keys and values of the first of them."""
 
 from aegaeon._native import Adjustment
+from aegaeon.engine.constraints import Constraint
 from aegaeon.memory.kv import KvShape
 from aegaeon.types import FinishReason, Request
 
@@ -9,12 +10,12 @@ class Sequence:
     """`blocks` are those a forward pass uses, for the first `cached` tokens and those of the pass.
 
     `offer` is under what its blocks were last offered to other instances (0: never). `adjustment`
-    is what it does to its logits; of the prompt's tokens, the first `scored` have their
-    log-probabilities, or need none.
+    is what it does to its logits, `constraint` says which tokens it may have; of the prompt's
+    tokens, the first `scored` have their log-probabilities, or need none.
     """
 
     __slots__ = (
-        *("adjustment", "blocks", "cached", "context_tokens", "generated"),
+        *("adjustment", "blocks", "cached", "constraint", "context_tokens", "generated"),
         *("offer", "order", "request", "scored", "shape"),
     )
 
@@ -28,6 +29,7 @@ class Sequence:
         self.cached = 0
         self.offer = 0
         self.adjustment: Adjustment | None = None
+        self.constraint: Constraint | None = None
         wants_scores = request.sampling.prompt_logprobs is not None and not self.generated
         self.scored = 1 if wants_scores else len(request.prompt_token_ids)
 
@@ -56,6 +58,8 @@ class Sequence:
             return "stop"
         if len(self.generated) >= self.request.max_tokens or self.tokens >= self.context_tokens:
             return "length"
+        if self.constraint is not None:
+            self.constraint.push(token_id)
         return None
 
     def forget_kv(self) -> None:
