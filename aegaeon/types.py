@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414  records of ours, too
 from aegaeon.specs import Quantize as Quantize  # noqa: PLC0414
 
@@ -17,19 +18,6 @@ InstanceId: TypeAlias = str
 
 Role = Literal["colocated", "prefill", "decode"]
 FinishReason = Literal["stop", "length"]
-
-
-class SamplingParams(msgspec.Struct, frozen=True):
-    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
-
-    The draw for a request's k-th token depends on (`seed`, k) and its own logits, nothing else.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +121,7 @@ class TokenEvent(msgspec.Struct, frozen=True, tag=True):
     """Instance to proxy: tokens of one request, the first at `position` among the generated ones.
 
     The event with a `finish_reason` is the request's last one. With `stop`, the stop token itself
-    is the last of `token_ids`.
+    is the last of `token_ids`. `log_probs` are theirs, where the request asks for them.
     """
 
     request_id: RequestId
@@ -142,6 +130,7 @@ class TokenEvent(msgspec.Struct, frozen=True, tag=True):
     token_ids: tuple[int, ...]
     instance: InstanceId
     finish_reason: FinishReason | None = None
+    log_probs: tuple[TokenLogProbs, ...] = ()
 
 
 class RequestFailed(msgspec.Struct, frozen=True, tag=True):
@@ -163,7 +152,7 @@ class Moved(msgspec.Struct, frozen=True, tag=True):
     incarnation: int
 
 
-Reply = TokenEvent | RequestFailed | Moved
+Reply = TokenEvent | PromptScores | RequestFailed | Moved
 
 
 class Switch(msgspec.Struct, frozen=True, tag=True):
@@ -263,6 +252,7 @@ class NewToken(msgspec.Struct, frozen=True):
     request_id: RequestId
     token_id: int
     finish_reason: FinishReason | None = None
+    log_probs: TokenLogProbs | None = None
 
 
 class Switched(msgspec.Struct, frozen=True, tag=True):
@@ -280,6 +270,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
 
     `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
     stay); `shortage` says why there were none. `failed` are out; other requests are unharmed.
+    `scores` come before the tokens.
     """
 
     model: ModelId
@@ -288,6 +279,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     preempted: tuple[RequestId, ...] = ()
     failed: tuple[Failure, ...] = ()
     shortage: str = ""
+    scores: tuple[PromptScores, ...] = ()
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):

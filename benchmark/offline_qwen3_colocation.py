@@ -32,10 +32,11 @@ from aegaeon.models.references import served_models
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
 from aegaeon.proxy.tokenizer import TextModel
+from aegaeon.sampling import SamplingParams
 from aegaeon.store.domains import open_domain
 from aegaeon.store.names import SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.supervisor import Supervisor
-from aegaeon.types import Instance, InstanceId, ModelSpec, SamplingParams
+from aegaeon.types import Instance, InstanceId, ModelSpec
 from aegaeon.workload import MixPolicy, make_prompt, mix_models
 from benchmark.offline_report import (
     Activity,

@@ -17,6 +17,7 @@ from aegaeon.device.cuda import CudaOperators
 from aegaeon.device.packed import Matrix
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
+from aegaeon.sampling import SamplingParams
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -28,7 +29,6 @@ from aegaeon.types import (
     Phase,
     Prefill,
     Request,
-    SamplingParams,
     Stepped,
     Switch,
     Switched,

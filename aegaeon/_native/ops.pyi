@@ -214,13 +214,41 @@ def uniform(seed: int, position: int) -> float:
 DrawOperand = tuple[float, int, float, float, int, int]
 """Temperature, top_k, top_p, min_p, seed, position; the last two modulo 2^64."""
 
+@final
+class Adjustment:
+    """What a sequence does to its logits before a draw; the formula: csrc/ops/adjustment.h.
+
+    Depends on the tokens alone, in no order, so that it can be made again from them.
+    """
+
+    def __init__(
+        self,
+        penalties: tuple[float, float, float],
+        bias: Sequence[tuple[int, float]],
+        prompt: Sequence[int],
+    ) -> None:
+        """Penalties are those for repetition (over 0, 1 is off), presence and frequency (0 is off);
+        `bias` is added to the logits of its tokens. Raises ValueError."""
+
+    def count(self, token: int) -> None:
+        """Take one more token of the answer."""
+
+ChangeOperand = tuple[Adjustment | None, int]
+"""What is done to a row before its draw: an adjustment, and the address of its mask, 32-bit words
+in which bit i % 32 of word i / 32 says whether token i may be drawn (0: all may)."""
+
 def sample(
-    pool: ThreadPool, logits: int, shape: tuple[int, int], draws: Sequence[DrawOperand]
+    pool: ThreadPool,
+    logits: int,
+    shape: tuple[int, int],
+    draws: Sequence[DrawOperand],
+    changes: Sequence[ChangeOperand] = (),
 ) -> list[int | None]:
     """Draw a token for each row of logits of `shape` (rows, vocab), as csrc/ops/sampling.h says.
 
-    None stands for a row whose logits are not finite. Raises ValueError for no vocabulary and as
-    many draws as there are not rows.
+    `changes` are those of all rows, or of none. None stands for a row whose logits are not finite,
+    or none of whose tokens may be drawn. Raises ValueError for no vocabulary and as many draws, or
+    changes, as there are not rows.
     """
 
 def log_probabilities(

@@ -7,16 +7,28 @@ bit: batch mates, padding and where a prompt was cut never show.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from aegaeon._native import Adjustment
 from aegaeon.device.packed import Matrix
 from aegaeon.memory.kv import KvView
-from aegaeon.types import SamplingParams
+from aegaeon.sampling import SamplingParams
 
 # How a row's token is drawn, and which token of its request it is.
 Draw = tuple[SamplingParams, int]
+# A row's log-probabilities: the chosen token's, and ids and values of the likeliest. None: the row
+# is not finite.
+RowLogProbs = tuple[float, list[tuple[int, float]]] | None
+
+
+class Change(NamedTuple):
+    """What is done to a row's logits before its draw: csrc/ops/adjustment.h."""
+
+    adjustment: Adjustment | None = None
+    allowed: Tensor | None = None  # [vocab / 32, rounded up] int32, a bit for each token
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +143,19 @@ class Device(Operators):
         """Return rows of `table` [vocab, features], float32."""
 
     @abstractmethod
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+    def sample(
+        self, logits: Tensor, draws: Sequence[Draw], changes: Sequence[Change | None] = ()
+    ) -> list[int | None]:
         """Return the next token of each row of logits [rows, vocab], drawn as its own of `draws`
-        says; None where the row's logits are not finite. The formula: csrc/ops/sampling.h."""
+        says, after its own of `changes`, which has as many or none; None where the row's logits are
+        not finite, or nothing may be drawn. `logits` stay. The formula: csrc/ops/sampling.h."""
+
+    @abstractmethod
+    def log_probabilities(
+        self, logits: Tensor, chosen: Sequence[int], best: int
+    ) -> list[RowLogProbs]:
+        """Return for each row of logits [rows, vocab] the natural log-probability of its `chosen`
+        token, and the `best` likeliest tokens. The formula: csrc/ops/sampling.h."""
 
     def new_runner(self) -> StepRunner:
         """Return what runs a model's step here: one operator after another, unless the device

@@ -15,15 +15,17 @@ from aegaeon import _native
 from aegaeon.device.attention import AttentionPlan
 from aegaeon.device.base import (
     AwaitStage,
+    Change,
     Device,
     Draw,
     Projection,
+    RowLogProbs,
     Step,
     StepBatch,
     StepInputs,
     StepRunner,
 )
-from aegaeon.device.draws import draw_operands
+from aegaeon.device.draws import log_probabilities_on_host, sample_on_host
 from aegaeon.device.packed import Matrix
 from aegaeon.device.recorder import RecordedStep, record
 
@@ -109,10 +111,15 @@ class CpuDevice(Device):
         _native.attend(self._pool, plan.rows, layer, operand, scale, out.data_ptr())
         return out
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-        logits = logits.contiguous()
-        shape = (logits.shape[0], logits.shape[1])
-        return _native.sample(self._pool, logits.data_ptr(), shape, draw_operands(draws))
+    def sample(
+        self, logits: Tensor, draws: Sequence[Draw], changes: Sequence[Change | None] = ()
+    ) -> list[int | None]:
+        return sample_on_host(self._pool, logits, draws, changes)
+
+    def log_probabilities(
+        self, logits: Tensor, chosen: Sequence[int], best: int
+    ) -> list[RowLogProbs]:
+        return log_probabilities_on_host(self._pool, logits, chosen, best)
 
     def _plan_for(self, batch: StepBatch) -> AttentionPlan:
         if self._plan is None or self._plan.kv is not batch.kv:

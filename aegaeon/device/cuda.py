@@ -14,15 +14,17 @@ from aegaeon import _native
 from aegaeon.device.attention import paged_rows
 from aegaeon.device.base import (
     AwaitStage,
+    Change,
     Device,
     Draw,
     Projection,
+    RowLogProbs,
     Step,
     StepBatch,
     StepInputs,
     StepRunner,
 )
-from aegaeon.device.draws import draw_operands
+from aegaeon.device.draws import draw_operands, log_probabilities_on_host, sample_on_host
 from aegaeon.device.packed import TYPE_CODES, Matrix
 from aegaeon.errors import DeviceError
 from aegaeon.memory.kv import KvShape, KvView
@@ -53,6 +55,7 @@ class CudaOperators(Device):
             external = torch.cuda.ExternalStream
             stream = external(device.stream, device=self._place)  # type: ignore[no-untyped-call]
             self.on_stream = lambda: torch.cuda.stream(stream)
+        self._host = _native.ThreadPool(1)
         self._tables: _Tables | None = None
         self._heads: dict[KvShape, int] = {}  # of queries, as the last attention over it had
 
@@ -121,7 +124,28 @@ class CudaOperators(Device):
         tables.native.attend(self._device, layer, given, scale, out.data_ptr())
         return out
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+    def sample(
+        self, logits: Tensor, draws: Sequence[Draw], changes: Sequence[Change | None] = ()
+    ) -> list[int | None]:
+        drawn = self._sample(logits, draws)
+        changed = [row for row, change in enumerate(changes) if change is not None]
+        if changed:
+            # Few rows have changes, and the host makes the same tokens of the same logits.
+            with self.on_stream():
+                rows = logits[changed].cpu()
+            own = [draws[row] for row in changed], [changes[row] for row in changed]
+            for row, token in zip(changed, sample_on_host(self._host, rows, *own), strict=True):
+                drawn[row] = token
+        return drawn
+
+    def log_probabilities(
+        self, logits: Tensor, chosen: Sequence[int], best: int
+    ) -> list[RowLogProbs]:
+        with self.on_stream():
+            rows = logits.cpu()
+        return log_probabilities_on_host(self._host, rows, chosen, best)
+
+    def _sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         with self.on_stream():
             logits = logits.contiguous()
             shape = (logits.shape[0], logits.shape[1])

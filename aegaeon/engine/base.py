@@ -154,6 +154,9 @@ class NullEngine(Engine):
 
     def submit(self, request: Request) -> None:
         check_request(request, self._specs[request.model])
+        asked = request.sampling
+        if asked.logprobs is not None or asked.prompt_logprobs is not None or asked.grammar:
+            raise InvalidRequest("--device null has no logits; serve a model to ask for them")
         self._requests[request.id] = request
         self._generated[request.id] = len(request.generated_token_ids)
 

@@ -10,19 +10,37 @@ from aegaeon.engine.sequence import Sequence
 from aegaeon.memory.kv import KvPool, KvRows
 from aegaeon.memory.workspace import MAX_PASS_ROWS
 
+# Of a pass that scores a prompt: each of its rows has logits, as large as a vocabulary.
+MAX_SCORED_ROWS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Positions start .. stop - 1 of a sequence; `is_last` when its next token comes of them."""
+    """Positions start .. stop - 1 of a sequence; `is_last` when its next token comes of them.
+
+    Those of `scored` say how likely the prompt's next token was.
+    """
 
     sequence: Sequence
     start: int
     stop: int
     is_last: bool
+    scored: range = range(0)
 
 
 def plan_passes(sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS) -> list[list[Part]]:
-    """Return passes of at most `max_rows` rows that together feed every token not yet cached."""
+    """Return passes of at most `max_rows` rows that together feed every token not yet cached.
+
+    Sequences whose prompts are to be scored are in passes of their own, of MAX_SCORED_ROWS rows.
+    """
+    plain: list[Sequence] = []
+    scoring: list[Sequence] = []
+    for sequence in sequences:
+        (plain if sequence.is_scored else scoring).append(sequence)
+    return _cut(plain, max_rows) + _cut(scoring, min(max_rows, MAX_SCORED_ROWS))
+
+
+def _cut(sequences: Iterable[Sequence], max_rows: int) -> list[list[Part]]:
     passes: list[list[Part]] = []
     parts: list[Part] = []
     room = max_rows
@@ -30,7 +48,8 @@ def plan_passes(sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS) ->
         start = sequence.cached
         while start < sequence.tokens:
             stop = min(start + room, sequence.tokens)
-            parts.append(Part(sequence, start, stop, stop == sequence.tokens))
+            scored = _scored_rows(sequence, start, stop)
+            parts.append(Part(sequence, start, stop, stop == sequence.tokens, scored))
             room -= stop - start
             start = stop
             if room == 0:
@@ -39,6 +58,14 @@ def plan_passes(sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS) ->
     if parts:
         passes.append(parts)
     return passes
+
+
+def _scored_rows(sequence: Sequence, start: int, stop: int) -> range:
+    """Return which of the positions say how likely a token was that has not been told of."""
+    if sequence.is_scored:
+        return range(0)
+    last = len(sequence.request.prompt_token_ids) - 1
+    return range(max(start, sequence.scored - 1), min(stop, last))
 
 
 def build_batch(parts: list[Part], pool: KvPool) -> StepBatch:
@@ -50,6 +77,7 @@ def build_batch(parts: list[Part], pool: KvPool) -> StepBatch:
     for part in parts:
         count = part.stop - part.start
         rows.append(KvRows(len(token_ids), count, part.start, tuple(part.sequence.blocks)))
+        logit_rows.extend(len(token_ids) + at - part.start for at in part.scored)
         token_ids.extend(part.sequence.slice(part.start, part.stop))
         positions.extend(range(part.start, part.stop))
         if part.is_last:

@@ -4,15 +4,26 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from aegaeon.device.base import Device
+from aegaeon.device.base import Change, Device
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
+from aegaeon.engine.constraints import Constraint, GrammarHost
+from aegaeon.engine.drawing import (
+    adjustment_of,
+    change_of,
+    draw_tokens,
+    leave_out_slow,
+    score_prompt,
+    split_late,
+    split_logits,
+)
 from aegaeon.engine.kv_place import KvPlace
+from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
 from aegaeon.engine.shelf import Shelf
 from aegaeon.errors import (
@@ -28,6 +39,7 @@ from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvShape
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import ResidentModel, Weights
+from aegaeon.sampling import PromptScores
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -92,6 +104,7 @@ class ModelEngine(Engine):
         self._costs = memory.costs
         self._sequences = SequenceTable(memory.kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
+        self._grammars = GrammarHost()
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
@@ -99,8 +112,9 @@ class ModelEngine(Engine):
     def submit(self, request: Request) -> None:
         spec = self._checked(request)
         with self._lock:
-            self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
+            sequence = self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
             self._count(spec.id, 1)
+        self._begin(sequence)
 
     def release(self, request: RequestId) -> None:
         self._forget(request)
@@ -114,6 +128,8 @@ class ModelEngine(Engine):
         with self._lock:
             self._sequences.adopt(request, self._shapes[spec.id], spec.context_tokens, kv)
             self._count(spec.id, 1)
+            sequence = self._sequences.get(request.id)
+        self._begin(sequence)
 
     def execute(self, action: ComputeAction) -> Outcome:
         started = time.perf_counter()
@@ -186,6 +202,7 @@ class ModelEngine(Engine):
     def close(self) -> None:
         with self._lock:
             self._sequences.clear()
+        self._grammars.close()
         self._weights.close()
         self._kv.close()
 
@@ -196,6 +213,14 @@ class ModelEngine(Engine):
         check_request(request, spec)
         return spec
 
+    def _begin(self, sequence: Sequence) -> None:
+        """Prepare how the tokens of a new sequence are drawn."""
+        request = sequence.request
+        sequence.adjustment = adjustment_of(request)
+        if request.sampling.grammar:
+            spec = self._specs[request.model]
+            sequence.constraint = Constraint(self._grammars, spec, request, sequence.generated)
+
     def _is_at_rest(self) -> bool:
         """Whether no step is under way, nor one just behind another."""
         return self._computing is None and time.perf_counter() - self._computed_s > AT_REST_S
@@ -205,6 +230,8 @@ class ModelEngine(Engine):
             removed = self._sequences.remove(request, is_poisoned)
             if removed is not None:
                 self._count(removed.request.model, -1)
+        if removed is not None and removed.constraint is not None:
+            removed.constraint.close()
 
     def _count(self, model: ModelId, change: int) -> None:
         """Keep the weights' side informed which models are wanted here."""
@@ -218,37 +245,90 @@ class ModelEngine(Engine):
             wanted = [self._sequences.get(request) for request in action.requests]
             ready, preempted = self._sequences.make_room(wanted)
             shortage = self._kv.shortage if preempted else ""
-        ready = self._kv.await_any(ready)
+        ready = leave_out_slow(self._kv.await_any(ready))
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
-        tokens: list[NewToken] = []
-        failed: list[Failure] = []
+        is_scoring = not all(sequence.is_scored for sequence in ready)
+        made = _Made()
         for parts in plan_passes(ready):
             logits = model.forward(build_batch(parts, self._kv.pool))
             for part in parts:
                 part.sequence.cached = part.stop
-            last = [part for part in parts if part.is_last]
-            self._take_tokens(last, logits, tokens, failed)
+            self._take_logits(parts, logits, made)
+        for request, is_poisoned in made.lost.items():
+            self._forget(request, is_poisoned)
         took_s = time.perf_counter() - started
-        if isinstance(action, Prefill):
+        if isinstance(action, Prefill) and missing and not is_scoring:
             self._costs.note_prefill(action.model, missing, took_s)
         return Stepped(
-            action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed), shortage
+            model=action.model,
+            tokens=tuple(made.tokens),
+            took_s=took_s,
+            preempted=tuple(preempted),
+            failed=tuple(made.failed),
+            shortage=shortage,
+            scores=tuple(made.scores),
         )
 
-    def _take_tokens(
-        self, parts: list[Part], logits: Tensor, tokens: list[NewToken], failed: list[Failure]
-    ) -> None:
-        sequences = [part.sequence for part in parts]
-        draws = [(one.request.sampling, len(one.generated)) for one in sequences]
-        drawn = self._device.sample(logits, draws)
-        for sequence, token_id in zip(sequences, drawn, strict=True):
-            request = sequence.request
+    def _take_logits(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
+        """Make of a pass's logits what its parts want of them."""
+        logits, scored = split_logits(parts, logits)
+        for part, rows in scored:
+            scores = score_prompt(self._device, part, rows)
+            if scores is None:
+                made.fail(part.sequence)
+                continue
+            made.scores.append(scores)
+            part.sequence.scored = part.scored.stop + 1
+        self._draw([part for part in parts if part.is_last], logits, made)
+
+    def _draw(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
+        """Make the next tokens of the parts' sequences, each of its row of `logits`."""
+        rows: list[int] = []
+        drawing: list[Sequence] = []
+        changes: list[Change | None] = []
+        late = split_late([part.sequence for part in parts])
+        for row, part in enumerate(parts):
+            if late[row]:
+                # Its last token is fed again, once it is known what may come.
+                part.sequence.cached = part.stop - 1
+                continue
+            try:
+                changes.append(change_of(part.sequence))
+            except InvalidRequest as error:
+                made.fail(part.sequence, error)
+                continue
+            rows.append(row)
+            drawing.append(part.sequence)
+        if len(rows) < len(parts):
+            logits = logits[torch.tensor(rows, dtype=torch.int64)]
+        drawn = draw_tokens(self._device, drawing, logits, changes)
+        for sequence, (token_id, log_probs) in zip(drawing, drawn, strict=True):
             if token_id is None:
-                message = f"{request.model} made logits that are not finite; the request ends"
-                failed.append((request.id, AegaeonError.code, message))
-                self._forget(request.id, is_poisoned=True)
+                made.fail(sequence)
+            if token_id is None or sequence.request.id in made.lost:
                 continue
             reason = sequence.append(token_id)
-            tokens.append(NewToken(request.id, token_id, reason))
+            made.tokens.append(NewToken(sequence.request.id, token_id, reason, log_probs))
             if reason is not None:
-                self.release(request.id)
+                self.release(sequence.request.id)
+
+
+@dataclass(slots=True)
+class _Made:
+    """What the passes of a step have made so far. Who is `lost` keeps its blocks to the end: later
+    passes write to them."""
+
+    tokens: list[NewToken] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    scores: list[PromptScores] = field(default_factory=list)
+    lost: dict[RequestId, bool] = field(default_factory=dict)  # and whether its KV is poisoned
+
+    def fail(self, sequence: Sequence, error: InvalidRequest | None = None) -> None:
+        """The sequence ends in `error`, or because what it has computed is not finite."""
+        request = sequence.request
+        if request.id in self.lost:
+            return
+        self.lost[request.id] = error is None
+        message = f"{request.model} made logits that are not finite; the request ends"
+        code = AegaeonError.code if error is None else error.code
+        self.failed.append((request.id, code, message if error is None else str(error)))

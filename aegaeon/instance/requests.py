@@ -199,7 +199,11 @@ class Requests:
         self._to_release.clear()
 
     def on_stepped(self, outcome: Stepped, now: float) -> None:
-        """Send the tokens of a step, and the failures."""
+        """Send the tokens of a step, with what was told of prompts before, and the failures."""
+        for scores in outcome.scores:
+            live = self._live.get(scores.request_id)
+            if live is not None:
+                self._outbox.post(live.request.reply_to, scores)
         for token in outcome.tokens:
             self._on_token(token)
         for request_id, code, message in outcome.failed:
@@ -232,6 +236,7 @@ class Requests:
             token_ids=(token.token_id,),
             instance=self._record.id,
             finish_reason=token.finish_reason,
+            log_probs=() if token.log_probs is None else (token.log_probs,),
         )
         self._outbox.post(request.reply_to, reply)
         live.token_ids.append(token.token_id)

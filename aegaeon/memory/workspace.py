@@ -47,9 +47,10 @@ def sequence_bytes(config: ModelConfig) -> int:
 
 def sampling_bytes(vocab_tokens: int) -> int:
     """Return the bytes that a thread keeps once it has drawn a token (csrc/ops/cpu/sampling.cpp):
-    weights in float64, indices of the heaviest, and up to twice as much as a vocabulary takes of
-    what grows while it is filled, the ids and logits of the highest and a copy to select from."""
-    return FLOAT_BYTES * (2 + 1 + 3 * 2) * vocab_tokens + SAMPLING_SUMS_BYTES
+    weights in float64, indices of the heaviest, a row that was changed and the ids it may have, and
+    up to twice as much as a vocabulary takes of what grows while it is filled, the ids and logits
+    of the highest and a copy to select from."""
+    return FLOAT_BYTES * (2 + 1 + 2 + 3 * 2) * vocab_tokens + SAMPLING_SUMS_BYTES
 
 
 def waiting_floats(config: ModelConfig) -> int:

@@ -6,6 +6,14 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from aegaeon.proxy.logprobs import (
+    ChatLogProbs,
+    TextLogProbs,
+    TokenBytes,
+    chat_log_probs,
+    text_log_probs,
+)
+from aegaeon.proxy.transcript import Piece, TokenScore
 from aegaeon.types import FinishReason, Quantize
 
 
@@ -31,7 +39,7 @@ class _Delta(msgspec.Struct, frozen=True, omit_defaults=True):
 class _ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: _Delta
-    logprobs: None = None
+    logprobs: ChatLogProbs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -45,13 +53,13 @@ class _ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: _ChatMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogProbs | None = None
 
 
 class _TextChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
-    logprobs: None = None
+    logprobs: TextLogProbs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -73,6 +81,7 @@ class Text(msgspec.Struct, frozen=True):
 
     text: str
     finish_reason: FinishReason
+    scores: tuple[TokenScore, ...] = ()
 
 
 class Answer:
@@ -84,12 +93,15 @@ class Answer:
         model: str,
         answer_id: str,
         usage_in_chunks: bool = False,
+        bytes_of: TokenBytes | None = None,
     ) -> None:
+        """With `bytes_of`, which names tokens, the choices have log-probabilities."""
         self._is_chat = kind == "chat"
         self._id = answer_id
         self._created = int(time.time())
         self._model = model
         self._usage: UnsetType | None = None if usage_in_chunks else UNSET
+        self._bytes_of = bytes_of
 
     def opening(self, index: int) -> bytes:
         """The first chunk of a chat choice, which names the role; nothing for plain text."""
@@ -98,22 +110,16 @@ class Answer:
         choice = _ChunkChoice(index, _Delta(role="assistant", content=""))
         return self._chunk([choice], self._usage, None)
 
-    def piece(
-        self,
-        index: int,
-        text: str,
-        finish_reason: FinishReason | None,
-        instance: str,
-        usage: Usage | None = None,
-    ) -> bytes:
+    def piece(self, piece: Piece, usage: Usage | None = None) -> bytes:
         """A chunk with more text of one choice; `usage` is that so far, where asked for."""
+        text, finish = piece.text, piece.finish_reason
         choice: _Choice
         if self._is_chat:
-            delta = _Delta(content=text) if text or finish_reason is None else _Delta()
-            choice = _ChunkChoice(index, delta, None, finish_reason)
+            delta = _Delta(content=text) if text or finish is None else _Delta()
+            choice = _ChunkChoice(piece.index, delta, self._of_chat(piece.scores, True), finish)
         else:
-            choice = _TextChoice(index, text, None, finish_reason)
-        return self._chunk([choice], usage or self._usage, instance)
+            choice = _TextChoice(piece.index, text, self._of_text(piece.scores, True), finish)
+        return self._chunk([choice], usage or self._usage, piece.instance)
 
     def usage(self, usage: Usage) -> bytes:
         """The extra chunk that only bears the usage."""
@@ -121,14 +127,29 @@ class Answer:
 
     def whole(self, texts: list[Text], usage: Usage, instance: str) -> bytes:
         """The body of an answer that is not streamed."""
-        choices: list[_Choice] = [
-            _ChatChoice(index, _ChatMessage(done.text), done.finish_reason)
-            if self._is_chat
-            else _TextChoice(index, done.text, None, done.finish_reason)
-            for index, done in enumerate(texts)
-        ]
+        choices = [self._choice(index, done) for index, done in enumerate(texts)]
         name = "chat.completion" if self._is_chat else "text_completion"
         return msgspec.json.encode(self._envelope(name, choices, usage, instance))
+
+    def _choice(self, index: int, done: Text) -> _Choice:
+        if self._is_chat:
+            message = _ChatMessage(done.text)
+            return _ChatChoice(index, message, done.finish_reason, self._of_chat(done.scores))
+        return _TextChoice(index, done.text, self._of_text(done.scores), done.finish_reason)
+
+    def _of_chat(
+        self, scores: tuple[TokenScore, ...], is_chunk: bool = False
+    ) -> ChatLogProbs | None:
+        if self._bytes_of is None or (is_chunk and not scores):
+            return None
+        return chat_log_probs(scores, self._bytes_of)
+
+    def _of_text(
+        self, scores: tuple[TokenScore, ...], is_chunk: bool = False
+    ) -> TextLogProbs | None:
+        if self._bytes_of is None or (is_chunk and not scores):
+            return None
+        return text_log_probs(scores, self._bytes_of)
 
     def _chunk(
         self, choices: list[_Choice], usage: Usage | UnsetType | None, instance: str | None

@@ -37,8 +37,9 @@ class Template(Protocol):
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extras: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """Return the prompt, ending where the assistant's answer begins."""
+        """Return the prompt, up to where the answer begins, or before what introduces that."""
 
 
 class ChatTemplate:
@@ -59,9 +60,10 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extras: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
         max_chars: int | None = None,
     ) -> str:
-        """Return the prompt, ending where the assistant's answer begins.
+        """Return the prompt, ending where the assistant's answer begins, unless that is to be left.
 
         Raises InvalidRequest when the template refuses the conversation, or makes more than
         `max_chars` of it. Time and memory are bounded by `rendering` only.
@@ -75,7 +77,7 @@ class ChatTemplate:
                     "messages": messages,
                     "tools": tools,
                     "documents": None,
-                    "add_generation_prompt": True,
+                    "add_generation_prompt": add_generation_prompt,
                 }
             )
             return _joined(pieces, max_chars)

@@ -1,29 +1,18 @@
-"""The choices of one answer: each a generation turned into text, all merged in order of arrival."""
+"""The choices of one answer: generations whose text is merged in order of arrival."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from types import TracebackType
 
 import msgspec
 
-from aegaeon.proxy.detokenize import Detokenizer, StopMatcher
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
-from aegaeon.types import FinishReason, InstanceId
+from aegaeon.proxy.transcript import Piece, Transcript
 
 # Pieces that may wait for a slow client; behind them only token ids pile up, up to max_tokens.
 _MAX_PIECES = 256
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """New text of choice `index`, made of `tokens` more tokens; the last has a finish reason."""
-
-    index: int
-    text: str
-    tokens: int
-    finish_reason: FinishReason | None
-    instance: InstanceId
 
 
 class Choices:
@@ -33,12 +22,10 @@ class Choices:
         self,
         gateway: Gateway,
         generations: Sequence[Generation],
-        detokenizers: Sequence[Detokenizer],
-        stops: tuple[str, ...],
+        transcripts: Sequence[Transcript],
     ) -> None:
         self._gateway = gateway
-        self._work = tuple(zip(generations, detokenizers, strict=True))
-        self._stops = stops
+        self._work = tuple(zip(generations, transcripts, strict=True))
         # None: no piece came in time.
         self._pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_MAX_PIECES)
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,37 +78,14 @@ class Choices:
         return item
 
     async def _pump(self, index: int) -> None:
-        generation, detokenizer = self._work[index]
-        stops = StopMatcher(self._stops)
+        generation, transcript = self._work[index]
         try:
-            async with aclosing(_pieces(self._gateway, generation, detokenizer, stops)) as pieces:
-                async for piece in pieces:
+            async with aclosing(self._gateway.stream(generation)) as deltas:
+                async for delta in deltas:
+                    piece = transcript.take(delta)
                     await self._pieces.put(msgspec.structs.replace(piece, index=index))
+                    if piece.finish_reason is not None:
+                        return
         except Exception as error:
             # The one that awaits the pieces raises it, with its traceback.
             await self._pieces.put(error)
-
-
-async def _pieces(
-    gateway: Gateway, generation: Generation, detokenizer: Detokenizer, stops: StopMatcher
-) -> AsyncGenerator[Piece, None]:
-    """Yield the generation's text; a stop string or token ends it and is not in it."""
-    async with aclosing(gateway.stream(generation)) as deltas:
-        async for delta in deltas:
-            token_ids = delta.token_ids
-            ended_by_token = delta.finish_reason == "stop"
-            text = ""
-            for count, token_id in enumerate(token_ids, start=1):
-                is_stop_token = ended_by_token and count == len(token_ids)
-                new = "" if is_stop_token else detokenizer.push(token_id)
-                new, is_stopped = stops.push(new)
-                text += new
-                if is_stopped:
-                    yield Piece(0, text, count, "stop", delta.instance)
-                    return
-            finish = delta.finish_reason
-            if finish is not None:
-                rest, is_stopped = stops.push(detokenizer.finish())
-                text += rest if is_stopped else rest + stops.finish()
-                finish = "stop" if is_stopped else finish
-            yield Piece(0, text, len(token_ids), finish, delta.instance)

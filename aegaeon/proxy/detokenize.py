@@ -138,6 +138,17 @@ def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(token_id for token_id, token in added.items() if token.special)
 
 
+def token_name_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """Return the bytes of a token by its name in the vocabulary, for those that SentencePiece made
+    and for control signs; none for unknown ids."""
+    name: str | None = tokenizer.id_to_token(token_id)
+    if name is None:
+        return b""
+    if _is_byte_token(name):
+        return bytes([int(name[3:5], 16)])
+    return name.replace("\u2581", " ").encode()
+
+
 def _is_byte_token(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 

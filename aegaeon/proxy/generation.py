@@ -9,6 +9,7 @@ import msgspec
 
 from aegaeon.errors import AegaeonError, HandoffLost, InstanceLost
 from aegaeon.proxy.outbox import Target
+from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.types import (
     FinishReason,
     InstanceId,
@@ -17,7 +18,6 @@ from aegaeon.types import (
     Request,
     RequestFailed,
     RequestId,
-    SamplingParams,
     TokenEvent,
 )
 
@@ -50,12 +50,15 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 class Delta(msgspec.Struct, frozen=True):
     """New tokens. `received_s` is when the last of them reached this process (monotonic clock);
-    with finish reason `stop` the last id is the stop token."""
+    with finish reason `stop` the last id is the stop token. `log_probs` are those of the tokens,
+    `scores` more of those of the prompt, where they were asked for."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     instance: InstanceId
     received_s: float
+    log_probs: tuple[TokenLogProbs, ...] = ()
+    scores: tuple[TokenLogProbs, ...] = ()
 
 
 class OpenRequest:
@@ -81,6 +84,10 @@ class OpenRequest:
         self._lost_at = 0  # tokens that were there at the last loss
         self._tokens: list[int] = []
         self._taken = 0
+        # Of the tokens, where they were asked for, and of the prompt but for its first token.
+        self._log_probs: list[TokenLogProbs] = []
+        self._scores: list[TokenLogProbs] = []
+        self._taken_scores = 0
         self._finish: FinishReason | None = None
         self._instance: InstanceId = ""
         self._received_s = arrival_s
@@ -132,13 +139,15 @@ class OpenRequest:
         """Whether `moved` is about the present attempt, and so says where it lives."""
         return moved.attempt == self._attempt and not self.has_ended
 
-    def take_in(self, reply: TokenEvent | RequestFailed, received_s: float) -> bool:
+    def take_in(self, reply: TokenEvent | PromptScores | RequestFailed, received_s: float) -> bool:
         """Take an instance's word in; True when the request no longer runs at its instance."""
         if reply.attempt != self._attempt or self.has_ended:
             return False
         match reply:
             case TokenEvent():
                 self._take_tokens(reply, received_s)
+            case PromptScores():
+                self._take_scores(reply)
             case RequestFailed(instance=instance) if self._lives_elsewhere(instance):
                 return False  # it has moved on; whoever has it speaks for it
             case RequestFailed(code=HandoffLost.code):
@@ -173,11 +182,14 @@ class OpenRequest:
 
     def take(self) -> Delta | None:
         """Return the tokens that have come since the last call, or None when there are none."""
-        if self._taken == len(self._tokens) and self._finish is None:
+        is_new = self._taken < len(self._tokens) or self._taken_scores < len(self._scores)
+        if not is_new and self._finish is None:
             return None
         new = tuple(self._tokens[self._taken :])
-        self._taken = len(self._tokens)
-        return Delta(new, self._finish, self._instance, self._received_s)
+        log_probs = tuple(self._log_probs[self._taken :])
+        scores = tuple(self._scores[self._taken_scores :])
+        self._taken, self._taken_scores = len(self._tokens), len(self._scores)
+        return Delta(new, self._finish, self._instance, self._received_s, log_probs, scores)
 
     async def wait(self) -> None:
         """Return when something may have changed, at the latest after a second."""
@@ -192,6 +204,14 @@ class OpenRequest:
     def _lives_elsewhere(self, instance: InstanceId) -> bool:
         return self.target is not None and self.target.instance != instance
 
+    def _take_scores(self, scores: PromptScores) -> None:
+        # The prompt's first token has none; what an earlier attempt has told comes once more.
+        known = len(self._scores) + 1 - scores.position
+        if known < 0:
+            self.lose()
+            return
+        self._scores.extend(scores.log_probs[known:])
+
     def _take_tokens(self, event: TokenEvent, received_s: float) -> None:
         known = len(self._tokens) - event.position
         if known < 0:
@@ -199,6 +219,7 @@ class OpenRequest:
             self.lose()
             return
         self._tokens.extend(event.token_ids[known:])
+        self._log_probs.extend(event.log_probs[known:])
         self._finish = event.finish_reason
         self._instance = event.instance
         self._received_s = received_s

@@ -14,6 +14,7 @@ from aegaeon.proxy import limits
 from aegaeon.proxy.failures import ApiError, invalid, unsupported
 
 MAX_CHOICES = 1024
+MAX_BIASES = 1024
 COMPLETION_DEFAULT_TOKENS = 16
 
 _Positive = Annotated[int, Meta(ge=1, le=2**31)]
@@ -85,7 +86,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
@@ -94,6 +95,22 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Return what is added to the logits of tokens, by id. Raises ApiError."""
+        given = self.logit_bias or {}
+        if len(given) > MAX_BIASES:
+            text = f"'logit_bias' has {len(given)} tokens; at most {MAX_BIASES} are allowed"
+            raise invalid("logit_bias", text)
+        wrong = next((key for key in given if not (key.isascii() and key.isdecimal())), None)
+        if wrong is not None:
+            raise invalid("logit_bias", f"'logit_bias' has {wrong!r}; its keys are token ids")
+        return tuple((int(key), added) for key, added in given.items())
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        """How many tokens beside the chosen one come with log-probabilities; None: none at all."""
+        raise NotImplementedError
 
 
 class ChatBody(Body, frozen=True, kw_only=True):
@@ -112,15 +129,24 @@ class ChatBody(Body, frozen=True, kw_only=True):
     modalities: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    @property
+    def asked_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionBody(Body, frozen=True, kw_only=True):
     """The body of POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     suffix: str | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> tuple[str | tuple[int, ...], ...]:
         """Return the prompts one by one, each as text or as token ids."""
@@ -135,34 +161,32 @@ class CompletionBody(Body, frozen=True, kw_only=True):
         raise invalid("prompt", "'prompt' mixes text and token ids; send one kind")
 
 
-_Body = TypeVar("_Body", ChatBody, CompletionBody)
+_Body = TypeVar("_Body")
 _AT = re.compile(r"^(.*) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
 def parse_chat(raw: bytes) -> ChatBody:
     """Decode and check the body of a chat completion. Raises ApiError."""
-    body = _decode(raw, ChatBody)
+    body = decode_body(raw, ChatBody)
     _check_shared(body)
     _check_chat_sizes(body)
     _check_chat_features(body)
     for index, message in enumerate(body.messages):
-        _check_message(message, f"messages[{index}]")
+        check_message(message, f"messages[{index}]")
     return body
 
 
 def parse_completion(raw: bytes) -> CompletionBody:
     """Decode and check the body of a text completion. Raises ApiError."""
-    body = _decode(raw, CompletionBody)
+    body = decode_body(raw, CompletionBody)
     _check_shared(body)
     if body.suffix:
         raise unsupported("suffix")
-    if body.echo:
-        raise unsupported("echo")
     if body.best_of is not None and body.best_of > 1:
         raise unsupported("best_of")
-    if body.logprobs is not None:
-        raise unsupported("logprobs")
+    if body.max_tokens == 0 and not body.echo:
+        raise invalid("max_tokens", "'max_tokens' 0 generates nothing; it needs 'echo': true")
     prompts = body.prompts()
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise invalid("prompt", "'prompt' is empty; send at least one character or token id")
@@ -171,7 +195,8 @@ def parse_completion(raw: bytes) -> CompletionBody:
     return body
 
 
-def _decode(raw: bytes, kind: type[_Body]) -> _Body:
+def decode_body(raw: bytes, kind: type[_Body]) -> _Body:
+    """Return the JSON body `raw` as a `kind`. Raises ApiError that names the wrong field."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -198,14 +223,7 @@ def _check_shared(body: Body) -> None:
     limits.check_stops(body.stops())
     limits.check_count("logit_bias", len(body.logit_bias or ()), limits.MAX_BIASES, "tokens")
     limits.check_tree("metadata", body.metadata)
-    if body.presence_penalty:
-        raise unsupported("presence_penalty")
-    if body.frequency_penalty:
-        raise unsupported("frequency_penalty")
-    if body.repetition_penalty not in (None, 1.0):
-        raise unsupported("repetition_penalty")
-    if body.logit_bias:
-        raise unsupported("logit_bias")
+    body.biases()
 
 
 def _check_chat_sizes(body: ChatBody) -> None:
@@ -223,10 +241,8 @@ def _check_chat_sizes(body: ChatBody) -> None:
 
 
 def _check_chat_features(body: ChatBody) -> None:
-    if body.logprobs:
-        raise unsupported("logprobs")
-    if body.top_logprobs:
-        raise unsupported("top_logprobs")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid("top_logprobs", "'top_logprobs' is only allowed with 'logprobs': true")
     if body.functions:
         raise unsupported("functions")
     if body.tools and body.tool_choice != "none":
@@ -239,7 +255,8 @@ def _check_chat_features(body: ChatBody) -> None:
         raise unsupported("modalities")
 
 
-def _check_message(message: Message, where: str) -> None:
+def check_message(message: Message, where: str) -> None:
+    """Raise ApiError for a message, at `where` in the body, that nobody could send."""
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
         raise invalid(f"{where}.content", f"'{where}.content' is missing")
     if message.tool_calls and message.role != "assistant":

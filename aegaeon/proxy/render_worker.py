@@ -33,6 +33,7 @@ class Render(msgspec.Struct, frozen=True, tag=True):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     extras: dict[str, Any] | None
+    add_generation_prompt: bool = True
     source: str | None = None
     tokens: dict[str, str] = {}
 
@@ -75,7 +76,9 @@ def _answer(templates: dict[int, ChatTemplate], asked: Render, frame_bytes: int)
         if asked.source is not None:
             templates[asked.key] = ChatTemplate(asked.source, asked.tokens)
         max_chars = LEAST_CHARS + GROWTH * frame_bytes
-        text = templates[asked.key].render(asked.messages, asked.tools, asked.extras, max_chars)
+        text = templates[asked.key].render(
+            asked.messages, asked.tools, asked.extras, asked.add_generation_prompt, max_chars
+        )
         text.encode()  # half a surrogate pair is no text
         return Rendered(text)
     except CheckpointError as error:

@@ -195,11 +195,12 @@ class BoundTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extras: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """Return the prompt, ending where the assistant's answer begins.
+        """Return the prompt, ending where the assistant's answer begins, unless that is to be left.
 
         Raises InvalidRequest when the template refuses the conversation or takes more than it may,
         CheckpointError when it cannot be compiled, Overloaded.
         """
-        asked = Render(self._key, messages, tools, extras)
+        asked = Render(self._key, messages, tools, extras, add_generation_prompt)
         return self._renderer.render(asked, self._source, self._tokens)

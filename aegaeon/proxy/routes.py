@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from fastapi import FastAPI
@@ -14,17 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from aegaeon.errors import AegaeonError
 from aegaeon.proxy.answers import DONE, PING, Answer, ModelList, Text, Usage, frame
-from aegaeon.proxy.choices import Choices, Piece
-from aegaeon.proxy.failures import (
-    ApiError,
-    as_api_error,
-    internal_error,
-    invalid,
-)
+from aegaeon.proxy.choices import Choices
+from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, invalid
 from aegaeon.proxy.guard import CALLER, Caller, error_response
 from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
+from aegaeon.proxy.tokenize import parse_detokenize, parse_tokenize
+from aegaeon.proxy.transcript import Piece, TokenScore
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +48,8 @@ def add_routes(app: FastAPI) -> None:
     add = app.add_api_route
     add("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
     add("/v1/completions", completions, methods=["POST"], response_model=None)
+    add("/tokenize", tokens_of_text, methods=["POST"], response_model=None)
+    add("/detokenize", text_of_tokens, methods=["POST"], response_model=None)
     look = ["GET", "HEAD"]
     add("/v1/models", models, methods=look, response_model=None)
     add("/v1/models/{model:path}", model, methods=look, response_model=None)
@@ -72,6 +71,22 @@ async def completions(request: Request) -> Response:
     body = parse_completion(await _body(request, service))
     _caller(request).check_model(body.model)
     return await _answer(request, service, await service.complete(body))
+
+
+async def tokens_of_text(request: Request) -> Response:
+    """POST /tokenize."""
+    service = _service(request)
+    body = parse_tokenize(await _body(request, service))
+    _caller(request).check_model(body.model)
+    return _json(await service.tokenize(body))
+
+
+async def text_of_tokens(request: Request) -> Response:
+    """POST /detokenize."""
+    service = _service(request)
+    body = parse_detokenize(await _body(request, service))
+    _caller(request).check_model(body.model)
+    return _json(await service.detokenize(body))
 
 
 async def models(request: Request) -> Response:
@@ -129,6 +144,7 @@ async def _answer(request: Request, service: Service, job: Job) -> Response:
 async def _whole(service: Service, job: Job) -> bytes:
     count = len(job.generations)
     texts: list[list[str]] = [[] for _ in range(count)]
+    scores: list[list[TokenScore]] = [[] for _ in range(count)]
     done: list[Text | None] = [None] * count
     tally = Tally(job.prompt_tokens)
     async with service.choices(job) as choices:
@@ -138,9 +154,12 @@ async def _whole(service: Service, job: Job) -> bytes:
                 continue
             tally.add(piece)
             texts[piece.index].append(piece.text)
+            scores[piece.index] += piece.scores
             if piece.finish_reason is not None:
-                done[piece.index] = Text("".join(texts[piece.index]), piece.finish_reason)
-    answer = Answer("chat" if job.is_chat else "text", job.body.model, job.id)
+                text, of_tokens = "".join(texts[piece.index]), tuple(scores[piece.index])
+                done[piece.index] = Text(text, piece.finish_reason, of_tokens)
+    kind: Literal["chat", "text"] = "chat" if job.is_chat else "text"
+    answer = Answer(kind, job.body.model, job.id, bytes_of=job.bytes_of)
     return answer.whole([text for text in done if text is not None], tally.usage, tally.instance)
 
 
@@ -176,7 +195,11 @@ class TokenStream(Response):
         self._with_usage = bool(options and options.include_usage)
         self._with_running_usage = bool(options and options.continuous_usage_stats)
         self._answer = Answer(
-            "chat" if job.is_chat else "text", job.body.model, job.id, self._with_usage
+            "chat" if job.is_chat else "text",
+            job.body.model,
+            job.id,
+            self._with_usage,
+            job.bytes_of,
         )
         self._tally = Tally(job.prompt_tokens)
         self._opened: set[int] = set()
@@ -229,9 +252,7 @@ class TokenStream(Response):
             # Tokens of which no text is certain yet.
             return opening
         usage = self._tally.usage if self._with_running_usage else None
-        return opening + self._answer.piece(
-            piece.index, piece.text, piece.finish_reason, piece.instance, usage
-        )
+        return opening + self._answer.piece(piece, usage)
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:

@@ -1,7 +1,6 @@
 """What the routes do, without HTTP: a checked body becomes generations of a served model."""
 
 import asyncio
-import hashlib
 import secrets
 from functools import partial
 from typing import Literal
@@ -9,26 +8,40 @@ from typing import Literal
 import msgspec
 
 from aegaeon.config import Settings
-from aegaeon.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from aegaeon.errors import InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList
+from aegaeon.proxy.asked import (
+    Prompt,
+    check_length,
+    check_token_ids,
+    child_seed,
+    max_tokens,
+    sampling_of,
+)
 from aegaeon.proxy.chat import messages_for_template
 from aegaeon.proxy.choices import Choices
-from aegaeon.proxy.failures import ApiError, as_api_error, invalid
+from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
+from aegaeon.proxy.logprobs import TokenBytes
 from aegaeon.proxy.openai import (
     COMPLETION_DEFAULT_TOKENS,
-    Body,
     ChatBody,
     CompletionBody,
 )
 from aegaeon.proxy.rendering import Renderer
+from aegaeon.proxy.tokenize import (
+    DetokenizeBody,
+    Detokenized,
+    TokenizeBody,
+    Tokenized,
+    detokenize,
+    tokenize,
+)
 from aegaeon.proxy.tokenizer import TextModel
-from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId, SamplingParams
-
-# Characters beyond the longest token's, for tokenizers and templates that drop some.
-_SLACK = 4
+from aegaeon.proxy.transcript import Echo, Transcript
+from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +52,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     generations: tuple[Generation, ...]
     text: TextModel
     prompt_tokens: int
+    echoes: tuple[Echo | None, ...]  # as the generations
+
+    @property
+    def bytes_of(self) -> TokenBytes | None:
+        """What names tokens, where log-probabilities are asked for."""
+        return None if self.body.asked_logprobs is None else self.text.token_bytes
 
     @property
     def is_chat(self) -> bool:
@@ -75,34 +94,59 @@ class Service:
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
-        _check_length(spec, text, sum(len(message["content"]) for message in messages), "messages")
+        check_length(spec, text, sum(len(message["content"]) for message in messages), "messages")
         encode = partial(text.encode_chat, messages, None, body.chat_template_kwargs)
         try:
             prompt = await asyncio.to_thread(encode)
         except InvalidRequest as error:
             raise invalid("messages", str(error)) from None
         asked = body.max_completion_tokens or body.max_tokens
-        return self._job(body, spec, text, [(prompt, asked or spec.context_tokens, bool(asked))])
+        return self._job(
+            body, spec, text, [Prompt(prompt, asked or spec.context_tokens, bool(asked))]
+        )
 
     async def complete(self, body: CompletionBody) -> Job:
         """Prepare a text completion. Raises as `chat`."""
         spec = self._spec(body.model)
         text = await self._text(spec)
         asked = body.max_tokens
+        most = COMPLETION_DEFAULT_TOKENS if asked is None else max(asked, 1)
         prompts = []
         for prompt in body.prompts():
             if isinstance(prompt, str):
-                _check_length(spec, text, len(prompt), "prompt")
+                check_length(spec, text, len(prompt), "prompt")
                 token_ids = await asyncio.to_thread(text.encode, prompt)
             else:
                 token_ids = prompt
-            prompts.append((token_ids, asked or COMPLETION_DEFAULT_TOKENS, bool(asked)))
+            echo = None
+            if body.echo:
+                shown = prompt if isinstance(prompt, str) else self._shown(spec, text, prompt)
+                echo = Echo(shown, token_ids, is_all=asked == 0)
+            prompts.append(Prompt(token_ids, most, asked is not None, echo))
         return self._job(body, spec, text, prompts)
+
+    async def tokenize(self, body: TokenizeBody) -> Tokenized:
+        """Return the ids of a prompt or conversation. Raises as `chat`; loads no model."""
+        spec = self._spec(body.model)
+        work = partial(tokenize, spec, await self._text(spec), body)
+        try:
+            return await asyncio.to_thread(work)
+        except InvalidRequest as error:
+            raise invalid("messages", str(error)) from None
+
+    async def detokenize(self, body: DetokenizeBody) -> Detokenized:
+        """Return the text of ids. Raises as `chat`; loads no model."""
+        spec = self._spec(body.model)
+        return await asyncio.to_thread(detokenize, spec, await self._text(spec), body)
 
     def choices(self, job: Job) -> Choices:
         """Return the running choices of `job`, to be entered as a context."""
-        detokenizers = [job.text.detokenizer() for _ in job.generations]
-        return Choices(self.gateway, job.generations, detokenizers, job.body.stops())
+        stops, is_scored = job.body.stops(), job.bytes_of is not None
+        transcripts = [
+            Transcript((job.text.detokenizer(), job.text.detokenizer()), stops, echo, is_scored)
+            for echo in job.echoes
+        ]
+        return Choices(self.gateway, job.generations, transcripts)
 
     def models(self) -> ModelList:
         """Return the served models, with where their weights are now."""
@@ -138,6 +182,10 @@ class Service:
             raise ApiError(404, "not_found", message)
         return found
 
+    def _shown(self, spec: ModelSpec, text: TextModel, token_ids: tuple[int, ...]) -> str:
+        check_token_ids(spec, token_ids, "prompt")
+        return text.decode(token_ids)
+
     def _spec(self, model: ModelId) -> ModelSpec:
         spec = self._specs.get(model)
         if spec is None:
@@ -163,21 +211,21 @@ class Service:
         body: ChatBody | CompletionBody,
         spec: ModelSpec,
         text: TextModel,
-        prompts: list[tuple[tuple[int, ...], int, bool]],
+        prompts: list[Prompt],
     ) -> Job:
-        sampling = _sampling(body, text)
+        sampling = sampling_of(body, spec, text)
         stop_token_ids = () if body.ignore_eos else text.stop_token_ids
         param = "messages" if isinstance(body, ChatBody) else "prompt"
         answer_id = f"{'chatcmpl' if param == 'messages' else 'cmpl'}-{secrets.token_hex(12)}"
         generations = [
             Generation(
                 model=spec.id,
-                prompt_token_ids=token_ids,
-                sampling=msgspec.structs.replace(sampling, seed=_child_seed(sampling.seed, choice)),
-                max_tokens=_max_tokens(spec, token_ids, asked, is_firm, param),
+                prompt_token_ids=prompt.token_ids,
+                sampling=msgspec.structs.replace(sampling, seed=child_seed(sampling.seed, choice)),
+                max_tokens=max_tokens(spec, prompt, param),
                 stop_token_ids=stop_token_ids,
             )
-            for token_ids, asked, is_firm in prompts
+            for prompt in prompts
             for choice in range(body.n or 1)
         ]
         return Job(
@@ -188,7 +236,8 @@ class Service:
                 for index, generation in enumerate(generations)
             ),
             text=text,
-            prompt_tokens=sum(len(token_ids) for token_ids, _, _ in prompts),
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            echoes=tuple(prompt.echo for prompt in prompts for _ in range(body.n or 1)),
         )
 
     def _card(self, spec: ModelSpec, rows: tuple[Instance, ...]) -> ModelCard:
@@ -199,65 +248,6 @@ class Service:
             quantize=spec.quantize,
             status=_whereabouts(spec.id, rows),
         )
-
-
-def _max_tokens(
-    spec: ModelSpec, token_ids: tuple[int, ...], asked: int, is_firm: bool, param: str
-) -> int:
-    """Return how much to generate; only a default gives way to the context."""
-    if not token_ids:
-        raise invalid(param, f"'{param}' has no tokens; send some text")
-    wrong = next((t for t in token_ids if not 0 <= t < spec.vocab_tokens), None)
-    if wrong is not None:
-        text = f"token id {wrong} is not in the vocabulary of {spec.vocab_tokens} tokens"
-        raise invalid(param, text)
-    room = spec.context_tokens - len(token_ids)
-    needed = asked if is_firm else 1
-    if needed > room:
-        raise _too_long(
-            f"the context of {spec.id} is {spec.context_tokens} tokens, but the prompt has "
-            f"{len(token_ids)} and {needed} more are to be generated; shorten one of them",
-            param,
-        )
-    return min(asked, room)
-
-
-def _check_length(spec: ModelSpec, text: TextModel, chars: int, param: str) -> None:
-    """Refuse what cannot fit by far: to tokenise megabytes takes seconds of a processor."""
-    if chars > _SLACK * spec.context_tokens * text.longest_token_chars:
-        raise _too_long(
-            f"the context of {spec.id} is {spec.context_tokens} tokens, but the prompt has {chars} "
-            "characters; shorten it",
-            param,
-        )
-
-
-def _too_long(message: str, param: str) -> ApiError:
-    exceeded = as_api_error(ContextLengthExceeded(message))
-    return ApiError(exceeded.status, exceeded.code, exceeded.message, param)
-
-
-def _sampling(body: Body, text: TextModel) -> SamplingParams:
-    """Merge what the client gave over the model's own defaults; a missing seed is drawn."""
-    values = msgspec.structs.asdict(text.defaults)
-    for name in values:
-        given = getattr(body, name)
-        if given is not None:
-            values[name] = given
-    if values["top_p"] == 0:
-        # No probability at all still leaves the best token.
-        values.update(top_p=1.0, top_k=1)
-    values["top_k"] = max(values["top_k"], 0)
-    seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
-    return SamplingParams(**values, seed=seed)
-
-
-def _child_seed(seed: int, choice: int) -> int:
-    """Choice 0 draws as if it were alone; the others from seeds of their own."""
-    if choice == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % 2**63
 
 
 def _whereabouts(

@@ -14,6 +14,7 @@ from aegaeon.proxy.detokenize import (
     ByteLevelVocabulary,
     Detokenizer,
     WindowDetokenizer,
+    token_name_bytes,
 )
 
 
@@ -28,6 +29,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class TextModel:
@@ -74,19 +76,30 @@ class TextModel:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extras: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """Return the prompt's text. Raises as encode_chat."""
         if self._template is None:
             raise InvalidRequest("the model has no chat template; use /v1/completions instead")
-        return self._template.render(messages, tools, extras)
+        return self._template.render(messages, tools, extras, add_generation_prompt)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokenise a plain prompt, with the special tokens that the tokenizer adds by itself."""
-        return self._ids(text, add_special_tokens=True)
+        return self._ids(text, add_special_tokens)
 
-    def decode(self, token_ids: tuple[int, ...]) -> str:
-        """Return the text of all ids at once, without special tokens."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: tuple[int, ...], keep_special: bool = False) -> str:
+        """Return the text of all ids at once, without special tokens unless they are kept."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=not keep_special)
+
+    def token_name(self, token_id: int) -> str:
+        """Return what the vocabulary calls a token; an unknown id has no name."""
+        name: str | None = self._tokenizer.id_to_token(token_id)
+        return name or ""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for; a control sign stands for its name."""
+        raw = b"" if self._vocabulary is None else self._vocabulary.bytes_of(token_id)
+        return raw or token_name_bytes(self._tokenizer, token_id)
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh incremental decoder for one sequence."""
@@ -150,7 +163,7 @@ def _is_byte_level(file: Path) -> bool:
 
 
 def _defaults(generation: dict[str, Any]) -> SamplingDefaults:
-    names = ("temperature", "top_p", "top_k", "min_p")
+    names = SamplingDefaults.__struct_fields__
     given = {name: generation[name] for name in names if generation.get(name) is not None}
     try:
         return msgspec.convert(given, SamplingDefaults)

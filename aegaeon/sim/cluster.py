@@ -11,6 +11,7 @@ import msgspec
 
 from aegaeon.errors import ConfigError
 from aegaeon.metrics import Served
+from aegaeon.sampling import SamplingParams
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.places import Place
 from aegaeon.scheduler.policies import Fleet, Policy
@@ -18,7 +19,7 @@ from aegaeon.sim.device import Device, Job, Prices, Usage
 from aegaeon.sim.pace import exact
 from aegaeon.sim.timeline import Span, Timeline
 from aegaeon.sim.workloads import Arrival, Load
-from aegaeon.types import ModelId, Request, Role, SamplingParams
+from aegaeon.types import ModelId, Request, Role
 
 SAMPLING = SamplingParams(temperature=0.0)
 

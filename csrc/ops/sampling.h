@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "ops/adjustment.h"
 #include "ops/ops.h"
 
 namespace aegaeon::ops {
@@ -32,6 +33,7 @@ struct SampleParams {
   std::size_t vocab;                   // 1 .. 2^32 - 1
   const Draw* draws;                   // [rows]
   std::optional<std::size_t>* tokens;  // [rows]; none where a logit is infinite or NaN
+  const RowChange* changes = nullptr;  // [rows], or null for none; none allowed: no token
 };
 
 // value(r, i) = logits[r][i] - log(sum over j of exp(logits[r][j])), of the chosen id and of the

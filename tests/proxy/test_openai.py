@@ -49,6 +49,13 @@ def test_unknown_fields_are_ignored():
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"the": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
         ({"user": 7}, "user"),
         ({"model": None}, "model"),
         ({"messages": []}, "messages"),
@@ -73,11 +80,6 @@ def test_a_wrong_value_is_named(fields, param):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logprobs": True}, "logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -1}, "frequency_penalty"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -148,8 +150,33 @@ def test_other_forms_of_prompt_are_refused(prompt):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 1}]
+    ("fields", "expected"),
+    [({}, None), ({"logprobs": False}, None), ({"logprobs": True}, 0)]
+    + [({"logprobs": True, "top_logprobs": count}, count) for count in (0, 20)],
 )
+def test_a_chat_asks_for_log_probabilities_in_two_fields(fields, expected):
+    assert chat(**fields).asked_logprobs == expected
+
+
+def test_biases_are_by_token_id():
+    assert chat(logit_bias={"5": 1, "70": -100}).biases() == ((5, 1.0), (70, -100.0))
+    assert chat(logit_bias=None).biases() == ()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"logprobs": 6}, {"logprobs": True}, {"max_tokens": 0}, {"echo": "yes"}]
+)
+def test_a_wrong_value_of_a_completion_is_named(fields):
+    with pytest.raises(ApiError) as caught:
+        completion(**fields)
+    assert caught.value.param in fields and caught.value.code == "invalid_value"
+
+
+def test_nothing_needs_to_be_generated_behind_an_echo():
+    assert completion(max_tokens=0, echo=True).max_tokens == 0
+
+
+@pytest.mark.parametrize("fields", [{"suffix": "x"}, {"best_of": 2}])
 def test_completion_features_that_are_not_built_are_refused(fields):
     with pytest.raises(ApiError) as caught:
         completion(**fields)

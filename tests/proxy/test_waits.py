@@ -7,8 +7,9 @@ import pytest
 from aegaeon.errors import InstanceLost
 from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.generation import Delta, Generation, OpenRequest
+from aegaeon.proxy.transcript import Transcript
 from aegaeon.proxy.waits import within
-from aegaeon.types import SamplingParams
+from aegaeon.sampling import SamplingParams
 
 GENERATION = Generation(
     model="m", prompt_token_ids=(1,), sampling=SamplingParams(), max_tokens=9, stop_token_ids=()
@@ -23,6 +24,10 @@ class Plain:
 
     def finish(self):
         return ""
+
+
+def transcript():
+    return Transcript((Plain(), Plain()), ())
 
 
 class Source:
@@ -65,7 +70,7 @@ def test_no_wait_swallows_a_cancellation(ticks):
 
     async def choices():
         source = Source()
-        async with Choices(source, [GENERATION], [Plain()], ()) as pieces:
+        async with Choices(source, [GENERATION], [transcript()]) as pieces:
             return await cancelled_in_tick(ticks, pieces.next(9.0), source.changed.set)
 
     for case in (event, request, choices):
@@ -76,7 +81,7 @@ def test_a_wait_ends_in_time():
     async def test():
         with pytest.raises(asyncio.TimeoutError):
             await within(0.01, asyncio.Event().wait())
-        async with Choices(Source(), [GENERATION], [Plain()], ()) as pieces:
+        async with Choices(Source(), [GENERATION], [transcript()]) as pieces:
             assert await pieces.next(0.01) is None
             assert pieces.ready() is None
 

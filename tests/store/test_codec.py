@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegaeon.errors import RegionMismatch
+from aegaeon.sampling import PromptScores, TokenLogProbs
 from aegaeon.store.codec import decode_instance_message, decode_reply, encode
 from aegaeon.types import (
     Accepted,
@@ -27,7 +28,7 @@ REQUEST = Request(
     id="r",
     model="m",
     prompt_token_ids=tuple(range(1000)),
-    sampling=SamplingParams(temperature=0.7, seed=2**63 - 1),
+    sampling=SamplingParams(temperature=0.7, seed=2**63 - 1, logit_bias=((5, -1.5),), logprobs=0),
     max_tokens=64,
     stop_token_ids=(1, 2),
     reply_to="proxy-1",
@@ -59,6 +60,8 @@ def test_messages_to_instances_come_back_equal(message: InstanceMessage) -> None
     [
         TokenEvent("r", 1, 3, (5, 6), "i", "stop"),
         TokenEvent("r", 0, 0, (5,), "i"),
+        TokenEvent("r", 0, 0, (5,), "i", None, (TokenLogProbs(-0.5, ((5, -0.5), (6, -2.0))),)),
+        PromptScores("r", 1, 32, (TokenLogProbs(-1.5), TokenLogProbs(-2.5, ((7, -0.1),)))),
         Moved("r", 1, "i", 1 << 40),
         RequestFailed("r", 1, "timeout", "too late — ü", "i"),
     ],

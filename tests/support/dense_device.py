@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aegaeon.device.base import Device, Draw, Projection, StepBatch
+from aegaeon.device.base import (
+    Change,
+    Device,
+    Draw,
+    Projection,
+    RowLogProbs,
+    StepBatch,
+)
 from aegaeon.device.packed import Matrix, unpack
 from tests.support.sampling import pick_token
 
@@ -57,10 +64,24 @@ class DenseDevice(Device):
         weights = scores.masked_fill(future, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, values).reshape(len(queries), -1)
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+    def sample(
+        self, logits: Tensor, draws: Sequence[Draw], changes: Sequence[Change | None] = ()
+    ) -> list[int | None]:
+        assert not any(changes), "the references of changes are in tests.support.sampling"
         return [
             pick_token(row.numpy(), *draw) if row.isfinite().all() else None
             for row, draw in zip(logits, draws, strict=True)
+        ]
+
+    def log_probabilities(
+        self, logits: Tensor, chosen: Sequence[int], best: int
+    ) -> list[RowLogProbs]:
+        values = logits.double().log_softmax(-1)
+        likeliest = values.topk(best)
+        rows = zip(values, chosen, likeliest.indices, likeliest.values, strict=True)
+        return [
+            (float(row[token]), list(zip(ids.tolist(), best_values.tolist(), strict=True)))
+            for row, token, ids, best_values in rows
         ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from aegaeon.errors import AegaeonError
 from aegaeon.explanations import Decision, Explain, Explained
+from aegaeon.sampling import PromptScores, TokenLogProbs
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_instance_message, encode
 from aegaeon.types import (
@@ -20,7 +21,15 @@ from aegaeon.types import (
 )
 
 LEASE_S = 60.0
+SCORED_AT_ONCE = 3  # tokens of a prompt
 Reply = Callable[[Request], tuple[int, ...]]
+ToProxy = TokenEvent | PromptScores | RequestFailed | Moved
+
+
+def log_probs_of(token: int, best: int) -> TokenLogProbs:
+    """What instances here say of a token, whatever came before it."""
+    likeliest = tuple((token + rank, -0.25 - rank) for rank in range(best))
+    return TokenLogProbs(-0.25, likeliest)
 
 
 def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -88,7 +97,7 @@ class FakeInstance:
         to._running[request.id] = (request, left)
         to._mailbox.wake()
 
-    def say(self, request: Request, reply: TokenEvent | RequestFailed | Moved) -> None:
+    def say(self, request: Request, reply: ToProxy) -> None:
         """Tell the request's proxy something."""
         self._send(request, reply)
 
@@ -134,6 +143,7 @@ class FakeInstance:
                     failed = RequestFailed(request.id, request.attempt, code, message, self.id)
                     self._send(request, failed)
                     return
+                self._score(request)
                 tokens = list(self.reply(request))[: request.max_tokens]
                 self._running[request.id] = (request, tokens[len(request.generated_token_ids) :])
             case Explain(ticket=ticket, reply_to=reply_to, request=request):
@@ -144,6 +154,13 @@ class FakeInstance:
             case Cancel(request_id=request_id):
                 self.cancelled.append(request_id)
                 self._running.pop(request_id, None)
+
+    def _score(self, request: Request) -> None:
+        prompt, best = request.prompt_token_ids, request.sampling.prompt_logprobs
+        for first in range(1, len(prompt), SCORED_AT_ONCE) if best is not None else ():
+            tokens = prompt[first : first + SCORED_AT_ONCE]
+            told = tuple(log_probs_of(token, best) for token in tokens)
+            self._send(request, PromptScores(request.id, request.attempt, first, told))
 
     def _send_tokens(self, request: Request, left: list[int]) -> None:
         total = min(len(self.reply(request)), request.max_tokens)
@@ -157,13 +174,17 @@ class FakeInstance:
                 finish = "stop"
             elif not left:
                 finish = "length"
-            event = TokenEvent(request.id, request.attempt, position, (token,), self.id, finish)
+            best = request.sampling.logprobs
+            event = TokenEvent(
+                request.id, request.attempt, position, (token,), self.id, finish,
+                () if best is None else (log_probs_of(token, best),),
+            )  # fmt: skip
             self._send(request, event)
             if finish is not None:
                 break
         self._running.pop(request.id, None)
 
-    def _send(self, request: Request, reply: TokenEvent | RequestFailed | Moved) -> None:
+    def _send(self, request: Request, reply: ToProxy) -> None:
         try:
             if request.reply_to not in self._mailboxes:
                 self._mailboxes[request.reply_to] = self.domain.open_mailbox(request.reply_to)

@@ -7,7 +7,8 @@ from tests.support.decoder import load_in_thread
 
 
 class Runner:
-    """Turns of random models and batches; `tokens`, `reasons` and `failures` are by request."""
+    """Turns of random models and batches; `tokens`, `log_probs`, `scores`, `reasons` and
+    `failures` are by request."""
 
     def __init__(self, engine):
         self.engine = engine
@@ -15,6 +16,8 @@ class Runner:
         self.tokens = {}
         self.open = []
         self.running = []
+        self.log_probs = {}
+        self.scores = {}
         self.reasons = {}
         self.failures = {}
         self.preempted = 0
@@ -26,6 +29,8 @@ class Runner:
             self.engine.submit(request)
             self.models[request.id] = request.model
             self.tokens[request.id] = []
+            self.log_probs[request.id] = []
+            self.scores[request.id] = []
             self.open.append(request.id)
 
     def act(self, action):
@@ -36,8 +41,12 @@ class Runner:
             load_in_thread(self.engine, outcome.model)
             return self.act(action)
         assert isinstance(outcome, Stepped), outcome
+        for told in outcome.scores:
+            assert told.position == len(self.scores[told.request_id]) + 1
+            self.scores[told.request_id] += told.log_probs
         for token in outcome.tokens:
             self.tokens[token.request_id].append(token.token_id)
+            self.log_probs[token.request_id].append(token.log_probs)
             if token.request_id not in self.running:
                 self.running.append(token.request_id)
             if token.finish_reason:

@@ -73,3 +73,30 @@ def _nucleus(weights: Weights, top_p: float) -> Ids:
             kept = int(np.searchsorted(heights, wanted, side="left")) + 1
             return np.sort(head[:kept])
         count *= 4
+
+
+def adjust(logits: Logits, params: SamplingParams, prompt: list[int], made: list[int]) -> Logits:
+    """Return what penalties and bias make of logits [vocab]: csrc/ops/adjustment.h, token by token,
+    in float64."""
+    row = [float(logit) for logit in logits]
+    bias: dict[int, float] = {}
+    for token, added in params.logit_bias:
+        bias[token] = bias.get(token, 0.0) + added
+    for token in range(len(row)):
+        count = made.count(token)
+        if token in prompt or count:
+            r = params.repetition_penalty
+            row[token] = row[token] / r if row[token] > 0 else row[token] * r
+        row[token] -= params.presence_penalty * (count > 0)
+        row[token] -= params.frequency_penalty * count
+        row[token] += bias.get(token, 0.0)
+    furthest = float(np.finfo(np.float32).max)  # numpy's own numbers would warn of what is beyond
+    return np.array(row).clip(-furthest, furthest).astype(np.float32)
+
+
+def pick_allowed(
+    logits: Logits, params: SamplingParams, position: int, allowed: NDArray[np.bool_]
+) -> int | None:
+    """As `pick_token`, of a row that has only the tokens allowed."""
+    ids = np.flatnonzero(allowed)
+    return int(ids[pick_token(logits[ids], params, position)]) if len(ids) else None

@@ -21,12 +21,16 @@ class RowSampler {
   // Looks over the row; false where a logit is infinite or NaN.
   bool read(const float* logits, std::size_t count);
 
-  std::size_t greedy() const;
+  // Goes on with what `change` makes of the row that was read; false where nothing is left.
+  bool change(const RowChange& change);
   std::size_t draw(const Draw& draw);
   // Writes the row's log-probabilities of params.chosen[at] and of the best.
   void log_probabilities(const LogProbParams& params, std::size_t at);
 
  private:
+  std::size_t greedy() const;
+  std::size_t draw_by_weight(const Draw& draw);
+  void keep_allowed(const std::uint32_t* allowed);
   void choose_top(std::size_t top_k, double temperature);
   double weigh(double temperature);
   std::size_t find_height(double share, double floor) const;
@@ -38,18 +42,49 @@ class RowSampler {
   float high_ = 0;
   std::vector<float> highs_, scratch_, top_logits_;
   std::vector<std::uint32_t> top_ids_;
+  std::vector<float> changed_;
+  std::vector<std::uint32_t> allowed_ids_;
+  bool is_masked_ = false;
   std::vector<double> weights_, sums_;
   Nucleus nucleus_;
 };
 
 bool RowSampler::read(const float* logits, std::size_t count) {
   kernel_ = sampling_kernels();
+  is_masked_ = false;
   logits_ = logits;
   count_ = count;
   highs_.resize(blocks_of(count, kHighBlock));
   if (!kernel_.find_highs(logits, count, highs_.data())) return false;
   high_ = *std::max_element(highs_.begin(), highs_.end());
   return true;
+}
+
+bool RowSampler::change(const RowChange& change) {
+  changed_.resize(std::max(changed_.size(), count_));
+  std::copy_n(logits_, count_, changed_.begin());
+  if (change.adjustment != nullptr) change.adjustment->apply(changed_.data(), count_);
+  if (change.allowed != nullptr) keep_allowed(change.allowed);
+  const bool is_masked = change.allowed != nullptr;
+  if (count_ == 0 || !read(changed_.data(), count_)) return false;
+  is_masked_ = is_masked;
+  return true;
+}
+
+// Narrows the changed row to the tokens allowed, by id.
+void RowSampler::keep_allowed(const std::uint32_t* allowed) {
+  allowed_ids_.resize(std::max(allowed_ids_.size(), count_));
+  std::size_t kept = 0;
+  for (std::size_t word = 0; word * 32 < count_; ++word) {
+    // Most words have none, or all.
+    for (std::uint32_t bits = allowed[word]; bits != 0; bits &= bits - 1) {
+      const std::size_t id = word * 32 + static_cast<std::size_t>(__builtin_ctz(bits));
+      if (id >= count_) break;
+      changed_[kept] = changed_[id];
+      allowed_ids_[kept++] = static_cast<std::uint32_t>(id);
+    }
+  }
+  count_ = kept;
 }
 
 std::size_t RowSampler::greedy() const {
@@ -118,6 +153,11 @@ std::size_t RowSampler::find_height(double share, double floor) const {
 }
 
 std::size_t RowSampler::draw(const Draw& draw) {
+  const std::size_t index = draw.temperature > 0 ? draw_by_weight(draw) : greedy();
+  return is_masked_ ? allowed_ids_[index] : index;
+}
+
+std::size_t RowSampler::draw_by_weight(const Draw& draw) {
   const bool is_narrowed = draw.top_k > 0 && draw.top_k < count_;
   if (is_narrowed) choose_top(draw.top_k, draw.temperature);
   const double total = weigh(draw.temperature);
@@ -187,7 +227,10 @@ void sample(ThreadPool& pool, const SampleParams& params) {
     std::optional<std::size_t>& token = params.tokens[row];
     token.reset();
     if (!sampler.read(params.logits + row * params.vocab, params.vocab)) return;
-    token = draw.temperature > 0 ? sampler.draw(draw) : sampler.greedy();
+    if (params.changes != nullptr && params.changes[row].is_any()) {
+      if (!sampler.change(params.changes[row])) return;
+    }
+    token = sampler.draw(draw);
   });
 }
 

@@ -1,0 +1,111 @@
+"""The text of one choice as its tokens come: stop strings cut off, the prompt before it where that
+is to be echoed, and how likely each token was."""
+
+import msgspec
+
+from aegaeon.proxy.detokenize import Detokenizer, StopMatcher
+from aegaeon.proxy.generation import Delta
+from aegaeon.sampling import TokenLogProbs
+from aegaeon.types import FinishReason, InstanceId
+
+
+class TokenScore(msgspec.Struct, frozen=True):
+    """A token, where in the choice's text it begins, in characters, and how likely it was (None:
+    nothing came before it)."""
+
+    token_id: int
+    offset: int
+    log_probs: TokenLogProbs | None
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """New text of choice `index`, made of `tokens` more tokens; the last has a finish reason.
+
+    `scores` are those of the tokens whose text it is, where they were asked for.
+    """
+
+    index: int
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None
+    instance: InstanceId
+    scores: tuple[TokenScore, ...] = ()
+
+
+class Echo(msgspec.Struct, frozen=True):
+    """A prompt that is to stand before the choice's text; `is_all` where that is all of it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    is_all: bool = False
+
+
+class Transcript:
+    """Takes the tokens of one generation in, hands its text out. A stop string or token ends it and
+    is not in it."""
+
+    def __init__(
+        self, detokenizers: tuple[Detokenizer, Detokenizer], stops: tuple[str, ...],
+        echo: Echo | None = None, is_scored: bool = False,
+    ) -> None:  # fmt: skip
+        """Of `detokenizers`, both fresh, one is for the prompt."""
+        self._of_prompt, self._detokenizer = detokenizers
+        self._stops = StopMatcher(stops)
+        self._echo = echo
+        self._is_scored = is_scored
+        self._offset = 0
+        self._prompt_scores: list[TokenLogProbs] = []
+        self._held: list[TokenScore] = []  # of tokens without text so far
+        self._held_text = ""
+        self._held_tokens = 0
+
+    def take(self, delta: Delta) -> Piece:
+        """Return what `delta` adds; nothing more comes behind a piece with a finish reason."""
+        self._prompt_scores += delta.scores
+        if self._echo is not None and (delta.token_ids or delta.finish_reason):
+            self._begin_with(self._echo)
+            if self._echo.is_all:
+                return self._piece(delta, "", "length")
+            self._echo = None
+        ended_by_token = delta.finish_reason == "stop"
+        text = ""
+        for at, token_id in enumerate(delta.token_ids):
+            self._held_tokens += 1
+            if ended_by_token and at == len(delta.token_ids) - 1:
+                break
+            new, is_stopped = self._stops.push(self._push(token_id, delta, at))
+            text += new
+            if is_stopped:
+                return self._piece(delta, text, "stop")
+        finish = delta.finish_reason
+        if finish is not None:
+            rest, is_stopped = self._stops.push(self._detokenizer.finish())
+            text += rest if is_stopped else rest + self._stops.finish()
+            finish = "stop" if is_stopped else finish
+        return self._piece(delta, text, finish)
+
+    def _push(self, token_id: int, delta: Delta, at: int) -> str:
+        if self._is_scored:
+            self._held.append(TokenScore(token_id, self._offset, delta.log_probs[at]))
+        text = self._detokenizer.push(token_id)
+        self._offset += len(text)
+        return text
+
+    def _begin_with(self, echo: Echo) -> None:
+        self._held_text = echo.text
+        self._offset = len(echo.text)
+        if not self._is_scored:
+            return
+        offset = 0
+        for token_id, log_probs in zip(echo.token_ids, (None, *self._prompt_scores), strict=True):
+            self._held.append(TokenScore(token_id, min(offset, self._offset), log_probs))
+            offset += len(self._of_prompt.push(token_id))
+        self._prompt_scores.clear()
+
+    def _piece(self, delta: Delta, text: str, finish: FinishReason | None) -> Piece:
+        text, self._held_text = self._held_text + text, ""
+        tokens, self._held_tokens = self._held_tokens, 0
+        scores: tuple[TokenScore, ...] = ()
+        if text or finish is not None:
+            scores, self._held = tuple(self._held), []
+        return Piece(0, text, tokens, finish, delta.instance, scores)
