@@ -5,6 +5,7 @@ out once nobody has a request of theirs.
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -102,6 +103,15 @@ def bounds_of(settings: Settings) -> Bounds:
         max_open_mb=settings.max_open_mb,
         request_timeout_s=settings.request_timeout_s,
     )
+
+
+def model_directories(models_dir: str) -> tuple[str, ...]:
+    """Return what may be a model in `models_dir`, which need not exist."""
+    root = Path(models_dir).expanduser()
+    try:
+        return tuple(str(path) for path in root.iterdir() if (path / "config.json").is_file())
+    except OSError:
+        return ()
 
 
 def kv_sizes(paths: Iterable[str]) -> tuple[KvSizes, ...]:

@@ -19,10 +19,9 @@ from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
-from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes
+from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes, model_directories
 from aegaeon.memory.budget import settle
 from aegaeon.memory.machine import read_machine, with_device
-from aegaeon.models.references import list_models
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain, MetadataStore
@@ -97,8 +96,7 @@ class Supervisor:
             self._keeper = CatalogKeeper(self._domain.catalog(), self._store, first)
             if self._settings.device != "null":
                 self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
-                around = list_models(self._settings.models_dir)
-                self._kv_spare = kv_sizes(entry.path for entry in around)
+                self._kv_spare = kv_sizes(model_directories(self._settings.models_dir))
         except BaseException:
             self._release()
             raise

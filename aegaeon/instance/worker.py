@@ -79,16 +79,20 @@ def build_scheduler(launch: Launch, residency: Residency, learning: LearningCost
     return scheduler
 
 
+def build_deciding(launch: Launch, budget_bytes: int) -> Deciding:
+    """Return what decides at an instance whose weights may take so much. Raises ConfigError,
+    BudgetTooSmall."""
+    learning = LearningCosts(*costs_of(launch.settings, launch.specs, budget_bytes))
+    residency = Residency({spec.id: spec.weight_bytes for spec in launch.specs}, budget_bytes)
+    return Deciding(build_scheduler(launch, residency, learning), residency, learning)
+
+
 def build_runtime(
     launch: Launch, domain: Domain, engine: Engine, inbox: Mailbox, owned: ExitStack
 ) -> Runtime:
     """Assemble an instance and register it; `owned` closes what it opens. Raises ConfigError."""
     settings = launch.settings
-    budget_bytes = engine.usage().weight_budget_bytes
-    learning = LearningCosts(*costs_of(settings, launch.specs, budget_bytes))
-    sizes = {spec.id: spec.weight_bytes for spec in launch.specs}
-    residency = Residency(sizes, budget_bytes)
-    scheduler = build_scheduler(launch, residency, learning)
+    deciding = build_deciding(launch, engine.usage().weight_budget_bytes)
     record = InstanceRecord(
         id=launch.instance,
         incarnation=launch.incarnation,
@@ -106,19 +110,18 @@ def build_runtime(
     owned.callback(copy.close, LANE_CLOSE_S)
     presence = Presence(domain.metadata(), record, settings.lease_s)
     owned.callback(presence.withdraw)
-    deciding = Deciding(scheduler, residency, learning)
     parts = Parts(
         inbox=inbox,
         outbox=outbox,
         presence=presence,
         engine=engine,
-        scheduler=scheduler,
+        scheduler=deciding.scheduler,
         dispatcher=POLICIES[settings.policy].dispatcher(),
         compute=compute,
         copy=copy,
         clock=time.monotonic,
         pause=time.sleep,
-        pace=learning.pace,
+        pace=deciding.learning.pace,
         served=Served(launch, domain.catalog(), engine, presence, deciding),
     )
     return Runtime(parts, settings.drain_s)

@@ -23,6 +23,7 @@ BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
 ALIGNMENT_BYTES = 64
 MAX_SLAB_CANDIDATES = 512
+LEAST_SLABS = 32  # are left, however large the blocks of models that may come
 MAX_SPARE = 64  # shapes of models that may come
 # Between two slabs that are backed ahead of their first use, about twice what one takes.
 BACKING_PAUSE_S = 0.003
@@ -121,10 +122,7 @@ class KvPool:
         Raises BudgetTooSmall when one block of every shape does not fit, RegionMismatch when the
         pool there has other sizes or is damaged, RegionError when it cannot be made or joined.
         """
-        ordered = sorted(set(shapes), key=_shape_record)
-        self.slab_bytes = choose_slab_bytes(budget_bytes, ordered)
-        more = sorted(set(spare) - set(ordered), key=_shape_record)
-        ordered += [shape for shape in more if _blocks_in(self.slab_bytes, shape) > 0][:MAX_SPARE]
+        self.slab_bytes, ordered = cut_slabs(budget_bytes, shapes, spare)
         self._numbers = {shape: number for number, shape in enumerate(ordered)}
         self.slab_count = _count_slabs(budget_bytes, self.slab_bytes)
         self.budget_bytes = budget_bytes if quota_bytes is None else quota_bytes
@@ -133,10 +131,8 @@ class KvPool:
         self.name = path or ""  # where others find it; nobody finds a private one
         if path is not None:
             self._native = _native.KvPool.open_shared(path, slabs, records, self.budget_bytes)
-        elif area is None:
-            self._native = _native.KvPool.open_private(slabs, records, self.budget_bytes)
         else:
-            at = area.address, area.owner
+            at = () if area is None else (area.address, area.owner)
             self._native = _native.KvPool.open_private(slabs, records, self.budget_bytes, *at)
         self._arena = torch.frombuffer(self._native, dtype=torch.uint8)
         if area is not None:
@@ -313,6 +309,26 @@ def choose_slab_bytes(budget_bytes: int, shapes: Sequence[KvShape]) -> int:
 
     # The first of the least wasteful, in steps of 1/64, so that a slab is not huge for nothing.
     return unit * min(candidates, key=lambda units: (round(64 * waste(units)), units))
+
+
+def cut_slabs(
+    budget_bytes: int, shapes: Iterable[KvShape], spare: Iterable[KvShape]
+) -> tuple[int, list[KvShape]]:
+    """Return the size of a slab for `shapes`, and all that it serves, those of `spare` last of
+    which a block fits: the same for the same arguments, in whatever order."""
+    ordered = sorted(set(shapes), key=_shape_record)
+    more = sorted(set(spare) - set(ordered), key=_shape_record)
+    slab_bytes = widen_slab(choose_slab_bytes(budget_bytes, ordered), budget_bytes, more)
+    fitting = [shape for shape in more if _blocks_in(slab_bytes, shape) > 0]
+    return slab_bytes, ordered + fitting[:MAX_SPARE]
+
+
+def widen_slab(slab_bytes: int, budget_bytes: int, spare: Iterable[KvShape]) -> int:
+    """Return a multiple of `slab_bytes`, which suits other shapes, that holds a block of each of
+    `spare`, too; but of none so large that few slabs would be left."""
+    needs = (shape.block_bytes + shape.page_bytes for shape in spare)
+    able = (need for need in needs if need <= budget_bytes // LEAST_SLABS)
+    return slab_bytes * -(-max(able, default=1) // slab_bytes)
 
 
 def blocks_for(tokens: int) -> int:

@@ -181,6 +181,7 @@ class Health(msgspec.Struct, frozen=True):
     status: Literal["ok", "unavailable", "draining"]
     open_requests: int
     instances: list["InstanceHealth"]
+    complaint: str | None = None  # what is wrong with the configuration
 
 
 class InstanceHealth(msgspec.Struct, frozen=True):
@@ -212,7 +213,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "aegaeon"
     max_model_len: int
     quantize: Quantize
-    status: Literal["running", "resident", "loading", "idle"]
+    status: Literal["running", "resident", "loading", "idle", "draining"]
+    aliases: tuple[str, ...] = ()
+    pinned: bool = False
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,9 +24,10 @@ from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.guard import Guard, error_response
+from aegaeon.proxy.models import Models
 from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.page import add_page
-from aegaeon.proxy.reload import kept_keys
+from aegaeon.proxy.reload import kept_keys, kept_models
 from aegaeon.proxy.routes import add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
@@ -62,6 +63,9 @@ def create_app(
             service = Service(chosen, served, gateway, int(time.time()))
             stack.push_async_callback(service.close)
             service.warm()
+            store = joined.catalog()
+            await stack.enter_async_context(kept_models(service, store))
+            app.state.models = Models(chosen, store, service)
             app.state.service = service
             yield
 

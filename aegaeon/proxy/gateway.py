@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -21,18 +21,19 @@ from aegaeon.errors import (
     DeadlineExceeded,
     InstanceLost,
     ModelNotFound,
-    QueueFull,
     StoreUnavailable,
 )
 from aegaeon.explanations import At, Explain, Explained, Explanation
 from aegaeon.proxy.generation import Delta, Generation, OpenRequest
 from aegaeon.proxy.outbox import Outbox, Target, target_of
 from aegaeon.proxy.questions import Questions
+from aegaeon.proxy.queue import Queue
 from aegaeon.proxy.waits import within
 from aegaeon.scheduler.dispatch import can_serve
+from aegaeon.specs import Bounds
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_reply
-from aegaeon.types import Cancel, Instance, InstanceId, ModelSpec, Moved, Reply, RequestId
+from aegaeon.types import Cancel, Instance, InstanceId, ModelId, ModelSpec, Moved, Reply, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ class Gateway:
         self._models = {spec.id for spec in specs}
         self._address = address or f"proxy-{os.getpid()}-{secrets.token_hex(4)}"
         self._patience_s = patience_s
-        self._max_open = settings.max_waiting * settings.prefilling_count
-        self._max_open_bytes = round(settings.max_open_mb * 1e6)
-        self._open_bytes = 0  # of the prompts of those that are open
+        self._queue = Queue(settings)
         self._open: dict[RequestId, OpenRequest] = {}
         self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
         self._instances: tuple[Instance, ...] = ()
@@ -79,6 +78,14 @@ class Gateway:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-sender")
         self._receiver = threading.Thread(target=self._receive, name="aegaeon-receiver")
         self._watchers: tuple[asyncio.Task[None], ...] = ()
+
+    def serve(self, models: Iterable[ModelId]) -> None:
+        """Take requests for these from here on; open ones go on."""
+        self._models = set(models)
+
+    def bound(self, bounds: Bounds) -> None:
+        """Go by other bounds from here on."""
+        self._queue.bound(bounds)
 
     async def start(self) -> None:
         """Join the domain. Raises RegionError or StoreUnavailable."""
@@ -189,20 +196,13 @@ class Gateway:
             raise ModelNotFound(f"no model {generation.model!r} is served; see /v1/models")
         if self._is_broken:
             raise InstanceLost("the server has lost its mailbox; it must be started again")
-        if len(self._open) >= self._max_open:
-            raise QueueFull(f"{self._max_open} requests are open; try again later")
-        if self._open_bytes + generation.held_bytes > self._max_open_bytes and self._open:
-            most_mb = self._settings.max_open_mb
-            raise QueueFull(
-                f"prompts of {most_mb:g} MB, all there may be, are open; try again later"
-            )
+        self._queue.enter(generation)
         now = time.monotonic()
-        deadline_s = now + self._settings.request_timeout_s
+        deadline_s = now + self._queue.request_timeout_s
         opened = OpenRequest(
             generation.id or f"req-{secrets.token_hex(12)}", generation, now, deadline_s
         )
         self._open[opened.id] = opened
-        self._open_bytes += generation.held_bytes
         return opened
 
     async def _place(self, opened: OpenRequest) -> None:
@@ -242,7 +242,7 @@ class Gateway:
         """Forget the request; what still runs for it anywhere is cancelled. Idempotent."""
         if self._open.pop(opened.id, None) is None:
             return
-        self._open_bytes -= opened.generation.held_bytes
+        self._queue.leave(opened.generation)
         target = self._detach(opened)
         took_s = time.monotonic() - opened.arrival_s
         if opened.is_over:

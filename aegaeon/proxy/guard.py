@@ -5,6 +5,7 @@ callers on this machine.
 """
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -32,6 +33,11 @@ NEEDS: dict[str, Need] = {
     "/tokenize": "inference",
     "/detokenize": "inference",
     "/admin/decisions": "admin",
+    "/admin/status": "admin",
+    "/admin/models": "admin",
+    "/admin/models/{model:path}": "admin",
+    "/admin/models/{model:path}/pin": "admin",
+    "/admin/models/{model:path}/unpin": "admin",
     "/metrics": "metrics",
     "/health": "public",
     "/health/live": "public",
@@ -62,14 +68,14 @@ class Caller(msgspec.Struct, frozen=True):
             return need != "admin" or self.is_local
         return self.key is not None and self.key.may(need)
 
-    def may_use(self, model: ModelId) -> bool:
-        """Whether they may ask `model`, and see that it is served."""
-        return self.is_open or (self.key is not None and self.key.may_use(model))
+    def may_use(self, names: Sequence[ModelId]) -> bool:
+        """Whether they may ask the model of these names, and see that it is served."""
+        return self.is_open or (self.key is not None and any(map(self.key.may_use, names)))
 
-    def check_model(self, model: ModelId) -> None:
+    def check_model(self, names: Sequence[ModelId]) -> None:
         """Raise ApiError 403 for a model that is not theirs."""
-        if not self.may_use(model):
-            text = f"this key may not use {model!r}; /v1/models lists what it may"
+        if not self.may_use(names):
+            text = f"this key may not use {names[0]!r}; /v1/models lists what it may"
             raise ApiError(403, "permission_denied", text, "model")
 
 

@@ -1,4 +1,4 @@
-"""What changes while a proxy serves, because its file does: keys."""
+"""What changes while a proxy serves: keys with their file, models and bounds with the catalogue."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aegaeon.config import Settings
-from aegaeon.errors import ConfigError
+from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.proxy.guard import is_loopback
 from aegaeon.proxy.keys import KeyRing
+from aegaeon.proxy.service import Service
+from aegaeon.store.catalog import CatalogStore
 
 log = logging.getLogger(__name__)
 
+CATALOG_S = 0.1
 LOOK_S = 0.5  # between two looks at a file: a revoked key is let in no longer than this
 
 
@@ -20,6 +23,36 @@ OPEN_TO_ALL = (
     "without keys, whoever reaches host=%s may use the models; --keys-file lets in only those with "
     "a key (aegaeon keys create)"
 )
+
+
+@asynccontextmanager
+async def kept_models(service: Service, store: CatalogStore) -> AsyncIterator[None]:
+    """Serve what the domain's catalogue says, from now on."""
+    await _follow(service, store)
+    watcher = asyncio.create_task(_watch_catalog(service, store), name="aegaeon-catalog")
+    try:
+        yield
+    finally:
+        await _end(watcher)
+
+
+async def _watch_catalog(service: Service, store: CatalogStore) -> None:
+    while True:
+        await asyncio.sleep(CATALOG_S)
+        await _follow(service, store)
+
+
+async def _follow(service: Service, store: CatalogStore) -> None:
+    try:
+        service.follow(await asyncio.to_thread(store.read))
+    except AegaeonError as error:
+        log.warning("catalogue not readable error=%s", error)
+
+
+async def _end(watcher: asyncio.Task[None]) -> None:
+    watcher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watcher
 
 
 @asynccontextmanager
@@ -38,9 +71,7 @@ async def kept_keys(settings: Settings) -> AsyncIterator[KeyRing | None]:
     try:
         yield ring
     finally:
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
+        await _end(watcher)
 
 
 async def _watch(ring: KeyRing) -> None:

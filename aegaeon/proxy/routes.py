@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aegaeon.errors import AegaeonError
+from aegaeon.proxy.admin import add_admin_routes
 from aegaeon.proxy.answers import DONE, PING, Answer, ModelList, Text, Usage, frame
 from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, invalid
@@ -53,6 +54,7 @@ def add_routes(app: FastAPI) -> None:
     look = ["GET", "HEAD"]
     add("/v1/models", models, methods=look, response_model=None)
     add("/v1/models/{model:path}", model, methods=look, response_model=None)
+    add_admin_routes(app)
     add("/admin/decisions", decisions, methods=look, response_model=None)
     add("/health", health, methods=look, response_model=None)
 
@@ -61,7 +63,7 @@ async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions."""
     service = _service(request)
     body = parse_chat(await _body(request, service))
-    _caller(request).check_model(body.model)
+    _caller(request).check_model(service.names_of(body.model))
     return await _answer(request, service, await service.chat(body))
 
 
@@ -69,7 +71,7 @@ async def completions(request: Request) -> Response:
     """POST /v1/completions."""
     service = _service(request)
     body = parse_completion(await _body(request, service))
-    _caller(request).check_model(body.model)
+    _caller(request).check_model(service.names_of(body.model))
     return await _answer(request, service, await service.complete(body))
 
 
@@ -77,7 +79,7 @@ async def tokens_of_text(request: Request) -> Response:
     """POST /tokenize."""
     service = _service(request)
     body = parse_tokenize(await _body(request, service))
-    _caller(request).check_model(body.model)
+    _caller(request).check_model(service.names_of(body.model))
     return _json(await service.tokenize(body))
 
 
@@ -85,21 +87,23 @@ async def text_of_tokens(request: Request) -> Response:
     """POST /detokenize."""
     service = _service(request)
     body = parse_detokenize(await _body(request, service))
-    _caller(request).check_model(body.model)
+    _caller(request).check_model(service.names_of(body.model))
     return _json(await service.detokenize(body))
 
 
 async def models(request: Request) -> Response:
     """GET /v1/models: those that the caller may use."""
     found, caller = _service(request).models(), _caller(request)
-    return _json(ModelList(data=[card for card in found.data if caller.may_use(card.id)]))
+    cards = [card for card in found.data if caller.may_use((card.id, *card.aliases))]
+    return _json(ModelList(data=cards))
 
 
 async def model(request: Request) -> Response:
     """GET /v1/models/{id}; ids may contain slashes."""
     asked = request.path_params["model"]
-    _caller(request).check_model(asked)
-    return _json(_service(request).model(asked))
+    service = _service(request)
+    _caller(request).check_model(service.names_of(asked))
+    return _json(service.model(asked))
 
 
 async def health(request: Request) -> Response:
@@ -107,7 +111,7 @@ async def health(request: Request) -> Response:
     what is served."""
     report, caller = _service(request).health(), _caller(request)
     if not (caller.may("metrics") or caller.may("admin")):
-        report = msgspec.structs.replace(report, instances=[])
+        report = msgspec.structs.replace(report, instances=[], complaint=None)
     return _json(report, status=200 if report.status == "ok" else 503)
 
 

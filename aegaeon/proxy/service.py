@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from aegaeon.config import Settings
-from aegaeon.errors import InvalidRequest, ModelNotFound
+from aegaeon.errors import Draining, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList
 from aegaeon.proxy.asked import (
@@ -41,6 +41,7 @@ from aegaeon.proxy.tokenize import (
 )
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.proxy.transcript import Echo, Transcript
+from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
 
 
@@ -74,15 +75,42 @@ class Service:
         self.settings = settings
         self.gateway = gateway
         self.is_draining = False
-        self._specs = {spec.id: spec for spec in specs}
+        self.complaint = ""  # what is wrong with the configuration, if anything
+        self._catalog = Catalog(models=specs)
         self._texts: dict[ModelId, asyncio.Task[TextModel]] = {}
         self._renderer = Renderer()
         self._started_s = started_s
 
+    @property
+    def catalog(self) -> Catalog:
+        """What is served."""
+        return self._catalog
+
+    def follow(self, catalog: Catalog) -> None:
+        """Serve what the domain's catalogue says from here on; open answers go on."""
+        if catalog.version <= self._catalog.version:
+            return
+        self._catalog = catalog
+        self.complaint = catalog.complaint
+        if catalog.bounds is not None:
+            changes = msgspec.structs.asdict(catalog.bounds)
+            self.settings = msgspec.structs.replace(self.settings, **changes)
+            self.gateway.bound(catalog.bounds)
+        served = {spec.id for spec in catalog.models}
+        self.gateway.serve(served)
+        for model in self._texts.keys() - served:
+            del self._texts[model]
+        self.warm()
+
     def warm(self) -> None:
         """Start reading every model's tokenizer, so that first requests do not wait for it."""
-        for spec in self._specs.values():
+        for spec in self._catalog.models:
             self._reading(spec)
+
+    def names_of(self, model: ModelId) -> tuple[ModelId, ...]:
+        """Return all names of the model that is called so; the name itself where none is."""
+        spec = self._catalog.find(model)
+        return (model,) if spec is None else spec.names
 
     async def close(self) -> None:
         """Wait for what `warm` started, and end what renders."""
@@ -151,11 +179,11 @@ class Service:
     def models(self) -> ModelList:
         """Return the served models, with where their weights are now."""
         rows = self.gateway.instances()
-        return ModelList(data=[self._card(spec, rows) for spec in self._specs.values()])
+        return ModelList(data=[self._card(spec, rows) for spec in self._catalog.models])
 
     def model(self, model: ModelId) -> ModelCard:
         """Return one served model. Raises ModelNotFound."""
-        return self._card(self._spec(model), self.gateway.instances())
+        return self._card(self._known(model), self.gateway.instances())
 
     def health(self) -> Health:
         """Return how the instances are, as last published; wakes nobody."""
@@ -165,7 +193,7 @@ class Service:
             status = "draining"
         elif self.gateway.is_ready():
             status = "ok"
-        return Health(status, self.gateway.open_requests, instances)
+        return Health(status, self.gateway.open_requests, instances, self.complaint or None)
 
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int
@@ -187,10 +215,17 @@ class Service:
         return text.decode(token_ids)
 
     def _spec(self, model: ModelId) -> ModelSpec:
-        spec = self._specs.get(model)
+        spec = self._known(model)
+        if spec.is_draining:
+            raise Draining(f"model {model!r} is being removed and takes no new requests")
+        return spec
+
+    def _known(self, model: ModelId) -> ModelSpec:
+        spec = self._catalog.find(model)
         if spec is None:
-            served = ", ".join(self._specs)
-            raise ModelNotFound(f"no model {model!r} is served; served are: {served}")
+            raise ModelNotFound(
+                f"no model {model!r} is served; GET /v1/models lists those that are"
+            )
         return spec
 
     def _reading(self, spec: ModelSpec) -> asyncio.Task[TextModel]:
@@ -246,7 +281,9 @@ class Service:
             created=self._started_s,
             max_model_len=spec.context_tokens,
             quantize=spec.quantize,
-            status=_whereabouts(spec.id, rows),
+            status="draining" if spec.is_draining else _whereabouts(spec.id, rows),
+            aliases=spec.aliases,
+            pinned=spec.is_pinned,
         )
 
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from aegaeon.errors import BudgetTooSmall, OutOfBlocks, RegionError
 from aegaeon.memory.area import Area
-from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for, choose_slab_bytes
+from aegaeon.memory.kv import (
+    BLOCK_TOKENS,
+    LEAST_SLABS,
+    KvPool,
+    KvShape,
+    blocks_for,
+    choose_slab_bytes,
+    cut_slabs,
+)
 
 SHAPES = (KvShape(2, 2, 16), KvShape(3, 1, 80), KvShape(1, 5, 16, torch.bfloat16))
 
@@ -177,3 +185,20 @@ def test_an_arena_is_locked_until_it_is_closed():
     pool.close()
     pool.close()
     assert locked == {}
+
+
+def test_slabs_hold_what_may_come_unless_few_would_be_left():
+    small, large = KvShape(2, 2, 16), KvShape(24, 4, 64)
+    huge = KvShape(400, 8, 128)
+    budget = 128 << 20
+    alone, _ = cut_slabs(budget, [small], [])
+    slab_bytes, served = cut_slabs(budget, [small], [huge, large])
+    assert served == [small, large] and slab_bytes % alone == 0
+    assert large.block_bytes <= slab_bytes <= budget // LEAST_SLABS + alone
+    assert cut_slabs(budget, [small], [large, small, huge, large]) == (slab_bytes, served)
+    pool = KvPool(budget, [small], spare=[large, huge])
+    assert pool.knows(large) and not pool.knows(huge)
+    blocks = pool.allocate(large, 3)
+    assert len(set(blocks)) == 3
+    pool.free(large, blocks)
+    pool.close()

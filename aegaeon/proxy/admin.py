@@ -1,0 +1,62 @@
+"""The routes of administrators: models come, are pinned and go."""
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aegaeon.config import ModelSettings
+from aegaeon.proxy.failures import ApiError, invalid
+from aegaeon.proxy.limits import read_json_body
+from aegaeon.proxy.models import ModelChange, Models
+
+MAX_BODY_BYTES = 64 << 10
+
+
+def add_admin_routes(app: FastAPI) -> None:
+    """Enter the routes; they find the models in `app.state.models`."""
+    add = app.add_api_route
+    one = "/admin/models/{model:path}"
+    add("/admin/models", add_model, methods=["POST"], response_model=None)
+    add(f"{one}/pin", pin_model, methods=["POST"], response_model=None)
+    add(f"{one}/unpin", unpin_model, methods=["POST"], response_model=None)
+    add(one, remove_model, methods=["DELETE"], response_model=None)
+
+
+async def add_model(request: Request) -> Response:
+    """POST /admin/models: serve a model of the models directory, too."""
+    asked = _decoded(await read_json_body(request, MAX_BODY_BYTES))
+    return _json(await _models(request).add(asked), 201)
+
+
+async def remove_model(request: Request) -> Response:
+    """DELETE /admin/models/{id}: no new requests; it goes when the last one has ended."""
+    return _json(await _models(request).remove(request.path_params["model"]), 202)
+
+
+async def pin_model(request: Request) -> Response:
+    """POST /admin/models/{id}/pin: have it loaded, and making room for no other."""
+    return _json(await _models(request).pin(request.path_params["model"], True))
+
+
+async def unpin_model(request: Request) -> Response:
+    """POST /admin/models/{id}/unpin."""
+    return _json(await _models(request).pin(request.path_params["model"], False))
+
+
+def _decoded(raw: bytes) -> ModelSettings:
+    try:
+        return msgspec.json.decode(raw, type=ModelSettings)
+    except msgspec.ValidationError as error:
+        raise invalid(None, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+
+
+def _models(request: Request) -> Models:
+    models: Models = request.app.state.models
+    return models
+
+
+def _json(change: ModelChange, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(change), status, media_type="application/json")

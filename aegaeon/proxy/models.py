@@ -1,0 +1,152 @@
+"""Models added, pinned and taken away while serving: changes of the domain's catalogue, which all
+its processes follow. Which files a name means is the operator's: clients name no paths.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from aegaeon.config import ModelSettings, Settings
+from aegaeon.errors import AegaeonError, ConfigError
+from aegaeon.models.hub import HUB_ID, NAME, directory_name
+from aegaeon.models.references import check_names, describe_model, with_settings
+from aegaeon.proxy.failures import ApiError, invalid
+from aegaeon.proxy.service import Service
+from aegaeon.specs import Catalog
+from aegaeon.store.catalog import CatalogStore
+from aegaeon.types import Instance, ModelId, ModelSpec
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 10.0  # for instances to say what they make of a change
+_LOOK_S = 0.05
+
+Standing = Literal["served", "pending", "draining", "pinned", "unpinned"]
+
+
+class ModelChange(msgspec.Struct, frozen=True):
+    """The answer to a change. `pending`: not all instances have followed yet; they will."""
+
+    id: str
+    status: Standing
+    version: int
+
+
+class Models:
+    """Changes the catalogue for administrators. One event loop owns it."""
+
+    def __init__(self, settings: Settings, store: CatalogStore, service: Service) -> None:
+        self._settings = settings
+        self._store = store
+        self._service = service
+        self._gateway = service.gateway
+
+    async def add(self, asked: ModelSettings) -> ModelChange:
+        """Serve a model of the models directory. Raises ApiError: 400 for what is no name, 404
+        where there is none, 409 for a name that is taken and a model that does not fit."""
+        spec = await asyncio.to_thread(self._described, asked)
+
+        def added(catalog: Catalog) -> Catalog:
+            try:
+                check_names((*catalog.models, spec))
+            except ConfigError:
+                text = f"one of the names {', '.join(spec.names)} is taken; choose another id"
+                raise ApiError(409, "model_exists", text, "id") from None
+            return catalog.with_model(spec)
+
+        after = await self._change(added)
+        why = await self._refusal(spec.id, after.version)
+        if why is not None:
+            await self._change(lambda catalog: _without(catalog, spec))
+            raise ApiError(409, "model_refused", self._told(why), "reference")
+        is_settled = self._is_settled(after.version)
+        log.info("model added model=%s by=admin", spec.id)
+        return ModelChange(spec.id, "served" if is_settled else "pending", after.version)
+
+    async def remove(self, model: ModelId) -> ModelChange:
+        """Let a model take no new requests; it goes when the last one has ended. Raises ApiError
+        404."""
+        after = await self._change(lambda catalog: _with(catalog, model, is_draining=True))
+        log.info("model draining model=%s by=admin", model)
+        return ModelChange(_found(after, model).id, "draining", after.version)
+
+    async def pin(self, model: ModelId, is_pinned: bool) -> ModelChange:
+        """Have a model loaded, and make room for no other; or end that. Raises ApiError 404, and
+        409 when what is pinned would leave too little for others."""
+        after = await self._change(lambda catalog: _with(catalog, model, is_pinned=is_pinned))
+        found = _found(after, model)
+        why = await self._refusal(found.id, after.version)
+        if why is not None:
+            await self._change(lambda catalog: _with(catalog, model, is_pinned=False))
+            raise ApiError(409, "model_refused", self._told(why), "model")
+        log.info("model pinned=%s model=%s by=admin", is_pinned, found.id)
+        return ModelChange(found.id, "pinned" if is_pinned else "unpinned", after.version)
+
+    def _described(self, asked: ModelSettings) -> ModelSpec:
+        reference, settings = asked.reference, self._settings
+        if not (NAME.fullmatch(reference) or HUB_ID.fullmatch(reference)):
+            raise invalid("reference", "'reference' must be a model's name, not a path")
+        path = Path(settings.models_dir).expanduser() / directory_name(reference)
+        if not path.is_dir():
+            text = f"no model {reference!r} is in the models directory; pull or import it there"
+            raise ApiError(404, "model_not_found", text, "reference")
+        try:
+            plain = describe_model(path, asked.id or None, settings.kv_dtype, settings.quantize)
+            spec = with_settings(plain, asked)
+            check_names((spec,))
+            return spec
+        except ConfigError as error:
+            raise invalid("id", str(error)) from None
+        except AegaeonError as error:
+            log.error("model not added reference=%s error=%s", reference, error)
+            text = f"{reference!r} cannot be served ({error.code}); the server's log says why"
+            raise ApiError(409, "model_refused", text, "reference") from None
+
+    async def _change(self, edit: Callable[[Catalog], Catalog]) -> Catalog:
+        after = await asyncio.to_thread(self._store.change, edit)
+        self._service.follow(after)  # at once: who asked may look
+        return after
+
+    async def _refusal(self, model: ModelId, version: int) -> str | None:
+        """Wait until the instances have followed, and return why one of them could not."""
+        give_up_s = asyncio.get_running_loop().time() + SETTLE_S
+        while True:
+            for row in self._gateway.instances():
+                if row.status.catalog >= version and model in row.status.refused:
+                    return row.status.refused[model]
+            if self._is_settled(version) or asyncio.get_running_loop().time() >= give_up_s:
+                return None
+            await asyncio.sleep(_LOOK_S)
+
+    def _is_settled(self, version: int) -> bool:
+        rows = self._gateway.instances()
+        return bool(rows) and all(_has_followed(row, version) for row in rows)
+
+    def _told(self, why: str) -> str:
+        """Return the reason without places of this machine."""
+        is_inside = str(Path(self._settings.models_dir).expanduser()) in why
+        return "an instance cannot serve it; the server's log says why" if is_inside else why
+
+
+def _has_followed(row: Instance, version: int) -> bool:
+    return row.status.state != "ready" or row.status.catalog >= version
+
+
+def _found(catalog: Catalog, model: ModelId) -> ModelSpec:
+    spec = catalog.find(model)
+    if spec is None:
+        raise ApiError(404, "model_not_found", f"no model {model!r} is served", "model")
+    return spec
+
+
+def _with(catalog: Catalog, model: ModelId, **changes: bool) -> Catalog:
+    return catalog.with_model(msgspec.structs.replace(_found(catalog, model), **changes))
+
+
+def _without(catalog: Catalog, spec: ModelSpec) -> Catalog:
+    """The catalogue without `spec`, unless somebody has put another one in its place."""
+    return catalog.without_model(spec.id) if spec in catalog.models else catalog

@@ -1,0 +1,247 @@
+"""The models of an instance follow the catalogue, over scripted lanes and every policy."""
+
+import msgspec
+import pytest
+
+from aegaeon.config import check_settings
+from aegaeon.engine.base import NullEngine
+from aegaeon.errors import BudgetTooSmall
+from aegaeon.instance.launch import Launch
+from aegaeon.instance.outbox import Outbox
+from aegaeon.instance.presence import Presence
+from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.served import LOOK_S, Served
+from aegaeon.instance.worker import build_deciding
+from aegaeon.scheduler.places import HomeDispatcher
+from aegaeon.scheduler.residency import Residency
+from aegaeon.types import InstanceRecord, RequestFailed
+from tests.support.bench import Bench
+from tests.support.node import HeldLane
+from tests.support.policies import LIVE
+from tests.support.specs import make_spec
+
+BUDGET = 350  # three models of 100
+RECORD = InstanceRecord(
+    id="i",
+    incarnation=2,
+    role="colocated",
+    device="null",
+    mailbox="i.1",
+    pid=1,
+    models=("a",),
+)
+
+
+class ServingBench(Bench):
+    """A bench whose models are those of the catalogue."""
+
+    def __init__(self, policy="slack", **settings):
+        super().__init__(models=("a",))
+        specs = (make_spec("a"),)
+        chosen = check_settings({"policy": policy, "device": "null", **settings})
+        launch = Launch(
+            settings=chosen,
+            specs=specs,
+            instance="i",
+            index=0,
+            incarnation=2,
+            status_fd=0,
+            parent_pid=0,
+        )
+        self.engine = NullEngine(specs, pause=lambda _: None)
+        self.compute, self.copy = HeldLane(self.engine.execute), HeldLane(self.engine.load)
+        deciding = build_deciding(launch, BUDGET)
+        presence = Presence(self.store, RECORD, 8.0)
+        self.catalog = self.domain.catalog()
+        self.catalog.change(lambda before: before.with_model(specs[0]))
+        self.runtime = Runtime(
+            Parts(
+                inbox=self.inbox,
+                outbox=Outbox(self.domain.open_mailbox),
+                presence=presence,
+                engine=self.engine,
+                scheduler=deciding.scheduler,
+                dispatcher=HomeDispatcher(),
+                compute=self.compute,
+                copy=self.copy,
+                clock=lambda: self.now,
+                pause=lambda _: None,
+                served=Served(launch, self.catalog, self.engine, presence, deciding),
+            ),
+            drain_s=5.0,
+        )
+
+    def add(self, name, **changes):
+        spec = msgspec.structs.replace(make_spec(name), **changes)
+        self.catalog.change(lambda before: before.with_model(spec))
+
+    def remove(self, name):
+        self.catalog.change(lambda before: before.without_model(name))
+
+    def row(self):
+        self.now += 2 * LOOK_S
+        self.turn()
+        self.status()
+        (row,) = self.store.sync_for_routing()
+        return row
+
+    def ended(self, request_id):
+        replies = [reply for reply in self.replies() if reply.request_id == request_id]
+        return replies[-1]
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_a_model_comes_answers_and_goes(policy):
+    bench = ServingBench(policy)
+    bench.submit("before", "b")
+    bench.work()
+    assert bench.ended("before").code == "model_not_found"
+    for name in ("b", "c"):
+        bench.add(name)
+    row = bench.row()
+    assert row.record.models == ("a", "b", "c")
+    assert row.status.catalog == bench.catalog.read().version
+    for turn in range(3):
+        for name in ("a", "b", "c"):
+            bench.submit(f"{name}{turn}", name, max_tokens=5, arrival_s=bench.now)
+    bench.work(300)
+    tokens = [reply for reply in bench.replies() if not isinstance(reply, RequestFailed)]
+    assert len(tokens) == 45 and bench.held_kv() == 0
+    bench.remove("b")
+    row = bench.row()
+    assert row.record.models == ("a", "c") and "b" not in row.status.resident
+    bench.submit("after", "b")
+    bench.submit("rest", "c", arrival_s=bench.now)
+    bench.work()
+    replies = {reply.request_id: reply for reply in bench.replies()}
+    assert replies["after"].code == "model_not_found"
+    assert replies["rest"].finish_reason == "length"
+    # And again, with the room it had.
+    bench.add("b")
+    bench.row()
+    bench.submit("again", "b", arrival_s=bench.now)
+    bench.work(100)
+    assert bench.ended("again").finish_reason == "length"
+
+
+@pytest.mark.parametrize("policy", LIVE)
+@pytest.mark.parametrize("stage", ["waiting", "loading", "computing"])
+def test_one_with_requests_stays_until_they_have_ended(policy, stage):
+    bench = ServingBench(policy)
+    bench.add("b")
+    bench.row()
+    bench.submit("r", "b", max_tokens=6, arrival_s=bench.now)
+    bench.turn()
+    if stage == "loading":
+        assert bench.copy.is_busy
+    elif stage == "computing":
+        for _ in range(8):
+            if not bench.compute.is_busy:
+                bench.copy.finish()
+                bench.turn()
+        assert bench.compute.is_busy
+    bench.remove("b")
+    assert bench.row().record.models == ("a", "b")
+    bench.work(100)
+    assert bench.ended("r").finish_reason == "length"
+    bench.work(3)
+    assert bench.row().record.models == ("a",)
+
+
+def test_one_that_is_removed_while_it_computes_nothing_gives_up_the_device():
+    bench = ServingBench()
+    bench.add("b")
+    bench.row()
+    bench.submit("r", "b", arrival_s=bench.now)
+    bench.work(60)
+    assert bench.status().current == "b"
+    bench.remove("b")
+    assert bench.row().status.current is None
+    bench.submit("s", "a", arrival_s=bench.now)
+    bench.work(60)
+    assert bench.ended("s").finish_reason == "length"
+
+
+def test_what_does_not_fit_is_refused_and_known_no_more_when_it_is_taken_back():
+    bench = ServingBench()
+    bench.add("huge", weight_bytes=1000)
+    status = bench.row().status
+    assert "needs 0.00 GB for its weights" in status.refused["huge"]
+    assert status.catalog == bench.catalog.read().version
+    assert bench.row().record.models == ("a",)
+    bench.submit("r", "huge")
+    bench.work(5)
+    assert bench.ended("r").code == "model_not_found"
+    bench.remove("huge")
+    assert bench.row().status.refused == {}
+    bench.add("huge", weight_bytes=200)
+    assert bench.row().record.models == ("a", "huge")
+
+
+def test_a_pin_is_loaded_without_a_request_and_makes_no_room():
+    bench = ServingBench()
+    bench.add("b", is_pinned=True)
+    bench.work(5)
+    assert bench.status().resident == ("b",)
+    for name in ("c", "d", "e"):
+        bench.add(name)
+    bench.row()
+    for turn in range(3):
+        for name in ("a", "c", "d", "e"):
+            bench.submit(f"{name}{turn}", name, arrival_s=bench.now)
+            bench.work(40)
+            assert "b" in bench.status().resident
+    bench.add("b")
+    bench.row()
+    for name in ("a", "c", "d", "e"):
+        bench.submit(f"{name}-last", name, arrival_s=bench.now)
+        bench.work(40)
+    assert "b" not in bench.status().resident
+
+
+def test_a_pin_that_leaves_too_little_is_refused_and_the_model_stays():
+    bench = ServingBench()
+    bench.add("b", weight_bytes=200)
+    bench.add("c", weight_bytes=200)
+    bench.row()
+    bench.add("b", weight_bytes=200, is_pinned=True)
+    status = bench.row().status
+    assert "pin fewer" in status.refused["b"]
+    assert bench.row().record.models == ("a", "b", "c")
+    bench.add("b", weight_bytes=200)
+    assert bench.row().status.refused == {}
+    bench.submit("r", "c", arrival_s=bench.now)
+    bench.work(40)
+    assert bench.ended("r").finish_reason == "length"
+
+
+def test_a_target_of_its_own_makes_a_model_more_urgent():
+    def first_s(**changes):
+        bench = ServingBench(slo_ttft_s=10.0)
+        for name in ("b", "c"):
+            bench.add(name, **(changes if name == "c" else {}))
+        bench.row()
+        begun = {}
+        for name in ("b", "c"):
+            bench.submit(name, name, arrival_s=bench.now, max_tokens=2)
+        for _ in range(60):
+            bench.work(1)
+            for reply in bench.replies():
+                begun.setdefault(reply.request_id, bench.now)
+        return begun
+
+    plain, urgent = first_s(), first_s(slo_ttft_s=0.5)
+    assert plain["b"] < plain["c"] and urgent["c"] < urgent["b"]
+
+
+def test_residency_keeps_its_books_as_models_come_and_go():
+    residency = Residency({"a": 100}, 300)
+    residency.enter("b", 200)
+    residency.pin("b")
+    with pytest.raises(BudgetTooSmall):
+        residency.enter("c", 150)
+    residency.enter("c", 100)
+    with pytest.raises(BudgetTooSmall, match="pin fewer"):
+        residency.pin("a")
+    residency.leave("c")
+    assert not residency.serves("c") and residency.serves("b")
