@@ -36,6 +36,7 @@ class ChatTemplate:
                 f"the chat template cannot be compiled: {error}; repair chat_template in "
                 "tokenizer_config.json"
             ) from None
+        self.source = source
         self._tokens = tokens
 
     def render(
