@@ -4,7 +4,7 @@ from llguidance import LLMatcher, LLParserLimits
 
 from aegaeon.errors import InvalidRequest
 
-MAX_GRAMMAR_BYTES = 256 << 10
+MAX_GRAMMAR_BYTES = 64 << 10
 # Much below what llguidance allows by itself: kilobytes for each state, and microseconds for each
 # item of a row.
 MAX_LEXER_STATES = 20_000
@@ -30,4 +30,4 @@ def check_grammar(grammar: str) -> None:
 
 def plain(message: str) -> str:
     """Return what llguidance says without the parts that are for its own developers."""
-    return message.partition("\n")[0].strip()[:500]
+    return " ".join(message.replace("<non-verbose/>", "").split())[:300]

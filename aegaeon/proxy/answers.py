@@ -13,8 +13,9 @@ from aegaeon.proxy.logprobs import (
     chat_log_probs,
     text_log_probs,
 )
-from aegaeon.proxy.transcript import Piece, TokenScore
-from aegaeon.types import FinishReason, Quantize
+from aegaeon.proxy.tools import Call
+from aegaeon.proxy.transcript import AnswerFinish, Piece, TokenScore
+from aegaeon.types import Quantize
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -31,28 +32,48 @@ class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
     instance: str | None = None
 
 
+class _CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class _Call(msgspec.Struct, frozen=True):
+    id: str
+    type: Literal["function"]
+    function: _CalledFunction
+
+
+class _CallDelta(msgspec.Struct, frozen=True):
+    index: int
+    id: str
+    type: Literal["function"]
+    function: _CalledFunction
+
+
 class _Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[_CallDelta] | UnsetType = UNSET
 
 
 class _ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: _Delta
     logprobs: ChatLogProbs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerFinish | None = None
 
 
 class _ChatMessage(msgspec.Struct, frozen=True):
     content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[_Call] | UnsetType = UNSET
 
 
 class _ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: _ChatMessage
-    finish_reason: FinishReason
+    finish_reason: AnswerFinish
     logprobs: ChatLogProbs | None = None
 
 
@@ -60,7 +81,7 @@ class _TextChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     logprobs: TextLogProbs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerFinish | None = None
 
 
 _Choice = _ChunkChoice | _ChatChoice | _TextChoice
@@ -80,8 +101,9 @@ class Text(msgspec.Struct, frozen=True):
     """A finished choice."""
 
     text: str
-    finish_reason: FinishReason
+    finish_reason: AnswerFinish
     scores: tuple[TokenScore, ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 class Answer:
@@ -115,7 +137,9 @@ class Answer:
         text, finish = piece.text, piece.finish_reason
         choice: _Choice
         if self._is_chat:
-            delta = _Delta(content=text) if text or finish is None else _Delta()
+            calls = [_CallDelta(call.index, *_called(call)) for call in piece.calls]
+            is_said = bool(text) or (finish is None and not calls)
+            delta = _Delta(content=text if is_said else UNSET, tool_calls=calls or UNSET)
             choice = _ChunkChoice(piece.index, delta, self._of_chat(piece.scores, True), finish)
         else:
             choice = _TextChoice(piece.index, text, self._of_text(piece.scores, True), finish)
@@ -133,7 +157,9 @@ class Answer:
 
     def _choice(self, index: int, done: Text) -> _Choice:
         if self._is_chat:
-            message = _ChatMessage(done.text)
+            calls = [_Call(*_called(call)) for call in done.calls]
+            content = None if calls and not done.text else done.text
+            message = _ChatMessage(content, tool_calls=calls or UNSET)
             return _ChatChoice(index, message, done.finish_reason, self._of_chat(done.scores))
         return _TextChoice(index, done.text, self._of_text(done.scores), done.finish_reason)
 
@@ -173,6 +199,10 @@ class Answer:
             usage=usage,
             aegaeon=UNSET if instance is None else Figures(instance),
         )
+
+
+def _called(call: Call) -> tuple[str, Literal["function"], _CalledFunction]:
+    return call.id, "function", _CalledFunction(call.name, call.arguments)
 
 
 class Health(msgspec.Struct, frozen=True):

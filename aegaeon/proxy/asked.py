@@ -9,6 +9,7 @@ import msgspec
 
 from aegaeon.errors import ContextLengthExceeded
 from aegaeon.proxy.failures import ApiError, as_api_error, invalid
+from aegaeon.proxy.generation import Generation
 from aegaeon.proxy.openai import Body, CompletionBody
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.proxy.transcript import Echo
@@ -102,3 +103,9 @@ def child_seed(seed: int, choice: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % 2**63
+
+
+def held_to(grammar: str, generation: Generation) -> Generation:
+    """Return the generation with a grammar that its tokens follow; empty: none."""
+    sampling = msgspec.structs.replace(generation.sampling, grammar=grammar)
+    return msgspec.structs.replace(generation, sampling=sampling)

@@ -32,6 +32,8 @@ _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 class Template(Protocol):
     """A model's template, wherever it is rendered."""
 
+    source: str
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -53,6 +55,7 @@ class ChatTemplate:
                 f"the chat template cannot be compiled: {error}; repair chat_template in "
                 "tokenizer_config.json"
             ) from None
+        self.source = source
         self._tokens = tokens
 
     def render(

@@ -16,6 +16,7 @@ from aegaeon.proxy.failures import ApiError, invalid, unsupported
 MAX_CHOICES = 1024
 MAX_BIASES = 1024
 COMPLETION_DEFAULT_TOKENS = 16
+NAME = "^[a-zA-Z0-9_-]{1,64}$"
 
 _Positive = Annotated[int, Meta(ge=1, le=2**31)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -62,10 +63,50 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_content: str | None = None
 
 
+class JsonSchema(msgspec.Struct, frozen=True):
+    """The schema that an answer must follow."""
+
+    name: Annotated[str, Meta(pattern=NAME)]
+    schema: dict[str, Any] | bool | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(msgspec.Struct, frozen=True):
-    """The shape that the answer must have; only free text is served."""
+    """The shape that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Function(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A function that the model may call; `parameters` is the schema of its arguments, an object.
+    With `strict`, calls follow it even where the model is free to answer in words."""
+
+    name: Annotated[str, Meta(pattern=NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool of the model's; only functions are served."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(msgspec.Struct, frozen=True):
+    """Which function."""
+
+    name: str
+
+
+class NamedChoice(msgspec.Struct, frozen=True):
+    """The one function that must be called."""
+
+    function: FunctionName
+    type: Literal["function"] = "function"
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,8 +161,8 @@ class ChatBody(Body, frozen=True, kw_only=True):
     max_completion_tokens: _Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -245,14 +286,42 @@ def _check_chat_features(body: ChatBody) -> None:
         raise invalid("top_logprobs", "'top_logprobs' is only allowed with 'logprobs': true")
     if body.functions:
         raise unsupported("functions")
-    if body.tools and body.tool_choice != "none":
-        raise unsupported("tools")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise unsupported("response_format")
+    _check_tools(body)
+    _check_format(body)
     if body.modalities is not None and body.modalities != ["text"]:
         raise unsupported("modalities")
+
+
+def _check_tools(body: ChatBody) -> None:
+    tools, choice = body.tools or [], body.tool_choice
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise invalid("tools", "'tools' has two functions of one name")
+    for index, tool in enumerate(tools):
+        parameters = tool.function.parameters
+        if parameters is not None and parameters.get("type", "object") != "object":
+            place = f"tools[{index}].function.parameters"
+            raise invalid(place, f"'{place}' must be a schema of an object")
+    if not tools and choice not in (None, "none", "auto"):
+        raise invalid("tool_choice", "'tool_choice' is only allowed with 'tools'")
+    if isinstance(choice, NamedChoice) and choice.function.name not in names:
+        text = f"'tool_choice' names {choice.function.name!r}, which is none of 'tools'"
+        raise invalid("tool_choice", text)
+
+
+def _check_format(body: ChatBody) -> None:
+    asked = body.response_format
+    if asked is None or asked.type == "text":
+        return
+    has_schema = asked.json_schema is not None and asked.json_schema.schema is not None
+    if asked.type == "json_schema" and not has_schema:
+        place = "response_format.json_schema"
+        raise invalid(place, f"'{place}' has no 'schema'")
+    if body.ignore_eos:
+        raise invalid("ignore_eos", "JSON ends where it is complete; leave 'ignore_eos' out")
+    if body.tools and body.tool_choice != "none":
+        text = "an answer is either JSON or calls; leave 'response_format' or 'tools' out"
+        raise invalid("response_format", text)
 
 
 def check_message(message: Message, where: str) -> None:

@@ -187,7 +187,7 @@ class BoundTemplate:
     def __init__(self, renderer: Renderer, key: int, source: str, tokens: dict[str, str]) -> None:
         self._renderer = renderer
         self._key = key
-        self._source = source
+        self.source = source
         self._tokens = tokens
 
     def render(
@@ -203,4 +203,4 @@ class BoundTemplate:
         CheckpointError when it cannot be compiled, Overloaded.
         """
         asked = Render(self._key, messages, tools, extras, add_generation_prompt)
-        return self._renderer.render(asked, self._source, self._tokens)
+        return self._renderer.render(asked, self.source, self._tokens)

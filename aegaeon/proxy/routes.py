@@ -22,6 +22,7 @@ from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
 from aegaeon.proxy.tokenize import parse_detokenize, parse_tokenize
+from aegaeon.proxy.tools import Call
 from aegaeon.proxy.transcript import Piece, TokenScore
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ async def _whole(service: Service, job: Job) -> bytes:
     count = len(job.generations)
     texts: list[list[str]] = [[] for _ in range(count)]
     scores: list[list[TokenScore]] = [[] for _ in range(count)]
+    calls: list[list[Call]] = [[] for _ in range(count)]
     done: list[Text | None] = [None] * count
     tally = Tally(job.prompt_tokens)
     async with service.choices(job) as choices:
@@ -159,9 +161,10 @@ async def _whole(service: Service, job: Job) -> bytes:
             tally.add(piece)
             texts[piece.index].append(piece.text)
             scores[piece.index] += piece.scores
+            calls[piece.index] += piece.calls
             if piece.finish_reason is not None:
-                text, of_tokens = "".join(texts[piece.index]), tuple(scores[piece.index])
-                done[piece.index] = Text(text, piece.finish_reason, of_tokens)
+                lists = tuple(scores[piece.index]), tuple(calls[piece.index])
+                done[piece.index] = Text("".join(texts[piece.index]), piece.finish_reason, *lists)
     kind: Literal["chat", "text"] = "chat" if job.is_chat else "text"
     answer = Answer(kind, job.body.model, job.id, bytes_of=job.bytes_of)
     return answer.whole([text for text in done if text is not None], tally.usage, tally.instance)
@@ -252,7 +255,7 @@ class TokenStream(Response):
         if piece.index not in self._opened:
             self._opened.add(piece.index)
             opening = self._answer.opening(piece.index)
-        if not piece.text and piece.finish_reason is None:
+        if not (piece.text or piece.calls) and piece.finish_reason is None:
             # Tokens of which no text is certain yet.
             return opening
         usage = self._tally.usage if self._with_running_usage else None

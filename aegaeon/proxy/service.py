@@ -16,6 +16,7 @@ from aegaeon.proxy.asked import (
     check_length,
     check_token_ids,
     child_seed,
+    held_to,
     max_tokens,
     sampling_of,
 )
@@ -24,6 +25,13 @@ from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
+from aegaeon.proxy.grammars import (
+    GrammarChecker,
+    Tools,
+    answer_grammar,
+    for_template,
+    tools_of,
+)
 from aegaeon.proxy.logprobs import TokenBytes
 from aegaeon.proxy.openai import (
     COMPLETION_DEFAULT_TOKENS,
@@ -54,6 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     text: TextModel
     prompt_tokens: int
     echoes: tuple[Echo | None, ...]  # as the generations
+    tools: Tools | None = None
 
     @property
     def bytes_of(self) -> TokenBytes | None:
@@ -80,6 +89,7 @@ class Service:
         self._texts: dict[ModelId, asyncio.Task[TextModel]] = {}
         self._renderer = Renderer()
         self._started_s = started_s
+        self._checker = GrammarChecker()
 
     @property
     def catalog(self) -> Catalog:
@@ -114,6 +124,7 @@ class Service:
 
     async def close(self) -> None:
         """Wait for what `warm` started, and end what renders."""
+        self._checker.close()
         await asyncio.gather(*self._texts.values(), return_exceptions=True)
         await asyncio.to_thread(self._renderer.close)
 
@@ -122,15 +133,23 @@ class Service:
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
-        check_length(spec, text, sum(len(message["content"]) for message in messages), "messages")
-        encode = partial(text.encode_chat, messages, None, body.chat_template_kwargs)
+        tools = tools_of(body, text)
+        shown = None if tools is None else for_template(body)
+        chars = sum(len(message["content"]) for message in messages)
+        check_length(spec, text, chars + len(msgspec.json.encode(shown)), "messages")
+        grammar = answer_grammar(body) if tools is None else tools.grammar()
+        if grammar:
+            await self._checker.check(grammar, "response_format" if tools is None else "tools")
+        encode = partial(text.encode_chat, messages, shown, body.chat_template_kwargs)
         try:
             prompt = await asyncio.to_thread(encode)
         except InvalidRequest as error:
             raise invalid("messages", str(error)) from None
         asked = body.max_completion_tokens or body.max_tokens
-        return self._job(
-            body, spec, text, [Prompt(prompt, asked or spec.context_tokens, bool(asked))]
+        prompts = [Prompt(prompt, asked or spec.context_tokens, bool(asked))]
+        job = self._job(body, spec, text, prompts)
+        return msgspec.structs.replace(
+            job, tools=tools, generations=tuple(held_to(grammar, one) for one in job.generations)
         )
 
     async def complete(self, body: CompletionBody) -> Job:
@@ -171,7 +190,13 @@ class Service:
         """Return the running choices of `job`, to be entered as a context."""
         stops, is_scored = job.body.stops(), job.bytes_of is not None
         transcripts = [
-            Transcript((job.text.detokenizer(), job.text.detokenizer()), stops, echo, is_scored)
+            Transcript(
+                (job.text.detokenizer(), job.text.detokenizer()),
+                stops,
+                echo,
+                is_scored,
+                None if job.tools is None else job.tools.reader(),
+            )
             for echo in job.echoes
         ]
         return Choices(self.gateway, job.generations, transcripts)

@@ -16,6 +16,7 @@ from aegaeon.proxy.detokenize import (
     WindowDetokenizer,
     token_name_bytes,
 )
+from aegaeon.proxy.tools import dialect_of
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class TextModel:
         tokenizer_config = _read_object(root / "tokenizer_config.json")
         generation = _read_object(root / "generation_config.json")
         self._template = read_template(root, tokenizer_config, make_template)
+        self.dialect = None if self._template is None else dialect_of(self._template.source)
         self._vocabulary = (
             ByteLevelVocabulary(self._tokenizer)
             if _is_byte_level(root / "tokenizer.json")

@@ -1,12 +1,17 @@
 """The text of one choice as its tokens come: stop strings cut off, the prompt before it where that
 is to be echoed, and how likely each token was."""
 
+from typing import Literal
+
 import msgspec
 
 from aegaeon.proxy.detokenize import Detokenizer, StopMatcher
 from aegaeon.proxy.generation import Delta
+from aegaeon.proxy.tools import Call, CallReader
 from aegaeon.sampling import TokenLogProbs
 from aegaeon.types import FinishReason, InstanceId
+
+AnswerFinish = FinishReason | Literal["tool_calls"]
 
 
 class TokenScore(msgspec.Struct, frozen=True):
@@ -21,15 +26,17 @@ class TokenScore(msgspec.Struct, frozen=True):
 class Piece(msgspec.Struct, frozen=True):
     """New text of choice `index`, made of `tokens` more tokens; the last has a finish reason.
 
-    `scores` are those of the tokens whose text it is, where they were asked for.
+    `scores` are those of the tokens whose text it is, where they were asked for; `calls` are in the
+    text's place.
     """
 
     index: int
     text: str
     tokens: int
-    finish_reason: FinishReason | None
+    finish_reason: AnswerFinish | None
     instance: InstanceId
     scores: tuple[TokenScore, ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 class Echo(msgspec.Struct, frozen=True):
@@ -46,13 +53,14 @@ class Transcript:
 
     def __init__(
         self, detokenizers: tuple[Detokenizer, Detokenizer], stops: tuple[str, ...],
-        echo: Echo | None = None, is_scored: bool = False,
+        echo: Echo | None = None, is_scored: bool = False, calls: CallReader | None = None,
     ) -> None:  # fmt: skip
-        """Of `detokenizers`, both fresh, one is for the prompt."""
+        """Of `detokenizers`, both fresh, one is for the prompt; `calls` reads calls of the text."""
         self._of_prompt, self._detokenizer = detokenizers
         self._stops = StopMatcher(stops)
         self._echo = echo
         self._is_scored = is_scored
+        self._calls = calls
         self._offset = 0
         self._prompt_scores: list[TokenLogProbs] = []
         self._held: list[TokenScore] = []  # of tokens without text so far
@@ -102,10 +110,26 @@ class Transcript:
             offset += len(self._of_prompt.push(token_id))
         self._prompt_scores.clear()
 
-    def _piece(self, delta: Delta, text: str, finish: FinishReason | None) -> Piece:
+    def _piece(self, delta: Delta, text: str, ended: FinishReason | None) -> Piece:
         text, self._held_text = self._held_text + text, ""
+        text, calls, finish = self._read_calls(text, ended)
         tokens, self._held_tokens = self._held_tokens, 0
         scores: tuple[TokenScore, ...] = ()
-        if text or finish is not None:
+        if text or calls or finish is not None:
             scores, self._held = tuple(self._held), []
-        return Piece(0, text, tokens, finish, delta.instance, scores)
+        return Piece(0, text, tokens, finish, delta.instance, scores, calls)
+
+    def _read_calls(
+        self, text: str, finish: FinishReason | None
+    ) -> tuple[str, tuple[Call, ...], AnswerFinish | None]:
+        """Return the words of `text`, the calls, and how the choice ends with them, if it does."""
+        reader = self._calls
+        if reader is None:
+            return text, (), finish
+        words, calls = reader.push(text)
+        if finish is not None and not reader.is_full:
+            rest, more = reader.finish()
+            words, calls = words + rest, calls + more
+        if reader.is_full or (finish == "stop" and reader.has_calls):
+            return words, tuple(calls), "tool_calls"
+        return words, tuple(calls), finish

@@ -7,6 +7,8 @@ import pytest
 from aegaeon.proxy.failures import ApiError
 from aegaeon.proxy.openai import parse_chat, parse_completion
 
+FUNCTION = [{"type": "function", "function": {"name": "f"}}]
+OF_A_LIST = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -57,6 +59,17 @@ def test_unknown_fields_are_ignored():
         ({"logit_bias": {"-5": 1}}, "logit_bias"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
         ({"user": 7}, "user"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": FUNCTION * 2}, "tools"),
+        ({"tools": [OF_A_LIST]}, "tools[0].function.parameters"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": FUNCTION, "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": FUNCTION, "tool_choice": {"function": {"name": "g"}}}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object"}, "tools": FUNCTION}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
         ({"model": None}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
@@ -80,10 +93,7 @@ def test_a_wrong_value_is_named(fields, param):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
@@ -107,6 +117,11 @@ def test_a_feature_that_is_not_built_is_refused(fields, param):
         {"tools": []},
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
+        {"tools": FUNCTION, "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": FUNCTION, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"tools": FUNCTION, "tool_choice": "none", "response_format": {"type": "json_object"}},
         {"stream": True, "stream_options": {"include_usage": True}},
     ],
 )

@@ -38,7 +38,9 @@ def write_text_model(directory, template=None, **changes):
 class Proxy:
     """The application with one instance `instance-0`, which answers every request with TEXT."""
 
-    def __init__(self, directory, models=("m", "org/other"), **settings):
+    def __init__(
+        self, directory, models=("m", "org/other"), context_tokens=CONTEXT_TOKENS, **settings
+    ):
         root = write_text_model(directory / "m")
         self.text = TextModel(str(root))
         self.specs = tuple(
@@ -48,7 +50,7 @@ class Proxy:
                 architecture="LlamaForCausalLM",
                 weight_bytes=1,
                 kv_token_bytes=1,
-                context_tokens=CONTEXT_TOKENS,
+                context_tokens=context_tokens,
                 vocab_tokens=384,
             )
             for name in models

@@ -1,0 +1,129 @@
+"""What an answer is held to: JSON, a schema, calls of functions; checked before anything is sent
+to an instance."""
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher
+
+from aegaeon.errors import InvalidRequest, Overloaded
+from aegaeon.models.grammar import check_grammar
+from aegaeon.proxy.failures import ApiError, invalid
+from aegaeon.proxy.openai import ChatBody, Function, NamedChoice
+from aegaeon.proxy.tokenizer import TextModel
+from aegaeon.proxy.tools import CallReader, Dialect
+from aegaeon.proxy.waits import within
+
+CHECK_S = 10.0
+MAX_CHECKED = 256  # remembered
+# Small models put blanks after blanks for ever where they may.
+_BLANKS = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{1,40}"}
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """The functions that an answer may or must call, and how the model writes that."""
+
+    dialect: Dialect
+    functions: tuple[Function, ...]
+    is_many: bool
+    is_forced: bool
+
+    def reader(self) -> CallReader:
+        """Return what reads the calls of one choice."""
+        return self.dialect.reader(self.functions, self.is_many)
+
+    def grammar(self) -> str:
+        """Return the grammar of an answer; empty: any text will do."""
+        if not (self.is_forced or any(function.strict for function in self.functions)):
+            return ""
+        lark = self.dialect.grammar(self.functions, self.is_many, is_free=not self.is_forced)
+        return LLMatcher.grammar_from_lark(lark)
+
+
+def tools_of(body: ChatBody, text: TextModel) -> Tools | None:
+    """Return what a chat may call. Raises ApiError where the model has no way to."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    if text.dialect is None:
+        message = (
+            "this model's chat template has no tool calls that can be read; describe the functions "
+            "in a message and ask for JSON by 'response_format', or ask another model"
+        )
+        raise ApiError(400, "unsupported_parameter", message, "tools")
+    choice, functions = body.tool_choice, tuple(tool.function for tool in body.tools)
+    if isinstance(choice, NamedChoice):
+        functions = tuple(one for one in functions if one.name == choice.function.name)
+    is_named = isinstance(choice, NamedChoice)
+    tools = Tools(
+        text.dialect,
+        functions,
+        is_many=body.parallel_tool_calls is not False and not is_named,
+        is_forced=is_named or choice == "required",
+    )
+    if body.ignore_eos and tools.grammar():
+        raise invalid("ignore_eos", "calls end where they are complete; leave 'ignore_eos' out")
+    return tools
+
+
+def for_template(body: ChatBody) -> list[dict[str, Any]]:
+    """Return a chat's tools as chat templates expect them."""
+    functions = [_plain(tool.function) for tool in body.tools or ()]
+    return [{"type": "function", "function": msgspec.to_builtins(one)} for one in functions]
+
+
+def answer_grammar(body: ChatBody) -> str:
+    """Return the grammar of what `response_format` asks for; empty: any text will do. Raises
+    ApiError."""
+    asked = body.response_format
+    if asked is None or asked.type == "text":
+        return ""
+    schema: Any = {"type": "object"}
+    if asked.type == "json_schema":
+        assert asked.json_schema is not None
+        schema = asked.json_schema.schema
+    # Not as an object, whose depth is the interpreter's trouble.
+    raw = msgspec.json.encode(schema).decode()
+    try:
+        return LLMatcher.grammar_from_json_schema(raw, overrides=_BLANKS)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise invalid("response_format", f"the schema cannot be followed: {error}") from None
+
+
+class GrammarChecker:
+    """Says no to what no instance could follow, one at a time, and remembers what was good."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-grammars")
+        self._good: OrderedDict[str, None] = OrderedDict()
+
+    async def check(self, grammar: str, param: str) -> None:
+        """Raise ApiError, for the field `param`, or Overloaded with too many to check."""
+        if grammar in self._good:
+            self._good.move_to_end(grammar)
+            return
+        try:
+            await within(CHECK_S, self._checked(grammar))
+        except InvalidRequest as error:
+            raise invalid(param, str(error)) from None
+        except asyncio.TimeoutError:
+            raise Overloaded("many schemas are being checked; try again later") from None
+        self._good[grammar] = None
+        if len(self._good) > MAX_CHECKED:
+            self._good.popitem(last=False)
+
+    async def _checked(self, grammar: str) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, partial(check_grammar, grammar))
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain(function: Function) -> Function:
+    # Templates show a function to the model, and `strict` is not for it to see.
+    return msgspec.structs.replace(function, strict=None)

@@ -1,0 +1,209 @@
+"""Tool calls and JSON as clients see them: what is asked of the instance, and what comes back."""
+
+import asyncio
+import json
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from tests.proxy.test_logprobs import stream
+from tests.proxy.test_routes import CHAT_PATH, ask, error_of, post
+from tests.proxy.test_tools import tagged
+from tests.support.chat_templates import HEADERS, MARKS
+from tests.support.proxy_server import Proxy, write_text_model
+
+PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": PLACE}},
+    {"type": "function", "function": {"name": "now", "description": "The time."}},
+]
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
+TWO = f"Let me see.\n{tagged('weather', {'city': 'Köln'})}\n{tagged('now', {})}"
+
+
+@pytest.fixture
+def proxy(tmp_path):
+    return serving(tmp_path, MARKS, TWO)
+
+
+def serving(directory, template, answer, **changes):
+    """A proxy of a model with this template, whose instance says `answer`."""
+    proxy = Proxy(directory, context_tokens=2048)
+    write_text_model(directory / "m", template, **changes)
+    proxy.answer = proxy.text.encode(answer)
+    return proxy
+
+
+def called(message):
+    functions = [one["function"] for one in message["tool_calls"]]
+    return [(one["name"], one["arguments"]) for one in functions]
+
+
+def test_calls_come_as_calls_with_string_arguments(proxy):
+    response = post(proxy, CHAT_PATH, CHAT).json()
+    choice = ChatCompletion.model_validate(response).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "Let me see."
+    message = response["choices"][0]["message"]
+    assert called(message) == [("weather", '{"city":"Köln"}'), ("now", "{}")]
+    assert len({one["id"] for one in message["tool_calls"]}) == 2
+    asked = proxy.instance.submitted[0]
+    assert "weather" in proxy.text.decode(asked.prompt_token_ids)
+    assert asked.sampling.grammar == ""
+
+
+def test_nothing_but_calls_is_null_content(tmp_path):
+    proxy = serving(tmp_path, MARKS, tagged("now", {}))
+    message = post(proxy, CHAT_PATH, CHAT).json()["choices"][0]["message"]
+    assert message["content"] is None and called(message) == [("now", "{}")]
+
+
+def test_streamed_calls_have_an_index(proxy):
+    chunks = stream(proxy, CHAT_PATH, CHAT)
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Let me see."
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [call["index"] for call in calls] == [0, 1]
+    assert called({"tool_calls": calls}) == [("weather", '{"city":"Köln"}'), ("now", "{}")]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons[-1] == "tool_calls" and set(reasons[:-1]) == {None}
+
+
+def test_only_one_call_may_be_asked_for_at_a_time(proxy):
+    body = {**CHAT, "parallel_tool_calls": False}
+    choice = post(proxy, CHAT_PATH, body).json()["choices"][0]
+    assert [name for name, _ in called(choice["message"])] == ["weather"]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_words_alone_are_words(tmp_path):
+    proxy = serving(tmp_path, MARKS, "No idea.")
+    choice = post(proxy, CHAT_PATH, CHAT).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("No idea.", "stop")
+    assert "tool_calls" not in choice["message"]
+
+
+def test_a_call_that_is_cut_off_stays_words(proxy):
+    choice = post(proxy, CHAT_PATH, {**CHAT, "max_tokens": 20}).json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["content"].startswith("Let me see.")
+
+
+def test_none_shows_no_tools_to_the_model(proxy):
+    body = {**CHAT, "tool_choice": "none"}
+    choice = post(proxy, CHAT_PATH, body).json()["choices"][0]
+    assert "<tool_call>" in choice["message"]["content"]
+    assert "weather" not in proxy.text.decode(proxy.instance.submitted[0].prompt_token_ids)
+
+
+def test_what_must_be_called_is_in_the_grammar(proxy):
+    choices = ["required", {"type": "function", "function": {"name": "now"}}]
+    strict = json.loads(json.dumps(TOOLS))
+    strict[0]["function"]["strict"] = True
+    bodies = [*({**CHAT, "tool_choice": choice} for choice in choices), {**CHAT, "tools": strict}]
+    ask(proxy, *[("POST", CHAT_PATH, {"json": body}) for body in bodies])
+    required, named, free = (one.sampling.grammar for one in proxy.instance.submitted)
+    assert "weather" in required and "now" in required and "TEXT" not in required
+    assert "weather" not in named and "now" in named
+    assert "TEXT" in free
+    # `strict` is for us, not for the model to read.
+    assert "strict" not in proxy.text.decode(proxy.instance.submitted[2].prompt_token_ids)
+
+
+def test_calls_of_llamas_are_the_whole_answer(tmp_path):
+    answer = '{"name": "weather", "parameters": {"city": "Rom"}}'
+    proxy = serving(tmp_path, HEADERS, answer)
+    choice = post(proxy, CHAT_PATH, CHAT).json()["choices"][0]
+    assert called(choice["message"]) == [("weather", '{"city":"Rom"}')]
+    assert choice["message"]["content"] is None and choice["finish_reason"] == "tool_calls"
+
+
+def test_calls_and_their_answers_go_back_into_the_prompt(proxy):
+    call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": '{"a": 1}'}}
+    messages = [
+        *CHAT["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "noon"},
+    ]
+    assert post(proxy, CHAT_PATH, {**CHAT, "messages": messages}).status_code == 200
+    prompt = proxy.text.decode(proxy.instance.submitted[0].prompt_token_ids)
+    assert '<tool_call>\n{"name": "now", "arguments": {"a": 1}}\n</tool_call>' in prompt
+    assert "noon" in prompt
+
+
+def test_a_model_without_tools_says_so(tmp_path):
+    proxy = serving(tmp_path, "{{ messages[0].content }}", "x")
+    error = error_of(post(proxy, CHAT_PATH, CHAT))
+    assert (error["param"], error["code"]) == ("tools", "unsupported_parameter")
+    assert "response_format" in error["message"]
+
+
+EITHER = [{"type": "object", "properties": {str(at): {"type": "string"}}} for at in range(9)]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+def of_schema(schema):
+    asked = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    return {"model": "m", "messages": CHAT["messages"], "response_format": asked}
+
+
+def test_json_is_asked_for_by_a_grammar(proxy):
+    plain = {"model": "m", "messages": CHAT["messages"]}
+    formats = [{"type": "json_object"}, of_schema(SCHEMA)["response_format"], {"type": "text"}]
+    ask(proxy, *[("POST", CHAT_PATH, {"json": {**plain, "response_format": f}}) for f in formats])
+    of_object, by_schema, of_text = (one.sampling.grammar for one in proxy.instance.submitted)
+    assert '"type":"object"' in of_object and '"integer"' in by_schema and of_text == ""
+    assert all(one.stop_token_ids for one in proxy.instance.submitted)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"if": {}, "then": {}}, "Unimplemented"),
+        ({"$ref": "http://example.com/a.json"}, "Resource"),
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "string", "pattern": "(?=a)b"}, "regex"),
+        ({"type": "string", "description": "x" * 70_000}, "bytes"),
+        (json.loads('{"items":' * 300 + "{}" + "}" * 300), "recursion"),
+        ({"allOf": [{"anyOf": EITHER}] * 9}, "too large"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused_before_anything_else(proxy, schema, reason):
+    response = post(proxy, CHAT_PATH, of_schema(schema))
+    error = error_of(response)
+    assert response.status_code == 400
+    assert (error["param"], error["code"]) == ("response_format", "invalid_value")
+    assert reason in error["message"]
+    assert proxy.instance.submitted == []
+
+
+def test_a_strict_function_that_cannot_be_followed_is_refused(proxy):
+    function = {"name": "f", "parameters": {"type": "object", "if": {}}, "strict": True}
+    body = {**CHAT, "tools": [{"type": "function", "function": function}]}
+    error = error_of(post(proxy, CHAT_PATH, body))
+    assert (error["param"], error["code"]) == ("tools", "invalid_value")
+
+
+def test_a_schema_is_checked_once(tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr("aegaeon.proxy.grammars.check_grammar", checked.append)
+    proxy = serving(tmp_path, MARKS, "{}")
+    ask(proxy, *[("POST", CHAT_PATH, {"json": of_schema(SCHEMA)})] * 3)
+    assert len(checked) == 1
+
+
+def test_who_asks_while_many_schemas_are_checked_is_told_to_come_again(proxy, monkeypatch):
+    from aegaeon.errors import Overloaded  # noqa: PLC0415
+    from aegaeon.proxy.grammars import GrammarChecker  # noqa: PLC0415
+
+    monkeypatch.setattr("aegaeon.proxy.grammars.CHECK_S", 0.0)
+
+    async def test():
+        checker = GrammarChecker()
+        with pytest.raises(Overloaded):
+            await checker.check("start: /a/", "tools")
+        checker.close()
+
+    asyncio.run(test())
