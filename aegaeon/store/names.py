@@ -14,6 +14,7 @@ LOCK = "lock"
 MAILBOX = "mailbox"
 KV = "kv"
 WEIGHTS = "weights"
+BOARDS = ("boarda", "boardb")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # A region being made has an ending of its own until it is whole.
