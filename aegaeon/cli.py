@@ -5,24 +5,24 @@ The only module that prints. An error of ours is one line on stderr and an exit 
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 
 from aegaeon import __version__, _native
-from aegaeon.config import Settings, default_text, describe, load_settings, parse_text
+from aegaeon.config import Settings, describe, load_settings
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
-from aegaeon.flags import Parser, escape
+from aegaeon.flags import Parser, add_setting
 from aegaeon.keys import keys_command
+from aegaeon.logs import set_up
 from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
@@ -34,9 +34,10 @@ from aegaeon.proxy.keys import read_keys
 from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
+from aegaeon.top import top_command
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "plan", "simulate", "explain", "keys", "models", "instances")
+COMMANDS = ("serve", "plan", "simulate", "explain", "top", "keys", "models", "instances")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 PIPED_COLUMNS = 120
@@ -54,7 +55,15 @@ GROUPS = {
         *("policy", "slo_ttft_s", "slo_tbt_s", "costs_file"),
         *("max_batch", "max_waiting", "max_open_mb", "request_timeout_s"),
     ),
-    "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),
+    "node": (
+        "domain",
+        "metadata_backend",
+        "redis_url",
+        "lease_s",
+        "watchdog_s",
+        "drain_s",
+        "log_level",
+    ),
 }
 
 OVERVIEW = """\
@@ -65,6 +74,7 @@ commands:
   aegaeon plan [CONFIG]      show what fits where and how long switches take, without serving
   aegaeon plan --costs FILE  find how many devices a load needs
   aegaeon explain ID         tell why a request was served as it was
+  aegaeon top                show what a running server does, live
   aegaeon simulate           serve a load on devices that are not there, under any policy
   aegaeon keys create NAME   let only clients with a key in (also: list, revoke)
   aegaeon models list        show the models of the models directory
@@ -144,6 +154,8 @@ def _run(given: list[str]) -> int:
         print(f"aegaeon {__version__}")
         return 0
     command, rest = split_command(given)
+    if command == "top":
+        return _top(rest)
     if command in SPEAKING:
         return _show(SPEAKING[command](rest))
     if command == "plan" and any(word.partition("=")[0] == "--costs" for word in rest):
@@ -215,36 +227,12 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
         if names:
             group = parser.add_argument_group(title)
             for name in names:
-                _add_flag(group, name)
+                add_setting(group, name)
     return parser
 
 
-def _add_flag(group: "argparse._ArgumentGroup", name: str) -> None:
-    kind, text, default = describe(name)
-    flag = "--" + name.replace("_", "-")
-    shown = default_text(default)
-    text = f"{text} (default: {shown})" if shown else text
-    if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=escape(text))
-        return
-    options: dict[str, Any] = {"metavar": _metavar(kind)}
-    if get_origin(kind) is Literal:
-        options = {"choices": get_args(kind)}
-    group.add_argument(
-        flag, type=lambda value: parse_text(kind, value, flag), help=escape(text), **options
-    )
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is tuple:
-        return "A,B,C"
-    return {int: "N", float: "X"}.get(kind, "TEXT")
-
-
 def _serve(settings: Settings, with_proxy: bool) -> int:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s"
-    )
+    set_up(settings.log_level, "supervisor", settings.log_format)
     if not with_proxy:
         _native.die_with_parent(signal.SIGTERM)
     if with_proxy and settings.port == 0:
@@ -321,7 +309,7 @@ def _plan(settings: Settings, as_json: bool) -> None:
     _show(plan_tables(plan))
 
 
-def _show(parts: Iterable[Table | str]) -> int:
+def _show(parts: Iterable[RenderableType]) -> int:
     """Print what a command says: tables for people, lines as they are."""
     console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS)
     for part in parts:
@@ -329,4 +317,15 @@ def _show(parts: Iterable[Table | str]) -> int:
             print(part, flush=True)
         else:
             console.print(part, highlight=False)
+    return 0
+
+
+def _top(given: Sequence[str]) -> int:
+    """Show what goes on: once, or in place of itself until it is interrupted."""
+    frames, is_live = top_command(given)
+    if not is_live:
+        return _show(frames)
+    with Live(console=Console(), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        for frame in frames:
+            live.update(frame, refresh=True)
     return 0

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Waited
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414  records of ours, too
 from aegaeon.specs import Quantize as Quantize  # noqa: PLC0414
@@ -17,6 +18,7 @@ RequestId: TypeAlias = str
 InstanceId: TypeAlias = str
 
 Role = Literal["colocated", "prefill", "decode"]
+InstanceState = Literal["starting", "ready", "draining", "stuck"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -41,6 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     key: str = ""
     weight: float = 1.0
+    waited: Waited = NOT_WAITED  # before this attempt, and elsewhere
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -117,11 +120,12 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
 InstanceMessage = Submit | Cancel | Drain | Transfer | Accepted | Declined
 
 
-class TokenEvent(msgspec.Struct, frozen=True, tag=True):
+class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Instance to proxy: tokens of one request, the first at `position` among the generated ones.
 
     The event with a `finish_reason` is the request's last one. With `stop`, the stop token itself
-    is the last of `token_ids`. `log_probs` are theirs, where the request asks for them.
+    is the last of `token_ids`. `log_probs` are theirs, where the request asks for them; `waited`
+    comes with the first, the last and whenever it has grown.
     """
 
     request_id: RequestId
@@ -131,6 +135,8 @@ class TokenEvent(msgspec.Struct, frozen=True, tag=True):
     instance: InstanceId
     finish_reason: FinishReason | None = None
     log_probs: tuple[TokenLogProbs, ...] = ()
+    waited: Waited | None = None
+    cached_tokens: int = 0  # of the prompt, that had not to be prefilled; with the first
 
 
 class RequestFailed(msgspec.Struct, frozen=True, tag=True):
@@ -324,19 +330,6 @@ class WeightsLost(msgspec.Struct, frozen=True, tag=True):
 Outcome = Switched | Stepped | Ran | Loaded | LoadFailed | WeightsLost
 
 
-# From files to the node's cache; then what a switch of a device moves.
-Phase = Literal["disk", "kv_out", "weights", "kv_in"]
-PHASES: tuple[Phase, ...] = ("disk", "kv_out", "weights", "kv_in")
-
-
-class PhaseTotal(msgspec.Struct, frozen=True):
-    """What one phase came to since the start; `seconds` are those in which its copies ran."""
-
-    count: int = 0
-    moved_bytes: int = 0
-    seconds: float = 0.0
-
-
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance says once, when it registers. A restart has a higher `incarnation`."""
 
@@ -356,7 +349,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     `refused` are models of the catalogue that cannot be served here, with the reason. `catalog` is
     the version of it that is served."""
 
-    state: Literal["starting", "ready", "draining"] = "starting"
+    state: InstanceState = "starting"
     current: ModelId | None = None
     resident: tuple[ModelId, ...] = ()
     loading: ModelId | None = None

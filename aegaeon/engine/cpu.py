@@ -27,7 +27,9 @@ def open_cpu_engine(
         costs = SwapCosts(parts.traffic)
         parts.pool.back_ahead(AHEAD_BYTES)
         shelf = Shelf(settings, parts.budgets, parts.source, (parts.pool,), compute.check)
-        memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs, shelf)
+        evictions = parts.source.evictions
+        kv = InPlaceKv(parts.pool)
+        memory = EngineMemory(weights, kv, parts.traffic, costs, shelf, evictions)
         engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()
         return engine

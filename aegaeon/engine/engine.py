@@ -36,6 +36,7 @@ from aegaeon.errors import (
     WeightsEvicted,
 )
 from aegaeon.memory.costs import SwapCosts
+from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.kv import KvShape
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import ResidentModel, Weights
@@ -76,6 +77,7 @@ class EngineMemory:
     traffic: Traffic
     costs: SwapCosts
     shelf: Shelf | None = None
+    evictions: EvictionLog | None = None  # of the node's cache, where weights come from one
 
 
 class ModelEngine(Engine):
@@ -102,6 +104,8 @@ class ModelEngine(Engine):
         self._shelf = memory.shelf
         self._traffic = memory.traffic
         self._costs = memory.costs
+        self._evictions = memory.evictions
+        self._passes = 0
         self._sequences = SequenceTable(memory.kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
         self._grammars = GrammarHost()
@@ -191,12 +195,16 @@ class ModelEngine(Engine):
         del self._shapes[model]
 
     def usage(self) -> EngineUsage:
+        evictions = self._evictions
         return EngineUsage(
             weight_bytes=self._weights.used_bytes,
             weight_budget_bytes=self._weights.budget_bytes,
             kv_bytes=self._kv.pool.charged_bytes,
             kv_budget_bytes=self._kv.pool.budget_bytes,
             moved=self._traffic.totals(),
+            cached=() if evictions is None else evictions.held,
+            evicted={} if evictions is None else evictions.counts,
+            passes=self._passes,
         )
 
     def close(self) -> None:
@@ -251,6 +259,7 @@ class ModelEngine(Engine):
         made = _Made()
         for parts in plan_passes(ready):
             logits = model.forward(build_batch(parts, self._kv.pool))
+            self._passes += 1
             for part in parts:
                 part.sequence.cached = part.stop
             self._take_logits(parts, logits, made)

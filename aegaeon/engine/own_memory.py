@@ -54,7 +54,7 @@ def open_on(
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
         pools = (pool, parts.pool)
         shelf = Shelf(settings, budgets, parts.source, pools, device.compute.check)
-        held = EngineMemory(weights, kv, traffic, costs, shelf)
+        held = EngineMemory(weights, kv, traffic, costs, shelf, parts.source.evictions)
         engine = ModelEngine(specs, parts.shapes, held, parts.device)
         owned.pop_all()
         return engine

@@ -19,6 +19,7 @@ from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import KvSizes, Regions
 from aegaeon.errors import AegaeonError, StaleIncarnation
 from aegaeon.instance.costs import costs_of
+from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
     EXIT_CANNOT_START,
@@ -32,6 +33,8 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.served import Deciding, Served, settle_model
+from aegaeon.instance.watchdog import Watchdog
+from aegaeon.logs import set_up
 from aegaeon.metrics import Target
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
@@ -40,7 +43,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
-from aegaeon.types import ComputeAction, InstanceRecord, Load
+from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +111,7 @@ def build_runtime(
     owned.callback(compute.close, LANE_CLOSE_S)
     copy = ThreadLane[Load]("copy", engine.load, inbox.wake)
     owned.callback(copy.close, LANE_CLOSE_S)
-    presence = Presence(domain.metadata(), record, settings.lease_s)
-    owned.callback(presence.withdraw)
+    presence = _presence(domain, record, settings.lease_s, owned)
     parts = Parts(
         inbox=inbox,
         outbox=outbox,
@@ -123,8 +125,24 @@ def build_runtime(
         pause=time.sleep,
         pace=deciding.learning.pace,
         served=Served(launch, domain.catalog(), engine, presence, deciding),
+        counts=_counts(domain, record.id, owned),
+        watchdog=Watchdog(settings.watchdog_s),
     )
     return Runtime(parts, settings.drain_s)
+
+
+def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:
+    """Register the instance, until `owned` ends."""
+    presence = Presence(domain.metadata(), record, lease_s)
+    owned.callback(presence.withdraw)
+    return presence
+
+
+def _counts(domain: Domain, name: InstanceId, owned: ExitStack) -> Counts:
+    """Return counts that go on from where the last process of this name ended."""
+    board = domain.board()
+    owned.callback(board.close)
+    return Counts(lambda record: board.publish(name, record), board.read().get(name))
 
 
 def serve(launch: Launch) -> int:
@@ -162,10 +180,7 @@ def main() -> int:
     """Read the launch record, serve, and return the process's exit code."""
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=Launch)
     _native.die_with_parent(signal.SIGKILL, launch.parent_pid)
-    logging.basicConfig(
-        level=launch.settings.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s {launch.instance} %(name)s %(message)s",
-    )
+    set_up(launch.settings.log_level, launch.instance, launch.settings.log_format)
     try:
         return serve(launch)
     except StaleIncarnation as error:

@@ -31,7 +31,7 @@ class WeightSource:
     ) -> None:
         """Matrices lie in the cache as `layout` says."""
         self._cache = cache
-        self._evictions = EvictionLog(cache)
+        self.evictions = EvictionLog(cache)
         self._reading = reading
         self._layout: Layout = layout
         self._plans = {spec.id: _Planned(spec, layout) for spec in specs}
@@ -93,7 +93,7 @@ class WeightSource:
                 host = HostModel(model, plan, cached, self._reading)
             try:
                 host.await_first()
-                self._evictions.write()
+                self.evictions.write()
                 return host
             except LoadStalled:
                 self._coming[model] = host
@@ -173,7 +173,9 @@ class WeightSource:
         return any(entry.model == model and entry.state == "ready" for entry in entries)
 
     def _tidy(self) -> None:
-        """Let go of what others have evicted: pages that are locked stay until then."""
+        """Let go of what others have evicted: pages that are locked stay until then. Also see what
+        is held at all, on this thread, for which nobody waits."""
+        self.evictions.look()
         if self._reading.pins is None:
             return
         for model, host in tuple(self._mapped.items()):

@@ -83,6 +83,8 @@ class Choices:
             async with aclosing(self._gateway.stream(generation)) as deltas:
                 async for delta in deltas:
                     piece = transcript.take(delta)
+                    if piece.finish_reason not in {None, delta.finish_reason}:
+                        self._gateway.finish(generation.id)
                     await self._pieces.put(msgspec.structs.replace(piece, index=index))
                     if piece.finish_reason is not None:
                         return

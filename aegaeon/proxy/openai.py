@@ -277,8 +277,11 @@ def _check_chat_sizes(body: ChatBody) -> None:
     for call in calls:
         limits.check_tree("messages", call.function.arguments)
     limits.check_count("tools", len(body.tools or ()), limits.MAX_TOOLS, "tools")
-    for name in ("tools", "tool_choice", "functions", "function_call", "chat_template_kwargs"):
-        limits.check_tree(name, getattr(body, name))
+    for name in (
+        *("tools", "tool_choice", "functions", "function_call"),
+        *("response_format", "chat_template_kwargs"),
+    ):
+        limits.check_tree(name, msgspec.to_builtins(getattr(body, name)))
 
 
 def _check_chat_features(body: ChatBody) -> None:

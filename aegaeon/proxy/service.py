@@ -10,7 +10,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import Draining, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
-from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList
+from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.asked import (
     Prompt,
     check_length,
@@ -33,12 +33,16 @@ from aegaeon.proxy.grammars import (
     tools_of,
 )
 from aegaeon.proxy.logprobs import TokenBytes
+from aegaeon.proxy.metrics_text import Text as MetricsText
+from aegaeon.proxy.metrics_text import write
 from aegaeon.proxy.openai import (
     COMPLETION_DEFAULT_TOKENS,
     ChatBody,
     CompletionBody,
 )
+from aegaeon.proxy.readiness import Readiness
 from aegaeon.proxy.rendering import Renderer
+from aegaeon.proxy.status import Status, status_of, whereabouts
 from aegaeon.proxy.tokenize import (
     DetokenizeBody,
     Detokenized,
@@ -90,6 +94,8 @@ class Service:
         self._renderer = Renderer()
         self._started_s = started_s
         self._checker = GrammarChecker()
+        self._readiness = Readiness(gateway, settings)
+        self._exposition = MetricsText()
 
     @property
     def catalog(self) -> Catalog:
@@ -107,7 +113,7 @@ class Service:
             self.settings = msgspec.structs.replace(self.settings, **changes)
             self.gateway.bound(catalog.bounds)
         served = {spec.id for spec in catalog.models}
-        self.gateway.serve(served)
+        self.gateway.serve(catalog.models)
         for model in self._texts.keys() - served:
             del self._texts[model]
         self.warm()
@@ -220,6 +226,28 @@ class Service:
             status = "ok"
         return Health(status, self.gateway.open_requests, instances, self.complaint or None)
 
+    async def ready(self) -> Ready:
+        """Return whether requests sent now will be served, and why not."""
+        if self.is_draining:
+            return Ready("unready", ("the server is about to stop",))
+        return await self._readiness.look()
+
+    def metrics(self, is_openmetrics: bool) -> bytes:
+        """Return what has been counted, as text for Prometheus; waits for nobody."""
+        self._exposition.begin(is_openmetrics)
+        sums = self.gateway.meter.sums()
+        write(
+            self._exposition,
+            sums,
+            self.gateway.instances(),
+            tuple(spec.id for spec in self._catalog.models),
+        )
+        return self._exposition.end()
+
+    def status(self) -> Status:
+        """Return what goes on now, for people; waits for nobody."""
+        return status_of(self.gateway.meter, self.gateway.instances(), self._catalog.models)
+
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int
     ) -> Explanation:
@@ -306,22 +334,10 @@ class Service:
             created=self._started_s,
             max_model_len=spec.context_tokens,
             quantize=spec.quantize,
-            status="draining" if spec.is_draining else _whereabouts(spec.id, rows),
+            status="draining" if spec.is_draining else whereabouts(spec.id, rows),
             aliases=spec.aliases,
             pinned=spec.is_pinned,
         )
-
-
-def _whereabouts(
-    model: ModelId, rows: tuple[Instance, ...]
-) -> Literal["running", "resident", "loading", "idle"]:
-    if any(row.status.running.get(model) for row in rows):
-        return "running"
-    if any(model in row.status.resident for row in rows):
-        return "resident"
-    if any(model == row.status.loading for row in rows):
-        return "loading"
-    return "idle"
 
 
 def _instance_health(row: Instance) -> InstanceHealth:

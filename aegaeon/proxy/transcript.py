@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from aegaeon.measures import NOT_WAITED, Waited
 from aegaeon.proxy.detokenize import Detokenizer, StopMatcher
 from aegaeon.proxy.generation import Delta
 from aegaeon.proxy.tools import Call, CallReader
@@ -37,6 +38,8 @@ class Piece(msgspec.Struct, frozen=True):
     instance: InstanceId
     scores: tuple[TokenScore, ...] = ()
     calls: tuple[Call, ...] = ()
+    waited: Waited = NOT_WAITED  # so far
+    cached_tokens: int = 0
 
 
 class Echo(msgspec.Struct, frozen=True):
@@ -117,7 +120,17 @@ class Transcript:
         scores: tuple[TokenScore, ...] = ()
         if text or calls or finish is not None:
             scores, self._held = tuple(self._held), []
-        return Piece(0, text, tokens, finish, delta.instance, scores, calls)
+        return Piece(
+            index=0,
+            text=text,
+            tokens=tokens,
+            finish_reason=finish,
+            instance=delta.instance,
+            scores=scores,
+            calls=calls,
+            waited=delta.waited,
+            cached_tokens=delta.cached_tokens,
+        )
 
     def _read_calls(
         self, text: str, finish: FinishReason | None

@@ -1,4 +1,4 @@
-"""The seams of the store: MetadataStore, Mailbox and the Domain that makes them.
+"""The seams of the store: MetadataStore, Mailbox, Board and the Domain that makes them.
 
 Implementations: local (in process, the reference), shm (the default), redis. One contract suite
 in tests/store runs against all three.
@@ -84,8 +84,28 @@ class Mailbox(ABC):
         """Remove the mailbox's name and records. Idempotent."""
 
 
+class Board(ABC):
+    """What processes tell of themselves to whoever looks: a record each, only the last one. It
+    stays when they end, as long as the domain."""
+
+    @abstractmethod
+    def publish(self, name: str, record: bytes) -> None:
+        """Replace the record of `name`, whose only writer this is; others see the old one or this.
+
+        Raises StoreUnavailable, RegionError (no room).
+        """
+
+    @abstractmethod
+    def read(self) -> dict[str, bytes]:
+        """Return the last record of each name, all of them whole; never waits for a writer."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the board; what is on it stays. Idempotent."""
+
+
 class Domain(ABC):
-    """One named group of processes: one table, and mailboxes by address."""
+    """One named group of processes: one table, one board, and mailboxes by address."""
 
     @abstractmethod
     def metadata(self) -> MetadataStore:
@@ -94,6 +114,10 @@ class Domain(ABC):
     @abstractmethod
     def catalog(self) -> CatalogStore:
         """Open the catalogue of the models that are served."""
+
+    @abstractmethod
+    def board(self) -> Board:
+        """Open the board."""
 
     @abstractmethod
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:

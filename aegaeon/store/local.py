@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from aegaeon.errors import RecordTooLarge, RegionError, RingClosed, RingFull, StaleIncarnation
-from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.base import Board, Domain, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, LocalCatalogStore
 from aegaeon.store.names import check_name
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
@@ -196,12 +196,39 @@ def closed(address: str) -> RingClosed:
     return RingClosed(f"mailbox {address} has no reader; look its owner up again")
 
 
+class LocalBoard(Board):
+    """The board as a dictionary under a lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: dict[str, bytes] = {}
+
+    def publish(self, name: str, record: bytes) -> None:
+        """See Board."""
+        with self._lock:
+            self._records[check_name("record", name)] = record
+
+    def read(self) -> dict[str, bytes]:
+        """See Board."""
+        with self._lock:
+            return dict(self._records)
+
+    def close(self) -> None:
+        """See Board."""
+
+    def wipe(self) -> None:
+        """Take all records off."""
+        with self._lock:
+            self._records.clear()
+
+
 class _Shared:
     """What the handles of one local domain share."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.metadata = LocalMetadataStore(clock)
         self.catalog = LocalCatalogStore()
+        self.board = LocalBoard()
         self.lock = threading.Lock()
         self.mailboxes: dict[str, LocalMailbox] = {}
 
@@ -226,6 +253,10 @@ class LocalDomain(Domain):
     def catalog(self) -> CatalogStore:
         """See Domain."""
         return self._shared.catalog
+
+    def board(self) -> Board:
+        """See Domain."""
+        return self._shared.board
 
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
         """See Domain."""
@@ -263,3 +294,4 @@ class LocalDomain(Domain):
             mailbox.shut()
         self._shared.metadata.unlink()
         self._shared.catalog = LocalCatalogStore()
+        self._shared.board.wipe()

@@ -7,7 +7,7 @@ What was acknowledged survives a restart of the server as far as its persistence
 import weakref
 
 from aegaeon.errors import StaleIncarnation
-from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.base import Board, Domain, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, RedisCatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
 from aegaeon.store.names import check_name
@@ -116,6 +116,32 @@ class RedisMetadataStore(MetadataStore):
         return f"{self._prefix}assignment:{request}"
 
 
+class RedisBoard(Board):
+    """The board as a hash at `key`."""
+
+    def __init__(self, link: RedisLink, key: str) -> None:
+        """Use `link`, which stays its owner's."""
+        self._link = link
+        self._key = key
+
+    def publish(self, name: str, record: bytes) -> None:
+        """See Board."""
+        check_name("record", name)
+        self._link.call(lambda: self._link.client.hset(self._key, name, record))
+
+    def read(self) -> dict[str, bytes]:
+        """See Board."""
+        found = self._link.call(lambda: self._link.client.hgetall(self._key))
+        return {
+            name.decode(): record
+            for name, record in found.items()
+            if isinstance(name, bytes) and isinstance(record, bytes)
+        }
+
+    def close(self) -> None:
+        """See Board. The connection belongs to the domain."""
+
+
 class RedisDomain(Domain):
     """All keys `aegaeon:{<name>}:*` of one server. Handles of mailboxes are not cached.
 
@@ -139,6 +165,10 @@ class RedisDomain(Domain):
     def catalog(self) -> CatalogStore:
         """See Domain."""
         return RedisCatalogStore(self._link, f"{self._prefix}catalog")
+
+    def board(self) -> Board:
+        """See Domain."""
+        return RedisBoard(self._link, f"{self._prefix}board")
 
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
         """See Domain."""

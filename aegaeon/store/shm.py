@@ -9,7 +9,8 @@ from pathlib import Path
 
 from aegaeon import _native
 from aegaeon.errors import RegionError, RingClosed, StaleIncarnation
-from aegaeon.store.base import Domain, Mailbox, MetadataStore
+from aegaeon.store.base import Board, Domain, Mailbox, MetadataStore
+from aegaeon.store.board import FileBoard
 from aegaeon.store.catalog import CatalogStore, FileCatalogStore
 from aegaeon.store.codec import LeasedInstance, decode_row, encode
 from aegaeon.store.names import MAILBOX, SHARED_MEMORY, check_name, domain_files, region_path
@@ -143,6 +144,7 @@ class ShmDomain(Domain):
         self._name = check_name("domain", name)
         self._directory = directory
         self._stores: weakref.WeakSet[PosixShmMetadataStore] = weakref.WeakSet()
+        self._boards: weakref.WeakSet[FileBoard] = weakref.WeakSet()
         self._created: weakref.WeakSet[ShmMailbox] = weakref.WeakSet()
         self._opened: weakref.WeakSet[ShmMailbox] = weakref.WeakSet()
 
@@ -155,6 +157,12 @@ class ShmDomain(Domain):
     def catalog(self) -> CatalogStore:
         """See Domain."""
         return FileCatalogStore(self._directory, self._name)
+
+    def board(self) -> Board:
+        """See Domain."""
+        board = FileBoard(self._name, self._directory)
+        self._boards.add(board)
+        return board
 
     def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
         """See Domain. Raises RegionError without room for it; a capacity is a power of two."""
@@ -183,6 +191,8 @@ class ShmDomain(Domain):
             mailbox.close()
         for store in self._stores:
             store.close()
+        for board in self._boards:
+            board.close()
 
     def unlink(self) -> None:
         """See Domain. The lock of a claim stays: it belongs to who claimed."""

@@ -166,7 +166,7 @@ def test_json_is_asked_for_by_a_grammar(proxy):
         ({"enum": []}, "Unsatisfiable"),
         ({"type": "string", "pattern": "(?=a)b"}, "regex"),
         ({"type": "string", "description": "x" * 70_000}, "bytes"),
-        (json.loads('{"items":' * 300 + "{}" + "}" * 300), "recursion"),
+        (json.loads('{"items":' * 300 + "{}" + "}" * 300), "levels"),
         ({"allOf": [{"anyOf": EITHER}] * 9}, "too large"),
     ],
 )

@@ -53,6 +53,14 @@ PART = {"type": "text", "text": "x"}
 CALL = {"function": {"name": "f", "arguments": "{}"}}
 
 
+def tool(**fields):
+    return {"type": "function", "function": {"name": "f", **fields}}
+
+
+def shape(schema):
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -65,12 +73,12 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
         ({"n": 129}, "n"),
         ({"logit_bias": {str(token): 1 for token in range(4097)}}, "logit_bias"),
         ({"metadata": nested(65)}, "metadata"),
-        ({"tools": [{"type": "function"}] * 257}, "tools"),
-        ({"tools": [{"function": nested(100)}]}, "tools"),
-        ({"tools": [{"function": {"parameters": {"enum": ["x"] * 20_001}}}]}, "tools"),
-        ({"tools": [{"function": {"description": "x" * (1 << 21)}}]}, "tools"),
-        ({"tools": [{"function": {"x" * (1 << 21): 1}}]}, "tools"),
-        ({"tool_choice": nested(80)}, "tool_choice"),
+        ({"tools": [tool()] * 129}, "tools"),
+        ({"tools": [tool(parameters=nested(100))]}, "tools"),
+        ({"tools": [tool(parameters={"enum": ["x"] * 20_001})]}, "tools"),
+        ({"tools": [tool(description="x" * (1 << 21))]}, "tools"),
+        ({"tools": [tool(parameters={"x" * (1 << 21): 1})]}, "tools"),
+        ({"response_format": shape(nested(80))}, "response_format"),
         ({"functions": [nested(80)]}, "functions"),
         ({"chat_template_kwargs": nested(80)}, "chat_template_kwargs"),
     ],

@@ -37,8 +37,8 @@ function badge(health) {
 
 // Figures of each model, where the server tells them; a key may not be allowed to ask.
 async function figures() {
-  const told = await getJson("/admin/status", { accept: [404] });
-  return new Map((told.models ?? []).map((one) => [one.id, one]));
+  const told = await getJson("/admin/status");
+  return new Map(told.models.map((one) => [one.id, one]));
 }
 
 async function act(model, verb) {

@@ -25,10 +25,10 @@ const seconds = (value) =>
   value == null ? "–" : value < 1 ? `${(1000 * value).toFixed(0)} ms` : `${value.toFixed(1)} s`;
 
 function against(figures, target) {
-  if (!figures || figures.p50_s == null) return cell("–", "number");
-  const isLate = target != null && figures.p90_s > target;
-  const made = cell(`${seconds(figures.p50_s)} / ${seconds(figures.p90_s)}`, isLate ? "number late" : "number");
-  if (target != null) made.title = `promised: ${seconds(target)}`;
+  if (figures?.p50 == null) return cell("–", "number");
+  const isLate = figures.p90 > target;
+  const made = cell(`${seconds(figures.p50)} / ${seconds(figures.p90)}`, isLate ? "number late" : "number");
+  made.title = `promised: ${seconds(target)}`;
   return made;
 }
 
@@ -41,12 +41,12 @@ export function drawModels(body, { models, instances, figures, act }) {
       const told = figures.get(model.id);
       row.append(
         named(model.id),
-        cell(model.status),
+        cell(told ? `${model.status}, on ${told.tier}` : model.status),
         cell(counted(instances, "waiting", model.id), "number"),
         cell(counted(instances, "running", model.id), "number"),
-        against(told?.ttft, told?.target_ttft_s),
-        against(told?.tbt, told?.target_tbt_s),
-        cell(told?.attainment == null ? "–" : `${(100 * told.attainment).toFixed(0)} %`, "number"),
+        against(told?.ttft_s, told?.slo_ttft_s),
+        against(told?.tbt_s, told?.slo_tbt_s),
+        cell(told?.attained == null ? "–" : `${(100 * told.attained).toFixed(0)} %`, "number"),
         actions(model, act),
       );
       return row;
@@ -57,15 +57,12 @@ export function drawModels(body, { models, instances, figures, act }) {
 
 function actions(model, act) {
   const made = document.createElement("td");
-  const verbs = [model.pinned ? "unpin" : "pin"];
-  if (["idle", "loading"].includes(model.status)) verbs.unshift("load");
-  for (const verb of verbs) {
+  for (const verb of [model.pinned ? "unpin" : "pin"]) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = verb;
     button.dataset.act = `${verb} ${model.id}`;
     button.ariaLabel = `${verb} ${model.id}`;
-    button.disabled = verb === "load" && model.status === "loading";
     button.addEventListener("click", () => act(model.id, verb));
     made.append(button, " ");
   }
