@@ -8,11 +8,14 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Waited
+
 ModelId: TypeAlias = str
 RequestId: TypeAlias = str
 InstanceId: TypeAlias = str
 
 Role = Literal["colocated", "prefill", "decode"]
+InstanceState = Literal["starting", "ready", "draining", "stuck"]
 FinishReason = Literal["stop", "length"]
 Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
 
@@ -48,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     generated_token_ids: tuple[int, ...] = ()
     attempt: int = 0
+    waited: Waited = NOT_WAITED  # before this attempt, and elsewhere
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -124,11 +128,11 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
 InstanceMessage = Submit | Cancel | Drain | Transfer | Accepted | Declined
 
 
-class TokenEvent(msgspec.Struct, frozen=True, tag=True):
+class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Instance to proxy: tokens of one request, the first at `position` among the generated ones.
 
     The event with a `finish_reason` is the request's last one. With `stop`, the stop token itself
-    is the last of `token_ids`.
+    is the last of `token_ids`. `waited` comes with the first, the last and whenever it has grown.
     """
 
     request_id: RequestId
@@ -137,6 +141,8 @@ class TokenEvent(msgspec.Struct, frozen=True, tag=True):
     token_ids: tuple[int, ...]
     instance: InstanceId
     finish_reason: FinishReason | None = None
+    waited: Waited | None = None
+    cached_tokens: int = 0  # of the prompt, that had not to be prefilled; with the first
 
 
 class RequestFailed(msgspec.Struct, frozen=True, tag=True):
@@ -327,19 +333,6 @@ class WeightsLost(msgspec.Struct, frozen=True, tag=True):
 Outcome = Switched | Stepped | Ran | Loaded | LoadFailed | WeightsLost
 
 
-# From files to the node's cache; then what a switch of a device moves.
-Phase = Literal["disk", "kv_out", "weights", "kv_in"]
-PHASES: tuple[Phase, ...] = ("disk", "kv_out", "weights", "kv_in")
-
-
-class PhaseTotal(msgspec.Struct, frozen=True):
-    """What one phase came to since the start; `seconds` are those in which its copies ran."""
-
-    count: int = 0
-    moved_bytes: int = 0
-    seconds: float = 0.0
-
-
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A served model: where its files are and what it costs. `id` is what clients ask for.
 
@@ -375,7 +368,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
     `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch."""
 
-    state: Literal["starting", "ready", "draining"] = "starting"
+    state: InstanceState = "starting"
     current: ModelId | None = None
     resident: tuple[ModelId, ...] = ()
     loading: ModelId | None = None

@@ -9,10 +9,11 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.engine.shared import DTYPES
+from aegaeon.measures import Phase
 from aegaeon.memory.budget import GB, LEAST_SEQUENCE_TOKENS
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape
 from aegaeon.models.config import read_config
-from aegaeon.types import ModelId, ModelSpec, Phase
+from aegaeon.types import ModelId, ModelSpec
 from benchmark.calibration_fit import Line, Sample, fit, middle
 from benchmark.calibration_runs import Meter, Scale
 from benchmark.cold_loads import OurLoad, drop_from_page_cache

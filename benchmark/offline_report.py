@@ -8,15 +8,13 @@ from typing import Any
 
 import msgspec
 
+from aegaeon.measures import PHASES, Phase, PhaseTotal
 from aegaeon.metrics import Summary, summarize, times_between_tokens_s
 from aegaeon.types import (
-    PHASES,
     Instance,
     InstanceId,
     InstanceStatus,
     ModelId,
-    Phase,
-    PhaseTotal,
 )
 
 

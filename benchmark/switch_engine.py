@@ -17,6 +17,7 @@ from aegaeon.device.cuda import CudaOperators
 from aegaeon.device.packed import Matrix
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
+from aegaeon.measures import Phase
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -25,7 +26,6 @@ from aegaeon.types import (
     Loaded,
     ModelId,
     ModelSpec,
-    Phase,
     Prefill,
     Request,
     SamplingParams,

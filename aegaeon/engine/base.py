@@ -10,6 +10,7 @@ from hashlib import blake2b
 import msgspec
 
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest
+from aegaeon.measures import Phase, PhaseTotal
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -21,8 +22,6 @@ from aegaeon.types import (
     ModelSpec,
     NewToken,
     Outcome,
-    Phase,
-    PhaseTotal,
     Prefill,
     Request,
     RequestId,
@@ -36,13 +35,17 @@ NO_BOUND_BYTES = 1 << 62
 
 
 class EngineUsage(msgspec.Struct, frozen=True):
-    """Bytes held now, against their budgets; and bytes moved since the start."""
+    """Bytes held now, against their budgets; what the node's cache holds; and since the start:
+    bytes moved, evictions from that cache by model and reason, forward passes."""
 
     weight_bytes: int
     weight_budget_bytes: int
     kv_bytes: int
     kv_budget_bytes: int
     moved: dict[Phase, PhaseTotal] = {}
+    cached: tuple[ModelId, ...] = ()
+    evicted: dict[ModelId, dict[str, int]] = {}
+    passes: int = 0
 
 
 class Engine(ABC):

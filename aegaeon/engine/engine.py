@@ -23,6 +23,7 @@ from aegaeon.errors import (
     WeightsEvicted,
 )
 from aegaeon.memory.costs import SwapCosts
+from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.kv import KvShape
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import ResidentModel, Weights
@@ -61,6 +62,7 @@ class EngineMemory:
     kv: KvPlace
     traffic: Traffic
     costs: SwapCosts
+    evictions: EvictionLog | None = None  # of the node's cache, where weights come from one
 
 
 class ModelEngine(Engine):
@@ -86,6 +88,8 @@ class ModelEngine(Engine):
         self._kv = memory.kv
         self._traffic = memory.traffic
         self._costs = memory.costs
+        self._evictions = memory.evictions
+        self._passes = 0
         self._sequences = SequenceTable(memory.kv)
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
@@ -158,12 +162,16 @@ class ModelEngine(Engine):
         return Loaded(action.model, brought.weight_bytes, took_s, brought.evicted, is_whole)
 
     def usage(self) -> EngineUsage:
+        evictions = self._evictions
         return EngineUsage(
             weight_bytes=self._weights.used_bytes,
             weight_budget_bytes=self._weights.budget_bytes,
             kv_bytes=self._kv.pool.charged_bytes,
             kv_budget_bytes=self._kv.pool.budget_bytes,
             moved=self._traffic.totals(),
+            cached=() if evictions is None else evictions.held(),
+            evicted={} if evictions is None else evictions.counts,
+            passes=self._passes,
         )
 
     def close(self) -> None:
@@ -207,6 +215,7 @@ class ModelEngine(Engine):
         failed: list[Failure] = []
         for parts in plan_passes(ready):
             logits = model.forward(build_batch(parts, self._kv.pool))
+            self._passes += 1
             for part in parts:
                 part.sequence.cached = part.stop
             last = [part for part in parts if part.is_last]

@@ -51,9 +51,8 @@ def open_on(
         kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
-        engine = ModelEngine(
-            specs, parts.shapes, EngineMemory(weights, kv, traffic, costs), parts.device
-        )
+        memory = EngineMemory(weights, kv, traffic, costs, parts.source.evictions)
+        engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()
         return engine
 

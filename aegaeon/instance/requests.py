@@ -4,6 +4,7 @@ Keeps engine and scheduler of one mind about which there are. The loop and the l
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,6 +15,8 @@ from aegaeon.instance.arrivals import Arrivals
 from aegaeon.instance.departures import Departures, Failure
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
+from aegaeon.instance.waits import State, Wait, Waits
+from aegaeon.measures import Waited
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.types import (
@@ -23,6 +26,7 @@ from aegaeon.types import (
     Declined,
     Decode,
     LoadFailed,
+    ModelId,
     Moved,
     NewToken,
     Prefill,
@@ -42,13 +46,14 @@ class _Live:
     """A request that the scheduler knows, and the tokens it has generated here."""
 
     request: Request
+    wait: Wait
     token_ids: list[int] = field(default_factory=list)
     is_leaving: bool = False
 
-    def so_far(self) -> Request:
+    def so_far(self, waited: Waited) -> Request:
         """Return the request with all its tokens, as the next one to run it is told."""
         tokens = (*self.request.generated_token_ids, *self.token_ids)
-        return msgspec.structs.replace(self.request, generated_token_ids=tokens)
+        return msgspec.structs.replace(self.request, generated_token_ids=tokens, waited=waited)
 
 
 class Requests:
@@ -71,6 +76,7 @@ class Requests:
             self._record.mailbox, outbox, presence.others, dispatcher, self._on_departed
         )
         self._live: dict[RequestId, _Live] = {}
+        self.waits = Waits()
         self._in_action: frozenset[RequestId] = frozenset()
         self._to_release: set[RequestId] = set()  # ended while part of the running action
         self._to_submit: dict[RequestId, Request] = {}  # a next attempt, behind that release
@@ -133,7 +139,7 @@ class Requests:
         else:
             answer = arrivals.take(transfer, now)
             if isinstance(answer, Accepted):
-                self._on_arrived(transfer.request)
+                self._on_arrived(transfer.request, now)
         self._outbox.post(transfer.sender, answer)
 
     def on_answer(self, answer: Accepted | Declined, now: float) -> None:
@@ -153,8 +159,8 @@ class Requests:
             return Overloaded("an earlier attempt is still ending here; offer it again")
         return None
 
-    def _on_arrived(self, request: Request) -> None:
-        self._live[request.id] = _Live(request)
+    def _on_arrived(self, request: Request, now: float) -> None:
+        self._live[request.id] = _Live(request, self.waits.adopt(request, now))
         moved = Moved(request.id, request.attempt, self._record.id, self._record.incarnation)
         self._outbox.post(request.reply_to, moved)
 
@@ -168,7 +174,7 @@ class Requests:
             self._scheduler.cancel(request.id, now)
             self._post_failure(request, error.code, str(error))
             return
-        self._live[request.id] = _Live(request)
+        self._live[request.id] = _Live(request, self.waits.enter(request, now))
 
     def _is_held(self, request_id: RequestId) -> bool:
         """Whether the engine still has an attempt that has ended."""
@@ -183,10 +189,13 @@ class Requests:
 
     # Actions
 
-    def begin(self, action: ComputeAction) -> None:
+    def begin(self, action: ComputeAction, now: float) -> None:
         """The compute lane works on `action` from here on."""
+        self.waits.begin(action, now)
         if isinstance(action, Prefill | Decode):
             self._in_action = frozenset(action.requests)
+        if isinstance(action, Prefill):
+            self._note(action.requests, State.AT_WORK, now)
 
     def end_action(self) -> None:
         """The compute lane has ended its action: what ended meanwhile is released now.
@@ -201,7 +210,8 @@ class Requests:
     def on_stepped(self, outcome: Stepped, now: float) -> None:
         """Send the tokens of a step, and the failures."""
         for token in outcome.tokens:
-            self._on_token(token)
+            self._on_token(token, now)
+        self._note(outcome.preempted, State.PUT_BACK, now)
         for request_id, code, message in outcome.failed:
             self._fail(request_id, code, message, now)
 
@@ -212,15 +222,27 @@ class Requests:
             if live.request.model == outcome.model and not live.is_leaving:
                 self._fail(request_id, outcome.code, outcome.message, now)
 
-    def leave(self, request_id: RequestId) -> None:
+    def model_of(self, request_id: RequestId) -> ModelId | None:
+        """Return the model of a request that has not ended here."""
+        live = self._live.get(request_id)
+        return None if live is None else live.request.model
+
+    def leave(self, request_id: RequestId, now: float) -> None:
         """Let a prefilled request go on elsewhere."""
         live = self._live.get(request_id)
         if live is None:
             return  # abandoned while it was prefilled
         live.is_leaving = True
-        self._departures.begin(live.so_far(), self._engine.hand_over(request_id))
+        going = live.so_far(self.waits.waited(live.wait, now))
+        self._departures.begin(going, self._engine.hand_over(request_id))
 
-    def _on_token(self, token: NewToken) -> None:
+    def _note(self, requests: Iterable[RequestId], state: State, now: float) -> None:
+        for request_id in requests:
+            live = self._live.get(request_id)
+            if live is not None:
+                self.waits.note(live.wait, state, now)
+
+    def _on_token(self, token: NewToken, now: float) -> None:
         live = self._live.get(token.request_id)
         if live is None:
             return  # cancelled while it was made
@@ -232,6 +254,7 @@ class Requests:
             token_ids=(token.token_id,),
             instance=self._record.id,
             finish_reason=token.finish_reason,
+            waited=self.waits.news(live.wait, token.finish_reason is not None, now),
         )
         self._outbox.post(request.reply_to, reply)
         live.token_ids.append(token.token_id)

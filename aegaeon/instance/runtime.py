@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aegaeon.engine.base import Engine
+from aegaeon.engine.base import Engine, EngineUsage
 from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
 from aegaeon.explanations import Explain, Explained
+from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
@@ -35,6 +36,7 @@ from aegaeon.types import (
     Outcome,
     Stepped,
     Submit,
+    Switch,
     Switched,
     Transfer,
 )
@@ -63,6 +65,7 @@ class Parts:
     clock: Callable[[], float]
     pause: Callable[[float], None]
     pace: Pace = field(default_factory=Pace)  # of the steps
+    counts: Counts = field(default_factory=Counts)
 
 
 class Runtime:
@@ -79,6 +82,8 @@ class Runtime:
         self._drain_ends_s: float | None = None
         self._idle_until_s: float | None = None
         self._is_ready = False
+        self._action: tuple[ComputeAction, str] | None = None  # under way, and why
+        self._load: tuple[Load, str, str] | None = None  # likewise, with its phase
         self._switch_s = 0.0
         self._stall_s = 0.0
         self._stalled_at_s: float | None = None
@@ -184,19 +189,31 @@ class Runtime:
             self._on_loaded(loaded, now)
 
     def _on_computed(self, outcome: Outcome, now: float) -> None:
-        requests = self._requests
+        requests, counts = self._requests, self._parts.counts
+        assert self._action is not None
+        (action, reason), self._action = self._action, None
         requests.end_action()
+        requests.waits.end(action, outcome, now)
         self._parts.scheduler.complete(outcome, now)
         match outcome:
             case Switched(took_s=took_s):
                 self._switch_s += took_s
-            case Stepped():
+                counts.switched(outcome, reason)
+            case Stepped(preempted=preempted):
+                for model in map(requests.model_of, preempted):
+                    if model is not None:
+                        counts.preempted(model)
                 requests.on_stepped(outcome, now)
-            case LoadFailed():
+            case LoadFailed(model=model):
+                counts.load_failed(model)
                 requests.on_load_failed(outcome, now)
         requests.admit_held(now)
 
     def _on_loaded(self, outcome: Outcome, now: float) -> None:
+        assert self._load is not None
+        (load, phase, reason), self._load = self._load, None
+        self._requests.waits.end_load(load, now)
+        self._parts.counts.load_ended(load, outcome, phase, reason)
         self._parts.scheduler.complete(outcome, now)
         if isinstance(outcome, LoadFailed):
             self._requests.on_load_failed(outcome, now)
@@ -205,19 +222,33 @@ class Runtime:
         parts = self._parts
         if not parts.compute.is_busy:
             while isinstance(action := parts.scheduler.next_action(now), Handoff):
-                self._requests.leave(action.request)
+                self._requests.leave(action.request, now)
             self._note_stall(isinstance(action, Idle) and len(self._requests) > 0, now)
             if isinstance(action, Idle):
                 self._idle_until_s = action.until_s
             else:
                 self._idle_until_s = None
-                self._requests.begin(action)
+                self._requests.begin(action, now)
+                self._action = action, self._reason() if isinstance(action, Switch) else ""
                 parts.compute.start(action)
         if not parts.copy.is_busy:
             load = parts.scheduler.next_load(now)
             if load is not None:
-                log.info("loading model=%s evict=%s", load.model, ",".join(load.evict))
-                parts.copy.start(load)
+                self._start_load(load, now)
+
+    def _start_load(self, load: Load, now: float) -> None:
+        parts, reason = self._parts, self._reason()
+        log.info("loading model=%s evict=%s reason=%s", load.model, ",".join(load.evict), reason)
+        has_weights = load.model in parts.scheduler.snapshot().resident
+        self._load = load, "kv" if has_weights else "load", reason
+        self._requests.waits.begin_load(load, now)
+        parts.counts.load_began(load, reason)
+        parts.copy.start(load)
+
+    def _reason(self) -> str:
+        """The code of the last decision's reason."""
+        last = self._parts.scheduler.recent(None, None, 1)
+        return last[-1].reason if last else ""
 
     def _note_stall(self, is_stalled: bool, now: float) -> None:
         """Count the time in which there are requests and nothing computes."""
@@ -228,12 +259,14 @@ class Runtime:
     # Status
 
     def _publish(self, now: float) -> None:
-        self._presence_due_s = self._parts.presence.publish(self._status(), now)
+        usage = self._parts.engine.usage()
+        status = self._status(usage)
+        self._presence_due_s = self._parts.presence.publish(status, now)
+        self._parts.counts.publish(usage, status, now)
 
-    def _status(self) -> InstanceStatus:
+    def _status(self, usage: EngineUsage) -> InstanceStatus:
         snapshot = self._parts.scheduler.snapshot()
         self._is_ready = self._is_ready or not snapshot.preloading
-        usage = self._parts.engine.usage()
         return InstanceStatus(
             state=self._state(),
             current=snapshot.current,

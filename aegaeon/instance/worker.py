@@ -19,6 +19,7 @@ from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, StaleIncarnation
 from aegaeon.instance.costs import costs_of
+from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
     EXIT_CANNOT_START,
@@ -39,7 +40,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
-from aegaeon.types import ComputeAction, InstanceRecord, Load
+from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,16 @@ def build_runtime(
         clock=time.monotonic,
         pause=time.sleep,
         pace=learning.pace,
+        counts=_counts(domain, record.id, owned),
     )
     return Runtime(parts, settings.drain_s)
+
+
+def _counts(domain: Domain, name: InstanceId, owned: ExitStack) -> Counts:
+    """Return counts that go on from where the last process of this name ended."""
+    board = domain.board()
+    owned.callback(board.close)
+    return Counts(lambda record: board.publish(name, record), board.read().get(name))
 
 
 def serve(launch: Launch) -> int:

@@ -1,26 +1,60 @@
-"""What the node's weight cache threw out, and why, for the log of one process."""
+"""What the node's weight cache holds and threw out, and why, as one process tells of it."""
 
 import logging
+import os
+import time
 
 from aegaeon._native import WeightCache
+from aegaeon.errors import RegionError
+from aegaeon.types import ModelId
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0  # between looks at what the cache holds
+
 
 class EvictionLog:
-    """Logs each eviction of the cache once in this process."""
+    """Logs each eviction of the cache once in this process, and counts those of its own making."""
 
     def __init__(self, cache: WeightCache) -> None:
         """Begin with what is evicted from now on."""
         self._cache = cache
         evictions = cache.evictions()
         self._next = evictions[-1].number + 1 if evictions else 0
+        self._counts: dict[ModelId, dict[str, int]] = {}
+        self._held: tuple[ModelId, ...] = ()
+        self._looked_s = float("-inf")
+
+    @property
+    def counts(self) -> dict[ModelId, dict[str, int]]:
+        """Evictions that this process asked for, by model and reason: `room` or `asked_for`."""
+        return self._counts
+
+    def held(self) -> tuple[ModelId, ...]:
+        """Return the models that the cache holds whole, as seen up to LOOK_S ago."""
+        now = time.monotonic()
+        if now - self._looked_s >= LOOK_S:
+            self._looked_s = now
+            try:
+                entries = self._cache.status()
+            except RegionError:
+                return self._held  # closed, or somebody holds its lock
+            self._held = tuple(sorted(one.model for one in entries if one.state == "ready"))
+        return self._held
 
     def write(self) -> None:
         """Log what is new."""
         new = [one for one in self._cache.evictions() if one.number >= self._next]
         for one in new:
             self._next = one.number + 1
+            if one.pid == os.getpid():
+                reason = "room" if one.reason.startswith("room for ") else "asked_for"
+                # A new one each time: others may be looking at it.
+                before = self._counts.get(one.model, {})
+                self._counts = {
+                    **self._counts,
+                    one.model: {**before, reason: before.get(reason, 0) + 1},
+                }
             log.info(
                 "weights evicted model=%s bytes=%d reason=%r pid=%d",
                 one.model, one.size_bytes, one.reason, one.pid,

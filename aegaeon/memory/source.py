@@ -31,7 +31,7 @@ class WeightSource:
     ) -> None:
         """Matrices lie in the cache as `layout` says."""
         self._cache = cache
-        self._evictions = EvictionLog(cache)
+        self.evictions = EvictionLog(cache)
         self._reading = reading
         self._plans = {spec.id: _Planned(spec, layout) for spec in specs}
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
@@ -75,7 +75,7 @@ class WeightSource:
                 host = HostModel(model, plan, cached, self._reading)
             try:
                 host.await_first()
-                self._evictions.write()
+                self.evictions.write()
                 return host
             except LoadStalled:
                 self._coming[model] = host

@@ -3,7 +3,7 @@
 import threading
 
 from aegaeon._native import CopyTicket
-from aegaeon.types import PHASES, Phase, PhaseTotal
+from aegaeon.measures import PHASES, Phase, PhaseTotal
 
 LEAST_OPEN = 64
 

@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from aegaeon.measures import Waited
 from aegaeon.types import FinishReason, Quantize
 
 
@@ -17,10 +18,33 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int
 
 
-class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Our own key in answers, which clients pass over: which instance answered."""
+class Figures(msgspec.Struct, frozen=True):
+    """Our own key in answers, which clients pass over: which instance answered; at the end of a
+    choice also what it waited for, and how much of its prompt was not prefilled again. Of a whole
+    answer's choices it is the longest wait of each kind."""
 
-    instance: str | None = None
+    instance: str
+    queue_ms: float | UnsetType = UNSET
+    switch_ms: float | UnsetType = UNSET
+    switches: int | UnsetType = UNSET
+    preempted_ms: float | UnsetType = UNSET
+    cached_tokens: int | UnsetType = UNSET
+
+
+def figures(instance: str, waited: Waited, cached_tokens: int) -> Figures:
+    """Return the figures of what has ended."""
+    return Figures(
+        instance,
+        _milliseconds(waited.queue_s),
+        _milliseconds(waited.switch_s),
+        waited.switches,
+        _milliseconds(waited.preempted_s),
+        cached_tokens,
+    )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 1)
 
 
 class _Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -103,7 +127,7 @@ class Answer:
         index: int,
         text: str,
         finish_reason: FinishReason | None,
-        instance: str,
+        ours: Figures,
         usage: Usage | None = None,
     ) -> bytes:
         """A chunk with more text of one choice; `usage` is that so far, where asked for."""
@@ -113,13 +137,13 @@ class Answer:
             choice = _ChunkChoice(index, delta, None, finish_reason)
         else:
             choice = _TextChoice(index, text, None, finish_reason)
-        return self._chunk([choice], usage or self._usage, instance)
+        return self._chunk([choice], usage or self._usage, ours)
 
     def usage(self, usage: Usage) -> bytes:
         """The extra chunk that only bears the usage."""
         return self._chunk([], usage, None)
 
-    def whole(self, texts: list[Text], usage: Usage, instance: str) -> bytes:
+    def whole(self, texts: list[Text], usage: Usage, ours: Figures) -> bytes:
         """The body of an answer that is not streamed."""
         choices: list[_Choice] = [
             _ChatChoice(index, _ChatMessage(done.text), done.finish_reason)
@@ -128,20 +152,20 @@ class Answer:
             for index, done in enumerate(texts)
         ]
         name = "chat.completion" if self._is_chat else "text_completion"
-        return msgspec.json.encode(self._envelope(name, choices, usage, instance))
+        return msgspec.json.encode(self._envelope(name, choices, usage, ours))
 
     def _chunk(
-        self, choices: list[_Choice], usage: Usage | UnsetType | None, instance: str | None
+        self, choices: list[_Choice], usage: Usage | UnsetType | None, ours: Figures | None
     ) -> bytes:
         name = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return frame(msgspec.json.encode(self._envelope(name, choices, usage, instance)))
+        return frame(msgspec.json.encode(self._envelope(name, choices, usage, ours)))
 
     def _envelope(
         self,
         name: str,
         choices: list[_Choice],
         usage: Usage | UnsetType | None,
-        instance: str | None,
+        ours: Figures | None,
     ) -> _Envelope:
         return _Envelope(
             id=self._id,
@@ -150,7 +174,7 @@ class Answer:
             model=self._model,
             choices=choices,
             usage=usage,
-            aegaeon=UNSET if instance is None else Figures(instance),
+            aegaeon=UNSET if ours is None else ours,
         )
 
 
@@ -179,6 +203,19 @@ class InstanceHealth(msgspec.Struct, frozen=True):
     stall_s: float
     compute_s: float
     expected_s: float
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The body of GET /health/ready; `reasons` say what keeps it from being ready."""
+
+    status: Literal["ready", "unready"]
+    reasons: tuple[str, ...]
+
+
+class Live(msgspec.Struct, frozen=True):
+    """The body of GET /health/live."""
+
+    status: Literal["live"] = "live"
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

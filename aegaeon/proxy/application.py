@@ -95,6 +95,7 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 is_started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+                _count(scope, message["status"])
             await send(message)
 
         try:
@@ -103,6 +104,14 @@ class RequestIds:
             log.exception("request failed request_id=%s path=%s", request_id, scope["path"])
             if not is_started:
                 await error_response(internal_error())(scope, receive, send_with_id)
+
+
+def _count(scope: Scope, status: int) -> None:
+    """Count an answer by its route; paths that nobody entered are one."""
+    service: Service | None = getattr(scope["app"].state, "service", None)
+    if service is not None:
+        route = getattr(scope.get("route"), "path", "none")
+        service.gateway.meter.responded(route, status)
 
 
 async def _start_plainly(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

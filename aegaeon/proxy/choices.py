@@ -7,9 +7,10 @@ from types import TracebackType
 
 import msgspec
 
+from aegaeon.measures import NOT_WAITED, Waited
 from aegaeon.proxy.detokenize import Detokenizer, StopMatcher
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.generation import Generation
+from aegaeon.proxy.generation import Delta, Generation
 from aegaeon.types import FinishReason, InstanceId
 
 # Pieces that may wait for a slow client; behind them only token ids pile up, up to max_tokens.
@@ -24,6 +25,8 @@ class Piece(msgspec.Struct, frozen=True):
     tokens: int
     finish_reason: FinishReason | None
     instance: InstanceId
+    waited: Waited = NOT_WAITED  # so far
+    cached_tokens: int = 0
 
 
 class Choices:
@@ -117,11 +120,16 @@ async def _pieces(
                 new, is_stopped = stops.push(new)
                 text += new
                 if is_stopped:
-                    yield Piece(0, text, count, "stop", delta.instance)
+                    gateway.finish(generation.id)
+                    yield _piece(delta, text, count, "stop")
                     return
             finish = delta.finish_reason
             if finish is not None:
                 rest, is_stopped = stops.push(detokenizer.finish())
                 text += rest if is_stopped else rest + stops.finish()
                 finish = "stop" if is_stopped else finish
-            yield Piece(0, text, len(token_ids), finish, delta.instance)
+            yield _piece(delta, text, len(token_ids), finish)
+
+
+def _piece(delta: Delta, text: str, tokens: int, finish: FinishReason | None) -> Piece:
+    return Piece(0, text, tokens, finish, delta.instance, delta.waited, delta.cached_tokens)

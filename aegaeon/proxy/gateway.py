@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-import msgspec
-
 from aegaeon.config import Settings
 from aegaeon.errors import (
     AegaeonError,
@@ -24,14 +22,14 @@ from aegaeon.errors import (
     QueueFull,
     StoreUnavailable,
 )
-from aegaeon.explanations import At, Explain, Explained, Explanation
-from aegaeon.proxy.generation import Delta, Generation, OpenRequest
+from aegaeon.explanations import Explain, Explained, Explanation
+from aegaeon.proxy.generation import Delta, Generation, OpenRequest, reply_of, waits
+from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
-from aegaeon.proxy.questions import Questions
+from aegaeon.proxy.questions import Asked, Questions
 from aegaeon.proxy.waits import within
 from aegaeon.scheduler.dispatch import can_serve
 from aegaeon.store.base import Domain, Mailbox
-from aegaeon.store.codec import decode_reply
 from aegaeon.types import Cancel, Instance, InstanceId, ModelSpec, Moved, Reply, RequestId
 
 log = logging.getLogger(__name__)
@@ -65,10 +63,12 @@ class Gateway:
         self._open: dict[RequestId, OpenRequest] = {}
         self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
         self._instances: tuple[Instance, ...] = ()
+        self._seen_s = float("-inf")
         self._changed = asyncio.Event()
         self._questions = Questions()
+        self.meter = Meter(settings, self._models, lambda now: waits(self._open.values(), now))
         self._mean_request_s = 1.0
-        self._is_broken = False
+        self.is_broken = False  # no answer can come any more
         self._tasks: set[asyncio.Task[None]] = set()  # cancels and records under way
         self._closed = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -84,6 +84,8 @@ class Gateway:
         self._mailbox = self._domain.create_mailbox(self._address)
         self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
         self._instances = await self._blocking(self._outbox.snapshot)
+        self._seen_s = time.monotonic()
+        await self._blocking(partial(self.meter.join, self._domain, self._address))
         self._receiver.start()
         self._watchers = (
             asyncio.create_task(self._watch(), name="aegaeon-watch"),
@@ -103,10 +105,16 @@ class Gateway:
         if self._receiver.is_alive():
             self._mailbox.wake()
             await asyncio.to_thread(self._receiver.join, 5.0)
+        await self.meter.leave(self._blocking)
         await self._blocking(self._outbox.close)
         self._mailbox.close()
         self._mailbox.unlink()
         self._sender.shutdown(wait=False)
+
+    def finish(self, request: RequestId) -> None:
+        """The text of a request is complete: that its tokens are left is no cancel."""
+        if request in self._open:
+            self._open[request].is_stopped = True
 
     def fail_all(self, error: AegaeonError) -> None:
         """End all open requests with `error`; their streams raise it and are cancelled."""
@@ -119,7 +127,12 @@ class Gateway:
 
     def is_ready(self) -> bool:
         """Return whether some instance takes requests and its answers can come."""
-        return not self._is_broken and can_serve(self._instances)
+        return not self.is_broken and can_serve(self._instances)
+
+    @property
+    def table_age_s(self) -> float:
+        """How long ago the table was read."""
+        return time.monotonic() - self._seen_s
 
     @property
     def open_requests(self) -> int:
@@ -153,6 +166,9 @@ class Gateway:
                 if opened.target is None:
                     await self._place(opened)
                 await opened.wait()
+        except AegaeonError as error:
+            opened.fail(error)
+            raise
         finally:
             self._leave(opened)
 
@@ -163,37 +179,32 @@ class Gateway:
         a bounded time for those, and delays nobody. Raises StoreUnavailable."""
         dispatched = self._outbox.choices.recent(request, limit)
         model = dispatched[-1].model if request is not None and dispatched else None
-        ticket = self._questions.open()
-        try:
+
+        def ask(ticket: int) -> Coroutine[None, None, Asked]:
             question = Explain(
                 ticket=ticket, reply_to=self._address, request=request, model=model, limit=limit
             )
-            sent = await self._blocking(partial(self._outbox.ask, question, instance))
-            answers = await self._questions.wait(ticket, sent.asked)
-        finally:
-            self._questions.close(ticket)
-        found = [At(one.instance, decision) for one in answers for decision in one.decisions]
-        found.sort(key=lambda at: at.decision.at_s)
-        silent = (sent.asked | sent.deaf) - {one.instance for one in answers}
+            return self._blocking(partial(self._outbox.ask, question, instance))
+
+        decisions, silent = await self._questions.put(ask, limit)
         return Explanation(
-            now_s=time.monotonic(),
-            dispatched=dispatched,
-            decisions=tuple(found[-limit:]),
-            silent=tuple(sorted(silent)),
+            now_s=time.monotonic(), dispatched=dispatched, decisions=decisions, silent=silent
         )
 
     def _enter(self, generation: Generation) -> OpenRequest:
         if generation.model not in self._models:
             raise ModelNotFound(f"no model {generation.model!r} is served; see /v1/models")
-        if self._is_broken:
+        if self.is_broken:
             raise InstanceLost("the server has lost its mailbox; it must be started again")
         if len(self._open) >= self._max_open:
+            self.meter.refused(generation.model, QueueFull.code)
             raise QueueFull(f"{self._max_open} requests are open; try again later")
         now = time.monotonic()
         deadline_s = now + self._settings.request_timeout_s
         opened = OpenRequest(
             generation.id or f"req-{secrets.token_hex(12)}", generation, now, deadline_s
         )
+        opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
         self._open[opened.id] = opened
         return opened
 
@@ -204,7 +215,7 @@ class Gateway:
             if opened.error is not None:
                 return
             changed = self._changed
-            request = opened.next_request(self._address)
+            request = opened.next_request(self._address, time.monotonic())
             refused = frozenset(opened.refused)
             job = self._blocking(partial(self._outbox.submit, request, refused))
             opened.placing = asyncio.ensure_future(job)
@@ -236,6 +247,7 @@ class Gateway:
             return
         target = self._detach(opened)
         took_s = time.monotonic() - opened.arrival_s
+        opened.count_end(time.monotonic())
         if opened.is_over:
             self._mean_request_s += 0.1 * (took_s - self._mean_request_s)
         elif target is not None or opened.placing is not None:
@@ -307,12 +319,14 @@ class Gateway:
                 # Whatever it is, it may be over the next time.
                 log.warning("table not readable error=%s", error)
             else:
+                self._seen_s = time.monotonic()
                 alive = {target_of(row) for row in self._instances}
                 for target in tuple(self._at.keys() - alive):
                     self._lose(target)
                 self._changed.set()
                 self._changed = asyncio.Event()
             await self._blocking(self._outbox.flush)
+            await self.meter.tend(self._blocking)
             await asyncio.sleep(WATCH_S)
 
     async def _watch_deadlines(self) -> None:
@@ -346,12 +360,12 @@ class Gateway:
                 return
             if not records:
                 continue
-            replies = [reply for record in records if (reply := _decoded(record)) is not None]
+            replies = [reply for record in records if (reply := reply_of(record)) is not None]
             self._loop.call_soon_threadsafe(self._deliver, replies, time.monotonic())
 
     def _break(self) -> None:
         """No answer will ever come: say so to those who wait and to those who look."""
-        self._is_broken = True
+        self.is_broken = True
         self.fail_all(InstanceLost("the server has lost its mailbox; see its log"))
 
     def _deliver(self, replies: list[Reply | Explained], received_s: float) -> None:
@@ -372,11 +386,3 @@ class Gateway:
 
     async def _blocking(self, call: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._sender, call)
-
-
-def _decoded(record: bytes) -> Reply | Explained | None:
-    try:
-        return decode_reply(record)
-    except (msgspec.DecodeError, AegaeonError) as error:
-        log.error("reply not readable bytes=%d error=%s", len(record), error)
-        return None

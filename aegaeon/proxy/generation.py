@@ -4,22 +4,31 @@ A plain state machine: no I/O, and time comes from outside. One event loop owns 
 """
 
 import asyncio
+import logging
+from collections.abc import Iterable
 
 import msgspec
 
 from aegaeon.errors import AegaeonError, HandoffLost, InstanceLost
+from aegaeon.explanations import Explained
+from aegaeon.measures import NOT_WAITED, Waited
+from aegaeon.proxy.metrics import Timing
 from aegaeon.proxy.outbox import Target
+from aegaeon.store.codec import decode_reply
 from aegaeon.types import (
     FinishReason,
     InstanceId,
     ModelId,
     Moved,
+    Reply,
     Request,
     RequestFailed,
     RequestId,
     SamplingParams,
     TokenEvent,
 )
+
+log = logging.getLogger(__name__)
 
 # A request that took this many instances down with it is not tried on another one.
 MAX_LOSSES = 3
@@ -42,12 +51,14 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 class Delta(msgspec.Struct, frozen=True):
     """New tokens. `received_s` is when the last of them reached this process (monotonic clock);
-    with finish reason `stop` the last id is the stop token."""
+    with finish reason `stop` the last id is the stop token. `waited` is the last that is known."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     instance: InstanceId
     received_s: float
+    waited: Waited = NOT_WAITED
+    cached_tokens: int = 0
 
 
 class OpenRequest:
@@ -66,6 +77,9 @@ class OpenRequest:
         self.placing: asyncio.Future[Target | None] | None = None
         self.refused: set[Target] = set()
         self.error: AegaeonError | None = None
+        self.is_stopped = False  # its text ended before its tokens did
+        self.timing: Timing | None = None
+        self.waited = NOT_WAITED
         self._attempt = 0
         self._refused_attempt: int | None = None  # by an instance not known yet
         self._losses = 0
@@ -91,7 +105,28 @@ class OpenRequest:
         """How often the request has been placed anew."""
         return self._attempt
 
-    def next_request(self, reply_to: str) -> Request:
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it has all it wanted, if so."""
+        return "stop" if self.is_stopped else self._finish
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether any has come."""
+        return bool(self._tokens)
+
+    def count_end(self, now: float) -> None:
+        """Nobody waits for it any more: count what became of it."""
+        if self.timing is None:
+            return
+        if self.finish_reason is not None:
+            self.timing.finished(self.finish_reason, self.waited, now)
+        elif self.error is not None:
+            self.timing.failed(self.error.code, self.waited, now)
+        else:
+            self.timing.cancelled(self.waited, now)
+
+    def next_request(self, reply_to: str, now: float) -> Request:
         """Return the message for the present attempt: it goes on behind the tokens so far."""
         asked = self.generation
         return Request(
@@ -106,6 +141,7 @@ class OpenRequest:
             deadline_s=self.deadline_s,
             generated_token_ids=tuple(self._tokens),
             attempt=self._attempt,
+            waited=self._waited_by(now),
         )
 
     def placed(self, target: Target, attempt: int) -> bool:
@@ -164,7 +200,8 @@ class OpenRequest:
             return None
         new = tuple(self._tokens[self._taken :])
         self._taken = len(self._tokens)
-        return Delta(new, self._finish, self._instance, self._received_s)
+        cached = self.timing.cached_tokens if self.timing is not None else 0
+        return Delta(new, self._finish, self._instance, self._received_s, self.waited, cached)
 
     async def wait(self) -> None:
         """Return when something may have changed, at the latest after a second."""
@@ -176,6 +213,13 @@ class OpenRequest:
             timer.cancel()
         self._changed.clear()
 
+    def _waited_by(self, now: float) -> Waited:
+        """What it has waited for: since its last token, if it has any, for another instance."""
+        if not self._tokens:
+            return self.waited
+        lost_s = max(0.0, now - self._received_s)
+        return msgspec.structs.replace(self.waited, preempted_s=self.waited.preempted_s + lost_s)
+
     def _lives_elsewhere(self, instance: InstanceId) -> bool:
         return self.target is not None and self.target.instance != instance
 
@@ -185,10 +229,37 @@ class OpenRequest:
             # A record was lost on the way: only a new attempt can fill the gap.
             self.lose()
             return
-        self._tokens.extend(event.token_ids[known:])
+        new = event.token_ids[known:]
+        self._tokens.extend(new)
+        if event.waited is not None:
+            self.waited = event.waited
+        if self.timing is not None and new:
+            if event.position == 0:
+                self.timing.cached_tokens = event.cached_tokens
+            self.timing.note(len(new), received_s)
         self._finish = event.finish_reason
         self._instance = event.instance
         self._received_s = received_s
+
+
+def waits(opened: Iterable[OpenRequest], now: float) -> dict[ModelId, tuple[int, float]]:
+    """Return how many of `opened` are of each model, and how long one without tokens has waited."""
+    found: dict[ModelId, tuple[int, float]] = {}
+    for one in opened:
+        model = one.generation.model
+        count, oldest_s = found.get(model, (0, 0.0))
+        wait_s = 0.0 if one.has_tokens else now - one.arrival_s
+        found[model] = count + 1, max(oldest_s, wait_s)
+    return found
+
+
+def reply_of(record: bytes) -> Reply | Explained | None:
+    """Return what an instance sent, or None, with a word in the log, for other bytes."""
+    try:
+        return decode_reply(record)
+    except (msgspec.DecodeError, AegaeonError) as error:
+        log.error("reply not readable bytes=%d error=%s", len(record), error)
+        return None
 
 
 def error_of(code: str, message: str) -> AegaeonError:

@@ -23,7 +23,7 @@ from aegaeon.errors import (
     StoreUnavailable,
 )
 from aegaeon.explanations import Dispatched, Explain
-from aegaeon.proxy.questions import Choices
+from aegaeon.proxy.questions import Asked, Choices
 from aegaeon.scheduler.dispatch import Choice, LiveDispatcher
 from aegaeon.scheduler.policies import POLICIES
 from aegaeon.store.base import Domain, Mailbox
@@ -50,13 +50,6 @@ class Target(NamedTuple):
 
     instance: InstanceId
     incarnation: int
-
-
-class Asked(NamedTuple):
-    """Who was asked something, and who had no room for it."""
-
-    asked: frozenset[InstanceId]
-    deaf: frozenset[InstanceId]
 
 
 @dataclass(slots=True)

@@ -7,15 +7,24 @@ import asyncio
 import itertools
 import threading
 from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from aegaeon.errors import Overloaded
-from aegaeon.explanations import Dispatched, Explained, is_of
+from aegaeon.explanations import At, Dispatched, Explained, is_of
 from aegaeon.proxy.waits import within
 from aegaeon.types import InstanceId, RequestId
 
 MAX_DISPATCHED = 4096
 MAX_OPEN = 2  # questions at a time, since answers go beside tokens
 ANSWER_S = 2.0
+
+
+class Asked(NamedTuple):
+    """Who was asked something, and who had no room for it."""
+
+    asked: frozenset[InstanceId]
+    deaf: frozenset[InstanceId]
 
 
 class Choices:
@@ -52,6 +61,22 @@ class Questions:
         ticket = next(self._tickets)
         self._answers[ticket] = {}
         return ticket
+
+    async def put(
+        self, ask: Callable[[int], Awaitable[Asked]], limit: int
+    ) -> tuple[tuple[At, ...], tuple[InstanceId, ...]]:
+        """Ask by `ask`, with a ticket; return the last `limit` decisions told, and who is silent.
+        Raises Overloaded, and what `ask` raises."""
+        ticket = self.open()
+        try:
+            sent = await ask(ticket)
+            answers = await self.wait(ticket, sent.asked)
+        finally:
+            self.close(ticket)
+        found = [At(one.instance, decision) for one in answers for decision in one.decisions]
+        found.sort(key=lambda at: at.decision.at_s)
+        silent = (sent.asked | sent.deaf) - {one.instance for one in answers}
+        return tuple(found[-limit:]), tuple(sorted(silent))
 
     def close(self, ticket: int) -> None:
         """Forget a question; what comes later is dropped."""

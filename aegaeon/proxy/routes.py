@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 import msgspec
 from fastapi import FastAPI
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aegaeon.errors import AegaeonError
-from aegaeon.proxy.answers import DONE, PING, Answer, Text, Usage, frame
+from aegaeon.measures import NOT_WAITED
+from aegaeon.proxy.answers import DONE, PING, Answer, Figures, Live, Text, Usage, figures, frame
 from aegaeon.proxy.choices import Choices, Piece
 from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, invalid
 from aegaeon.proxy.limits import read_json_body
@@ -49,7 +51,11 @@ def add_routes(app: FastAPI) -> None:
     add("/v1/models", models, methods=look, response_model=None)
     add("/v1/models/{model:path}", model, methods=look, response_model=None)
     add("/admin/decisions", decisions, methods=look, response_model=None)
+    add("/admin/status", status, methods=look, response_model=None)
+    add("/metrics", metrics, methods=look, response_model=None)
     add("/health", health, methods=look, response_model=None)
+    add("/health/live", live, methods=look, response_model=None)
+    add("/health/ready", ready, methods=look, response_model=None)
 
 
 async def chat_completions(request: Request) -> Response:
@@ -80,6 +86,30 @@ async def health(request: Request) -> Response:
     """GET /health: 200 while some instance takes requests."""
     report = _service(request).health()
     return _json(report, status=200 if report.status == "ok" else 503)
+
+
+async def live(request: Request) -> Response:  # noqa: ARG001  that it answers is the answer
+    """GET /health/live: 200 while this process's loop turns."""
+    return _json(Live())
+
+
+async def ready(request: Request) -> Response:
+    """GET /health/ready: 200 while a request sent now would be served; asks the instances, and
+    waits for their answers up to two seconds."""
+    report = await _service(request).ready()
+    return _json(report, status=200 if report.status == "ready" else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics: what has been counted, in the text that the caller reads."""
+    _, kind = choose_encoder(request.headers.get("accept", ""))
+    body = _service(request).metrics(is_openmetrics="openmetrics" in kind)
+    return Response(body, headers={"content-type": kind})
+
+
+async def status(request: Request) -> Response:
+    """GET /admin/status: what goes on, of late and now."""
+    return _json(_service(request).status())
 
 
 async def decisions(request: Request) -> Response:
@@ -127,7 +157,7 @@ async def _whole(service: Service, job: Job) -> bytes:
             if piece.finish_reason is not None:
                 done[piece.index] = Text("".join(texts[piece.index]), piece.finish_reason)
     answer = Answer("chat" if job.is_chat else "text", job.body.model, job.id)
-    return answer.whole([text for text in done if text is not None], tally.usage, tally.instance)
+    return answer.whole([text for text in done if text is not None], tally.usage, tally.figures)
 
 
 class Tally:
@@ -136,12 +166,22 @@ class Tally:
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt = prompt_tokens
         self._completion = 0
-        self.instance = ""
+        self._instance = ""
+        self._waited = NOT_WAITED
+        self._cached = 0
 
     def add(self, piece: Piece) -> None:
         """Count a piece's tokens."""
         self._completion += piece.tokens
-        self.instance = piece.instance
+        self._instance = piece.instance
+        if piece.finish_reason is not None:
+            self._waited = self._waited.longest(piece.waited)
+            self._cached = max(self._cached, piece.cached_tokens)
+
+    @property
+    def figures(self) -> Figures:
+        """What its choices have waited for."""
+        return figures(self._instance, self._waited, self._cached)
 
     @property
     def usage(self) -> Usage:
@@ -215,8 +255,11 @@ class TokenStream(Response):
             # Tokens of which no text is certain yet.
             return opening
         usage = self._tally.usage if self._with_running_usage else None
+        ours = Figures(piece.instance)
+        if piece.finish_reason is not None:
+            ours = figures(piece.instance, piece.waited, piece.cached_tokens)
         return opening + self._answer.piece(
-            piece.index, piece.text, piece.finish_reason, piece.instance, usage
+            piece.index, piece.text, piece.finish_reason, ours, usage
         )
 
 

@@ -11,18 +11,22 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
-from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList
+from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.chat import messages_for_template
 from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.failures import ApiError, as_api_error, invalid
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation
+from aegaeon.proxy.metrics_text import Text as MetricsText
+from aegaeon.proxy.metrics_text import write
 from aegaeon.proxy.openai import (
     COMPLETION_DEFAULT_TOKENS,
     Body,
     ChatBody,
     CompletionBody,
 )
+from aegaeon.proxy.readiness import Readiness
+from aegaeon.proxy.status import Status, status_of, whereabouts
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId, SamplingParams
 
@@ -57,6 +61,8 @@ class Service:
         self._specs = {spec.id: spec for spec in specs}
         self._texts: dict[ModelId, asyncio.Task[TextModel]] = {}
         self._started_s = started_s
+        self._readiness = Readiness(gateway, settings)
+        self._exposition = MetricsText()
 
     def warm(self) -> None:
         """Start reading every model's tokenizer, so that first requests do not wait for it."""
@@ -119,6 +125,23 @@ class Service:
         elif self.gateway.is_ready():
             status = "ok"
         return Health(status, self.gateway.open_requests, instances)
+
+    async def ready(self) -> Ready:
+        """Return whether requests sent now will be served, and why not."""
+        if self.is_draining:
+            return Ready("unready", ("the server is about to stop",))
+        return await self._readiness.look()
+
+    def metrics(self, is_openmetrics: bool) -> bytes:
+        """Return what has been counted, as text for Prometheus; waits for nobody."""
+        self._exposition.begin(is_openmetrics)
+        sums = self.gateway.meter.sums()
+        write(self._exposition, sums, self.gateway.instances(), tuple(self._specs))
+        return self._exposition.end()
+
+    def status(self) -> Status:
+        """Return what goes on now, for people; waits for nobody."""
+        return status_of(self.gateway.meter, self.gateway.instances(), tuple(self._specs))
 
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int
@@ -192,7 +215,7 @@ class Service:
             created=self._started_s,
             max_model_len=spec.context_tokens,
             quantize=spec.quantize,
-            status=_whereabouts(spec.id, rows),
+            status=whereabouts(spec.id, rows),
         )
 
 
@@ -253,18 +276,6 @@ def _child_seed(seed: int, choice: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % 2**63
-
-
-def _whereabouts(
-    model: ModelId, rows: tuple[Instance, ...]
-) -> Literal["running", "resident", "loading", "idle"]:
-    if any(row.status.running.get(model) for row in rows):
-        return "running"
-    if any(model in row.status.resident for row in rows):
-        return "resident"
-    if any(model == row.status.loading for row in rows):
-        return "loading"
-    return "idle"
 
 
 def _instance_health(row: Instance) -> InstanceHealth:

@@ -4,8 +4,9 @@ import msgspec
 import pytest
 
 from aegaeon.errors import ConfigError, ContextLengthExceeded
+from aegaeon.measures import PhaseTotal
 from aegaeon.models.references import resolve_all
-from aegaeon.types import Instance, InstanceRecord, InstanceStatus, PhaseTotal
+from aegaeon.types import Instance, InstanceRecord, InstanceStatus
 from benchmark import offline_qwen3_colocation as offline
 from benchmark.offline_report import Activity, Memory, activity_between
 from tests.support.checkpoints import make_checkpoint

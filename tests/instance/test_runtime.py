@@ -5,6 +5,7 @@ import pytest
 from aegaeon.engine.base import EngineUsage, null_token
 from aegaeon.errors import ContextLengthExceeded, StaleIncarnation
 from aegaeon.instance.outbox import GONE_S
+from aegaeon.measures import PhaseTotal
 from aegaeon.metrics import Target
 from aegaeon.store.codec import decode_reply
 from aegaeon.types import (
@@ -12,7 +13,6 @@ from aegaeon.types import (
     Decode,
     Drain,
     LoadFailed,
-    PhaseTotal,
     Prefill,
     RequestFailed,
     TokenEvent,

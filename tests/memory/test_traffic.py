@@ -3,9 +3,9 @@
 import ctypes
 
 from aegaeon._native import CopyEngine
+from aegaeon.measures import PhaseTotal
 from aegaeon.memory import traffic as module
 from aegaeon.memory.traffic import Traffic
-from aegaeon.types import PhaseTotal
 
 
 def test_a_copy_counts_once_it_has_ended_however_it_ended():

@@ -10,7 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from tests.support.fake_instance import wait_until
-from tests.support.proxy_server import CONTEXT_TOKENS, TEXT, Proxy, in_memory
+from tests.support.proxy_server import CONTEXT_TOKENS, NOT_WAITED, TEXT, Proxy, in_memory
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT_BODY = {"model": "m", "prompt": "hello", "max_tokens": 200}
@@ -67,7 +67,7 @@ def test_a_chat_is_answered(proxy):
     assert answer.usage.prompt_tokens == len(prompt)
     assert answer.usage.completion_tokens == len(proxy.answer) + 1
     assert answer.usage.total_tokens == len(prompt) + len(proxy.answer) + 1
-    assert response.json()["aegaeon"] == {"instance": "instance-0"}
+    assert response.json()["aegaeon"] == NOT_WAITED
 
 
 def test_a_completion_is_answered(proxy):

@@ -272,7 +272,7 @@ class Proxy:
             self.send(opened.target, Cancel(name, opened.attempt))
 
     def expected(self, opened: OpenRequest) -> list[int]:
-        request = opened.next_request("proxy")
+        request = opened.next_request("proxy", self.node.now)
         return [null_token(request, k, 1000) for k in range(request.max_tokens)]
 
     def send(self, target: Target, message: object) -> bool:
@@ -317,7 +317,8 @@ class Proxy:
         choice = self.dispatcher.dispatch(rows, opened.generation.model, {})
         chosen = None if choice is None else choice.instance
         row = next((row for row in rows if row.record.id == chosen), None)
-        if row is not None and self.send(target_of(row), Submit(opened.next_request("proxy"))):
+        submit = Submit(opened.next_request("proxy", self.node.now))
+        if row is not None and self.send(target_of(row), submit):
             opened.placed(target_of(row), opened.attempt)
 
     def failures(self) -> list[RequestFailed]:

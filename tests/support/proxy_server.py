@@ -18,6 +18,11 @@ from tests.support.checkpoints import make_config, write_tokenizer
 from tests.support.fake_instance import FakeInstance
 
 CONTEXT_TOKENS = 256
+# What an answer says of its waits where the instance says nothing.
+NOT_WAITED = {
+    **{"instance": "instance-0", "queue_ms": 0.0, "switch_ms": 0.0, "switches": 0},
+    **{"preempted_ms": 0.0, "cached_tokens": 0},
+}
 TEXT = "The quick brown fox, größer als 世界, jumps over the lazy dog."
 
 

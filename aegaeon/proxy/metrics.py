@@ -1,0 +1,277 @@
+"""What a proxy counts of the requests it serves, and what all processes of the domain have counted.
+
+Counted where it happens, on the gateway's loop; published and read about once a second on its
+sender thread. Whoever asks gets what was read last and waits for nobody.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from aegaeon.config import Settings
+from aegaeon.errors import AegaeonError
+from aegaeon.figures import (
+    Histogram,
+    InstanceFigures,
+    ModelFigures,
+    ProxyFigures,
+    Sums,
+    decode_figures,
+    encode_figures,
+    summed_up,
+    within,
+)
+from aegaeon.measures import Waited
+from aegaeon.metrics import Target
+from aegaeon.store.base import Board, Domain
+from aegaeon.types import InstanceId, ModelId
+
+log = logging.getLogger(__name__)
+
+Blocking = Callable[[Callable[[], Any]], Awaitable[Any]]  # runs what may wait, elsewhere
+
+INTERVAL_S = 1.0
+OUTAGE_S = 10.0  # between attempts while there is no room or nobody answers
+SILENT_S = 15.0  # a proxy that publishes nothing for so long is dead
+WINDOW_S, WINDOW_STEP_S = 60.0, 5.0  # of which `recent` tells
+# Faults of the request itself, by which no promise is broken.
+NOT_OURS = frozenset(
+    {
+        *("invalid_value", "unsupported_parameter", "context_length_exceeded"),
+        *("record_too_large", "out_of_blocks", "model_not_found"),
+    }
+)
+
+
+class Timing:
+    """Of one request: when its tokens came. Counts them as they come."""
+
+    __slots__ = ("_figures", "_prompt", "_target", "arrival_s", "cached_tokens", "count", "first_s",
+                 "last_s")  # fmt: skip
+
+    def __init__(
+        self, figures: ModelFigures, target: Target, prompt_tokens: int, arrival_s: float
+    ) -> None:
+        """Counts into `figures`, which are its model's."""
+        self._figures = figures
+        self._target = target
+        self._prompt = prompt_tokens
+        self.arrival_s = arrival_s
+        self.first_s = self.last_s = arrival_s
+        self.count = 0
+        self.cached_tokens = 0  # of the prompt, when it was prefilled first
+
+    def note(self, tokens: int, at_s: float) -> None:
+        """So many tokens have come, at once."""
+        figures = self._figures
+        first = self.count
+        if first:
+            figures.tbt.note(at_s - self.last_s)
+        else:
+            self.first_s = at_s
+            figures.ttft.note(at_s - self.arrival_s)
+            figures.prompt_tokens += self._prompt
+            figures.cached_tokens += self.cached_tokens
+        if tokens > 1:
+            figures.tbt.note(0.0, tokens - 1)
+        self.last_s = at_s
+        self.count += tokens
+        figures.generated_tokens += tokens
+        for token in range(first, self.count):
+            figures.tokens_in_time += at_s <= self._target.due_s(self.arrival_s, token)
+
+    def finished(self, reason: str, waited: Waited, now: float) -> None:
+        """The request has got what it wanted."""
+        gaps = max(1, self.count - 1)
+        ttft_s, tbt_s = self.first_s - self.arrival_s, (self.last_s - self.first_s) / gaps
+        self._end(within(ttft_s, tbt_s, self._target), waited, now)
+        _count(self._figures, "finished", reason)
+
+    def failed(self, code: str, waited: Waited, now: float) -> None:
+        """The request ended in an error with `code`."""
+        self._end(None if code in NOT_OURS else "neither", waited, now)
+        _count(self._figures, "failed", code)
+
+    def cancelled(self, waited: Waited, now: float) -> None:
+        """The client went away: no promise was kept or broken."""
+        self._end(None, waited, now)
+        self._figures.cancelled += 1
+
+    def _end(self, kept: str | None, waited: Waited, now: float) -> None:
+        figures = self._figures
+        figures.request.note(now - self.arrival_s)
+        figures.queue.note(waited.queue_s)
+        figures.switch_s += waited.switch_s
+        figures.switches += waited.switches
+        figures.preempted_s += waited.preempted_s
+        if kept is not None:
+            _count(figures, "within", kept)
+
+
+class Recent(msgspec.Struct, frozen=True):
+    """What was counted of a model in the last WINDOW_S or so; `seconds` is how long that was."""
+
+    ttft: Histogram
+    tbt: Histogram
+    tokens: int
+    seconds: float
+
+
+class Meter:
+    """One proxy's, for one event loop. `waiting` says how many requests are open now by model, and
+    how long the oldest has waited for its first token."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Iterable[ModelId],
+        waiting: Callable[[float], dict[ModelId, tuple[int, float]]],
+    ) -> None:
+        self._target = Target(settings.slo_ttft_s, settings.slo_tbt_s)
+        self._waiting = waiting
+        self._own = ProxyFigures(starts=1, models={model: ModelFigures() for model in models})
+        self._others: dict[str, ProxyFigures] = {}
+        self._instances: dict[InstanceId, InstanceFigures] = {}
+        self._heard: dict[str, tuple[bytes, float]] = {}  # by name the last record, and since when
+        self._board: Board
+        self._name = ""
+        self._due_s = 0.0
+        self._window: deque[tuple[float, dict[ModelId, ModelFigures]]] = deque(
+            maxlen=int(WINDOW_S / WINDOW_STEP_S)
+        )
+
+    @property
+    def target(self) -> Target:
+        """What is promised."""
+        return self._target
+
+    def begin(self, model: ModelId, prompt_tokens: int, arrival_s: float) -> Timing:
+        """A request was taken in."""
+        return Timing(self._own.of(model), self._target, prompt_tokens, arrival_s)
+
+    def refused(self, model: ModelId, code: str) -> None:
+        """A request for a served model was not taken in."""
+        _count(self._own.of(model), "failed", code)
+        _count(self._own.of(model), "within", "neither")
+
+    def responded(self, route: str, status: int) -> None:
+        """An answer was begun."""
+        statuses = self._own.responses.setdefault(route, {})
+        statuses[str(status)] = statuses.get(str(status), 0) + 1
+
+    def sums(self, is_kept: bool = False) -> Sums:
+        """Return what the domain has counted: here by now, elsewhere as last published. Unless
+        `is_kept`, it may change with the next token."""
+        self._note_waiting()
+        sums = Sums(models=self._own.models, responses=self._own.responses)
+        if self._others or is_kept:
+            sums = summed_up((self._own, *self._others.values()))
+        sums.proxy_restarts = sum(p.starts - 1 for p in (self._own, *self._others.values()))
+        sums.instances = self._instances
+        return sums
+
+    def recent(self, sums: Sums) -> dict[ModelId, Recent]:
+        """Return what was counted of late, up to `sums`."""
+        now = time.monotonic()
+        began_s, earlier = self._window[0] if self._window else (now, sums.models)
+        empty = ModelFigures()
+        return {
+            model: Recent(
+                figures.ttft.minus(earlier.get(model, empty).ttft),
+                figures.tbt.minus(earlier.get(model, empty).tbt),
+                figures.generated_tokens - earlier.get(model, empty).generated_tokens,
+                now - began_s,
+            )
+            for model, figures in sums.models.items()
+        }
+
+    def join(self, domain: Domain, address: str) -> None:
+        """Publish from now on, for the proxy that receives at `address`. A supervised one goes on
+        behind what the one before it counted. May block; raises StoreUnavailable."""
+        self._board = domain.board()
+        self._read()
+        self._name = name = address.partition(".")[0]
+        before = self._others.pop(name, None)
+        if before is not None:
+            before.starts += 1
+            for model in self._own.models:
+                before.of(model)
+            self._own = before
+
+    async def tend(self, blocking: Blocking) -> None:
+        """Publish our figures and read the others', if it is time to."""
+        now = time.monotonic()
+        if now < self._due_s:
+            return
+        self._due_s = now + INTERVAL_S
+        try:
+            await blocking(partial(self._exchange, self._record()))
+        except AegaeonError as error:
+            self._due_s = now + OUTAGE_S
+            log.warning("figures not exchanged error=%s", error)
+
+    async def leave(self, blocking: Blocking) -> None:
+        """Publish for the last time."""
+        self._due_s = 0.0
+        await self.tend(blocking)
+        await blocking(self._board.close)
+
+    def _record(self) -> bytes:
+        """Return what is to be published, and keep what has been counted so far."""
+        now = time.monotonic()
+        if not self._window or now - self._window[-1][0] >= WINDOW_STEP_S:
+            self._window.append((now, self.sums(is_kept=True).models))
+        self._note_waiting()
+        self._own.beats += 1
+        return encode_figures(self._own)
+
+    def _exchange(self, record: bytes) -> None:
+        self._board.publish(self._name, record)
+        self._read()
+
+    def _read(self) -> None:
+        others, instances, now = dict(self._others), dict(self._instances), time.monotonic()
+        for name, record in self._board.read().items():
+            heard = self._heard.get(name, (b"", 0.0))
+            if name == self._name:
+                continue
+            if heard[0] == record:
+                if now - heard[1] > SILENT_S and name in others:
+                    others[name] = _silent(others[name])
+                continue
+            try:
+                figures = decode_figures(record)
+            except AegaeonError as error:
+                log.warning("figures not readable name=%s error=%s", name, error)
+                continue
+            self._heard[name] = record, now
+            if isinstance(figures, ProxyFigures):
+                others[name] = figures
+            else:
+                instances[name] = figures
+        # Replaced as wholes: the loop may be reading them.
+        self._others, self._instances = others, instances
+
+    def _note_waiting(self) -> None:
+        waiting = self._waiting(time.monotonic())
+        for model, figures in self._own.models.items():
+            figures.open, figures.oldest_wait_s = waiting.get(model, (0, 0.0))
+
+
+def _silent(figures: ProxyFigures) -> ProxyFigures:
+    """Return the figures of a proxy that has ended: its requests are gone."""
+    models = {
+        model: msgspec.structs.replace(one, open=0, oldest_wait_s=0.0)
+        for model, one in figures.models.items()
+    }
+    return msgspec.structs.replace(figures, models=models)
+
+
+def _count(figures: ModelFigures, kind: str, name: str) -> None:
+    counts: dict[str, int] = getattr(figures, kind)
+    counts[name] = counts.get(name, 0) + 1

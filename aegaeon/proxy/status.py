@@ -1,0 +1,144 @@
+"""What goes on now, by instance and by model: for `aegaeon top`, and for pages."""
+
+from typing import Literal
+
+import msgspec
+
+from aegaeon.figures import Histogram, InstanceFigures, ModelFigures, Sums
+from aegaeon.proxy.metrics import Meter, Recent
+from aegaeon.types import Instance, ModelId
+
+
+class InstanceNow(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance as it last described itself."""
+
+    id: str
+    state: str
+    role: str
+    device: str
+    current: str | None
+    loading: str | None
+    resident: tuple[str, ...]
+    waiting: int
+    running: int
+    switches: int
+    restarts: int
+    stall_s: float
+    weight_bytes: int
+    weight_budget_bytes: int
+    kv_bytes: int
+    kv_budget_bytes: int
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Of samples of the last minute or so, in seconds, about; None without samples."""
+
+    p50: float | None
+    p90: float | None
+
+
+class ModelNow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. `tier` is the nearest place where its weights are; `attained` is the share of its
+    requests so far within both targets, None before the first has ended."""
+
+    id: str
+    status: Literal["running", "resident", "loading", "idle"]
+    tier: Literal["device", "host", "disk"]
+    waiting: int
+    running: int
+    oldest_wait_s: float
+    ttft_s: Quantiles
+    tbt_s: Quantiles
+    tokens_per_s: float
+    finished: int
+    failed: int
+    attained: float | None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of GET /admin/status."""
+
+    open_requests: int
+    slo_ttft_s: float
+    slo_tbt_s: float
+    instances: tuple[InstanceNow, ...]
+    models: tuple[ModelNow, ...]
+
+
+def status_of(meter: Meter, rows: tuple[Instance, ...], served: tuple[ModelId, ...]) -> Status:
+    """Return what the meter has counted and the rows of the table say."""
+    sums = meter.sums()
+    recent = meter.recent(sums)
+    cached = {model for one in sums.instances.values() for model in one.cached}
+    return Status(
+        open_requests=sum(one.open for one in sums.models.values()),
+        slo_ttft_s=meter.target.ttft_s,
+        slo_tbt_s=meter.target.tbt_s,
+        instances=tuple(_instance(row, sums.instances.get(row.record.id)) for row in rows),
+        models=tuple(_model(model, sums, recent.get(model), rows, cached) for model in served),
+    )
+
+
+def whereabouts(
+    model: ModelId, rows: tuple[Instance, ...]
+) -> Literal["running", "resident", "loading", "idle"]:
+    """Return what is being done with a model."""
+    if any(row.status.running.get(model) for row in rows):
+        return "running"
+    if any(model in row.status.resident for row in rows):
+        return "resident"
+    if any(model == row.status.loading for row in rows):
+        return "loading"
+    return "idle"
+
+
+def _instance(row: Instance, figures: InstanceFigures | None) -> InstanceNow:
+    status, known = row.status, figures or InstanceFigures()
+    return InstanceNow(
+        id=row.record.id,
+        state=status.state,
+        role=row.record.role,
+        device=row.record.device,
+        current=status.current,
+        loading=status.loading,
+        resident=status.resident,
+        waiting=sum(status.waiting.values()),
+        running=sum(status.running.values()),
+        switches=status.switches,
+        restarts=max(0, known.starts - 1),
+        stall_s=status.stall_s,
+        weight_bytes=status.weight_bytes,
+        weight_budget_bytes=known.weight_budget_bytes,
+        kv_bytes=known.kv_bytes,
+        kv_budget_bytes=known.kv_budget_bytes,
+    )
+
+
+def _model(
+    model: ModelId,
+    sums: Sums,
+    recent: Recent | None,
+    rows: tuple[Instance, ...],
+    cached: set[ModelId],
+) -> ModelNow:
+    figures = sums.models.get(model, ModelFigures())
+    judged = sum(figures.within.values())
+    on_device = any(model in row.status.resident for row in rows)
+    return ModelNow(
+        id=model,
+        status=whereabouts(model, rows),
+        tier="device" if on_device else "host" if model in cached else "disk",
+        waiting=sum(row.status.waiting.get(model, 0) for row in rows),
+        running=sum(row.status.running.get(model, 0) for row in rows),
+        oldest_wait_s=figures.oldest_wait_s,
+        ttft_s=_quantiles(recent.ttft if recent else Histogram()),
+        tbt_s=_quantiles(recent.tbt if recent else Histogram()),
+        tokens_per_s=recent.tokens / recent.seconds if recent and recent.seconds else 0.0,
+        finished=sum(figures.finished.values()),
+        failed=sum(figures.failed.values()),
+        attained=figures.within.get("both", 0) / judged if judged else None,
+    )
+
+
+def _quantiles(samples: Histogram) -> Quantiles:
+    return Quantiles(samples.quantile_s(0.5), samples.quantile_s(0.9))
