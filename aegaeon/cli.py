@@ -60,7 +60,15 @@ GROUPS = {
         *("policy", "slo_ttft_s", "slo_tbt_s", "costs_file"),
         *("max_batch", "max_waiting", "request_timeout_s"),
     ),
-    "node": ("domain", "metadata_backend", "redis_url", "lease_s", "drain_s", "log_level"),
+    "node": (
+        "domain",
+        "metadata_backend",
+        "redis_url",
+        "lease_s",
+        "watchdog_s",
+        "drain_s",
+        "log_level",
+    ),
 }
 
 OVERVIEW = """\

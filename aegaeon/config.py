@@ -138,6 +138,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ""
     request_timeout_s: Annotated[float, _doc("a request ends in an error after this", gt=0)] = 600.0
     lease_s: Annotated[float, _doc("an instance is gone when silent this long", gt=0)] = 10.0
+    watchdog_s: Annotated[
+        float,
+        _doc(
+            "an instance whose step or load does nothing for so long is restarted, as are "
+            "processes that do not respond (0: never)",
+            ge=0,
+        ),
+    ] = 120.0
     drain_s: Annotated[float, _doc("time for running requests to end at shutdown", ge=0)] = 30.0
     max_body_bytes: Annotated[int, _doc("largest HTTP body accepted", ge=1024)] = 8 << 20
     log_level: Annotated[

@@ -25,6 +25,7 @@ from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.store.base import Domain, MetadataStore
 from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
 from aegaeon.types import ModelSpec
+from aegaeon.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Supervisor:
         count = settings.instance_count
         self._instances = [Child(f"instance-{index}", index) for index in range(count)]
         self._proxy = Child(PROXY, None) if with_proxy else None
+        self._watch = Watch(self._settings)
         self._wanted = _Wanted()
         self._thread = threading.Thread(target=self._own, name="supervisor")
         self._claim: DomainClaim | None = None
@@ -166,6 +168,7 @@ class Supervisor:
             while not self._wanted.should_stop:
                 self._tend(children)
                 self._look_ready(children)
+                self._end_hung()
                 time.sleep(POLL_S)
             self._drain()
         except Exception as error:
@@ -259,6 +262,16 @@ class Supervisor:
             # A row ends with its lease; a mailbox's name is gone even where there was no room to
             # take its place.
             log.warning("not all removed of the dead name=%s error=%s", child.name, error)
+
+    def _end_hung(self) -> None:
+        """Kill what lives and does nothing; it is then dead as any other."""
+        assert self._store is not None
+        children = [*self._instances, *([self._proxy] if self._proxy is not None else [])]
+        for name, reason in self._watch.hung(self._instances, self._proxy, self._store).items():
+            child = next(child for child in children if child.name == name)
+            log.error("hung name=%s reason=%s; it is killed and started again", name, reason)
+            if child.process is not None:
+                child.process.kill()
 
     def _fail(self, error: AegaeonError) -> None:
         self._wanted.failure = error

@@ -16,6 +16,7 @@ from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.requests import Requests
+from aegaeon.instance.watchdog import Watchdog
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.learning import Pace
@@ -66,6 +67,7 @@ class Parts:
     pause: Callable[[float], None]
     pace: Pace = field(default_factory=Pace)  # of the steps
     counts: Counts = field(default_factory=Counts)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0.0))
 
 
 class Runtime:
@@ -82,6 +84,7 @@ class Runtime:
         self._drain_ends_s: float | None = None
         self._idle_until_s: float | None = None
         self._is_ready = False
+        self._actions = 0  # begun
         self._action: tuple[ComputeAction, str] | None = None  # under way, and why
         self._load: tuple[Load, str, str] | None = None  # likewise, with its phase
         self._switch_s = 0.0
@@ -230,6 +233,7 @@ class Runtime:
                 self._idle_until_s = None
                 self._requests.begin(action, now)
                 self._action = action, self._reason() if isinstance(action, Switch) else ""
+                self._actions += 1
                 parts.compute.start(action)
         if not parts.copy.is_busy:
             load = parts.scheduler.next_load(now)
@@ -260,15 +264,17 @@ class Runtime:
 
     def _publish(self, now: float) -> None:
         usage = self._parts.engine.usage()
-        status = self._status(usage)
+        status = self._status(usage, now)
         self._presence_due_s = self._parts.presence.publish(status, now)
         self._parts.counts.publish(usage, status, now)
 
-    def _status(self, usage: EngineUsage) -> InstanceStatus:
+    def _status(self, usage: EngineUsage, now: float) -> InstanceStatus:
         snapshot = self._parts.scheduler.snapshot()
         self._is_ready = self._is_ready or not snapshot.preloading
+        progress = self._actions, usage.passes, usage.moved
+        is_stuck = self._parts.watchdog.is_stuck(self._parts.compute.is_busy, progress, now)
         return InstanceStatus(
-            state=self._state(),
+            state="stuck" if is_stuck else self._state(),
             current=snapshot.current,
             resident=snapshot.resident,
             loading=snapshot.loading,

@@ -32,6 +32,7 @@ from aegaeon.instance.launch import (
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.watchdog import Watchdog
 from aegaeon.metrics import Target
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
@@ -117,6 +118,7 @@ def build_runtime(
         pause=time.sleep,
         pace=learning.pace,
         counts=_counts(domain, record.id, owned),
+        watchdog=Watchdog(settings.watchdog_s),
     )
     return Runtime(parts, settings.drain_s)
 

@@ -6,6 +6,7 @@ hundred models; tests read the text back with that library's parsers.
 
 import itertools
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from aegaeon import __version__
 from aegaeon.figures import BUCKETS_S, DeviceFigures, Histogram, InstanceFigures, Sums
@@ -304,6 +305,7 @@ def _lines(name: str, model: ModelId) -> str:
     return f"{buckets}{name}_sum{of} %r\n{name}_count{of} %d\n"
 
 
+@lru_cache(maxsize=4096)
 def _of(model: ModelId) -> str:
     return labels(model_name=model)
 
