@@ -5,25 +5,25 @@ The only module that prints. An error of ours is one line on stderr and an exit 
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 from tqdm import tqdm
 
 from aegaeon import __version__, _native
-from aegaeon.config import Settings, default_text, describe, load_settings, parse_text
+from aegaeon.config import Settings, describe, load_settings
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
-from aegaeon.flags import Parser, escape
+from aegaeon.flags import Parser, add_setting
+from aegaeon.logs import set_up
 from aegaeon.memory.budget import check_room, lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
@@ -40,9 +40,10 @@ from aegaeon.plan_devices import plan_devices_command
 from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
+from aegaeon.top import top_command
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "plan", "simulate", "explain", "models", "instances")
+COMMANDS = ("serve", "plan", "simulate", "explain", "top", "models", "instances")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 PIPED_COLUMNS = 120
@@ -79,6 +80,7 @@ commands:
   aegaeon plan [CONFIG]      show what fits where and how long switches take, without serving
   aegaeon plan --costs FILE  find how many devices a load needs
   aegaeon explain ID         tell why a request was served as it was
+  aegaeon top                show what a running server does, live
   aegaeon simulate           serve a load on devices that are not there, under any policy
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
@@ -154,6 +156,8 @@ def _run(given: list[str]) -> int:
         return _models(rest)
     if command == "explain":
         return _show(explain_command(rest))
+    if command == "top":
+        return _top(rest)
     if command == "simulate":
         return _show(simulate_command(rest))
     if command == "plan" and any(word.partition("=")[0] == "--costs" for word in rest):
@@ -225,36 +229,12 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
         if names:
             group = parser.add_argument_group(title)
             for name in names:
-                _add_flag(group, name)
+                add_setting(group, name)
     return parser
 
 
-def _add_flag(group: "argparse._ArgumentGroup", name: str) -> None:
-    kind, text, default = describe(name)
-    flag = "--" + name.replace("_", "-")
-    shown = default_text(default)
-    text = f"{text} (default: {shown})" if shown else text
-    if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=escape(text))
-        return
-    options: dict[str, Any] = {"metavar": _metavar(kind)}
-    if get_origin(kind) is Literal:
-        options = {"choices": get_args(kind)}
-    group.add_argument(
-        flag, type=lambda value: parse_text(kind, value, flag), help=escape(text), **options
-    )
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is tuple:
-        return "A,B,C"
-    return {int: "N", float: "X"}.get(kind, "TEXT")
-
-
 def _serve(settings: Settings, with_proxy: bool) -> int:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s"
-    )
+    set_up(settings.log_level, "supervisor", settings.log_format)
     if not with_proxy:
         _native.die_with_parent(signal.SIGTERM)
     if with_proxy and settings.port == 0:
@@ -327,7 +307,7 @@ def _plan(settings: Settings, as_json: bool) -> None:
     _show(plan_tables(plan))
 
 
-def _show(parts: Iterable[Table | str]) -> int:
+def _show(parts: Iterable[RenderableType]) -> int:
     """Print what is for people, or JSON as it is."""
     console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS)
     for part in parts:
@@ -335,6 +315,17 @@ def _show(parts: Iterable[Table | str]) -> int:
             print(part)
         else:
             console.print(part, highlight=False)
+    return 0
+
+
+def _top(given: Sequence[str]) -> int:
+    """Show what goes on: once, or in place of itself until it is interrupted."""
+    frames, is_live = top_command(given)
+    if not is_live:
+        return _show(frames)
+    with Live(console=Console(), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        for frame in frames:
+            live.update(frame, refresh=True)
     return 0
 
 

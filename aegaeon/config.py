@@ -151,6 +151,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _doc("how much to log, on stderr")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        _doc("lines for people, or one JSON object with fields for each event"),
+    ] = "text"
 
     @property
     def domain_name(self) -> str:

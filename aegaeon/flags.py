@@ -1,8 +1,9 @@
-"""What the command lines of several commands share: their parser."""
+"""What the command lines of several commands share: their parser, and flags of settings."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from aegaeon.config import default_text, describe, parse_text
 from aegaeon.errors import ConfigError
 
 
@@ -17,3 +18,26 @@ class Parser(argparse.ArgumentParser):
 def escape(text: str) -> str:
     """Return `text` as argparse wants a help text, which it formats."""
     return text.replace("%", "%%")
+
+
+def add_setting(group: "argparse._ArgumentGroup", name: str) -> None:
+    """Add the flag of the setting `name` to `group`."""
+    kind, text, default = describe(name)
+    flag = "--" + name.replace("_", "-")
+    shown = default_text(default)
+    text = f"{text} (default: {shown})" if shown else text
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=escape(text))
+        return
+    options: dict[str, Any] = {"metavar": _metavar(kind)}
+    if get_origin(kind) is Literal:
+        options = {"choices": get_args(kind)}
+    group.add_argument(
+        flag, type=lambda value: parse_text(kind, value, flag), help=escape(text), **options
+    )
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "A,B,C"
+    return {int: "N", float: "X"}.get(kind, "TEXT")

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aegaeon"
 
 ROW_0 = {"types", "errors", "explanations", "measures"}
-ROW_1 = {"config", "metrics", "figures", "workload", "_native"}
+ROW_1 = {"config", "metrics", "figures", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}
-ROW_4 |= {"watch", "flags", "load_flags", "explain"}
+ROW_4 |= {"watch", "top", "flags", "load_flags", "explain"}
 PURE = {
     *("time", "datetime", "threading", "asyncio", "multiprocessing", "concurrent", "os", "io"),
     *("sys", "socket", "subprocess", "signal", "pathlib", "random", "logging", "torch", "numpy"),

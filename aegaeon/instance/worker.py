@@ -33,6 +33,7 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.watchdog import Watchdog
+from aegaeon.logs import set_up
 from aegaeon.metrics import Target
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
@@ -103,8 +104,7 @@ def build_runtime(
     owned.callback(compute.close, LANE_CLOSE_S)
     copy = ThreadLane[Load]("copy", engine.load, inbox.wake)
     owned.callback(copy.close, LANE_CLOSE_S)
-    presence = Presence(domain.metadata(), record, settings.lease_s)
-    owned.callback(presence.withdraw)
+    presence = _presence(domain, record, settings.lease_s, owned)
     parts = Parts(
         inbox=inbox,
         outbox=outbox,
@@ -121,6 +121,13 @@ def build_runtime(
         watchdog=Watchdog(settings.watchdog_s),
     )
     return Runtime(parts, settings.drain_s)
+
+
+def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:
+    """Register the instance, until `owned` ends."""
+    presence = Presence(domain.metadata(), record, lease_s)
+    owned.callback(presence.withdraw)
+    return presence
 
 
 def _counts(domain: Domain, name: InstanceId, owned: ExitStack) -> Counts:
@@ -164,10 +171,7 @@ def main() -> int:
     """Read the launch record, serve, and return the process's exit code."""
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=Launch)
     _native.die_with_parent(signal.SIGKILL, launch.parent_pid)
-    logging.basicConfig(
-        level=launch.settings.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s {launch.instance} %(name)s %(message)s",
-    )
+    set_up(launch.settings.log_level, launch.instance, launch.settings.log_format)
     try:
         return serve(launch)
     except StaleIncarnation as error:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aegaeon import __version__
 from aegaeon.config import Settings, load_settings
 from aegaeon.errors import AegaeonError
+from aegaeon.logs import REQUEST_ID
 from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
@@ -89,6 +90,7 @@ class RequestIds:
         theirs = Headers(scope=scope).get("x-request-id", "")
         request_id = theirs if _CLEAN_ID.fullmatch(theirs) else f"req_{secrets.token_hex(12)}"
         is_started = False
+        token = REQUEST_ID.set(request_id)
 
         async def send_with_id(message: Message) -> None:
             nonlocal is_started
@@ -104,6 +106,8 @@ class RequestIds:
             log.exception("request failed request_id=%s path=%s", request_id, scope["path"])
             if not is_started:
                 await error_response(internal_error())(scope, receive, send_with_id)
+        finally:
+            REQUEST_ID.reset(token)
 
 
 def _count(scope: Scope, status: int) -> None:

@@ -119,6 +119,11 @@ class OpenRequest:
         """Nobody waits for it any more: count what became of it."""
         if self.timing is None:
             return
+        log.info(
+            "request ended request=%s model=%s tokens=%d took_s=%.3f finish=%s error=%s",
+            *(self.id, self.generation.model, len(self._tokens), now - self.arrival_s),
+            *(self.finish_reason, self.error.code if self.error is not None else None),
+        )
         if self.finish_reason is not None:
             self.timing.finished(self.finish_reason, self.waited, now)
         elif self.error is not None:

@@ -20,6 +20,7 @@ import uvicorn
 from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError, Draining
+from aegaeon.logs import set_up
 from aegaeon.proxy.application import create_app
 from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, ProxyLaunch
 from aegaeon.proxy.service import Service
@@ -130,10 +131,7 @@ def main() -> int:
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=ProxyLaunch)
     # The instances die with it too, so there is nothing to drain, and the port must come free.
     _native.die_with_parent(signal.SIGKILL, launch.parent_pid)
-    logging.basicConfig(
-        level=launch.settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s proxy %(name)s %(message)s",
-    )
+    set_up(launch.settings.log_level, "proxy", launch.settings.log_format)
     allow_connections()
     with os.fdopen(launch.status_fd, "w", encoding="utf-8") as status:
         try:

@@ -267,24 +267,26 @@ def test_a_board_without_room_is_told_once_in_a_while_and_harms_nobody(monkeypat
     run(test())
 
 
+PUBLISHED = InstanceFigures(
+    starts=3,
+    models={
+        "m": DeviceFigures(
+            moves={"load": {"newcomer": Done(2, 1.5)}},
+            evictions={"host": {"room": 4}},
+            preemptions=5,
+        )
+    },
+    moved={"disk": PhaseTotal(2, 300, 0.5)},
+    weight_budget_bytes=10,
+    kv_bytes=5,
+    kv_budget_bytes=20,
+    cached=("m",),
+)
+
+
 def test_what_instances_publish_is_told_by_model_instance_and_reason():
-    figures = InstanceFigures(
-        starts=3,
-        models={
-            "m": DeviceFigures(
-                moves={"load": {"newcomer": Done(2, 1.5)}},
-                evictions={"host": {"room": 4}},
-                preemptions=5,
-            )
-        },
-        moved={"disk": PhaseTotal(2, 300, 0.5)},
-        weight_budget_bytes=10,
-        kv_bytes=5,
-        kv_budget_bytes=20,
-        cached=("m",),
-    )
     row = make_instance("i", ("m", "n"), resident=("m",), current="m", waiting={"m": 2})
-    sums = Sums(models={"m": ModelFigures()}, instances={"i": figures, "gone": figures})
+    sums = Sums(models={"m": ModelFigures()}, instances={"i": PUBLISHED, "gone": PUBLISHED})
     text = Text()
     text.begin(is_openmetrics=True)
     write(text, sums, (row,), ("m", "n"))
