@@ -169,7 +169,7 @@ class ModelEngine(Engine):
             kv_bytes=self._kv.pool.charged_bytes,
             kv_budget_bytes=self._kv.pool.budget_bytes,
             moved=self._traffic.totals(),
-            cached=() if evictions is None else evictions.held(),
+            cached=() if evictions is None else evictions.held,
             evicted={} if evictions is None else evictions.counts,
             passes=self._passes,
         )

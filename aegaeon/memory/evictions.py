@@ -30,17 +30,23 @@ class EvictionLog:
         """Evictions that this process asked for, by model and reason: `room` or `asked_for`."""
         return self._counts
 
+    @property
     def held(self) -> tuple[ModelId, ...]:
-        """Return the models that the cache holds whole, as seen up to LOOK_S ago."""
-        now = time.monotonic()
-        if now - self._looked_s >= LOOK_S:
-            self._looked_s = now
-            try:
-                entries = self._cache.status()
-            except RegionError:
-                return self._held  # closed, or somebody holds its lock
-            self._held = tuple(sorted(one.model for one in entries if one.state == "ready"))
+        """The models that the cache held whole when `look` was called last."""
         return self._held
+
+    def look(self) -> None:
+        """See what the cache holds, at most once in LOOK_S. A stopped process may hold its lock, so
+        this is not for a thread that others wait for."""
+        now = time.monotonic()
+        if now - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now
+        try:
+            entries = self._cache.status()
+        except RegionError:
+            return  # closed, or the lock was not to be had
+        self._held = tuple(sorted(one.model for one in entries if one.state == "ready"))
 
     def write(self) -> None:
         """Log what is new."""

@@ -155,7 +155,9 @@ class WeightSource:
         return any(entry.model == model and entry.state == "ready" for entry in entries)
 
     def _tidy(self) -> None:
-        """Let go of what others have evicted: pages that are locked stay until then."""
+        """Let go of what others have evicted: pages that are locked stay until then. Also see what
+        is held at all, on this thread, for which nobody waits."""
+        self.evictions.look()
         if self._reading.pins is None:
             return
         for model, host in tuple(self._mapped.items()):

@@ -227,6 +227,30 @@ def test_every_eviction_is_recorded_with_its_reason(cache, plan, caplog):
     assert evictions[0].reason in caplog.records[0].message
 
 
+def test_evictions_of_this_process_are_counted_and_what_is_held_is_seen_when_looked_for(
+    cache, plan, monkeypatch
+):
+    monkeypatch.setattr("aegaeon.memory.evictions.LOOK_S", 0.0)
+    log = EvictionLog(cache)
+    for number in range(5):
+        use(load(cache, plan, number), 0 if number < 2 else 500)
+    assert log.held == ()
+    log.look()
+    assert log.held == tuple(sorted(names(cache)))
+    assert cache.evict(key(4))
+    log.write()
+    log.write()
+    assert log.counts == {
+        "model 0": {"room": 1},
+        "model 1": {"room": 1},
+        "model 4": {"asked_for": 1},
+    }
+    monkeypatch.setattr("aegaeon.memory.evictions.os.getpid", lambda: -1)
+    assert cache.evict(key(3))
+    log.write()
+    assert "model 3" not in log.counts  # another process's, which counts it
+
+
 def test_only_the_last_127_evictions_are_kept(cache, tmp_path):
     plan = plain(tmp_path / "file", stages=1, stage_bytes=64)
     for number in range(150):
