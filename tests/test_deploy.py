@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from aegaeon.cli import serve_parser
 from aegaeon.figures import ModelFigures, Sums
 from aegaeon.proxy.metrics_text import Text, write
-from tests.proxy.test_metrics import PUBLISHED
+from tests.proxy.test_metrics_text import PUBLISHED
 from tests.support.specs import make_instance
 
 ROOT = Path(__file__).resolve().parents[1]

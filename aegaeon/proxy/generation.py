@@ -141,12 +141,16 @@ class OpenRequest:
             *(self.id, self.generation.model, len(self._tokens), now - self.arrival_s),
             *(self.finish_reason, self.error.code if self.error is not None else None),
         )
+        waited = self.waited
+        if not self._tokens and waited == NOT_WAITED:
+            # Nobody has said what it waited for, and it has got nothing else.
+            waited = Waited(queue_s=now - self.arrival_s)
         if self.finish_reason is not None:
-            self.timing.finished(self.finish_reason, self.waited, now)
+            self.timing.finished(self.finish_reason, waited, now)
         elif self.error is not None:
-            self.timing.failed(self.error.code, self.waited, now)
+            self.timing.failed(self.error.code, waited, now)
         else:
-            self.timing.cancelled(self.waited, now)
+            self.timing.cancelled(waited, now)
 
     def next_request(self, reply_to: str, now: float) -> Request:
         """Return the message for the present attempt: it goes on behind the tokens so far."""

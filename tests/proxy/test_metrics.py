@@ -1,7 +1,6 @@
 """What a proxy counts and what it says of all: read back by the parsers of Prometheus's library."""
 
 import asyncio
-import time
 from contextlib import aclosing
 
 import msgspec
@@ -9,25 +8,19 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 
-from aegaeon.errors import QueueFull, RegionError
+from aegaeon.errors import DeadlineExceeded, QueueFull, RegionError
 from aegaeon.figures import (
-    DeviceFigures,
-    Done,
-    InstanceFigures,
     ModelFigures,
     ProxyFigures,
-    Sums,
     encode_figures,
 )
-from aegaeon.measures import PhaseTotal, Waited
+from aegaeon.measures import Waited
 from aegaeon.metrics import Target
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.metrics import Meter, Timing
-from aegaeon.proxy.metrics_text import Text, write
 from aegaeon.types import TokenEvent
 from tests.proxy.test_gateway import SPECS, Setup, collect, generation, run, until
 from tests.support.proxy_server import Proxy, in_memory
-from tests.support.specs import make_instance, make_spec
 
 OPEN = {"accept": "application/openmetrics-text; version=1.0.0"}
 
@@ -162,6 +155,20 @@ def test_a_request_refused_at_the_door_counts_too():
     run(test())
 
 
+def test_a_request_that_gets_nothing_has_waited_in_the_queue_all_the_time():
+    async def test():
+        async with Setup(request_timeout_s=0.3) as setup:
+            setup.instance().hold_after = 0
+            with pytest.raises(DeadlineExceeded):
+                await collect(setup.gateway, generation())
+            figures = setup.gateway.meter.sums().models["m"]
+            assert figures.failed == {"timeout": 1} and figures.within == {"neither": 1}
+            assert figures.queue.sum_s == figures.request.sum_s >= 0.3
+            assert figures.ttft.count == 0
+
+    run(test())
+
+
 def test_oldest_wait_counts_until_the_first_token():
     async def test():
         async with Setup() as setup:
@@ -265,86 +272,6 @@ def test_a_board_without_room_is_told_once_in_a_while_and_harms_nobody(monkeypat
         raise RegionError("no room")
 
     run(test())
-
-
-PUBLISHED = InstanceFigures(
-    starts=3,
-    models={
-        "m": DeviceFigures(
-            moves={"load": {"newcomer": Done(2, 1.5)}},
-            evictions={"host": {"room": 4}},
-            preemptions=5,
-        )
-    },
-    moved={"disk": PhaseTotal(2, 300, 0.5)},
-    weight_budget_bytes=10,
-    kv_bytes=5,
-    kv_budget_bytes=20,
-    cached=("m",),
-)
-
-
-def test_what_instances_publish_is_told_by_model_instance_and_reason():
-    row = make_instance("i", ("m", "n"), resident=("m",), current="m", waiting={"m": 2})
-    sums = Sums(models={"m": ModelFigures()}, instances={"i": PUBLISHED, "gone": PUBLISHED})
-    text = Text()
-    text.begin(is_openmetrics=True)
-    write(text, sums, (row,), ("m", "n"))
-    found = samples(text.end().decode(), read_open)
-    at = {"instance": "i", "model_name": "m"}
-    assert value(found, "switches_total", **at, phase="load", reason="newcomer") == 2
-    assert value(found, "switch_seconds_total", **at, phase="load", reason="newcomer") == 1.5
-    assert value(found, "evictions_total", **at, tier="host", reason="room") == 4
-    assert value(found, "num_preemptions_total", **at) == 5
-    assert value(found, "moved_bytes_total", instance="i", phase="disk") == 300
-    assert value(found, "kv_cache_usage_perc", instance="i") == 0.25
-    assert value(found, "instance_restarts_total", instance="i") == 2
-    assert value(found, "num_requests_waiting", model_name="m") == 2
-    assert value(found, "num_requests_waiting", model_name="n") == 0
-    places = {
-        (m, t): value(found, "model_resident", model_name=m, tier=t)
-        for m in "mn"
-        for t in ("device", "host", "disk")
-    }
-    assert [places["m", t] for t in ("device", "host", "disk")] == [1, 1, 1]
-    assert [places["n", t] for t in ("device", "host", "disk")] == [0, 0, 1]
-    # Sums go on after an instance's end, what it holds does not.
-    assert value(found, "instance_restarts_total", instance="gone") == 2
-    assert ("aegaeon_kv_bytes", (("instance", "gone"),)) not in found
-
-
-def test_names_of_models_are_escaped():
-    name = 'a"b\\c\nd%d'
-    sums = Sums(models={name: ModelFigures(prompt_tokens=3)})
-    for is_open, read in ((False, read_plain), (True, read_open)):
-        text = Text()
-        text.begin(is_open)
-        write(text, sums, (), (name,))
-        found = samples(text.end().decode(), read)
-        assert value(found, "prompt_tokens_total", model_name=name) == 3
-        assert value(found, "time_to_first_token_seconds_count", model_name=name) == 0
-
-
-def test_a_scrape_of_a_hundred_models_takes_less_than_5_ms_of_the_loop():
-    meter = Meter(Setup().settings, lambda _: {})
-    meter.serve([make_spec(f"org/model-{n}") for n in range(100)])
-    for model, figures in meter._own.models.items():
-        timing = meter.begin(model, 10, 0.0)
-        for token in range(20):
-            timing.note(1, 0.1 * token)
-        timing.finished("stop", Waited(), 2.0)
-        assert figures.finished
-    text, served = Text(), tuple(meter._own.models)
-    rows = (make_instance("i", served, waiting=dict.fromkeys(served, 1)),)
-    took_s = []
-    for _ in range(30):
-        began_s = time.thread_time()
-        text.begin(is_openmetrics=True)
-        write(text, meter.sums(), rows, served)
-        text.end()
-        took_s.append(time.thread_time() - began_s)
-    # The best of them: other processes have this processor, too.
-    assert min(took_s) < 0.01
 
 
 def test_the_window_forgets_what_is_long_ago(monkeypatch):
