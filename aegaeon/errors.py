@@ -175,6 +175,13 @@ class DeviceError(AegaeonError):
     code = "device_error"
 
 
+class DeviceLost(DeviceError):
+    """A device that answers this process with failures alone from here on: another process has to
+    be started in its place."""
+
+    code = "device_lost"
+
+
 class CopyError(AegaeonError):
     """A copy engine that cannot start its threads, has been closed, or was lost in a fork."""
 

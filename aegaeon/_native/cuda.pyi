@@ -1,6 +1,6 @@
 """CUDA devices (csrc/cuda): memory, copies, the stream that computes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 from aegaeon._native.copies import CopyEngine
@@ -15,6 +15,10 @@ def count_cuda_devices() -> int:
 
 def cuda_total_bytes(number: int) -> int:
     """Return the memory of cuda:`number`, without making anything there. Raises DeviceError."""
+
+def cuda_attend_shared_bytes(head_dim: int, type: int) -> int:
+    """Return the shared memory that a block of the attention kernels takes, of keys and values of a
+    type code. Raises ValueError for a head_dim that they do not have."""
 
 def cuda_stage_bytes(chunk_bytes: int) -> int:
     """Return the page-locked bytes of a copy engine with such chunks."""
@@ -53,9 +57,30 @@ class CudaDevice:
         """Open the CudaMemory of `size_bytes` that another process made, by its handle. Raises
         DeviceError for none such."""
 
-    def pin(self, address: int, size_bytes: int) -> bool:
-        """Page-lock memory of the host, whole pages, so that copies go there at full speed; False
-        where the system refuses: copies go through a stage then, as of any other memory."""
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability, major and minor. Raises DeviceError."""
+
+    @property
+    def block_shared_bytes(self) -> int:
+        """Shared memory that a block of threads may ask for. Raises DeviceError."""
+
+    def check(self) -> None:
+        """Raise DeviceLost where the device is lost to this process. Waits for nothing."""
+
+    def pin(
+        self,
+        address: int,
+        size_bytes: int,
+        is_read_only: bool = False,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> str:
+        """Page-lock memory of the host, whole pages, so that copies go there at full speed; return
+        why not where the system refuses: copies go through a stage then, as of any other memory.
+
+        `is_read_only`: it is mapped so. `is_wanted` is asked before each GiB; False undoes all.
+        Raises DeviceLost.
+        """
 
     def unpin(self, address: int) -> None:
         """Undo `pin`, before the memory is unmapped and after all copies there. Nothing happens

@@ -135,6 +135,9 @@ class Device(Operators):
         """Return the next token of each row of logits [rows, vocab], drawn as its own of `draws`
         says; None where the row's logits are not finite. The formula: csrc/ops/sampling.h."""
 
+    def check(self) -> None:
+        """Raise DeviceLost where nothing will be computed here any more. Waits for nothing."""
+
     def new_runner(self) -> StepRunner:
         """Return what runs a model's step here: one operator after another, unless the device
         knows better."""

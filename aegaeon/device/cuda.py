@@ -59,6 +59,9 @@ class CudaOperators(Device):
     def new_runner(self) -> StepRunner:
         return _OnStream(self)
 
+    def check(self) -> None:
+        self._device.check()
+
     def bring(self, x: Tensor) -> Tensor:
         """Return `x` on the device."""
         return x.to(self._place)

@@ -78,11 +78,12 @@ class Engine(ABC):
 
     @abstractmethod
     def execute(self, action: ComputeAction) -> Outcome:
-        """Do a Switch, Prefill or Decode and say how it went; blocks."""
+        """Do a Switch, Prefill or Decode and say how it went; blocks. Raises DeviceLost."""
 
     @abstractmethod
     def load(self, action: Load) -> Outcome:
-        """Evict and load weights; blocks. Never asked to evict a model while it computes."""
+        """Evict and load weights; blocks. Never asked to evict a model while it computes. Raises
+        DeviceLost."""
 
     @abstractmethod
     def usage(self) -> EngineUsage:

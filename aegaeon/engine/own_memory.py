@@ -45,7 +45,7 @@ def open_on(
         pool, arena = _lay_out(device, budgets, tuple(parts.shapes.values()))
         owned.callback(pool.close)
         check_capacity(pool, specs, parts.shapes)
-        if device.compute.pins is None or not parts.pool.pin(device.compute.pins):
+        if parts.locks is None or not parts.pool.pin(parts.locks):
             parts.pool.back_ahead(AHEAD_BYTES)
         costs = SwapCosts(traffic)
         kv = SwappedKv(pool, parts.pool, copier, traffic, costs)

@@ -156,7 +156,7 @@ class WeightSource:
 
     def _tidy(self) -> None:
         """Let go of what others have evicted: pages that are locked stay until then."""
-        if self._reading.pins is None:
+        if self._reading.locks is None:
             return
         for model, host in tuple(self._mapped.items()):
             if host.is_present:

@@ -17,6 +17,12 @@ PYBIND11_MODULE(cuda_stand_in, module) {
   aegaeon::bind_cuda(module);
   module.def("reset", [](int order) { cudart::reset(static_cast<cudart::Order>(order)); });
   module.def("refuse_registration", &cudart::refuse_registration);
+  module.def("fail_call", &cudart::fail_call);
+  module.def("lose_device", &cudart::lose_device);
+  module.def("has_failed", &cudart::has_failed);
+  module.def("lock_read_only", &cudart::lock_read_only);
+  module.def("set_capability", &cudart::set_capability);
+  module.def("set_driver", &cudart::set_driver);
   module.def("left_over", &cudart::left_over);
   module.def("pageable_copies", &cudart::pageable_copies);
 }

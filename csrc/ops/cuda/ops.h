@@ -61,5 +61,7 @@ void scatter_blocks(Stream stream, const CopyBlocksParams& params);
 // 96, 128 or 256; else it throws std::invalid_argument. Of half types of KV, queries and weights
 // are rounded to them, and sums are of tensor cores.
 void attend(Stream stream, const DeviceTables& tables, const AttendParams& params);
+// Shared memory that a block of its kernels takes; by what it throws, as `attend`.
+std::size_t attend_shared_bytes(KvType type, std::size_t head_dim);
 
 }  // namespace aegaeon::ops::cuda

@@ -65,6 +65,18 @@ void Streams::wait_for_all() {
   for (const auto& stream : streams_) wait(stream->last);
 }
 
+void Streams::abandon() {
+  for (const auto& stream : streams_) {
+    for (const OperationPtr& operation : stream->queue) {
+      operation->is_done = true;
+      operation->work = nullptr;
+      operation->after.clear();
+    }
+    stream->queue.clear();
+    races::take(&stream->end_tag);
+  }
+}
+
 void Streams::progress() {
   if (order_ == Order::eager) {
     for (const auto& stream : streams_) {
@@ -92,6 +104,7 @@ void Streams::run_first(CUstream_st& stream) {
     for (const OperationPtr& earlier : operation->after) fiber.take(&earlier->done_tag);
     if (operation->work) operation->work();
     fiber.give(&operation->done_tag);
+    fiber.give(&stream.end_tag);
   }
   operation->is_done = true;
   operation->work = nullptr;

@@ -39,6 +39,7 @@ struct CUstream_st {
   double free_s = 0;
   void* fiber = nullptr;
   bool is_alive = true;
+  char end_tag = 0;  // of what has run so far
 };
 
 struct CUevent_st {
@@ -61,6 +62,8 @@ class Streams {
   // As the calling thread: returns when `operation`, which may be null, has run.
   void wait(const OperationPtr& operation);
   void wait_for_all();
+  // As the calling thread: nothing of what streams were given is done any more, nor under way.
+  void abandon();
   double now_s() const { return now_s_; }
 
  private:
