@@ -1,14 +1,16 @@
 """Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from aegaeon import _native
 from aegaeon._native import CudaDevice, CudaMemory
 from aegaeon.config import Settings
 from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.device.packed import TYPE_CODES
 from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
@@ -16,9 +18,12 @@ from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.memory.area import Area
 from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
-from aegaeon.types import ModelSpec
+from aegaeon.memory.kv import KvShape
+from aegaeon.types import ModelId, ModelSpec
 
 HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
+# For which kernels are compiled (cmake/cuda.cmake): asynchronous copies, products of bfloat16.
+LEAST_CAPABILITY = (8, 0)
 View = Callable[[CudaMemory], Tensor]
 
 
@@ -28,17 +33,53 @@ def open_cuda_engine(
     """Return the engine. Raises DeviceError, ConfigError, UnsupportedModel, and what `open_on`
     raises."""
     assert settings.cuda_number is not None
+    shapes = check_models(settings, specs)
+    device = _native.CudaDevice(settings.cuda_number)
+    check_device(device, shapes)
+    compute = Compute(lambda *_: CudaOperators(device), layout="rows", pins=device)
+    return open_on(on_device(device, view_of, compute), settings, specs, regions)
+
+
+def check_models(settings: Settings, specs: tuple[ModelSpec, ...]) -> Mapping[ModelId, KvShape]:
+    """Return what a token of each model keeps. Raises ConfigError and UnsupportedModel for what no
+    kernel computes."""
     if any(spec.quantize != "none" for spec in specs):
         raise ConfigError("int8 weights are for the CPU; serve on CUDA with --quantize none")
-    for model, shape in kv_shapes(specs, DTYPES[settings.stored_kv]).items():
+    shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
+    for model, shape in shapes.items():
         if shape.head_dim not in HEAD_DIMS:
             raise UnsupportedModel(
                 f"{model} has heads of {shape.head_dim}; on CUDA they have 64, 96, 128 or 256: "
                 "serve it with --device cpu"
             )
-    device = _native.CudaDevice(settings.cuda_number)
-    compute = Compute(lambda *_: CudaOperators(device), layout="rows", pins=device)
-    return open_on(on_device(device, view_of, compute), settings, specs, regions)
+    return shapes
+
+
+def check_device(device: CudaDevice, shapes: Mapping[ModelId, KvShape]) -> None:
+    """Raise DeviceError where `device` is too old for the kernels, or has less shared memory than
+    those of some model's heads and type of keys and values take."""
+    major, minor = device.capability
+    if (major, minor) < LEAST_CAPABILITY:
+        raise DeviceError(
+            f"cuda:{device.number} has compute capability {major}.{minor}, the kernels need "
+            "8.0 (an A100 or newer): serve with --device cpu"
+        )
+    has_bytes = device.block_shared_bytes
+    for model, shape in shapes.items():
+        need_bytes = _shared_bytes(shape, shape.dtype)
+        if need_bytes <= has_bytes:
+            continue
+        is_half_enough = _shared_bytes(shape, torch.bfloat16) <= has_bytes
+        remedy = "--kv-dtype bfloat16" if is_half_enough else "--device cpu"
+        raise DeviceError(
+            f"attention of {model}, with keys and values of {shape.dtype} and heads of "
+            f"{shape.head_dim}, takes {need_bytes} bytes of shared memory in a block, "
+            f"cuda:{device.number} gives {has_bytes}: serve with {remedy}"
+        )
+
+
+def _shared_bytes(shape: KvShape, dtype: torch.dtype) -> int:
+    return _native.cuda_attend_shared_bytes(shape.head_dim, TYPE_CODES[dtype])
 
 
 def on_device(device: CudaDevice, view: View, compute: Compute) -> OwnMemory:
