@@ -24,9 +24,10 @@ from aegaeon.config import Settings, default_text, describe, load_settings, pars
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, escape
-from aegaeon.memory.budget import check_room, lay_out
+from aegaeon.memory.budget import lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
+from aegaeon.memory.room import check_room
 from aegaeon.models.hub import pull
 from aegaeon.models.references import (
     ModelEntry,

@@ -109,8 +109,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device_memory_gb: Annotated[
         float,
         _doc(
-            "a device's own memory, weights and KV, GB (0: 90 % of what a cuda device has, 25 % of "
-            "the host's for staged; shared out)",
+            "a device's own memory, weights and KV, GB (0: 90 % of what a cuda device has, less a "
+            "step's workspace, 25 % of the host's for staged; shared out)",
             ge=0,
         ),
     ] = 0.0
