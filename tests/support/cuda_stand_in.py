@@ -69,6 +69,9 @@ class CpuBeside(CpuDevice):
         super().__init__(threads)
         self._beside = device
 
+    def check(self) -> None:
+        self._beside.check()
+
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
         self._beside.synchronize()
         return super().embed(token_ids, table)
