@@ -116,6 +116,16 @@ std::int64_t shared_bytes(const char* kernel) {
   return found == bytes.end() ? 0 : static_cast<std::int64_t>(found->second);
 }
 
+// What `attend` says of itself; -1 where it has no such kernel.
+std::int64_t attend_shared_bytes(int type, std::int64_t head_dim) {
+  try {
+    const auto bytes = cuda::attend_shared_bytes(static_cast<KvType>(type), size(head_dim));
+    return static_cast<std::int64_t>(bytes);
+  } catch (const std::invalid_argument&) {
+    return -1;
+  }
+}
+
 const char* last_error() { return error.c_str(); }
 
 void set_schedule(std::uint64_t seed, int is_copying_late) {

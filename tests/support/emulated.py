@@ -57,7 +57,7 @@ def library() -> ctypes.CDLL:
         made = _make_library(home, flags)
     loaded = ctypes.CDLL(str(made))
     loaded.last_error.restype = loaded.misuse.restype = ctypes.c_char_p
-    loaded.shared_bytes.restype = ctypes.c_int64
+    loaded.shared_bytes.restype = loaded.attend_shared_bytes.restype = ctypes.c_int64
     return loaded
 
 
