@@ -155,6 +155,8 @@ void bind_cuda(py::module_& module) {
   module.def("count_cuda_devices", [] { refuse(); });
   module.def("cuda_total_bytes", [](int) { refuse(); }, py::arg("number"));
   module.def("CudaDevice", [](int) { refuse(); }, py::arg("number"));
+  // Names that Python's side mentions in what it takes: nobody ever has one.
+  module.attr("CudaMemory") = module.attr("CudaPeer") = py::none();
 }
 
 }  // namespace aegaeon

@@ -23,6 +23,8 @@ PYBIND11_MODULE(cuda_stand_in, module) {
   module.def("lock_read_only", &cudart::lock_read_only);
   module.def("set_capability", &cudart::set_capability);
   module.def("set_driver", &cudart::set_driver);
+  module.def("set_link", &cudart::set_link);
+  module.def("now_s", &cudart::now);
   module.def("left_over", &cudart::left_over);
   module.def("pageable_copies", &cudart::pageable_copies);
 }

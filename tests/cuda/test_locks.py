@@ -4,9 +4,11 @@ import ctypes
 import logging
 
 import pytest
+import torch
 
 from aegaeon._native import WeightCache
 from aegaeon.memory.area import Locks
+from aegaeon.memory.budget import CUDA_CHUNK_BYTES
 from aegaeon.memory.host_model import Reading
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
@@ -80,3 +82,25 @@ def test_an_interruption_that_raises_locks_nothing(stand_in):
     assert "locked already" in device.pin(address, 4096)
     device.unpin(address)
     assert stand_in.left_over() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "link_gb_per_s", "least_share"),
+    [("PCIe 4", 25, 0.98), ("PCIe 5", 55, 0.96), ("NVLink-C2C", 400, 0.79)],
+)
+def test_chunks_are_long_enough_for_the_link(stand_in, name, link_gb_per_s, least_share):
+    """On a modelled clock by which every copy takes 10 us before its first byte."""
+    size = 8 * CUDA_CHUNK_BYTES
+    memory = torch.zeros(size, dtype=torch.uint8)
+    device = stand_in.CudaDevice(0)
+    target = device.allocate(size)
+    engine = device.copy_engine(CUDA_CHUNK_BYTES)
+    assert device.pin(memory.data_ptr(), size) == ""
+    stand_in.set_link(link_gb_per_s * 1e9, 10e-6)
+    began_s = stand_in.now_s()
+    ticket = engine.submit([(target.address, memory.data_ptr(), size)])
+    assert ticket.wait(timeout_s=30.0), ticket.failure
+    share = size / (stand_in.now_s() - began_s) / (link_gb_per_s * 1e9)
+    assert least_share < share < 1, f"{name} is used to {share:.2f}"
+    engine.close()
+    device.unpin(memory.data_ptr())

@@ -12,6 +12,7 @@ from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.memory.budget import (
+    CUDA_CHUNK_BYTES,
     PROCESS_BYTES,
     SHARED_RESERVE_BYTES,
     choose_budgets,
@@ -64,8 +65,9 @@ def test_a_cuda_devices_memory_is_no_part_of_the_hosts(real):
     settings = Settings(device="cuda:1", colocated_count=2, kv_budget_gb=0.5)
     node = lay_out(settings, (real,), machine)
     each = node.instance
-    workspace = cuda_workspace_bytes([read_config(real.path)], settings.max_batch)
-    assert each.device_workspace_bytes == workspace > 32 << 20
+    steps = cuda_workspace_bytes([read_config(real.path)], settings.max_batch)
+    workspace = each.device_workspace_bytes
+    assert workspace == steps + 2 * CUDA_CHUNK_BYTES and steps > 32 << 20
     assert each.device_bytes + workspace == pytest.approx(36_000_000_000, abs=4096)
     assert each.device_kv_bytes == each.kv_bytes == 500_000_000
     # What the device's steps and draws take is none of the host's.

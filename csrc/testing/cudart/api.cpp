@@ -12,10 +12,8 @@ namespace {
 
 using cudart::failure;
 using cudart::is_on_device;
-using cudart::kCopySeconds;
 using cudart::Kind;
 using cudart::kInsideBytesPerSecond;
-using cudart::kLinkBytesPerSecond;
 using cudart::Locked;
 using cudart::Operation;
 using cudart::runtime;
@@ -44,8 +42,9 @@ Operation copy_operation(void* to, const void* from, std::size_t bytes, cudaMemc
   copy.unit = direction == cudaMemcpyHostToDevice   ? Unit::inward
               : direction == cudaMemcpyDeviceToHost ? Unit::outward
                                                     : Unit::inside;
-  const double rate = copy.unit == Unit::inside ? kInsideBytesPerSecond : kLinkBytesPerSecond;
-  copy.seconds = kCopySeconds + static_cast<double>(bytes) / rate;
+  const double rate =
+      copy.unit == Unit::inside ? kInsideBytesPerSecond : runtime().model.link_bytes_per_s;
+  copy.seconds = runtime().model.copy_s + static_cast<double>(bytes) / rate;
   return copy;
 }
 

@@ -37,6 +37,8 @@ void set_capability(int major, int minor, int block_shared_bytes);
 void set_driver(int version);
 // Has each copy begin so much later than it could, for real.
 void delay_copies(std::int64_t microseconds);
+// How fast copies are on the modelled clock, each of which takes `copy_s` before its first byte.
+void set_link(double bytes_per_s, double copy_s);
 // Seconds on the modelled clock.
 double now();
 // Copies that were given memory which the device cannot reach.

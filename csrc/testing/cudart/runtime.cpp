@@ -112,6 +112,12 @@ void set_driver(int version) {
   all->model.driver = version;
 }
 
+void set_link(double bytes_per_s, double copy_s) {
+  const Locked all;
+  all->model.link_bytes_per_s = bytes_per_s;
+  all->model.copy_s = copy_s;
+}
+
 void delay_copies(std::int64_t microseconds) {
   const Locked all;
   all->delay = std::chrono::microseconds(microseconds);

@@ -16,10 +16,8 @@
 namespace cudart {
 
 constexpr int kDevices = 2;
-// Of copies and memsets on the modelled clock.
-constexpr double kLinkBytesPerSecond = 25e9;
+// On the modelled clock, within the device.
 constexpr double kInsideBytesPerSecond = 1e12;
-constexpr double kCopySeconds = 10e-6;  // before the first byte
 
 // What a test says of the device and its driver.
 struct Model {
@@ -30,6 +28,8 @@ struct Model {
   bool locks_read_only = true;
   bool has_host_tables = false;
   bool is_registration_refused = false;
+  double link_bytes_per_s = 25e9;
+  double copy_s = 10e-6;  // before the first byte
 };
 
 struct Runtime {
