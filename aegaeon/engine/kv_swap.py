@@ -96,7 +96,15 @@ class SwappedKv(KvPlace):
         if len(coming) == len(sequences) and coming:
             first = next(iter(coming.values()))
             if not first.wait(timeout_s=COPY_S):
-                raise CopyError(f"keys and values did not come in ({first.failure or 'in time'})")
+                first.cancel()
+        for sequence in sequences:
+            ticket = coming.get(sequence.order)
+            if ticket is not None and (ticket.has_failed or ticket.is_cancelled):
+                # A prefill goes without it.
+                reason = ticket.failure or "not in time"
+                log.warning("KV did not come in request=%s: %s", sequence.request.id, reason)
+                with self.lock:
+                    self.free(sequence)
         return [s for s in sequences if s.order not in coming or coming[s.order].is_done]
 
     def begin_turn(self, own: Iterable[Sequence], others: Iterable[Sequence]) -> None:
