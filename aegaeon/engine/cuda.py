@@ -1,7 +1,6 @@
 """Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 
@@ -10,6 +9,7 @@ from aegaeon._native import CudaDevice, CudaMemory
 from aegaeon.config import Settings
 from aegaeon.device.cuda import CudaOperators, view_of
 from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
@@ -43,20 +43,26 @@ def open_cuda_engine(
 
 def on_device(device: CudaDevice, view: View, compute: Compute) -> OwnMemory:
     """Return the memory and the link of `device`; `view` is how torch sees the memory."""
+    allocated: list[CudaMemory] = []  # the one
+
+    def allocate(size_bytes: int) -> Area:
+        allocated[:] = [_allocate(device, size_bytes)]
+        return Area(view(allocated[0]), allocated[0])
+
     return OwnMemory(
-        allocate=partial(_allocate, device, view),
+        allocate=allocate,
         open_link=lambda: device.copy_engine(CUDA_CHUNK_BYTES),
         compute=compute,
+        open_peers=lambda: Peers(device, allocated[0]),
     )
 
 
-def _allocate(device: CudaDevice, view: View, size_bytes: int) -> Area:
+def _allocate(device: CudaDevice, size_bytes: int) -> CudaMemory:
     try:
-        memory = device.allocate(size_bytes)
+        return device.allocate(size_bytes)
     except DeviceError as error:
         raise BudgetTooSmall(
             f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}, "
             f"{gb(size_bytes)} are asked for ({error}); lower --device-memory-gb, or stop what "
             "else uses the device"
         ) from None
-    return Area(view(memory), memory)
