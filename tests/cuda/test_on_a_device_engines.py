@@ -1,6 +1,7 @@
 """Engines on a CUDA device make the CPU's tokens, whatever befalls weights and KV there: on the
 stand-in for one, and on cuda:0."""
 
+import functools
 import random
 import threading
 from contextlib import ExitStack
@@ -92,8 +93,14 @@ def alone(device, specs, kv_dtype="float32"):
 
 
 @pytest.fixture(scope="module")
-def on_cpu(specs_of):
-    return alone("cpu", specs_of("float32"))
+def make_on_cpu(specs_of):
+    return functools.cache(lambda: alone("cpu", specs_of("float32")))
+
+
+@pytest.fixture
+def on_cpu(cuda, make_on_cpu):
+    """Made once, and not where there is no device to compare with."""
+    return make_on_cpu()
 
 
 def test_tokens_are_the_cpus_and_models_need_no_change(cuda, specs_of, on_cpu):

@@ -22,7 +22,7 @@ def test_every_test_of_a_device_is_skipped_and_says_why(tmp_path):
     assert ran.returncode == 0, ran.stdout[-4000:]
     cases = list(ElementTree.parse(results).getroot().iter("testcase"))
     reasons = Counter(case.find("skipped").get("message") for case in cases)
-    assert sum(reasons.values()) == len(cases) > 90
+    assert sum(reasons.values()) == len(cases) > 100
     # Whatever this machine lacks, and what to do about it.
     told = re.compile(
         r"AEGAEON_CUDA=1|install NVIDIA's driver|here has no CUDA|no CUDA device here"
