@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegaeon._native import CopyEngine
 from aegaeon.device.base import Projection, StepInputs
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.memory.kv import KvShape
@@ -35,18 +34,25 @@ def _inference():
         yield
 
 
-def run(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
-    """Return what `step` makes of the rows x, as a model's step is run."""
-    batch = batch or PagedSequences(KvShape(1, 1, 64), [len(x)], area=cuda.area).batch(
-        [(0, 0, len(x))]
-    )
-    batch = replace(batch, logit_rows=torch.arange(len(x)))
+def start(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
+    """Have `step` begin with the rows x, as a model's step is run; return where its result will be.
+
+    `batch` is of an empty sequence where none is given.
+    """
+    if batch is None:
+        sequences = PagedSequences(KvShape(1, 1, 64), [len(x)], area=cuda.area)
+        batch = sequences.batch([(0, 0, len(x))])
+    if len(batch.logit_rows) == 0:
+        batch = replace(batch, logit_rows=torch.arange(len(x)))
     cos, sin = angles or (torch.ones(len(x), FEATURES), torch.zeros(len(x), FEATURES))
-    operators = cuda.operators()
-    runner = operators.new_runner()
+    runner = cuda.operators().new_runner()
     runner.prepare(step, x.shape[1], cos.shape[1])
-    made = runner.run(step, StepInputs(cuda.put(x), cos, sin, batch), lambda _: None)
-    return cuda.get(made)
+    return runner.run(step, StepInputs(x, cos, sin, batch), lambda _: None)
+
+
+def run(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
+    """Return what `start` comes to."""
+    return cuda.get(start(cuda, step, x, batch, angles))
 
 
 def assert_close(made: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -145,8 +151,7 @@ def test_rows_whose_logits_are_wanted_are_normed_alone(cuda):
 
     sequences = PagedSequences(KvShape(1, 1, 64), [6], area=cuda.area)
     batch = replace(sequences.batch([(0, 0, 6)]), logit_rows=chosen)
-    inputs = StepInputs(cuda.put(x), torch.ones(6, 64), torch.zeros(6, 64), batch)
-    made = cuda.get(cuda.operators().new_runner().run(some, inputs, lambda _: None))
+    made = run(cuda, some, x, batch)
     whole = run(cuda, lambda ops, given, _: ops.rms_norm(given.x, weight, 1e-5), x)
     assert torch.equal(made, whole[chosen])
 
@@ -197,8 +202,8 @@ class Attention:
         self.k = [randn(n, kv_heads, head_dim, seed=200 + i) for i, n in enumerate(lengths)]
         self.v = [randn(n, kv_heads, head_dim, seed=300 + i) for i, n in enumerate(lengths)]
 
-    def run(self, parts, layer=1):
-        """Return the rows (sequence, start, rows) of `parts`, behind what was appended before."""
+    def start(self, parts, layer=1):
+        """Begin with the rows (sequence, start, rows) of `parts`, behind what was appended."""
         count, kv_heads, head_dim = self.heads
         x = torch.cat([cut(of, parts) for of in (self.q, self.k, self.v)], dim=1)
 
@@ -209,7 +214,11 @@ class Attention:
             return ops.attend(layer, queries, given.batch, SCALE)
 
         angles = torch.ones(len(x), head_dim), torch.zeros(len(x), head_dim)
-        return run(self.cuda, step, x.flatten(1), self.sequences.batch(parts), angles)
+        return start(self.cuda, step, x.flatten(1), self.sequences.batch(parts), angles)
+
+    def run(self, parts, layer=1):
+        """Return the rows of `parts`."""
+        return self.cuda.get(self.start(parts, layer))
 
     def expected(self, parts):
         """The formula, in float64 from what the pages hold."""
@@ -290,26 +299,16 @@ def test_what_is_not_finite_stays_in_its_sequence_and_behind_its_token(cuda, bad
 
 def test_a_copy_out_has_what_was_computed_before_it(cuda):
     attention = Attention(cuda, [40], (2, 1, 64), torch.float32)
-    attention.run([(0, 0, 40)])  # ends, so that the next one finds all of it
-    attention.v[0] += 1000
-    engine: CopyEngine = cuda.device.copy_engine(1 << 20)
-    operators, shape = cuda.operators(), attention.shape
+    engine, shape = cuda.copy_engine(1 << 20), attention.shape
     pages = attention.sequences.pool.pages(shape)
     block = attention.sequences.blocks[0][0]
-    keys, values = (cuda.put(of[0]) for of in (attention.k, attention.v))
-
-    def step(ops, given, _):
-        ops.append_kv(1, keys, values, given.batch)
-        return given.x
-
     found = torch.empty(shape.block_pages, 16, 64)
-    batch = attention.sequences.batch([(0, 0, 40)])
-    inputs = StepInputs(cuda.put(randn(40, 4)), torch.ones(40, 64), torch.zeros(40, 64), batch)
-    operators.new_runner().run(step, inputs, lambda _: None)
-    start = pages.data_ptr() + block * shape.page_bytes
-    out = engine.submit([(found.data_ptr(), start, shape.block_bytes)], 0, is_outward=True)
+    there = pages.data_ptr() + block * shape.page_bytes
+    attention.start([(0, 0, 40)])
+    # Nobody waits in between.
+    out = engine.submit([(found.data_ptr(), there, shape.block_bytes)], 0, is_outward=True)
     assert out.wait(timeout_s=20.0), out.failure
-    engine.close()
+    assert torch.equal(found[2], attention.k[0][:16, 0])
     assert torch.equal(found[3], attention.v[0][:16, 0])
 
 
