@@ -7,7 +7,8 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon._native import CudaDevice, CudaMemory
 from aegaeon.config import Settings
-from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.device.cuda import CudaOperators
+from aegaeon.device.products import view_of
 from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.own_memory import OwnMemory, open_on

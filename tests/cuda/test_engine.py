@@ -9,7 +9,8 @@ import torch
 
 from aegaeon import _native
 from aegaeon.config import Settings
-from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.device.cuda import CudaOperators
+from aegaeon.device.products import view_of
 from aegaeon.engine import cuda as engine_cuda
 from aegaeon.engine.cuda import on_device, open_cuda_engine
 from aegaeon.engine.open import open_engine
@@ -23,7 +24,8 @@ from benchmark import engine as engine_benchmark
 from benchmark.device_limits import DeviceProbe
 from benchmark.staged_switches import Link
 from tests.support.checkpoints import make_checkpoint
-from tests.support.cuda_stand_in import EAGER, cuda_device, host_view
+from tests.support.cuda_products import HostProducts, host_view
+from tests.support.cuda_stand_in import EAGER, cuda_device, stand_in
 from tests.support.decoder import make_request
 from tests.support.regions import own_regions
 from tests.support.runner import Runner
@@ -63,8 +65,8 @@ def emulated(monkeypatch):
 
 def open_emulated(settings, specs, regions):
     device = _native.CudaDevice(settings.cuda_number)
-    place = torch.device("cpu")
-    compute = Compute(lambda *_: CudaOperators(device, place), layout="rows", pins=device)
+    products = HostProducts(stand_in())
+    compute = Compute(lambda *_: CudaOperators(device, products), layout="rows", pins=device)
     return open_on(on_device(device, host_view, compute), settings, specs, regions)
 
 
@@ -174,7 +176,8 @@ def served(emulated, monkeypatch):
     """What the server opens on cuda:0, where benchmarks look for it."""
     place = torch.device("cpu")
     monkeypatch.setattr(engine_cuda, "view_of", host_view)
-    monkeypatch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, place=place))
+    products = HostProducts(emulated)
+    monkeypatch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, products=products))
     monkeypatch.setattr(device_limits, "check_torch", lambda: None)
     monkeypatch.setattr(
         engine_benchmark, "DeviceProbe", lambda _, pace, __: DeviceProbe(place, pace, 1 << 20)

@@ -1,6 +1,5 @@
 """A CUDA device that this host stands in for: its runtime, and its kernels one thread at a time."""
 
-import ctypes
 import functools
 import gc
 import importlib.util
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
-import torch
 from torch import Tensor
 
 from aegaeon.config import Settings
@@ -22,6 +20,7 @@ from aegaeon.engine.own_memory import open_on
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import Compute
 from aegaeon.types import ModelSpec
+from tests.support.cuda_products import host_view
 from tests.support.cuda_toolkit import the_toolkit
 from tests.support.emulated import EMULATION, KERNELS, compile_object
 from tests.support.sanitized import CSRC, ROOT, compile_one, is_newer, link
@@ -43,7 +42,7 @@ def stand_in() -> ModuleType:
     sources = [CSRC / "testing" / "cuda_module.cpp", CSRC / "bind" / "errors.cpp"]
     for part in ("copy", "cuda", "testing/cudart", "ops/cuda"):
         sources += sorted((CSRC / part).glob("*.cpp"))
-    sources.append(CSRC / "shm" / "futex.cpp")
+    sources += [CSRC / "shm" / "futex.cpp", CSRC / "ops" / "slot_layout.cpp"]
     objects = [compile_one(source, "", flags, HOME) for source in sources]
     objects += [compile_object(source, ROOT / "build" / "emulated") for source in KERNELS]
     objects += [compile_object(source, ROOT / "build" / "emulated") for source in EMULATION]
@@ -53,13 +52,6 @@ def stand_in() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def host_view(memory) -> Tensor:
-    """Return the device's memory, which here is the host's, and which the tensor keeps."""
-    buffer = (ctypes.c_uint8 * memory.size_bytes).from_address(memory.address)
-    buffer.memory = memory
-    return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
 class CpuBeside(CpuDevice):
@@ -82,11 +74,11 @@ def open_beside(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regio
 
 
 @contextmanager
-def cuda_device(order: int) -> Iterator[ModuleType]:
+def cuda_device(order: int, seed: int = 1) -> Iterator[ModuleType]:
     """Have the stand-in run what it is given in this order; all must have been given back at the
     end, and no copy was given memory that a device cannot reach."""
     module = stand_in()
-    module.reset(order)
+    module.reset(order, seed)
     yield module
     gc.collect()
     found = module.left_over(), module.pageable_copies()

@@ -62,7 +62,7 @@ def library() -> ctypes.CDLL:
 
 
 def _make_library(home: Path, flags: Sequence[str]) -> Path:
-    tables = sorted((CSRC / "ops" / "cuda").glob("*.cpp"))
+    tables = [*sorted((CSRC / "ops" / "cuda").glob("*.cpp")), CSRC / "ops" / "slot_layout.cpp"]
     sources = [*KERNELS, *tables, *EMULATION, *CALLED]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda source: compile_object(source, home, *flags), sources))

@@ -5,20 +5,21 @@
 
 #include <chrono>
 #include <cstring>
-#include <memory>
-#include <mutex>
-#include <set>
 #include <thread>
-#include <vector>
+#include <utility>
 
-#include "testing/cudart/memory.h"
-#include "testing/cudart/races.h"
-#include "testing/cudart/streams.h"
+#include "testing/cudart/control.h"
+#include "testing/cudart/graphs.h"
+#include "testing/cudart/runtime.h"
 
 namespace {
 
 using cudart::Kind;
+using cudart::Locked;
 using cudart::Operation;
+using cudart::runtime;
+using cudart::spoils_recording;
+using cudart::told;
 using cudart::Unit;
 
 constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;
@@ -27,58 +28,7 @@ constexpr double kLinkBytesPerSecond = 25e9;
 constexpr double kInsideBytesPerSecond = 1e12;
 constexpr double kCopySeconds = 10e-6;  // before the first byte
 
-struct Runtime {
-  std::recursive_mutex mutex;
-  cudart::Streams streams;
-  cudart::Memory memory;
-  std::set<cudaEvent_t> events;
-  std::uint64_t call = 0;
-  std::uint64_t failing_call = 0;
-  std::uint64_t pageable_copies = 0;
-  unsigned used_devices = 0;
-  bool is_registration_refused = false;
-  std::chrono::microseconds delay{0};
-
-  Runtime() { memory.reset(kDeviceBytes); }
-};
-
-Runtime& runtime() {
-  static Runtime* const one = new Runtime;
-  return *one;
-}
-
-thread_local cudaError_t last_error = cudaSuccess;
-thread_local int current_device = 0;
-
-class Locked {
- public:
-  Locked() {
-    cudart::races::enter();
-    runtime().mutex.lock();
-    runtime().used_devices |= 1U << current_device;
-  }
-  ~Locked() {
-    runtime().mutex.unlock();
-    cudart::races::leave();
-  }
-  Locked(const Locked&) = delete;
-  Locked& operator=(const Locked&) = delete;
-  Runtime* operator->() const { return &runtime(); }
-};
-
-cudaError_t told(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
-
-cudaError_t told(bool is_good, cudaError_t otherwise) {
-  return told(is_good ? cudaSuccess : otherwise);
-}
-
-bool must_fail() {
-  Runtime& all = runtime();
-  return ++all.call == all.failing_call;
-}
+bool must_fail() { return cudart::failure() != cudaSuccess; }
 
 bool is_on_device(Kind kind) { return kind == Kind::device || kind == Kind::peer; }
 
@@ -119,6 +69,37 @@ bool are_apart(const void* to, const void* from, std::size_t bytes) {
 
 namespace cudart {
 
+Runtime::Runtime() { memory.reset(kDeviceBytes); }
+
+Runtime& runtime() {
+  static Runtime* const one = new Runtime;
+  return *one;
+}
+
+cudaError_t& last_error() {
+  thread_local cudaError_t error = cudaSuccess;
+  return error;
+}
+
+int& current_device() {
+  thread_local int device = 0;
+  return device;
+}
+
+cudaError_t told(cudaError_t error) {
+  if (error != cudaSuccess) last_error() = error;
+  return error;
+}
+
+cudaError_t told(bool is_good, cudaError_t otherwise) {
+  return told(is_good ? cudaSuccess : otherwise);
+}
+
+cudaError_t failure(cudaError_t ordinary) {
+  Runtime& all = runtime();
+  return told(++all.call != all.failing_call, ordinary);
+}
+
 void reset(Order order, std::uint64_t seed) {
   const Locked all;
   all->streams.reset(order, seed);
@@ -133,6 +114,13 @@ void launch(cudaStream_t stream, void (*kernel)(void*), void* argument, double s
   Operation operation;
   operation.work = [=] { kernel(argument); };
   operation.seconds = seconds;
+  all->streams.push(stream, std::move(operation));
+}
+
+void enqueue(CUstream_st* stream, std::function<void()> work) {
+  const Locked all;
+  Operation operation;
+  operation.work = std::move(work);
   all->streams.push(stream, std::move(operation));
 }
 
@@ -174,7 +162,7 @@ unsigned used_devices() {
 
 std::size_t left_over() {
   const Locked all;
-  return all->streams.alive() + all->events.size() + all->memory.count();
+  return all->streams.alive() + all->events.size() + all->memory.count() + graph_count();
 }
 
 }  // namespace cudart
@@ -184,8 +172,8 @@ extern "C" {
 // Errors and devices
 
 cudaError_t CUDARTAPI cudaGetLastError() {
-  const cudaError_t error = last_error;
-  last_error = cudaSuccess;
+  const cudaError_t error = cudart::last_error();
+  cudart::last_error() = cudaSuccess;
   return error;
 }
 
@@ -204,7 +192,7 @@ cudaError_t CUDARTAPI cudaGetDeviceCount(int* count) {
 
 cudaError_t CUDARTAPI cudaSetDevice(int device) {
   if (device < 0 || device >= kDevices) return told(cudaErrorInvalidDevice);
-  current_device = device;
+  cudart::current_device() = device;
   return cudaSuccess;
 }
 
@@ -225,6 +213,7 @@ cudaError_t CUDARTAPI cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total
 
 cudaError_t CUDARTAPI cudaMalloc(void** base, std::size_t bytes) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   *base = must_fail() ? nullptr : all->memory.make(bytes, Kind::device);
   return told(*base != nullptr, cudaErrorMemoryAllocation);
 }
@@ -232,12 +221,14 @@ cudaError_t CUDARTAPI cudaMalloc(void** base, std::size_t bytes) {
 // The driver frees nothing that is in use.
 cudaError_t CUDARTAPI cudaFree(void* base) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   all->streams.wait_for_all();
   return told(all->memory.free(base, Kind::device), cudaErrorInvalidValue);
 }
 
 cudaError_t CUDARTAPI cudaHostAlloc(void** base, std::size_t bytes, unsigned) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   *base = must_fail() ? nullptr : all->memory.make(bytes, Kind::pinned);
   return told(*base != nullptr, cudaErrorMemoryAllocation);
 }
@@ -302,6 +293,7 @@ cudaError_t CUDARTAPI cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t stream) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (!all->streams.is_stream(stream)) return told(cudaErrorInvalidResourceHandle);
   if (must_fail()) return told(cudaErrorUnknown);
   all->streams.wait(stream->last);
@@ -310,6 +302,7 @@ cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Locked all;
+  if (stream->recording && spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (!all->streams.is_stream(stream) || all->events.count(event) == 0) {
     return told(cudaErrorInvalidResourceHandle);
   }
@@ -338,6 +331,7 @@ cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Locked all;
+  if (stream->recording && spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (!all->streams.is_stream(stream) || all->events.count(event) == 0) {
     return told(cudaErrorInvalidResourceHandle);
   }
@@ -348,6 +342,7 @@ cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t event) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (all->events.count(event) == 0) return told(cudaErrorInvalidResourceHandle);
   if (must_fail()) return told(cudaErrorUnknown);
   all->streams.wait(event->recorded);

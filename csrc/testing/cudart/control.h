@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 namespace cudart {
 
@@ -19,12 +20,16 @@ enum class Order : std::uint8_t {
 void reset(Order order, std::uint64_t seed = 1);
 // Runs `kernel(argument)` on the stream, for `seconds` of the modelled clock.
 void launch(cudaStream_t stream, void (*kernel)(void*), void* argument, double seconds);
+// Runs `work` on the stream.
+void enqueue(CUstream_st* stream, std::function<void()> work);
 // Has the `call`th call from now on that may fail do so, and none after it; 0: none.
 void fail_call(std::uint64_t call);
 // Whether that call has come.
 bool has_failed();
 // Has the driver refuse to page-lock memory of others.
 void refuse_registration(bool is_refused);
+// Has the driver record no graphs.
+void refuse_graphs(bool is_refused);
 // Has each copy begin so much later than it could, for real.
 void delay_copies(std::int64_t microseconds);
 // Seconds on the modelled clock.
