@@ -16,7 +16,7 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon._native import CopyEngine
 from aegaeon.device.base import Device
-from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.device.cuda import CudaOperators
 from aegaeon.device.packed import Matrix
 from aegaeon.engine import cuda as engine_cuda
 from aegaeon.errors import DeviceError
@@ -74,6 +74,7 @@ class Cuda:
         self.kind = kind
         self.device = _native.CudaDevice(0)
         self._engines: list[CopyEngine] = []
+        self._operators: CudaOperators | None = None
         self._is_real = kind == DEVICE
         self._place = torch.device(DEVICE) if self._is_real else CPU
 
@@ -82,6 +83,7 @@ class Cuda:
         for engine in self._engines:
             engine.close()
         self._engines.clear()
+        self._operators = None
         del self.device
 
     def copy_engine(self, chunk_bytes: int) -> CopyEngine:
@@ -90,8 +92,9 @@ class Cuda:
         return self._engines[-1]
 
     def operators(self) -> Device:
-        """Return what computes there."""
-        return CudaOperators(self.device, None if self._is_real else self._place)
+        """Return what computes there: one and the same, as an engine has it."""
+        self._operators = self._operators or engine_cuda.CudaOperators(self.device)
+        return self._operators
 
     def put(self, x: Tensor) -> Tensor:
         """Return `x` on the device, of which it is in place already."""
@@ -113,7 +116,7 @@ class Cuda:
     def area(self, size_bytes: int) -> Area:
         """Return zeroed memory of the device, which copies may touch."""
         memory = self.device.allocate(size_bytes)
-        return Area((view_of if self._is_real else host_view)(memory), memory)
+        return Area(engine_cuda.view_of(memory), memory)
 
     def matrix(self, weight: Tensor, dtype: torch.dtype) -> Matrix:
         """Return `weight` [out, in] as products on the device take it."""
