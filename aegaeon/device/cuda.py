@@ -41,13 +41,14 @@ class CudaOperators(Device):
         products = TorchProducts(device.number) if products is None else products
         rooms = Rooms(device, products, size)
         exchange = _native.CudaExchange(device, max(EXCHANGE_BYTES, size.upload if size else 0))
-        self._compute = CudaCompute(device, products, rooms, exchange, Graphs(device))
+        self.graphs = Graphs(device)
+        self.compute = CudaCompute(device, products, rooms, exchange, self.graphs)
 
     def new_runner(self) -> StepRunner:
-        return CudaRunner(self._compute)
+        return CudaRunner(self.compute)
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-        compute = self._compute
+        compute = self.compute
         # Whatever was launched has ended then, also of a pass that has no logits.
         if not draws:
             compute.device.synchronize()

@@ -51,6 +51,11 @@ class Graphs:
         else:
             self._record(key, launch)
 
+    def refuse(self, why: str) -> None:
+        """Record none from now on."""
+        self.refusal = why
+        log.warning("steps are launched one by one, the driver records none error=%s", why)
+
     def _has_met(self, key: Hashable) -> bool:
         if key in self._met:
             return True
@@ -66,7 +71,7 @@ class Graphs:
             if self._recorder is None:
                 self._recorder = _native.CudaRecorder(self._device)
         except DeviceError as error:
-            self._refuse(error)
+            self.refuse(str(error))
             launch(self._device.stream)
             return
         recorder = self._recorder
@@ -81,14 +86,10 @@ class Graphs:
             graph = recorder.end()
         except (DeviceError, RuntimeError) as error:
             recorder.abandon()
-            self._refuse(error)
+            self.refuse(str(error))
             return
         del self._met[key]
         self._graphs[key] = graph
         if len(self._graphs) > self._most:
             # Whatever it was given is behind us: tokens have been drawn since.
             self._graphs.popitem(last=False)
-
-    def _refuse(self, error: Exception) -> None:
-        self.refusal = str(error)
-        log.warning("steps are launched one by one, the driver records none error=%s", error)

@@ -17,6 +17,8 @@ from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.memory.area import Area
 from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
+from aegaeon.memory.cuda_room import room_bytes
+from aegaeon.models.config import read_config
 from aegaeon.types import ModelSpec
 
 HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
@@ -38,7 +40,8 @@ def open_cuda_engine(
                 "serve it with --device cpu"
             )
     device = _native.CudaDevice(settings.cuda_number)
-    compute = Compute(lambda *_: CudaOperators(device), layout="rows", pins=device)
+    room = room_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
+    compute = Compute(lambda *_: CudaOperators(device, size=room), layout="rows", pins=device)
     return open_on(on_device(device, view_of, compute), settings, specs, regions)
 
 

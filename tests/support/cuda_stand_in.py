@@ -3,9 +3,11 @@
 import functools
 import gc
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -23,16 +25,31 @@ from aegaeon.types import ModelSpec
 from tests.support.cuda_products import host_view
 from tests.support.cuda_toolkit import the_toolkit
 from tests.support.emulated import EMULATION, KERNELS, compile_object
-from tests.support.sanitized import CSRC, ROOT, compile_one, is_newer, link
+from tests.support.sanitized import CSRC, ROOT, compile_one, link
 
 EAGER, LAZY, RANDOM = 0, 1, 2
 HOME = ROOT / "build" / "stand_in"
 
 
+# Names another build of the module, with something wrong in it.
+MUTANT = "AEGAEON_STAND_IN_MUTANT"
+
+
 @functools.cache
 def stand_in() -> ModuleType:
-    """Build and import the module: the names that _native has of CUDA, and a test's own. Skips the
-    test where there is no toolkit or compiler."""
+    """Import the module: the names that _native has of CUDA, and a test's own. Skips the test where
+    there is no toolkit or compiler."""
+    made = Path(os.environ.get(MUTANT) or build_stand_in())
+    spec = importlib.util.spec_from_file_location("cuda_stand_in", made)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_stand_in(mutant: tuple[str, str, str] | None = None, home: Path | None = None) -> Path:
+    """Build the module and return it; of a `mutant` (a source in csrc/, of which the one `before`
+    becomes `after`) in `home`."""
     kept = sorted((ROOT / "build").glob("pybind11-*/include"))  # where setup.py keeps it
     if not kept:
         pytest.skip("no pybind11 in build/ (the package was built elsewhere)")
@@ -43,15 +60,18 @@ def stand_in() -> ModuleType:
     for part in ("copy", "cuda", "testing/cudart", "ops/cuda"):
         sources += sorted((CSRC / part).glob("*.cpp"))
     sources += [CSRC / "shm" / "futex.cpp", CSRC / "ops" / "slot_layout.cpp"]
-    objects = [compile_one(source, "", flags, HOME) for source in sources]
+    if mutant is not None and home is not None:
+        name, before, after = mutant
+        text = (CSRC / name).read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{name} has {text.count(before)} times {before!r}"
+        mutated = home / Path(name).name
+        mutated.write_text(text.replace(before, after), encoding="utf-8")
+        sources[sources.index(CSRC / name)] = mutated
+    homes = {source: HOME if CSRC in source.parents else home for source in sources}
+    objects = [compile_one(source, "", flags, homes[source]) for source in sources]
     objects += [compile_object(source, ROOT / "build" / "emulated") for source in KERNELS]
     objects += [compile_object(source, ROOT / "build" / "emulated") for source in EMULATION]
-    made = link("cuda_stand_in.so", objects, "", HOME, "-shared")
-    spec = importlib.util.spec_from_file_location("cuda_stand_in", made)
-    assert spec is not None and spec.loader is not None and is_newer(made, objects)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return link("cuda_stand_in.so", objects, "", home or HOME, "-shared")
 
 
 class CpuBeside(CpuDevice):
