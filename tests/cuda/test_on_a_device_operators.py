@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegaeon.device.base import Projection, StepInputs
+from aegaeon.device.base import Embedding, Projection, StepInputs
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.memory.kv import KvShape
 from aegaeon.types import SamplingParams
@@ -122,6 +122,22 @@ def test_gated_is_the_float64_formula(cuda, dtype):
         assert error.max() <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_products_of_a_row_have_the_same_bits_in_any_company(cuda, dtype):
+    parts = tuple(cuda.matrix(randn(75, 130, seed=seed), dtype) for seed in (1, 2))
+    projection = Projection(parts)
+    x = randn(300, 130, seed=5)
+    for name in ("linear", "gated"):
+
+        def step(ops, given, _, name=name):
+            return getattr(ops, name)(given.x, projection)
+
+        whole = run(cuda, step, x)
+        for first, rows in ((0, 1), (7, 3), (100, 17), (171, 129), (299, 1)):
+            alone = run(cuda, step, x[first : first + rows])
+            assert same_bits(alone, whole[first : first + rows]), (name, first, rows)
+
+
 # Rows
 
 
@@ -179,7 +195,18 @@ def test_rotate_turns_half_split_pairs(cuda, heads):
 def test_embeddings_are_rows_and_of_no_token_are_no_numbers(cuda, features, dtype):
     table = randn(75, features, seed=4).to(dtype)
     ids = torch.tensor([0, 74, 31, 75, -1, 5])
-    made = cuda.get(cuda.operators().embed(ids, cuda.matrix(table, dtype)))
+    sequences = PagedSequences(KvShape(1, 1, 64), [6], area=cuda.area)
+    batch = replace(sequences.batch([(0, 0, 6)]), logit_rows=torch.arange(6))
+    ones = cuda.put(torch.ones(features))
+    angles = torch.ones(6, FEATURES), torch.zeros(6, FEATURES)
+    added = Projection((cuda.matrix(torch.zeros(features, features), torch.float32),))
+
+    def step(ops, given, _):
+        return ops.linear(ops.rms_norm(given.x, ones, 0.0), added, residual=given.x)
+
+    runner, embedding = cuda.operators().new_runner(), Embedding(ids, cuda.matrix(table, dtype))
+    runner.prepare(step, features, FEATURES)
+    made = cuda.get(runner.run_tokens(step, embedding, angles, batch, lambda _: None))
     assert torch.equal(made[[0, 1, 2, 5]], table[[0, 74, 31, 5]].float())
     assert made[3:5].isnan().all()
 

@@ -21,7 +21,8 @@ from aegaeon.device.packed import Matrix
 from aegaeon.engine import cuda as engine_cuda
 from aegaeon.errors import DeviceError
 from aegaeon.memory.area import Area
-from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM, cuda_device, host_view
+from tests.support.cuda_products import HostProducts, host_view
+from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM, cuda_device
 
 STAND_IN, LATE, ANYHOW, DEVICE = "stand-in", "stand-in, late", "stand-in, anyhow", "cuda:0"
 ORDERS = {STAND_IN: EAGER, LATE: LAZY, ANYHOW: RANDOM}
@@ -63,7 +64,8 @@ def use_cuda(kind: str, is_torch_needed: bool = True) -> Iterator[None]:
             if hasattr(_native, name) or name.lower().startswith("cuda"):
                 patch.setattr(_native, name, getattr(module, name), raising=False)
         patch.setattr(engine_cuda, "view_of", host_view)
-        patch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, place=CPU))
+        products = HostProducts(module)
+        patch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, products=products))
         yield
 
 
