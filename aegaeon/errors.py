@@ -73,6 +73,12 @@ class KvGone(AegaeonError):
     code = "kv_gone"
 
 
+class KvUnreachable(AegaeonError):
+    """The KV that a handle names is where we cannot read it; offer it by the host's memory."""
+
+    code = "kv_unreachable"
+
+
 class InvalidRequest(AegaeonError):
     """A request that cannot be served as asked."""
 

@@ -61,19 +61,20 @@ class Engine(ABC):
         called for a request that is part of a running action."""
 
     @abstractmethod
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         """Name the KV of a known sequence so that another instance of the node may adopt it.
 
         It stays ours until adopted or released, and nothing else takes its blocks meanwhile. The
-        sequence is part of no action any more.
+        sequence is part of no action any more. `by_host`: one of them could not reach it where it
+        was, so it goes to memory that all do, now and from here on.
         """
 
     @abstractmethod
     def adopt(self, request: Request, kv: KvHandle) -> None:
         """Make the sequence known, with KV that another instance handed over: ours from here on.
 
-        Raises KvGone (not its sender's any more, or no KV that we could use), OutOfBlocks (no room
-        for it now), and what `submit` raises.
+        Raises KvGone (not its sender's any more, or no KV that we could use), KvUnreachable (where
+        we cannot read it), OutOfBlocks (no room for it now), and what `submit` raises.
         """
 
     @abstractmethod
@@ -152,7 +153,7 @@ class NullEngine(Engine):
         self._requests.pop(request, None)
         self._generated.pop(request, None)
 
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:  # noqa: ARG002
         known = self._requests[request]
         tokens = len(known.prompt_token_ids) + self._generated[request]
         kv_bytes = tokens * self._specs[known.model].kv_token_bytes

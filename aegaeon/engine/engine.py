@@ -102,9 +102,9 @@ class ModelEngine(Engine):
     def release(self, request: RequestId) -> None:
         self._forget(request)
 
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         with self._lock:
-            return self._sequences.hand_over(request)
+            return self._sequences.hand_over(request, by_host)
 
     def adopt(self, request: Request, kv: KvHandle) -> None:
         spec = self._checked(request)

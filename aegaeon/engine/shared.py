@@ -32,6 +32,7 @@ Shapes = Mapping[ModelId, KvShape]
 DTYPES: dict[StoredKv | Activations, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
 }
 
 

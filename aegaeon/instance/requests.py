@@ -5,6 +5,7 @@ Keeps engine and scheduler of one mind about which there are. The loop and the l
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -218,7 +219,7 @@ class Requests:
         if live is None:
             return  # abandoned while it was prefilled
         live.is_leaving = True
-        self._departures.begin(live.so_far(), self._engine.hand_over(request_id))
+        self._departures.begin(live.so_far(), partial(self._engine.hand_over, request_id))
 
     def _on_token(self, token: NewToken) -> None:
         live = self._live.get(token.request_id)

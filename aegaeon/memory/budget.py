@@ -10,8 +10,9 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
+from aegaeon.memory.cuda_room import cuda_workspace_bytes
 from aegaeon.memory.machine import Machine, read_machine, with_device
-from aegaeon.memory.workspace import cuda_workspace_bytes, sampling_bytes
+from aegaeon.memory.workspace import sampling_bytes
 from aegaeon.models.config import read_config
 from aegaeon.types import ModelSpec
 

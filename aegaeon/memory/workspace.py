@@ -1,7 +1,5 @@
 """What a forward pass holds beside weights and KV, estimated from the configuration. No torch."""
 
-from collections.abc import Iterable
-
 from aegaeon.models.config import ModelConfig
 
 # Bounds the activations of a pass; where a prompt is cut never shows in the tokens.
@@ -11,11 +9,6 @@ MAX_PASS_ROWS = 512
 SPLIT_TOKENS = 512
 MOST_WAITING = 4 << 20
 FLOAT_BYTES = 4
-# Of a CUDA device: rows that are drawn side by side and the bytes that a token of their vocabulary
-# takes (csrc/ops/cuda/sampling.h); what torch gives cuBLAS on the newest devices.
-CUDA_DRAWN_ROWS = 32
-CUDA_DRAW_BYTES = 17
-CUBLAS_BYTES = 32 << 20
 # Sums of blocks and bins of weights (csrc/ops/cpu/sampling_select.cpp).
 SAMPLING_SUMS_BYTES = 64 << 10
 # What a workspace is rounded up to (csrc/ops/cpu/workspace.cpp).
@@ -57,20 +50,6 @@ def sampling_bytes(vocab_tokens: int) -> int:
     weights in float64, indices of the heaviest, and up to twice as much as a vocabulary takes of
     what grows while it is filled, the ids and logits of the highest and a copy to select from."""
     return FLOAT_BYTES * (2 + 1 + 3 * 2) * vocab_tokens + SAMPLING_SUMS_BYTES
-
-
-def cuda_workspace_bytes(configs: Iterable[ModelConfig], max_batch: int) -> int:
-    """Return the bytes of a CUDA device that steps of these models take beside weights and KV: an
-    estimate of activations with gate and up, splits, logits, draws, and what cuBLAS keeps."""
-    return CUBLAS_BYTES + max((_cuda_room(config, max_batch) for config in configs), default=0)
-
-
-def _cuda_room(config: ModelConfig, max_batch: int) -> int:
-    inner = 2 * config.intermediate_size
-    narrowed = max(config.hidden_size, config.heads * config.head_dim, config.intermediate_size)
-    rows = MAX_PASS_ROWS * (step_floats(config) + inner + narrowed + 4 * config.head_dim)
-    draws = min(max_batch, CUDA_DRAWN_ROWS) * CUDA_DRAW_BYTES * config.vocab_tokens
-    return FLOAT_BYTES * rows + max_batch * sequence_bytes(config) + draws
 
 
 def waiting_floats(config: ModelConfig) -> int:

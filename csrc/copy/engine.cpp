@@ -299,10 +299,11 @@ void Engine::wake() {
 }
 
 void Engine::announce() {
-  if (announced_changes_ != queue_.changes()) {
-    announced_changes_ = queue_.changes();
-    if (waiters_ > 0) changed_.notify_all();
-  }
+  if (announced_changes_ == queue_.changes()) return;
+  announced_changes_ = queue_.changes();
+  if (waiters_ > 0) changed_.notify_all();
+  // What has settled may let a copy start in a direction that only another thread serves.
+  if (queue_.next_event() != kNever) wake();
 }
 
 void Engine::sleep(Lanes lanes, std::int64_t now, Lock& lock) {

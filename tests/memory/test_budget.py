@@ -18,9 +18,10 @@ from aegaeon.memory.budget import (
     choose_budgets,
     lay_out,
 )
+from aegaeon.memory.cuda_room import cuda_workspace_bytes
 from aegaeon.memory.machine import Machine
 from aegaeon.memory.room import check_room, settle
-from aegaeon.memory.workspace import cuda_workspace_bytes, sampling_bytes
+from aegaeon.memory.workspace import sampling_bytes
 from aegaeon.models.config import read_config
 from aegaeon.models.references import resolve
 from aegaeon.plan import layout_lines

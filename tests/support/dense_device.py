@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aegaeon.device.base import Device, Draw, Projection, StepBatch
+from aegaeon.device.base import DirectDevice, Draw, Projection, StepBatch
 from aegaeon.device.packed import Matrix, unpack
 from tests.support.sampling import pick_token
 
 
-class DenseDevice(Device):
+class DenseDevice(DirectDevice):
     """One sequence only; row order is position order. The reference for models and devices."""
 
     name = "dense"

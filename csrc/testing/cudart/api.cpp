@@ -6,6 +6,7 @@
 #include <cstring>
 #include <thread>
 
+#include "testing/cudart/graphs.h"
 #include "testing/cudart/runtime.h"
 
 namespace {
@@ -17,6 +18,7 @@ using cudart::kInsideBytesPerSecond;
 using cudart::Locked;
 using cudart::Operation;
 using cudart::runtime;
+using cudart::spoils_recording;
 using cudart::told;
 using cudart::Unit;
 
@@ -83,6 +85,7 @@ cudaError_t CUDARTAPI cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t stream) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (!all->streams.is_stream(stream)) return told(cudaErrorInvalidResourceHandle);
   if (const cudaError_t failed = failure(); failed != cudaSuccess) return failed;
   all->streams.wait(stream->last);
@@ -98,6 +101,7 @@ cudaError_t CUDARTAPI cudaStreamQuery(cudaStream_t stream) {
 
 cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Locked all;
+  if (stream->recording && spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (!all->streams.is_stream(stream) || all->events.count(event) == 0) {
     return told(cudaErrorInvalidResourceHandle);
   }
@@ -126,6 +130,7 @@ cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Locked all;
+  if (stream->recording && spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (!all->streams.is_stream(stream) || all->events.count(event) == 0) {
     return told(cudaErrorInvalidResourceHandle);
   }
@@ -136,6 +141,7 @@ cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t event) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   if (all->events.count(event) == 0) return told(cudaErrorInvalidResourceHandle);
   if (const cudaError_t failed = failure(); failed != cudaSuccess) return failed;
   all->streams.wait(event->recorded);

@@ -2,12 +2,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include "testing/cudart/graphs.h"
 #include "testing/cudart/mappings.h"
 #include "testing/cudart/runtime.h"
 
 using cudart::failure;
 using cudart::Kind;
 using cudart::Locked;
+using cudart::spoils_recording;
 using cudart::told;
 
 namespace {
@@ -15,6 +17,7 @@ namespace {
 cudaError_t make(void** base, std::size_t bytes, Kind kind) {
   *base = nullptr;
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   const cudaError_t failed = failure(cudaErrorMemoryAllocation);
   if (failed != cudaSuccess) return failed;
   *base = all->memory.make(bytes, kind);
@@ -24,6 +27,7 @@ cudaError_t make(void** base, std::size_t bytes, Kind kind) {
 // The driver frees nothing that is in use.
 cudaError_t give_back(void* base, Kind kind) {
   const Locked all;
+  if (spoils_recording()) return told(cudaErrorStreamCaptureUnsupported);
   const cudaError_t word = cudart::last_word();
   all->streams.wait_for_all();
   const bool is_there = all->memory.free(base, kind);

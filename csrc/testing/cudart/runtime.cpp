@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "testing/cudart/control.h"
+#include "testing/cudart/graphs.h"
 
 namespace cudart {
 namespace {
@@ -69,6 +70,13 @@ void launch(cudaStream_t stream, void (*kernel)(void*), void* argument, double s
   Operation operation;
   operation.work = [=] { kernel(argument); };
   operation.seconds = seconds;
+  all->streams.push(stream, std::move(operation));
+}
+
+void enqueue(CUstream_st* stream, std::function<void()> work) {
+  const Locked all;
+  Operation operation;
+  operation.work = std::move(work);
   all->streams.push(stream, std::move(operation));
 }
 
@@ -140,7 +148,7 @@ unsigned used_devices() {
 
 std::size_t left_over() {
   const Locked all;
-  return all->streams.alive() + all->events.size() + all->memory.count();
+  return all->streams.alive() + all->events.size() + all->memory.count() + graph_count();
 }
 
 }  // namespace cudart

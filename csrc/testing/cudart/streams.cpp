@@ -43,6 +43,11 @@ std::size_t Streams::alive() const {
 }
 
 OperationPtr Streams::push(CUstream_st* stream, Operation operation) {
+  operation.stream = stream;
+  if (stream->recording) {
+    stream->recording->operations.push_back(std::move(operation));
+    return nullptr;
+  }
   auto pushed = std::make_shared<Operation>(std::move(operation));
   pushed->stream = stream;
   pushed->issued_s = now_s_;

@@ -33,11 +33,18 @@ using OperationPtr = std::shared_ptr<Operation>;
 
 }  // namespace cudart
 
+// What was recorded of a stream.
+struct CUgraph_st {
+  std::vector<cudart::Operation> operations;
+  bool is_void = false;
+};
+
 struct CUstream_st {
   std::deque<cudart::OperationPtr> queue;
   cudart::OperationPtr last;  // given to it
   double free_s = 0;
   void* fiber = nullptr;
+  std::unique_ptr<CUgraph_st> recording;  // instead of running
   bool is_alive = true;
   char end_tag = 0;  // of what has run so far
 };
