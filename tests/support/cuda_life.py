@@ -129,7 +129,8 @@ class Life:
         told = msgspec.structs.replace(
             self._requests[name], generated_token_ids=tuple(self.tokens[name])
         )
-        kv = self._engines[0].hand_over(name)
+        # Of one process, two engines do not see each other's memory of a device.
+        kv = self._engines[0].hand_over(name, by_host=True)
         if kv.blocks:
             self._engines[1].adopt(told, kv)
         else:
