@@ -23,9 +23,10 @@ from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, add_setting
 from aegaeon.keys import keys_command
 from aegaeon.logs import set_up
-from aegaeon.memory.budget import check_room, lay_out
+from aegaeon.memory.budget import lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
+from aegaeon.memory.room import check_room
 from aegaeon.models.references import locate, served_models, split_reference
 from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables

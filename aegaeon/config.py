@@ -28,7 +28,7 @@ PREFIX = "AEGAEON_"
 # Read by the build, by commands that ask a server, or naming the file itself; not settings.
 NOT_SETTINGS = frozenset({"AEGAEON_API_KEY", "AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
 
-StoredKv = Literal["float32", "bfloat16"]
+StoredKv = Literal["float32", "bfloat16", "float16"]
 KvDtype = Literal["auto", StoredKv]
 Activations = Literal["float32", "bfloat16"]
 ActivationDtype = Literal["auto", Activations]
@@ -110,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         KvDtype,
         _doc(
             "type of keys and values (auto: float32, with which tokens are the reference's; "
-            "bfloat16 holds twice as many)"
+            "bfloat16 holds twice as many, as does float16, which is finer and for cuda only)"
         ),
     ] = "auto"
     activation_dtype: Annotated[
@@ -131,8 +131,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device_memory_gb: Annotated[
         float,
         _doc(
-            "a device's own memory, weights and KV, GB (0: 90 % of what a cuda device has, 25 % of "
-            "the host's for staged; shared out)",
+            "a device's own memory, weights and KV, GB (0: 90 % of what a cuda device has, less a "
+            "step's workspace, 25 % of the host's for staged; shared out)",
             ge=0,
         ),
     ] = 0.0
@@ -264,6 +264,11 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
         raise ConfigError(
             f"device {settings.device!r} is none; give cpu, staged, null, or cuda:N (cuda:0 is the "
             "first)"
+        )
+    if settings.kv_dtype == "float16" and settings.cuda_number is None:
+        raise ConfigError(
+            f"keys and values of float16 are for cuda devices, not for {settings.device}; give "
+            "--kv-dtype bfloat16, or --device cuda:0"
         )
     _check_roles(settings)
     return settings

@@ -73,6 +73,12 @@ class KvGone(AegaeonError):
     code = "kv_gone"
 
 
+class KvUnreachable(AegaeonError):
+    """The KV that a handle names is where we cannot read it; offer it by the host's memory."""
+
+    code = "kv_unreachable"
+
+
 class InvalidRequest(AegaeonError):
     """A request that cannot be served as asked."""
 
@@ -173,6 +179,13 @@ class DeviceError(AegaeonError):
     """A device that is not there, or that has failed."""
 
     code = "device_error"
+
+
+class DeviceLost(DeviceError):
+    """A device that answers this process with failures alone from here on: another process has to
+    be started in its place."""
+
+    code = "device_lost"
 
 
 class CopyError(AegaeonError):

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from aegaeon.memory.budget import PROCESS_BYTES, SHARED_RESERVE_BYTES, NodeBudget, crowded, gb
+from aegaeon.memory.budget import PROCESS_BYTES, SHARED_RESERVE_BYTES, NodeBudget, gb
 from aegaeon.memory.machine import DiskRate
 from aegaeon.memory.plan import Plan
+from aegaeon.memory.room import crowded
 
 TIERS = {
     "device": "device",
@@ -20,11 +21,13 @@ def layout_rows(node: NodeBudget) -> Iterator[tuple[str, int, int, str]]:
     """Yield (part, how many of it, bytes of each, where it lies); parts without bytes are left
     out."""
     each, count = node.instance, node.instances
+    home = "memory of an instance" if each.is_device_in_host else "the device's own memory"
     rows = (
         ("weight cache", 1, node.weight_bytes, "/dev/shm, for all instances"),
         ("keys and values", count, each.kv_bytes, "/dev/shm, a quota for each"),
-        ("device: weights", count, each.device_weight_bytes, "memory of an instance"),
-        ("device: keys and values", count, each.device_kv_bytes, "memory of an instance"),
+        ("device: weights", count, each.device_weight_bytes, home),
+        ("device: keys and values", count, each.device_kv_bytes, home),
+        ("device: workspace", count, each.device_workspace_bytes, "beside those, estimated"),
         ("stage", count, each.stage_bytes, "chunks being read or copied"),
         ("workspace", count, each.workspace_bytes, "a forward pass, estimated"),
         ("process", count, PROCESS_BYTES, "interpreter and libraries"),

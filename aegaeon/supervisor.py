@@ -20,8 +20,8 @@ from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes, model_directories
-from aegaeon.memory.budget import settle
 from aegaeon.memory.machine import read_machine, with_device
+from aegaeon.memory.room import settle
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain, MetadataStore

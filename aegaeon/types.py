@@ -8,9 +8,11 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegaeon.handles import DeviceKv as DeviceKv  # noqa: PLC0414  records of ours, too
+from aegaeon.handles import KvHandle as KvHandle  # noqa: PLC0414
 from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Waited
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
-from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414  records of ours, too
+from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414
 from aegaeon.specs import Quantize as Quantize  # noqa: PLC0414
 
 ModelId: TypeAlias = str
@@ -68,22 +70,6 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """To an instance: take nothing new, end what is running, then exit."""
-
-
-class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
-    """Names the KV of a sequence in the node's pool, so that another instance may adopt it.
-
-    `blocks` of the pool `pool` (empty: nobody else's) may be taken as `owner`'s: an identity that
-    the pool gave for this offer. They hold the first `cached_tokens` of the sequence and count
-    `kv_bytes` in an adopter's budget. `shape` says how a block is laid out.
-    """
-
-    owner: int
-    blocks: tuple[int, ...]
-    cached_tokens: int
-    kv_bytes: int = 0
-    pool: str = ""
-    shape: tuple[int, ...] = ()
 
 
 class Transfer(msgspec.Struct, frozen=True, tag=True):

@@ -17,7 +17,7 @@ import msgspec
 # Started by its path, Python looks beside this file and not in the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aegaeon.config import ActivationDtype, KvDtype, Settings
+from aegaeon.config import ActivationDtype, KvDtype, Settings, check_settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.engine.engine import AT_REST_S
 from aegaeon.errors import AegaeonError
@@ -249,13 +249,15 @@ def settings_of(options: argparse.Namespace) -> Settings:
     threads = options.threads_per_instance
     if not threads:
         threads = max(1, compute_threads(Settings()) - (options.device == "staged"))
-    return Settings(
-        device=options.device,
-        threads_per_instance=threads,
-        link_gb_per_s=options.link_gb_per_s,
-        device_memory_gb=options.device_memory_gb,
-        kv_dtype=options.kv_dtype,
-        activation_dtype=options.activation_dtype,
+    return check_settings(
+        {
+            "device": options.device,
+            "threads_per_instance": threads,
+            "link_gb_per_s": options.link_gb_per_s,
+            "device_memory_gb": options.device_memory_gb,
+            "kv_dtype": options.kv_dtype,
+            "activation_dtype": options.activation_dtype,
+        }
     )
 
 

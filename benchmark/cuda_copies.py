@@ -69,8 +69,10 @@ def measure(link: Link, repeats: int) -> list[Row]:
     rows = []
     for how in ("through the stage", "page-locked"):
         progress(how)
-        if how == "page-locked" and not link.device.pin(link.host.address, link.size_bytes):
-            raise SystemExit("the system locks no memory; raise the limit (ulimit -l)")
+        if how == "page-locked":
+            refusal = link.device.pin(link.host.address, link.size_bytes)
+            if refusal:
+                raise SystemExit(f"the system locks no memory: {refusal}")
         for way, is_outward in (("in", False), ("out", True)):
             taken, others = [], []
             for _ in range(repeats):

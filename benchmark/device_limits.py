@@ -8,7 +8,7 @@ import torch
 
 from aegaeon import _native
 from aegaeon.config import DEVICE
-from aegaeon.device.cuda import check_torch
+from aegaeon.device.products import check_torch
 from aegaeon.errors import AegaeonError
 from aegaeon.memory.budget import GB
 from benchmark.cuda_copies import torch_seconds

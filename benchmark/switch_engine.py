@@ -6,15 +6,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from aegaeon.config import Settings
-from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.cuda import CudaOperators
-from aegaeon.device.packed import Matrix
+from aegaeon.device.cuda_step import CudaRunner
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.measures import Phase
@@ -169,16 +167,18 @@ class FirstOperator:
 
 @contextmanager
 def first_operator(device: str = "cpu") -> Iterator[FirstOperator]:
-    """Note when what computes on `device` embeds; where that is a CUDA device, launches it."""
-    operators: type[Device] = CudaOperators if device.startswith("cuda") else CpuDevice
-    seen, embed = FirstOperator(), operators.embed
+    """Note when what computes on `device` embeds; where that is a CUDA device, begins its step."""
+    owner: type = CudaRunner if device.startswith("cuda") else CpuDevice
+    name = "run_tokens" if owner is CudaRunner else "embed"
+    seen, begin = FirstOperator(), getattr(owner, name)
 
-    def noted(self: Device, token_ids: Tensor, table: Matrix) -> Tensor:
+    def noted(*given: Any) -> Tensor:
         seen.began_s = time.perf_counter()
-        return embed(self, token_ids, table)
+        made: Tensor = begin(*given)
+        return made
 
-    operators.embed = noted  # type: ignore[method-assign]
+    setattr(owner, name, noted)
     try:
         yield seen
     finally:
-        operators.embed = embed  # type: ignore[method-assign]
+        setattr(owner, name, begin)

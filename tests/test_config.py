@@ -129,6 +129,13 @@ def test_threads_have_an_upper_bound():
         check_settings({"threads_per_instance": 1025})
 
 
+def test_float16_keys_and_values_are_for_cuda():
+    assert check_settings({"device": "cuda:1", "kv_dtype": "float16"}).stored_kv == "float16"
+    for device in ("cpu", "staged", "null"):
+        with pytest.raises(ConfigError, match="give --kv-dtype bfloat16, or --device cuda:0"):
+            check_settings({"device": device, "kv_dtype": "float16"})
+
+
 def test_devices_are_known_by_their_names():
     assert check_settings({"device": "cuda:12"}).cuda_number == 12
     numbers = [check_settings({"device": name}).cuda_number for name in ("cpu", "staged")]

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aegaeon"
 
-ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures"}
+ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures", "handles"}
 ROW_1 = {"config", "metrics", "figures", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}

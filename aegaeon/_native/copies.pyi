@@ -41,7 +41,7 @@ class CopyEngine:
         not, and lends them its priority. Segments of one copy may overlap, and one may overlap
         itself if it moves to a lower address: they are then copied one after the other.
 
-        Raises ValueError, CopyQueueFull above 4096 open tickets, CopyError when closed.
+        Raises ValueError, CopyQueueFull above 4096 open tickets, CopyError when closed, DeviceLost.
         """
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class CopyTicket:
         """Wait until the first `bytes`, or all, are in; say whether they are.
 
         False after `timeout_s`, or at once when the copy has been cancelled or has failed. Raises
-        ValueError for more bytes than there are.
+        ValueError for more bytes than there are, DeviceLost where the device behind the link is.
         """
 
     def cancel(self) -> None:

@@ -1,6 +1,6 @@
 """CUDA devices (csrc/cuda): memory, copies, the stream that computes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 from aegaeon._native.copies import CopyEngine
@@ -15,6 +15,10 @@ def count_cuda_devices() -> int:
 
 def cuda_total_bytes(number: int) -> int:
     """Return the memory of cuda:`number`, without making anything there. Raises DeviceError."""
+
+def cuda_attend_shared_bytes(head_dim: int, type: int) -> int:
+    """Return the shared memory that a block of the attention kernels takes, of keys and values of a
+    type code. Raises ValueError for a head_dim that they do not have."""
 
 def cuda_stage_bytes(chunk_bytes: int) -> int:
     """Return the page-locked bytes of a copy engine with such chunks."""
@@ -53,9 +57,30 @@ class CudaDevice:
         """Open the CudaMemory of `size_bytes` that another process made, by its handle. Raises
         DeviceError for none such."""
 
-    def pin(self, address: int, size_bytes: int) -> bool:
-        """Page-lock memory of the host, whole pages, so that copies go there at full speed; False
-        where the system refuses: copies go through a stage then, as of any other memory."""
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability, major and minor. Raises DeviceError."""
+
+    @property
+    def block_shared_bytes(self) -> int:
+        """Shared memory that a block of threads may ask for. Raises DeviceError."""
+
+    def check(self) -> None:
+        """Raise DeviceLost where the device is lost to this process. Waits for nothing."""
+
+    def pin(
+        self,
+        address: int,
+        size_bytes: int,
+        is_read_only: bool = False,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> str:
+        """Page-lock memory of the host, whole pages, so that copies go there at full speed; return
+        why not where the system refuses: copies go through a stage then, as of any other memory.
+
+        `is_read_only`: it is mapped so. `is_wanted` is asked before each GiB; False undoes all.
+        Raises DeviceLost.
+        """
 
     def unpin(self, address: int) -> None:
         """Undo `pin`, before the memory is unmapped and after all copies there. Nothing happens
@@ -92,84 +117,150 @@ class CudaPeer:
     def address(self) -> int:
         """Where it begins, in addresses of this process."""
 
-# The operators of aegaeon.device.base on a device. Each is launched on its stream and returns at
-# once; addresses are the device's, float32 rows lie `stride` floats apart.
+Columns = tuple[int, int, int]  # slot, first column, columns
 
-Strided = tuple[int, int]  # address, stride
+@final
+class CudaStepPlan:
+    """A model's step as launches on a device: recorded operator by operator as StepPlan is, of
+    weights row by row, then laid out by `finish`. Recording raises ValueError for what does not fit
+    together."""
 
-def cuda_embed(
-    device: CudaDevice,
-    token_ids: int,
-    shape: Sequence[int],
-    table: tuple[int, int, int],
-    out: int,
-    /,
-) -> None:
-    """Gather rows of a table (address, vocab, type code), row by row, into `out` of `shape`, (rows,
-    features). A row of an id outside the table becomes NaN."""
+    def __init__(self) -> None:
+        """Nothing yet."""
 
-def cuda_rms_norm(
-    device: CudaDevice, x: Strided, shape: Sequence[int], weight: int, eps: float, out: int, /
-) -> None:
-    """Norm x of `shape`, (rows, heads, features)."""
+    def input(self, width: int, /) -> int: ...
+    def linear(
+        self,
+        x: Columns,
+        parts: Sequence[tuple[int, int, int, int]],
+        residual: Columns | None = None,
+    ) -> int: ...
+    def gated(self, x: Columns, parts: Sequence[tuple[int, int, int, int]], /) -> int: ...
+    def rms_norm(self, x: Columns, heads: int, weight: int, eps: float, /) -> int: ...
+    def rms_norm_outputs(self, x: Columns, weight: int, eps: float, /) -> int: ...
+    def rotate(self, x: Columns, heads: int, cos: Columns, sin: Columns, /) -> int: ...
+    def append_kv(self, layer: int, kv_heads: int, keys: Columns, values: Columns, /) -> None: ...
+    def attend(self, layer: int, heads: int, queries: Columns, scale: float, /) -> int: ...
+    def need_stages(self, stages: int, /) -> None: ...
+    def finish(self, result: int) -> None: ...
+    @property
+    def operators(self) -> int:
+        """Launches, and products that are made between them."""
 
-def cuda_rotate(
-    device: CudaDevice, x: Strided, shape: Sequence[int], angles: tuple[int, int], out: int, /
-) -> None:
-    """Rotate x of `shape`, (rows, heads, head_dim), by `angles`, (cos, sin)."""
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row of all slots takes together."""
 
-def cuda_silu_mul(
-    device: CudaDevice, gate: Strided, up: Strided, shape: Sequence[int], out: int, /
-) -> None:
-    """Make silu(gate) * up of `shape`, (rows, features)."""
+    @property
+    def identity(self) -> bytes:
+        """All that launches depend on beside a pass: two plans with the same launch the same."""
+
+    @property
+    def products(
+        self,
+    ) -> list[list[tuple[tuple[int, int, int], tuple[bool, int, int], tuple[int, int], bool]]]:
+        """The factors of each product, x @ weight.T: where x begins, in bytes of a row of all slots
+        before it, its type code and columns; whether it goes to the result, else where that begins,
+        and its columns; the first column of the factor and how many it has; whether of outputs."""
+
+    def stages_of(self, operator: int, /) -> int:
+        """Stages of the weights that it needs."""
+
+    def product_of(self, operator: int, /) -> int | None:
+        """Which product is to be made there; None for a launch."""
+
+@final
+class CudaPass:
+    """A run of a plan: uploads what it begins with, then launches."""
+
+    def __init__(
+        self,
+        plan: CudaStepPlan,
+        rows: PagedRows,
+        step: tuple[int, tuple[int, int, int], int, int],
+        table: tuple[int, int, int, int],
+        bucket: tuple[int, int],
+        /,
+    ) -> None:
+        """`step`: rows, addresses of their ids, cosines and sines; outputs, address of their rows.
+        `table`: address, vocabulary, type code, and bytes where it lies in the host, else 0.
+        `bucket`: rows, as many outputs, and splits of 512 tokens that launches are made for, or
+        zeros. What is given stays until `send`. Raises ValueError, IndexError."""
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes that `send` sends."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that attention needs while the pass runs."""
+
+    @property
+    def identity(self) -> bytes:
+        """All that launches depend on beside the plan, once placed."""
+
+    def place(self, slots: tuple[int, int], result: int, upload: int, workspace: int, /) -> None:
+        """Say where all is on the device: of the slots also the rows that each has room for."""
+
+    def send(self, exchange: CudaExchange, /) -> None:
+        """Have all that the pass begins with copied to the device. Raises DeviceError."""
+
+    def run(self, stream: int, first: int, stages: int, /) -> int:
+        """Launch from operator `first` on; return the first that is a product, or needs more stages
+        than `stages`; else how many operators there are. Raises DeviceError."""
+
+@final
+class CudaExchange:
+    """Page-locked memory by which the small things of each step go and come."""
+
+    def __init__(self, device: CudaDevice, size_bytes: int) -> None:
+        """With room for so much of each upload; it grows. Raises DeviceError."""
+
+@final
+class CudaGraph:
+    """Launches that were recorded."""
+
+    def launch(self, stream: int, /) -> None:
+        """Have all done, behind what the stream was given. Raises DeviceError."""
+
+@final
+class CudaRecorder:
+    """A stream on which launches are recorded instead of done."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        """Raises DeviceError."""
+
+    @property
+    def stream(self) -> int:
+        """The cudaStream_t."""
+
+    def synchronize(self) -> None:
+        """Wait until the stream has done all that it was given. Raises DeviceError."""
+
+    def begin(self) -> None:
+        """Record from now on; this thread waits for nothing and allocates nothing until `end`.
+        Raises DeviceError where the driver refuses."""
+
+    def end(self) -> CudaGraph:
+        """Return what was recorded. Raises DeviceError where that was spoilt."""
+
+    def abandon(self) -> None:
+        """Give up what is recorded, if anything is."""
 
 @final
 class CudaDraws:
-    """How the token of each row of logits is drawn: a buffer of bytes, to be put on the device."""
+    """How the token of each row of logits is drawn."""
 
     def __init__(self, draws: Sequence[DrawOperand], shape: Sequence[int]) -> None:
         """Draws as of `sample`, a row each of logits of `shape`, (rows, vocab). Raises ValueError
         where rows are not as many."""
 
-    def __buffer__(self, flags: int, /) -> memoryview:
-        """The bytes."""
-
     @property
-    def workspace_bytes(self) -> int:
-        """Bytes that drawing needs on the device while it runs, aligned to 16."""
+    def room_bytes(self) -> int:
+        """Bytes that drawing needs on the device, aligned to 16."""
 
     def sample(
-        self, device: CudaDevice, logits: int, places: tuple[int, int], tokens: int, /
-    ) -> None:
-        """Draw from float32 logits, in one piece, into int64 `tokens` [rows]: the CPU's for the
-        same logits, -1 where they are not finite. `places`: where the draws and the workspace are
-        on the device."""
-
-@final
-class CudaTables:
-    """What a pass must know of its keys and values: a buffer of int32 words, to be put on the
-    device."""
-
-    def __init__(self, rows: PagedRows, heads: int) -> None:
-        """Of so many query heads. Raises ValueError where they share KV heads unevenly."""
-
-    def __buffer__(self, flags: int, /) -> memoryview:
-        """The words."""
-
-    @property
-    def workspace_floats(self) -> int:
-        """Floats that attention needs on the device while it runs."""
-
-    def place(self, words: int, workspace: int) -> None:
-        """Say where words and workspace are on the device. They stay there for the pass."""
-
-    def append_kv(
-        self, device: CudaDevice, layer: int, count: int, keys: Strided, values: Strided, /
-    ) -> None:
-        """Store the keys and values of `count` rows."""
-
-    def attend(
-        self, device: CudaDevice, layer: int, queries: tuple[int, int], scale: float, out: int, /
-    ) -> None:
-        """Attend with `queries`, (address, rows). Raises ValueError for a head_dim that the kernels
-        do not have: they have 64, 96, 128 and 256."""
+        self, device: CudaDevice, exchange: CudaExchange, logits: int, room: int, /
+    ) -> list[int]:
+        """Return the token of each row of float32 logits, in one piece: the CPU's for the same, -1
+        where they are not finite. Raises DeviceError."""

@@ -91,9 +91,9 @@ class PagedRows:
         shape: tuple[int, int, int],
         sequences: Sequence[tuple[int, int, int, tuple[int, ...]]],
     ) -> None:
-        """Take the arena's address, count of pages and their type (0: float32, 1: bfloat16), the
-        (layers, kv_heads, head_dim) of a token, and per sequence its first row, rows, first
-        position and block ids.
+        """Take the arena's address, count of pages and their type (0: float32, 1: bfloat16, 2:
+        float16, which only CUDA computes with), the (layers, kv_heads, head_dim) of a token, and
+        per sequence its first row, rows, first position and block ids.
 
         Raises ValueError for blocks outside the arena, or too few of them, an empty shape and
         another type.
@@ -110,7 +110,7 @@ def append_kv(
     """Store keys and values, (address, row stride) each, of `count` rows [kv_heads, head_dim].
 
     Raises IndexError for a layer that the pages do not have, and ValueError for fewer rows than the
-    sequences have, as `attend` does.
+    sequences have and for a type that is CUDA's only, as `attend` does.
     """
 
 def attend(

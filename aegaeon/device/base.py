@@ -2,6 +2,10 @@
 
 Row i of every result depends on row i of the operands (and its own sequence's KV) alone, to the
 bit: batch mates, padding and where a prompt was cut never show.
+
+On CUDA products are the vendor's, which promises the same bits only for the same call: so each is
+made over tiles of a fixed number of rows, the last one padded, and whatever the batch it is the
+same call (device/products.py says what is left to trust).
 """
 
 from abc import ABC, abstractmethod
@@ -113,6 +117,19 @@ class StepInputs:
     batch: StepBatch
 
 
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What a step's first x is made of: rows of `table` [vocab, hidden]; `is_in_host` where that
+    does not lie where the device's weights do."""
+
+    token_ids: Tensor  # [rows] int64
+    table: Matrix
+    is_in_host: bool = False
+
+
+# The cosines and sines of the rows' positions, [rows, head_dim] each.
+Angles = tuple[Tensor, Tensor]
+
 # Called with a stage of the weights before what needs it; stages come in order.
 AwaitStage = Callable[[int], None]
 # Returns logits [len(logit_rows), vocab]. The same operators in the same order whatever the inputs,
@@ -128,19 +145,27 @@ class StepRunner(ABC):
 
     @abstractmethod
     def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
-        """Return what `step`, always the same, returns; raises what `await_stage` raises."""
+        """Return what `step`, always the same, returns, until the next run on the device; raises
+        what `await_stage` raises."""
+
+    @abstractmethod
+    def run_tokens(
+        self,
+        step: Step,
+        embedding: Embedding,
+        angles: Angles,
+        batch: StepBatch,
+        await_stage: AwaitStage,
+    ) -> Tensor:
+        """Run from the tokens on: `run` with the x that they are embedded as."""
 
 
-class Device(Operators):
-    """Operators, what comes before a step's first, and who runs a whole step."""
+class Device(ABC):
+    """What computes: it runs whole steps, and draws tokens of what they make."""
 
     name: str
     # What activations are when they meet weights of bfloat16; between products they are float32.
     activation_dtype: torch.dtype = torch.float32
-
-    @abstractmethod
-    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
-        """Return rows of `table` [vocab, features], float32."""
 
     @abstractmethod
     def sample(
@@ -157,15 +182,46 @@ class Device(Operators):
         """Return for each row of logits [rows, vocab] the natural log-probability of its `chosen`
         token, and the `best` likeliest tokens. The formula: csrc/ops/sampling.h."""
 
+    def check(self) -> None:  # noqa: B027  most cannot be lost
+        """Raise DeviceLost where nothing will be computed here any more. Waits for nothing."""
+
+    @abstractmethod
     def new_runner(self) -> StepRunner:
-        """Return what runs a model's step here: one operator after another, unless the device
-        knows better."""
-        return _OneByOne(self)
+        """Return what runs a model's step here."""
 
 
-class _OneByOne(StepRunner):
-    def __init__(self, device: Device) -> None:
-        self._device = device
+class DirectDevice(Device, Operators):
+    """A device whose operators compute when they are called."""
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
+        """Return rows of `table` [vocab, features], float32."""
+
+    def new_runner(self) -> StepRunner:
+        """Return one that calls one operator after another, unless the device knows better."""
+        return OneByOne(self)
+
+
+class DirectRunner(StepRunner):
+    """Of a device that embeds when it is told to."""
+
+    def __init__(self, device: DirectDevice) -> None:
+        self.device = device
+
+    def run_tokens(
+        self,
+        step: Step,
+        embedding: Embedding,
+        angles: Angles,
+        batch: StepBatch,
+        await_stage: AwaitStage,
+    ) -> Tensor:
+        x = self.device.embed(embedding.token_ids, embedding.table)
+        return self.run(step, StepInputs(x, *angles, batch), await_stage)
+
+
+class OneByOne(DirectRunner):
+    """Records nothing."""
 
     def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
-        return step(self._device, inputs, await_stage)
+        return step(self.device, inputs, await_stage)

@@ -16,7 +16,8 @@ from aegaeon.device.attention import AttentionPlan
 from aegaeon.device.base import (
     AwaitStage,
     Change,
-    Device,
+    DirectDevice,
+    DirectRunner,
     Draw,
     Projection,
     RowLogProbs,
@@ -30,7 +31,7 @@ from aegaeon.device.packed import Matrix
 from aegaeon.device.recorder import RecordedStep, record
 
 
-class CpuDevice(Device):
+class CpuDevice(DirectDevice):
     """Computes on `threads` threads, the caller's among them; one step at a time, others wait.
 
     A model's step is recorded before its first run and native from then on. All models' steps share
@@ -127,14 +128,15 @@ class CpuDevice(Device):
         return self._plan
 
 
-class _Replay(StepRunner):
+class _Replay(DirectRunner):
     def __init__(self, device: CpuDevice) -> None:
-        self._device = device
-        self._recorded: RecordedStep | None = None
+        super().__init__(device)
+        self._turn = device.turn
+        self._recorded: RecordedStep[_native.StepPlan] | None = None
         self._stages = 0  # that are in, from the first on; none goes while the model is here
 
     def prepare(self, step: Step, hidden: int, head_dim: int) -> None:
-        self._recorded = record(step, hidden, head_dim)
+        self._recorded = record(step, hidden, head_dim, _native.StepPlan())
 
     def run(self, step: Step, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
         if self._recorded is None:
@@ -152,7 +154,7 @@ class _Replay(StepRunner):
         )
         kv, plan = AttentionPlan(batch.kv), recorded.plan
         at = 0
-        with self._device.turn() as (pool, workspace):
+        with self._turn() as (pool, workspace):
             while True:
                 at = plan.run(pool, workspace, kv.rows, given, (at, self._stages))
                 if at == plan.operators:

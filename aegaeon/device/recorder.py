@@ -1,5 +1,7 @@
 """Records a model's step: operators that compute nothing and note who makes what from what."""
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor
 
@@ -13,32 +15,36 @@ RECORDED_ROWS = 2
 Columns = tuple[int, int, int]  # slot, first column, columns
 
 
-class RecordedStep:
+# By name: a build without CUDA has no CudaStepPlan.
+Plan = TypeVar("Plan", bound="_native.StepPlan | _native.CudaStepPlan")
+
+
+class RecordedStep(Generic[Plan]):
     """A native plan of a step; keeps the weights that it computes with where they are."""
 
-    def __init__(self, plan: _native.StepPlan, result_features: int, weights: list[object]) -> None:
+    def __init__(self, plan: Plan, result_features: int, weights: list[object]) -> None:
         self.plan = plan
         self.result_features = result_features
-        self._weights = weights
+        self.weights = weights  # vectors, and projections in the order of their products
 
 
-def record(step: Step, hidden: int, head_dim: int) -> RecordedStep:
-    """Return the plan of `step`, for inputs of these widths. No weight is read.
+def record(step: Step, hidden: int, head_dim: int, plan: Plan) -> RecordedStep[Plan]:
+    """Return `step`, recorded into the new `plan` for inputs of these widths. No weight is read.
 
     Raises ValueError where the plan cannot have operands as the step gives them.
     """
-    recorder = Recorder()
+    recorder = Recorder(plan)
     result = step(recorder, recorder.inputs_of(hidden, head_dim), recorder.need_stage)
-    recorder.plan.finish(recorder.slot_of(result))
-    return RecordedStep(recorder.plan, result.shape[1], recorder.weights)
+    plan.finish(recorder.slot_of(result))
+    return RecordedStep(plan, result.shape[1], recorder.weights)
 
 
 class Recorder(Operators):
     """Each result is a tensor of RECORDED_ROWS rows that nobody writes to: a slot of the plan is
     known again by the memory that its views share. The batch is that of a run, not of now."""
 
-    def __init__(self) -> None:
-        self.plan = _native.StepPlan()
+    def __init__(self, plan: "_native.StepPlan | _native.CudaStepPlan") -> None:
+        self.plan = plan
         self.weights: list[object] = []
         self._slots: dict[int, tuple[int, int]] = {}  # and their columns, by address
         self._made: list[Tensor] = []  # so that no address comes twice

@@ -64,28 +64,30 @@ class Engine(ABC):
         called for a request that is part of a running action."""
 
     @abstractmethod
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         """Name the KV of a known sequence so that another instance of the node may adopt it.
 
         It stays ours until adopted or released, and nothing else takes its blocks meanwhile. The
-        sequence is part of no action any more.
+        sequence is part of no action any more. `by_host`: one of them could not reach it where it
+        was, so it goes to memory that all do, now and from here on.
         """
 
     @abstractmethod
     def adopt(self, request: Request, kv: KvHandle) -> None:
         """Make the sequence known, with KV that another instance handed over: ours from here on.
 
-        Raises KvGone (not its sender's any more, or no KV that we could use), OutOfBlocks (no room
-        for it now), and what `submit` raises.
+        Raises KvGone (not its sender's any more, or no KV that we could use), KvUnreachable (where
+        we cannot read it), OutOfBlocks (no room for it now), and what `submit` raises.
         """
 
     @abstractmethod
     def execute(self, action: ComputeAction) -> Outcome:
-        """Do a Switch, Prefill or Decode and say how it went; blocks."""
+        """Do a Switch, Prefill or Decode and say how it went; blocks. Raises DeviceLost."""
 
     @abstractmethod
     def load(self, action: Load) -> Outcome:
-        """Evict and load weights; blocks. Never asked to evict a model while it computes."""
+        """Evict and load weights; blocks. Never asked to evict a model while it computes. Raises
+        DeviceLost."""
 
     @abstractmethod
     def begin_model(self, spec: ModelSpec) -> None:
@@ -167,7 +169,7 @@ class NullEngine(Engine):
         self._requests.pop(request, None)
         self._generated.pop(request, None)
 
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:  # noqa: ARG002
         known = self._requests[request]
         tokens = len(known.prompt_token_ids) + self._generated[request]
         kv_bytes = tokens * self._specs[known.model].kv_token_bytes

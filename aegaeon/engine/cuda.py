@@ -1,25 +1,32 @@
 """Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
+import torch
 from torch import Tensor
 
 from aegaeon import _native
 from aegaeon._native import CudaDevice, CudaMemory
 from aegaeon.config import Settings
-from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.device.cuda import CudaOperators
+from aegaeon.device.packed import TYPE_CODES
+from aegaeon.device.products import view_of
 from aegaeon.engine.engine import ModelEngine
+from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
 from aegaeon.memory.area import Area
 from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
+from aegaeon.memory.cuda_room import room_bytes
 from aegaeon.memory.kv import KvShape
+from aegaeon.models.config import read_config
 from aegaeon.types import ModelId, ModelSpec
 
 HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
+# For which kernels are compiled (cmake/cuda.cmake): asynchronous copies, products of bfloat16.
+LEAST_CAPABILITY = (8, 0)
 View = Callable[[CudaMemory], Tensor]
 
 
@@ -29,10 +36,16 @@ def open_cuda_engine(
     """Return the engine. Raises DeviceError, ConfigError, UnsupportedModel, and what `open_on`
     raises."""
     assert settings.cuda_number is not None
-    check_models(settings, specs)
+    shapes = check_models(settings, specs)
     device = _native.CudaDevice(settings.cuda_number)
-    operators = lambda *_: CudaOperators(device)  # noqa: E731
-    compute = Compute(operators, layout="rows", pins=device, check=check_models)
+    check_device(device, shapes)
+    room = room_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
+    operators = lambda *_: CudaOperators(device, size=room)  # noqa: E731
+
+    def check(settings: Settings, specs: tuple[ModelSpec, ...]) -> None:
+        check_device(device, check_models(settings, specs))
+
+    compute = Compute(operators, layout="rows", pins=device, check=check)
     return open_on(on_device(device, view_of, compute), settings, specs, regions)
 
 
@@ -51,22 +64,55 @@ def check_models(settings: Settings, specs: tuple[ModelSpec, ...]) -> Mapping[Mo
     return shapes
 
 
+def check_device(device: CudaDevice, shapes: Mapping[ModelId, KvShape]) -> None:
+    """Raise DeviceError where `device` is too old for the kernels, or has less shared memory than
+    those of some model's heads and type of keys and values take."""
+    major, minor = device.capability
+    if (major, minor) < LEAST_CAPABILITY:
+        raise DeviceError(
+            f"cuda:{device.number} has compute capability {major}.{minor}, the kernels need "
+            "8.0 (an A100 or newer): serve with --device cpu"
+        )
+    has_bytes = device.block_shared_bytes
+    for model, shape in shapes.items():
+        need_bytes = _shared_bytes(shape, shape.dtype)
+        if need_bytes <= has_bytes:
+            continue
+        is_half_enough = _shared_bytes(shape, torch.bfloat16) <= has_bytes
+        remedy = "--kv-dtype bfloat16" if is_half_enough else "--device cpu"
+        raise DeviceError(
+            f"attention of {model}, with keys and values of {shape.dtype} and heads of "
+            f"{shape.head_dim}, takes {need_bytes} bytes of shared memory in a block, "
+            f"cuda:{device.number} gives {has_bytes}: serve with {remedy}"
+        )
+
+
+def _shared_bytes(shape: KvShape, dtype: torch.dtype) -> int:
+    return _native.cuda_attend_shared_bytes(shape.head_dim, TYPE_CODES[dtype])
+
+
 def on_device(device: CudaDevice, view: View, compute: Compute) -> OwnMemory:
     """Return the memory and the link of `device`; `view` is how torch sees the memory."""
+    allocated: list[CudaMemory] = []  # the one
+
+    def allocate(size_bytes: int) -> Area:
+        allocated[:] = [_allocate(device, size_bytes)]
+        return Area(view(allocated[0]), allocated[0])
+
     return OwnMemory(
-        allocate=partial(_allocate, device, view),
+        allocate=allocate,
         open_link=lambda: device.copy_engine(CUDA_CHUNK_BYTES),
         compute=compute,
+        open_peers=lambda: Peers(device, allocated[0]),
     )
 
 
-def _allocate(device: CudaDevice, view: View, size_bytes: int) -> Area:
+def _allocate(device: CudaDevice, size_bytes: int) -> CudaMemory:
     try:
-        memory = device.allocate(size_bytes)
+        return device.allocate(size_bytes)
     except DeviceError as error:
         raise BudgetTooSmall(
             f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}, "
             f"{gb(size_bytes)} are asked for ({error}); lower --device-memory-gb, or stop what "
             "else uses the device"
         ) from None
-    return Area(view(memory), memory)

@@ -30,6 +30,7 @@ from aegaeon.errors import (
     AegaeonError,
     CheckpointError,
     ConfigError,
+    DeviceLost,
     InvalidRequest,
     LoadCancelled,
     LoadStalled,
@@ -123,9 +124,9 @@ class ModelEngine(Engine):
     def release(self, request: RequestId) -> None:
         self._forget(request)
 
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         with self._lock:
-            return self._sequences.hand_over(request)
+            return self._sequences.hand_over(request, by_host)
 
     def adopt(self, request: Request, kv: KvHandle) -> None:
         spec = self._checked(request)
@@ -155,6 +156,9 @@ class ModelEngine(Engine):
             # Loading goes on while the first layers compute: this is its failure.
             self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))
+        except RuntimeError:
+            self._device.check()  # torch and kernels tell of a lost device in words of their own
+            raise
         finally:
             self._computing = None
             self._computed_s = time.perf_counter()
@@ -165,6 +169,8 @@ class ModelEngine(Engine):
         try:
             brought = self._weights.bring_in(action.model, action.evict)
             is_whole = self._weights.await_rest(action.model, self._is_at_rest)
+        except DeviceLost:
+            raise  # this model's trouble is everybody's
         except LoadStalled as error:
             log.warning("load put off model=%s error=%s", action.model, error)
             return WeightsLost(action.model)
@@ -172,7 +178,9 @@ class ModelEngine(Engine):
             self._weights.drop(action.model)
             return LoadFailed(action.model, error.code, str(error))
         except (OSError, MemoryError, RuntimeError) as error:
-            # What torch and the system raise while weights come in is this model's trouble only.
+            # What torch and the system raise while weights come in is this model's trouble only,
+            # unless the device is lost.
+            self._device.check()
             log.exception("loading failed model=%s", action.model)
             return LoadFailed(action.model, AegaeonError.code, f"cannot load: {error}")
         took_s = time.perf_counter() - started

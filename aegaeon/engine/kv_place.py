@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from aegaeon.engine.sequence import Sequence
-from aegaeon.errors import KvGone, OutOfBlocks
+from aegaeon.errors import KvGone, KvUnreachable, OutOfBlocks
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for
 from aegaeon.types import KvHandle
 
@@ -15,8 +15,8 @@ from aegaeon.types import KvHandle
 class KvPlace(ABC):
     """The caller holds `lock` around every verb but `await_any` and `close`.
 
-    `grow`, `give_up` and `offer` let go of it while they wait for a copy: sequences that are not
-    part of the running action may come and go meanwhile.
+    `grow`, `give_up`, `offer` and `take` let go of it while they wait for a copy: sequences that
+    are not part of the running action may come and go meanwhile.
 
     A sequence's `blocks` are those that a forward pass uses; they hold its first `cached` tokens,
     or will when `await_any` has returned it.
@@ -52,12 +52,14 @@ class KvPlace(ABC):
         """The device now belongs to the model of `own`."""
 
     @abstractmethod
-    def offer(self, sequence: Sequence) -> KvHandle:
-        """Name its KV so that another instance of the node may take it."""
+    def offer(self, sequence: Sequence, by_host: bool = False) -> KvHandle:
+        """Name its KV so that another instance of the node may take it; `by_host`: in memory that
+        any of them reaches, which one of them asks for."""
 
     @abstractmethod
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
-        """Make the KV of `kv` that of a sequence without any. Raises KvGone, OutOfBlocks."""
+        """Make the KV of `kv` that of a sequence without any. Raises KvGone, KvUnreachable,
+        OutOfBlocks."""
 
     @abstractmethod
     def close(self) -> None:
@@ -92,7 +94,7 @@ class InPlaceKv(KvPlace):
     def begin_turn(self, own: Iterable[Sequence], others: Iterable[Sequence]) -> None:
         """Nothing moves."""
 
-    def offer(self, sequence: Sequence) -> KvHandle:
+    def offer(self, sequence: Sequence, by_host: bool = False) -> KvHandle:  # noqa: ARG002
         return offer_blocks(self.pool, sequence, sequence.blocks)
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
@@ -121,13 +123,25 @@ def offer_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> KvHandl
 
 
 def take_blocks(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:
-    """Make the blocks of `kv` ours: no bytes move. Raises KvGone, OutOfBlocks."""
-    if not kv.pool or kv.pool != pool.name or kv.shape != layout_of(shape):
-        raise KvGone("the KV lies in another pool or in another layout; prefill again")
+    """Make the blocks of `kv` ours: no bytes move. Raises KvGone, KvUnreachable, OutOfBlocks."""
+    check_layout(pool, shape, kv)
+    if kv.device is not None:
+        raise KvUnreachable(f"the KV is in the memory of {kv.device.device}")
     if not 0 < kv.cached_tokens <= len(kv.blocks) * BLOCK_TOKENS:
         raise KvGone(
             f"{len(kv.blocks)} KV blocks do not hold {kv.cached_tokens} tokens; prefill again"
         )
+    take_offered(pool, shape, kv)
+
+
+def check_layout(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:
+    """Raise KvGone for KV that is not of this pool and shape."""
+    if not kv.pool or kv.pool != pool.name or kv.shape != layout_of(shape):
+        raise KvGone("the KV lies in another pool or in another layout; prefill again")
+
+
+def take_offered(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:
+    """Make the pool's blocks under the offer of `kv` ours. Raises KvGone, OutOfBlocks."""
     try:
         is_ours = pool.take(shape, kv.blocks, kv.owner)
     except (ValueError, TypeError) as error:

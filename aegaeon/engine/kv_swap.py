@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from aegaeon._native import CopyEngine, CopyTicket
+from aegaeon.engine.kv_lending import Lending
 from aegaeon.engine.kv_place import KvPlace, offer_blocks, take_blocks
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import CopyError, CopyQueueFull, OutOfBlocks
@@ -59,14 +60,22 @@ class SwappedKv(KvPlace):
     """`pool` is the device's, `host` the node's. Both are of the same shapes."""
 
     def __init__(
-        self, pool: KvPool, host: KvPool, copier: CopyEngine, traffic: Traffic, costs: SwapCosts
+        self,
+        pool: KvPool,
+        host: KvPool,
+        copier: CopyEngine,
+        traffic: Traffic,
+        costs: SwapCosts,
+        lending: Lending | None = None,
     ) -> None:
-        """Take over both pools and `copier`; `traffic` counts what the copies come to."""
+        """Take over both pools, `copier` and `lending`, by which KV goes to other processes on the
+        device; `traffic` counts what the copies come to."""
         super().__init__(pool)
         self._host = host
         self._copier = copier
         self._traffic = traffic
         self._costs = costs
+        self._lending = lending
         self._copies: dict[int, _HostCopy] = {}  # by the sequence's order
         self._resting: dict[int, Sequence] = {}  # of other models, with blocks on the device
 
@@ -83,6 +92,8 @@ class SwappedKv(KvPlace):
         return False
 
     def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
+        if self._lending is not None:
+            self._lending.take_back(sequence)
         copy = self._copies.pop(sequence.order, None)
         if copy is not None:
             copy.stop()
@@ -96,12 +107,20 @@ class SwappedKv(KvPlace):
         if len(coming) == len(sequences) and coming:
             first = next(iter(coming.values()))
             if not first.wait(timeout_s=COPY_S):
-                raise CopyError(f"keys and values did not come in ({first.failure or 'in time'})")
+                first.cancel()
+        for sequence in sequences:
+            ticket = coming.get(sequence.order)
+            if ticket is not None and (ticket.has_failed or ticket.is_cancelled):
+                # A prefill goes without it.
+                reason = ticket.failure or "not in time"
+                log.warning("KV did not come in request=%s: %s", sequence.request.id, reason)
+                with self.lock:
+                    self.free(sequence)
         return [s for s in sequences if s.order not in coming or coming[s.order].is_done]
 
     def begin_turn(self, own: Iterable[Sequence], others: Iterable[Sequence]) -> None:
         for sequence in others:
-            if sequence.blocks:
+            if sequence.blocks and not sequence.offer:
                 self._resting[sequence.order] = sequence
                 self._save(sequence, IDLE)
         own = tuple(own)
@@ -112,7 +131,15 @@ class SwappedKv(KvPlace):
             if sequence.cached and not sequence.blocks and not sequence.offer:
                 self._grow(sequence, is_patient=False)
 
-    def offer(self, sequence: Sequence) -> KvHandle:
+    def offer(self, sequence: Sequence, by_host: bool = False) -> KvHandle:
+        if self._lending is not None:
+            self._lending.take_back(sequence)
+            if by_host:
+                self._lending.stop("another instance cannot reach this one's memory")
+            handle = None if self._is_coming(sequence) else self._lending.lend(sequence)
+            if handle is not None:
+                self._resting.pop(sequence.order, None)
+                return handle
         if not self._is_saved_in_time(sequence):
             return offer_blocks(self._host, sequence, [])
         handle = offer_blocks(self._host, sequence, self._copies[sequence.order].blocks)
@@ -120,12 +147,23 @@ class SwappedKv(KvPlace):
         return handle
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
-        take_blocks(self._host, sequence.shape, kv)
-        self._copies[sequence.order] = _HostCopy(list(kv.blocks), kv.cached_tokens)
+        pool, blocks = self._host, list(kv.blocks)
+        if self._lending is not None and kv.device is not None:
+            pool, blocks = self._lending.take(
+                sequence, kv, self.lock, lambda count: self._clear_for(sequence, count)
+            )
+        else:
+            take_blocks(self._host, sequence.shape, kv)
+        if pool is self.pool:
+            sequence.blocks = blocks
+        else:
+            self._copies[sequence.order] = _HostCopy(blocks, kv.cached_tokens)
         sequence.cached = kv.cached_tokens
 
     def close(self) -> None:
         self._copier.close()
+        if self._lending is not None:
+            self._lending.close()
         self._host.close()
         self.pool.close()
 
@@ -191,6 +229,10 @@ class SwappedKv(KvPlace):
         model = sequence.request.model
         return self._costs.is_worth_copying(model, sequence.cached, moved_bytes)
 
+    def _clear_for(self, sequence: Sequence, missing: int) -> None:
+        if missing > self.pool.free_blocks(sequence.shape):
+            self._clear_resting(sequence, missing, is_patient=False)
+
     def _clear_resting(self, wanting: Sequence, missing: int, is_patient: bool) -> None:
         """Have other models' sequences leave the device until there is room: first those whose
         copies are on the host by now, then those that have to be waited for."""
@@ -246,6 +288,10 @@ class SwappedKv(KvPlace):
             return False
         self._traffic.watch("kv_in", copy.coming_in)
         return True
+
+    def _is_coming(self, sequence: Sequence) -> bool:
+        ticket = self._coming(sequence)
+        return ticket is not None and not ticket.is_done
 
     def _coming(self, sequence: Sequence) -> CopyTicket | None:
         copy = self._copies.get(sequence.order)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from aegaeon._native import CopyEngine
 from aegaeon.config import Settings
 from aegaeon.engine.engine import EngineMemory, ModelEngine
+from aegaeon.engine.kv_lending import Lending
+from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import Compute, check_capacity, decoders_on, open_parts, pool_shapes
@@ -25,12 +27,13 @@ AHEAD_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class OwnMemory:
-    """A device: its one allocation of so many bytes (None: memory of this host), its link, and what
-    computes on it."""
+    """A device: its one allocation of so many bytes (None: memory of this host), its link, what
+    computes on it, and how other processes reach what was allocated (None: not at all)."""
 
     allocate: Callable[[int], Area | None]
     open_link: Callable[[], CopyEngine]
     compute: Compute = field(default_factory=Compute)
+    open_peers: Callable[[], Peers | None] = lambda: None
 
 
 def open_on(
@@ -46,10 +49,14 @@ def open_on(
         pool, arena = _lay_out(device, budgets, pool_shapes(settings, parts.shapes, regions))
         owned.callback(pool.close)
         check_capacity(pool, specs, parts.shapes)
-        if device.compute.pins is None or not parts.pool.pin(device.compute.pins):
+        if parts.locks is None or not parts.pool.pin(parts.locks):
             parts.pool.back_ahead(AHEAD_BYTES)
         costs = SwapCosts(traffic)
-        kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
+        peers = device.open_peers()
+        lending = None
+        if peers is not None:
+            lending = Lending(pool, parts.pool, copier, traffic, peers)
+        kv = SwappedKv(pool, parts.pool, copier, traffic, costs, lending)
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
         pools = (pool, parts.pool)

@@ -52,17 +52,15 @@ class SequenceTable:
             self._place.free(sequence, is_poisoned)
         return sequence
 
-    def hand_over(self, request: RequestId) -> KvHandle:
+    def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         """Name the KV of a sequence, which loses it to nobody here from now on."""
         sequence = self._sequences[request]
         self._holders.pop(sequence.order, None)
-        return self._place.offer(sequence)
+        return self._place.offer(sequence, by_host)
 
     def adopt(self, request: Request, shape: KvShape, context_tokens: int, kv: KvHandle) -> None:
-        """Make `request` known with the KV of `kv`, or raise KvGone or OutOfBlocks and know it not.
-
-        Its blocks are taken from their owner as they are: no bytes move.
-        """
+        """Make `request` known with the KV of `kv`, or raise KvGone, KvUnreachable or OutOfBlocks
+        and know it not."""
         sequence = self.add(request, shape, context_tokens)
         try:
             if kv.cached_tokens >= sequence.tokens:  # there is always one to go on with

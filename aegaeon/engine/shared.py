@@ -14,7 +14,7 @@ from aegaeon.device.base import Device
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import BudgetTooSmall, ConfigError
-from aegaeon.memory.area import Pins
+from aegaeon.memory.area import Locks, Pins
 from aegaeon.memory.budget import READER_THREADS, Budgets, choose_budgets, least_tokens
 from aegaeon.memory.host_model import Reading
 from aegaeon.memory.kv import KvPool, KvShape, blocks_for
@@ -34,6 +34,7 @@ Shapes = Mapping[ModelId, KvShape]
 DTYPES: dict[StoredKv | Activations, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
 }
 
 
@@ -68,6 +69,7 @@ class Parts:
     traffic: Traffic
     source: WeightSource
     pool: KvPool
+    locks: Locks | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,14 @@ def open_parts(
     check_types(specs, shapes, settings)
     traffic = Traffic()
     cache = WeightCache.open_or_create(regions.weights, budgets.weight_bytes)
-    reading = Reading(READER_THREADS, traffic, compute.pins)
+    locks = None if compute.pins is None else Locks(compute.pins)
+    reading = Reading(READER_THREADS, traffic, locks)
     source = WeightSource(cache, specs, reading, compute.layout)
     owned.callback(source.close)
     pool = open_kv_pool(settings, budgets, shapes, regions)
     owned.callback(pool.close)
     check_capacity(pool, specs, shapes)
-    return Parts(budgets, device, shapes, traffic, source, pool)
+    return Parts(budgets, device, shapes, traffic, source, pool, locks)
 
 
 def open_kv_pool(settings: Settings, budgets: Budgets, shapes: Shapes, regions: Regions) -> KvPool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from aegaeon.errors import (
     Draining,
     HandoffLost,
+    KvUnreachable,
     OutOfBlocks,
     Overloaded,
     RecordTooLarge,
@@ -44,6 +45,8 @@ _TRY_OTHERS = {Overloaded.code, OutOfBlocks.code, Draining.code}
 
 Failure = tuple[str, str]  # code and message
 OnEnd = Callable[[Request, Failure | None, float], None]
+# Names the KV of a request, by memory that all instances reach where that is asked for.
+HandOver = Callable[[bool], KvHandle]
 
 
 class _Offer(NamedTuple):
@@ -56,6 +59,7 @@ class _Offer(NamedTuple):
 class _Departure:
     request: Request
     kv: KvHandle
+    hand_over: HandOver
     offer: _Offer | None = None
     look_at_s: float = 0.0
     refused: set[InstanceId] = field(default_factory=set)
@@ -94,10 +98,11 @@ class Departures:
         """Whether no departure is under way."""
         return not self._departures
 
-    def begin(self, request: Request, kv: KvHandle) -> None:
-        """Let `request` (with its tokens so far) go, once these have left for its proxy."""
+    def begin(self, request: Request, hand_over: HandOver) -> None:
+        """Let `request` (with its tokens so far) go, once these have left for its proxy;
+        `hand_over` names its KV, again where that has to be."""
         assert request.id not in self._departures
-        self._departures[request.id] = _Departure(request, kv)
+        self._departures[request.id] = _Departure(request, hand_over(False), hand_over)
 
     def cancel(self, request: RequestId, now: float) -> None:
         """Nobody waits for `request`; an offer of it is withdrawn."""
@@ -131,6 +136,10 @@ class Departures:
                 log.info(
                     "declined request=%s by=%s: %s", answer.request_id, answer.instance, message
                 )
+                if code == KvUnreachable.code and departure.kv.device is not None:
+                    self._take_back(departure, now, by_host=True)
+                    departure.refused.discard(answer.instance)
+                    return
                 self._take_back(departure, now)
                 if departure.is_wanted and code not in _TRY_OTHERS:
                     self._end(departure, (code, message), now)
@@ -238,7 +247,7 @@ class Departures:
             request = departure.request
             self._outbox.post(departure.offer.address, Cancel(request.id, request.attempt))
 
-    def _take_back(self, departure: _Departure, now: float) -> None:
+    def _take_back(self, departure: _Departure, now: float, by_host: bool = False) -> None:
         """The offer is over and not accepted."""
         assert departure.offer is not None
         departure.refused.add(departure.offer.instance)
@@ -246,6 +255,9 @@ class Departures:
         self._retry_at_s = min(self._retry_at_s, now)
         if not departure.is_wanted:
             self._end(departure, None, now)
+        elif departure.kv.device is not None:
+            # Named anew: who comes late to this offer keeps nothing of what it copied.
+            departure.kv = departure.hand_over(by_host)
 
     def _end(self, departure: _Departure, failure: Failure | None, now: float) -> None:
         del self._departures[departure.request.id]

@@ -9,6 +9,7 @@ EXIT_DRAINED = 0
 EXIT_CRASHED = 1
 EXIT_CANNOT_START = 2  # with one line on `status_fd`
 EXIT_REPLACED = 3  # the lease was lost; a restart gets a new one
+EXIT_DEVICE_LOST = 4  # a new process may have the device again
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ Keeps engine and scheduler of one mind about which there are. The loop and the l
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -238,7 +239,7 @@ class Requests:
             return  # abandoned while it was prefilled
         live.is_leaving = True
         going = live.so_far(self.waits.waited(live.wait, now))
-        self._departures.begin(going, self._engine.hand_over(request_id))
+        self._departures.begin(going, partial(self._engine.hand_over, request_id))
 
     def _note(self, requests: Iterable[RequestId], state: State, now: float) -> None:
         for request_id in requests:

@@ -17,13 +17,14 @@ from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import KvSizes, Regions
-from aegaeon.errors import AegaeonError, StaleIncarnation
+from aegaeon.errors import AegaeonError, DeviceLost, StaleIncarnation
 from aegaeon.instance.costs import costs_of
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
     EXIT_CANNOT_START,
     EXIT_CRASHED,
+    EXIT_DEVICE_LOST,
     EXIT_DRAINED,
     EXIT_REPLACED,
     Launch,
@@ -171,7 +172,15 @@ def serve(launch: Launch) -> int:
         signal.signal(signal.SIGTERM, drain)
         os.close(launch.status_fd)
         log.info("instance up incarnation=%d pid=%d", launch.incarnation, os.getpid())
-        runtime.run()
+        try:
+            runtime.run()
+        except DeviceLost as error:
+            log.critical(
+                "%s is lost, so this instance ends: its requests go on elsewhere, and it is "
+                "started again error=%s",
+                *(launch.settings.device, error),
+            )
+            return EXIT_DEVICE_LOST
         log.info("instance drained")
     return EXIT_DRAINED
 

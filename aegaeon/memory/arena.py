@@ -62,13 +62,15 @@ class Layout:
     and the next one that is prefetched, whichever leaves is at an end, so that all free bytes are
     one gap and nothing has to move: no area is set aside for the prefetch, and none lies idle
     without one. A third model goes to the smallest gap that holds it, and what was left between
-    models is joined by a compaction.
+    models is joined by a compaction. Whoever comes back goes to where it lay, if that is an end of
+    a gap: what a device keeps of a model's addresses is good again then.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         """Start empty."""
         self.capacity_bytes = capacity_bytes // ALIGNMENT * ALIGNMENT
         self._places: list[Place] = []  # by offset
+        self._last: dict[ModelId, int] = {}  # where each model lay before, that is not here
         self._version = 0
 
     @property
@@ -100,24 +102,37 @@ class Layout:
                 f"{model} has {size_bytes} bytes of weights, the device's arena "
                 f"{self.capacity_bytes}; give it more memory, or leave the model out"
             )
-        aligned = _aligned(size_bytes)
-        fitting = [(size, at) for at, (_, size) in enumerate(self._gaps()) if size >= aligned]
-        if not fitting:
+        found = self._find(self._last.get(model), _aligned(size_bytes))
+        if found is None:
             return None
-        size, at = min(fitting)
-        start, _ = list(self._gaps())[at]
-        # The last gap is filled from its far end, unless nothing lies before it either.
-        is_last = 0 < at == len(self._places)
-        place = Place(model, start + size - aligned if is_last else start, size_bytes)
+        at, offset = found
+        place = Place(model, offset, size_bytes)
         self._places.insert(at, place)
         self._version += 1
         return place
+
+    def _find(self, last: int | None, aligned: int) -> tuple[int, int] | None:
+        """Return which gap is to hold so many bytes, and where they begin there."""
+        gaps = list(self._gaps())
+        fitting = [(size, at) for at, (_, size) in enumerate(gaps) if size >= aligned]
+        for size, at in fitting:
+            start, _ = gaps[at]
+            if last in (start, start + size - aligned):
+                return at, last
+        if not fitting:
+            return None
+        size, at = min(fitting)
+        start, _ = gaps[at]
+        # The last gap is filled from its far end, unless nothing lies before it either.
+        is_last = 0 < at == len(self._places)
+        return at, start + size - aligned if is_last else start
 
     def free(self, model: ModelId) -> None:
         """Give up the bytes of `model`, which must be here and touched by no copy or kernel."""
         place = self.get(model)
         assert place is not None, model
         self._places.remove(place)
+        self._last[model] = place.offset
         self._version += 1
 
     def plan_compaction(

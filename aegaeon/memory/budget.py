@@ -1,9 +1,8 @@
 """The byte layout of a node: who may hold how much, from the settings and the machine. No torch.
 
-The supervisor lays it out once and passes what it chose on to its processes, as settings.
+Whether the machine has the room is room.py's business.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -11,15 +10,17 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
+from aegaeon.memory.cuda_room import cuda_workspace_bytes
 from aegaeon.memory.machine import Machine, read_machine, with_device
 from aegaeon.memory.workspace import sampling_bytes
+from aegaeon.models.config import read_config
 from aegaeon.types import ModelSpec
 
 # Of memory, where the settings leave it open; less where that is more than there is.
 WEIGHT_SHARE = 0.6
 KV_SHARE = 0.1
 DEVICE_SHARE = 0.25
-# Of the memory of a device itself; the rest is for its driver, torch's products and activations.
+# Of the memory of a device itself; the rest is for its driver, kernels and what else uses it.
 CUDA_SHARE = 0.9
 # The least a sequence is good for: a prompt and an answer of a few sentences.
 LEAST_SEQUENCE_TOKENS = 256
@@ -34,9 +35,12 @@ READER_SLICES = 2
 # Copies between host and device; a chunk of each thread is on its way.
 COPY_THREADS = 1
 COPY_CHUNK_BYTES = 1 << 20
-# By a CUDA device itself: long enough that a call for each costs nothing.
-CUDA_CHUNK_BYTES = 4 << 20
-CUDA_STAGE_CHUNKS = 6  # csrc/cuda/copies.h
+# By a CUDA device itself. Of 10 us that a copy may take before its first byte, chunks of 4 MiB lose
+# 12 % of PCIe 5 (55 GB/s), these 3 %; and what is urgent waits for three of them, 2 ms at the
+# 25 GB/s of PCIe 4, which is less than a step.
+CUDA_CHUNK_BYTES = 16 << 20
+CUDA_STAGE_CHUNKS = 6  # csrc/cuda/copies.h, of the host
+CUDA_SCRATCH_CHUNKS = 2  # likewise, of the device
 # Interpreter and libraries of a process (measured: 150 MB with torch).
 PROCESS_BYTES = 200_000_000
 # The table, the mailboxes, and the directories of cache and pool.
@@ -47,15 +51,14 @@ HEADROOM_SHARE = 0.05
 SCALE_STEPS = 50  # halvings of the interval in which a scale is looked for
 GB = 1e9
 
-LOG = logging.getLogger(__name__)
-
 
 class Budgets(msgspec.Struct, frozen=True):
     """What one instance may use.
 
     `weight_bytes` are those of the node's cache, which all instances share; `kv_bytes` its quota of
     the node's pool. The device areas are in the device's own memory, `staged` has them in this
-    host's (`is_device_in_host`).
+    host's (`is_device_in_host`). `workspace_bytes` are the host's, `device_workspace_bytes` those
+    that a device takes beside its one allocation.
     """
 
     weight_bytes: int
@@ -65,6 +68,7 @@ class Budgets(msgspec.Struct, frozen=True):
     device_kv_bytes: int = 0
     stage_bytes: int = 0
     workspace_bytes: int = 0
+    device_workspace_bytes: int = 0
     is_device_in_host: bool = True
 
     @property
@@ -111,24 +115,6 @@ class NodeBudget(msgspec.Struct, frozen=True):
         return self.shared_bytes + self.front_bytes + self.instances * self.instance.private_bytes
 
 
-def settle(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> Settings:
-    """Return `settings` with the bytes chosen where they were left open, so that all processes
-    have the same layout; warn where others use what it takes. Raises BudgetTooSmall as `lay_out`
-    and `check_room`."""
-    if settings.device == "null":
-        return settings
-    node = lay_out(settings, specs, machine)
-    check_room(node, specs, machine)
-    if node.total_bytes > machine.unused_bytes:
-        LOG.warning("%s", crowded(node, machine))
-    return msgspec.structs.replace(
-        settings,
-        model_cache_budget_gb=node.weight_bytes / GB,
-        kv_budget_gb=node.instance.kv_bytes / GB,
-        device_memory_gb=node.instance.device_bytes / GB,
-    )
-
-
 def choose_budgets(
     settings: Settings, specs: Sequence[ModelSpec], machine: Machine | None = None
 ) -> Budgets:
@@ -147,11 +133,13 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     """Lay out the node's bytes: what is set, and shares of `machine` for what is left open.
 
     A share holds at least the largest model or one sequence, even where there is no room for it:
-    `check_room` says so then. Raises BudgetTooSmall with the numbers when what is set holds less.
+    room.py says so then. Raises BudgetTooSmall with the numbers when what is set holds less.
     """
-    settings = _with_device_share(settings, machine)
+    beside = device_workspace_bytes(settings, specs)
+    settings = _with_device_share(settings, machine, beside)
     has_own, is_in_host = settings.has_own_memory, settings.cuda_number is None
-    stage, workspace = _stage_bytes(settings), workspace_bytes(settings, specs)
+    stage = _stage_bytes(settings)
+    workspace = workspace_bytes(settings, specs) if is_in_host else 0
     private_bytes = stage + workspace + PROCESS_BYTES
     memory_room = int((1 - HEADROOM_SHARE) * machine.memory_bytes) - (
         SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes
@@ -161,7 +149,7 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     # What the host has no part in must not count against its room.
     elsewhere = 0 if is_in_host else settings.instance_count * round(settings.device_memory_gb * GB)
     rooms = shared_room, memory_room + elsewhere
-    cache_bytes, kv_bytes, device_bytes = _fit(parts, _largest(specs), *rooms)
+    cache_bytes, kv_bytes, device_bytes = _fit(parts, largest_bytes(specs), *rooms)
     if has_own:
         check_device(device_bytes, kv_bytes, specs)
     budgets = Budgets(
@@ -172,6 +160,7 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
         device_kv_bytes=kv_bytes if has_own else 0,
         stage_bytes=stage,
         workspace_bytes=workspace,
+        device_workspace_bytes=beside,
         is_device_in_host=is_in_host,
     )
     check_budgets(budgets, specs)
@@ -200,16 +189,17 @@ def _parts(
     """Return what the settings leave to choose: weight cache, KV quota, device."""
     count = settings.instance_count
     kv_share = KV_SHARE * machine.memory_bytes / count
-    least_kv = LEAST_SEQUENCES * _least_kv(specs)
+    least_kv = LEAST_SEQUENCES * least_kv_bytes(specs)
     if settings.has_own_memory and settings.device_memory_gb:
         # A device that is set small is not to be filled with KV alone, nor over the largest model.
         device_bytes = settings.device_memory_gb * GB
-        beside = int(device_bytes - _largest(specs)) // PAGE_BYTES * PAGE_BYTES
-        least_kv = min(least_kv, max(_least_kv(specs), beside))
+        beside = int(device_bytes - largest_bytes(specs)) // PAGE_BYTES * PAGE_BYTES
+        least_kv = min(least_kv, max(least_kv_bytes(specs), beside))
         kv_share = min(kv_share, KV_SHARE / DEVICE_SHARE * device_bytes, max(0, beside))
+    cache_share, weights_least = WEIGHT_SHARE * machine.memory_bytes, largest_bytes(specs)
     device_share = DEVICE_SHARE * machine.memory_bytes / count if settings.has_own_memory else 0
     return (
-        _Part(settings.model_cache_budget_gb, WEIGHT_SHARE * machine.memory_bytes, _largest(specs)),
+        _Part(settings.model_cache_budget_gb, cache_share, weights_least),
         _Part(settings.kv_budget_gb, kv_share, least_kv, count),
         _Part(settings.device_memory_gb, device_share, 0, count),
     )
@@ -256,11 +246,11 @@ def _pages(count: int) -> int:
     return -(-count // PAGE_BYTES) * PAGE_BYTES
 
 
-def _largest(specs: Sequence[ModelSpec]) -> int:
+def largest_bytes(specs: Sequence[ModelSpec]) -> int:
     return max((_pages(spec.weight_bytes) for spec in specs), default=0)
 
 
-def _least_kv(specs: Sequence[ModelSpec]) -> int:
+def least_kv_bytes(specs: Sequence[ModelSpec]) -> int:
     return max((_pages(_sequence_bytes(spec)) for spec in specs), default=0)
 
 
@@ -280,13 +270,29 @@ def _stage_bytes(settings: Settings) -> int:
     return reading + (COPY_THREADS * COPY_CHUNK_BYTES if settings.has_own_memory else 0)
 
 
-def _with_device_share(settings: Settings, machine: Machine) -> Settings:
-    """Return the settings with the memory of a CUDA device chosen where it was left open."""
+def _with_device_share(settings: Settings, machine: Machine, workspace: int) -> Settings:
+    """Return the settings with the memory of a CUDA device chosen where it was left open: what is
+    there beside the workspace."""
     if settings.cuda_number is None or settings.device_memory_gb:
         return settings
-    share = int(CUDA_SHARE * machine.device_bytes / settings.instance_count)
+    share = int(CUDA_SHARE * machine.device_bytes / settings.instance_count) - workspace
+    if share < PAGE_BYTES:
+        raise BudgetTooSmall(
+            f"{settings.device} has {gb(machine.device_bytes)}, of which steps of each of "
+            f"{settings.instance_count} instances take {gb(workspace)}: nothing is left for "
+            "weights; lower --max-batch or the count of instances"
+        )
     chosen = share // PAGE_BYTES * PAGE_BYTES / GB
     return msgspec.structs.replace(settings, device_memory_gb=chosen)
+
+
+def device_workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> int:
+    """Return what steps, by the models' config.json, and moves take of a CUDA device beside its one
+    allocation. Raises what reading those raises."""
+    if settings.cuda_number is None:
+        return 0
+    steps = cuda_workspace_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
+    return steps + CUDA_SCRATCH_CHUNKS * CUDA_CHUNK_BYTES
 
 
 def workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> int:
@@ -325,63 +331,13 @@ def check_device(device_bytes: int, kv_bytes: int, specs: Sequence[ModelSpec]) -
     room = max(0, device_bytes - kv_bytes)
     for spec in specs:
         if _pages(spec.weight_bytes) > room:
-            least = _pages(spec.weight_bytes) + _least_kv(specs)
+            least = _pages(spec.weight_bytes) + least_kv_bytes(specs)
             remedy = " or lower --kv-budget-gb" if least <= device_bytes else ""
             raise BudgetTooSmall(
                 f"{spec.id} needs {gb(spec.weight_bytes)} of weights, a device of "
                 f"{gb(device_bytes)} has {gb(room)} beside {gb(kv_bytes)} of keys and values; "
                 f"raise --device-memory-gb{remedy}"
             )
-
-
-def check_room(node: NodeBudget, specs: Sequence[ModelSpec], machine: Machine) -> None:
-    """Raise BudgetTooSmall with all the numbers when the layout is more than the machine has; the
-    remedies are those that can help: a part at its least size is not one."""
-    each = node.instance
-    cached = f"weights {gb(node.weight_bytes)}, keys and values {node.instances} x "
-    cached += f"{gb(each.kv_bytes)}, tables {gb(SHARED_RESERVE_BYTES)}"
-    if node.shared_bytes > machine.shared_free_bytes:
-        raise BudgetTooSmall(
-            f"the layout takes {gb(node.shared_bytes)} of /dev/shm, which has "
-            f"{gb(machine.shared_free_bytes)} free: {cached}; "
-            + _lower(node, specs, is_shared=True, otherwise="serve smaller models")
-            + ", or give /dev/shm more (mount -o remount,size=, docker --shm-size)"
-        )
-    if node.total_bytes > machine.memory_bytes:
-        raise BudgetTooSmall(
-            f"the layout takes {gb(node.total_bytes)} of memory, there are "
-            f"{gb(machine.memory_bytes)}: {cached}, {node.instances} x (device "
-            f"{gb(each.device_bytes)}, stage {gb(each.stage_bytes)}, workspace "
-            f"{gb(each.workspace_bytes)}, process {gb(PROCESS_BYTES)}), proxy "
-            f"{gb(node.front_bytes)}; "
-            + _lower(node, specs, is_shared=False, otherwise="serve smaller models, or add memory")
-        )
-
-
-def _lower(node: NodeBudget, specs: Sequence[ModelSpec], is_shared: bool, otherwise: str) -> str:
-    """Return which settings to lower so that less of memory, or of /dev/shm, is taken."""
-    each = node.instance
-    flags = {
-        "--model-cache-budget-gb": node.weight_bytes > _largest(specs),
-        "--kv-budget-gb": each.kv_bytes > LEAST_SEQUENCES * _least_kv(specs),
-        "--device-memory-gb": not is_shared and each.device_weight_bytes > _largest(specs),
-        "the count of instances (--colocated-count, --prefill-count, --decode-count)": (
-            node.instances > 1
-        ),
-    }
-    named = [flag for flag, can_help in flags.items() if can_help]
-    if not named:
-        return otherwise
-    return "lower " + " or ".join(filter(None, (", ".join(named[:-1]), named[-1])))
-
-
-def crowded(node: NodeBudget, machine: Machine) -> str:
-    """Say that others use memory which the layout takes."""
-    return (
-        f"the layout takes up to {gb(node.total_bytes)} of memory, of which only "
-        f"{gb(machine.unused_bytes)} are unused now; stop what else runs (another server?), or "
-        "set --model-cache-budget-gb and --kv-budget-gb lower"
-    )
 
 
 def gb(count: int) -> str:

@@ -20,7 +20,7 @@ from aegaeon.errors import (
     LoadStalled,
     WeightsEvicted,
 )
-from aegaeon.memory.area import Pins
+from aegaeon.memory.area import Locks
 from aegaeon.memory.traffic import Traffic
 from aegaeon.models.packing import PackPlan
 from aegaeon.models.stages import Stages
@@ -65,11 +65,11 @@ def await_stages(incoming: Incoming, may_begin: Callable[[], bool]) -> bool:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How models get into this process: `threads` read a file, `traffic` counts what that comes to,
-    `pins` lock what is in for a device that copies from there."""
+    `locks` lock what is in for a device that copies from there."""
 
     threads: int
     traffic: Traffic
-    pins: Pins | None = None
+    locks: Locks | None = None
 
 
 class HostModel:
@@ -84,7 +84,7 @@ class HostModel:
         self.memory = cached
         self._readers = reading.threads
         self._traffic = reading.traffic
-        self._pins = reading.pins
+        self._locks = reading.locks
         self._pinning = threading.Lock()
         self._is_pinned = False
         self._is_whole = False
@@ -188,9 +188,9 @@ class HostModel:
             if self._arrival.is_alive():
                 log.warning("a read does not end, its disk hangs model=%s", self.model)
         with self._pinning:
-            if self._is_pinned and self._pins is not None:
+            if self._is_pinned and self._locks is not None:
                 self._is_pinned = False
-                self._pins.unpin(self.memory.address)
+                self._locks.unlock(self.memory.address)
         self.memory.close()
 
     def _told(self, failure: Exception) -> AegaeonError:
@@ -245,9 +245,12 @@ class HostModel:
             self._is_loading = False
 
     def _pin(self) -> None:
-        """Once it is whole: until `close`, so that the device's later copies need no stage."""
-        if self._pins is None or self.memory.stages_done < self.plan.stages:
+        """Once it is whole: until `close`, which ends it, so that the device's later copies need no
+        stage. The cache has it mapped read-only."""
+        if self._locks is None or self.memory.stages_done < self.plan.stages:
             return
+        place = self.memory.address, self.memory.size_bytes
         with self._pinning:
-            if not self._is_interrupted:
-                self._is_pinned = self._pins.pin(self.memory.address, self.memory.size_bytes)
+            self._is_pinned = self._locks.lock(
+                f"the weights of {self.model}", place, True, lambda: not self._is_interrupted
+            )

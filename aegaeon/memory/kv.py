@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aegaeon import _native
 from aegaeon.errors import BudgetTooSmall, OutOfBlocks
-from aegaeon.memory.area import Area, Pins
+from aegaeon.memory.area import Area, Locks
 
 BLOCK_TOKENS = 16
 SLAB_TARGET_BYTES = 4 << 20
@@ -137,7 +137,7 @@ class KvPool:
         self._arena = torch.frombuffer(self._native, dtype=torch.uint8)
         if area is not None:
             self._arena = area.part(0, len(self._arena))
-        self._pins: Pins | None = None  # of those who have locked it
+        self._locks: Locks | None = None  # of those who have locked it
         self._pages: dict[KvShape, Tensor] = {}  # views of it, made at their first use
         self._backing: threading.Thread | None = None
         self._is_wanted = threading.Event()
@@ -220,18 +220,24 @@ class KvPool:
         )
         self._backing.start()
 
-    def pin(self, pins: Pins) -> bool:
+    def pin(self, locks: Locks) -> bool:
         """Page-lock the arena until `close`, so that a device copies to and from there at full
-        speed; say whether that was done. It takes all of its memory, 0.3 s/GB of what is new."""
-        if pins.pin(self._arena.data_ptr(), len(self._arena)):
-            self._pins = pins
-        return self._pins is not None
+        speed; say whether that was done. It takes all of its memory, 0.3 s/GB of what is new.
+
+        All of it, whatever our quota: quotas say how many blocks a client holds, not which, and
+        what another one hands over lies where that one had it. The pages are the same for all who
+        lock them, so that memory is taken once.
+        """
+        place = self._arena.data_ptr(), len(self._arena)
+        if locks.lock("the node's keys and values", place):
+            self._locks = locks
+        return self._locks is not None
 
     def close(self) -> None:
         """Free all that we hold and leave the pool; idempotent. Views stay readable."""
-        if self._pins is not None:
-            self._pins.unpin(self._arena.data_ptr())
-            self._pins = None
+        if self._locks is not None:
+            self._locks.unlock(self._arena.data_ptr())
+            self._locks = None
         self._is_closing = True
         self._is_wanted.set()
         if self._backing is not None:

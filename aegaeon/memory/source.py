@@ -176,7 +176,7 @@ class WeightSource:
         """Let go of what others have evicted: pages that are locked stay until then. Also see what
         is held at all, on this thread, for which nobody waits."""
         self.evictions.look()
-        if self._reading.pins is None:
+        if self._reading.locks is None:
             return
         for model, host in tuple(self._mapped.items()):
             if host.is_present:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # How long a load waits for the model that computes to end its step and let itself be moved.
 PLACE_S = 30.0
 LOOK_S = 0.005
+LONGEST_PAUSE_S = 0.5  # between tries of a load
 MOVE_S = 60.0
 
 
@@ -80,13 +81,17 @@ class StagedWeights(Weights):
                 return BroughtIn(_size(held.place))
             self.drop(model)
         give_up_s = time.monotonic() + PLACE_S
+        pause_s = LOOK_S
         while True:
             try:
                 return self._bring_in(model)
             except WeightsEvicted:
-                # Another instance took the room in the cache before the copy began.
-                if time.monotonic() >= give_up_s:
+                # Another instance took the room in the cache before the copy began, or the copy
+                # failed; which may be over soon, or last.
+                if time.monotonic() + pause_s >= give_up_s:
                     raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _bring_in(self, model: ModelId) -> BroughtIn:
         host = self._source.open(model)

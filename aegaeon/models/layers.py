@@ -8,6 +8,7 @@ from torch import Tensor
 from aegaeon.device.base import (
     AwaitStage,
     Device,
+    Embedding,
     Operators,
     Projection,
     StepBatch,
@@ -68,9 +69,9 @@ class Decoder:
         Waits for each stage of the weights before its first use; for that of the embedding only
         where its rows are not to be had before.
         """
-        x = self._embed(batch.token_ids)
-        inputs = StepInputs(x, *self._rotary.tables(batch.positions), batch)
-        return self._runner.run(self._step, inputs, self._weights.stages.await_stage)
+        embedding, angles = self._embed(batch.token_ids), self._rotary.tables(batch.positions)
+        await_stage = self._weights.stages.await_stage
+        return self._runner.run_tokens(self._step, embedding, angles, batch, await_stage)
 
     def _step(self, device: Operators, inputs: StepInputs, await_stage: AwaitStage) -> Tensor:
         """The decoder of every family; see `Step`."""
@@ -87,14 +88,14 @@ class Decoder:
         x = device.rms_norm(x, self._norm, self.config.rms_norm_eps, rows=batch.logit_rows)
         return device.linear(x, self._head)
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        """Return the ids' rows of the embedding, [rows, hidden]."""
+    def _embed(self, token_ids: Tensor) -> Embedding:
+        """Return where the ids' rows of the embedding are to be had."""
         stage, stages = self._embedding_stage, self._weights.stages
         gathered = None if stages.is_in(stage) else self._rows.gather(token_ids)
         if gathered is not None:
-            return self._device.embed(*gathered)
+            return Embedding(*gathered, is_in_host=True)
         stages.await_stage(stage)
-        return self._device.embed(token_ids, self._embedding)
+        return Embedding(token_ids, self._embedding)
 
     def _layer(self, index: int) -> LayerWeights:
         layer = self._layers[index]

@@ -19,7 +19,7 @@ from aegaeon.types import ModelSpec, Quantize
 
 MAX_NAME_CHARS = 200
 # Of an element of keys and values.
-KV_BYTES: dict[KvDtype, int] = {"auto": 4, "float32": 4, "bfloat16": 2}
+KV_BYTES: dict[KvDtype, int] = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):

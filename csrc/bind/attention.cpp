@@ -43,8 +43,8 @@ std::unique_ptr<PagedRows> make_rows(std::tuple<Address, std::size_t, int> pages
   }
   constexpr std::size_t kMost = std::numeric_limits<std::uint32_t>::max();
   const auto [address, page_count, type] = pages;
-  if (type < 0 || type > static_cast<int>(ops::KvType::bf16)) {
-    throw std::invalid_argument("type " + std::to_string(type) + " of the KV is none of 0, 1");
+  if (type < 0 || type > static_cast<int>(ops::KvType::f16)) {
+    throw std::invalid_argument("type " + std::to_string(type) + " of the KV is none of 0, 1, 2");
   }
   auto made = std::make_unique<PagedRows>();
   made->layers = shape[0];
@@ -76,21 +76,22 @@ std::unique_ptr<PagedRows> make_rows(std::tuple<Address, std::size_t, int> pages
 void append_kv(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer, std::size_t count,
                Strided keys, Strided values) {
   rows.check(layer, count);
+  const ops::PagedKv& kv = rows.on_cpu();
   const py::gil_scoped_release released;
-  ops::append_kv(pool, {rows.kv, layer, rows_of(keys), rows_of(values)});
+  ops::append_kv(pool, {kv, layer, rows_of(keys), rows_of(values)});
 }
 
 void attend(ops::ThreadPool& pool, const PagedRows& rows, std::size_t layer,
             std::tuple<Address, std::size_t, std::size_t> queries, float scale, Address out) {
   const auto [first, count, heads] = queries;
   rows.check(layer, count);
+  const ops::PagedKv& kv = rows.on_cpu();
   if (heads == 0 || heads % rows.kv.kv_heads != 0) {
     throw std::invalid_argument(std::to_string(heads) + " heads share " +
                                 std::to_string(rows.kv.kv_heads) + " KV heads unevenly");
   }
   const py::gil_scoped_release released;
-  ops::attend(pool,
-              {rows.kv, layer, heads, pointer<const float>(first), scale, pointer<float>(out)});
+  ops::attend(pool, {kv, layer, heads, pointer<const float>(first), scale, pointer<float>(out)});
 }
 
 }  // namespace

@@ -27,6 +27,13 @@ struct PagedRows {
                                   " rows are given, the sequences have " + std::to_string(rows));
     }
   }
+  // Throws std::invalid_argument for a type that the CPU's operators do not have.
+  const ops::PagedKv& on_cpu() const {
+    if (kv.type == ops::KvType::f16) {
+      throw std::invalid_argument("float16 keys and values are for CUDA; the CPU has 0 and 1");
+    }
+    return kv;
+  }
 };
 
 void bind_attention(pybind11::module_& module);

@@ -12,6 +12,7 @@
 
 #include "bind/time.h"
 #include "copy/engine.h"
+#include "copy/errors.h"
 
 namespace py = pybind11;
 
@@ -51,7 +52,9 @@ class PyTicket {
       if (left <= 0) break;
       wait_chunk(left, [&](std::int64_t chunk) { engine_->wait(*ticket_, wanted, chunk); });
     }
-    return ticket_->has(wanted);
+    if (ticket_->has(wanted)) return true;
+    if (is(copy::Outcome::lost)) throw copy::LinkLost(failure());
+    return false;
   }
 
   void cancel() {
@@ -119,8 +122,9 @@ void bind_ticket(py::module_& module) {
       .def_property_readonly("is_done", [](const PyTicket& self) { return self.is(Outcome::done); })
       .def_property_readonly("is_cancelled",
                              [](const PyTicket& self) { return self.is(Outcome::cancelled); })
-      .def_property_readonly("has_failed",
-                             [](const PyTicket& self) { return self.is(Outcome::failed); })
+      .def_property_readonly(
+          "has_failed",
+          [](const PyTicket& self) { return self.is(Outcome::failed) || self.is(Outcome::lost); })
       .def_property_readonly("failure", &PyTicket::failure)
       .def_property_readonly("total_bytes", &PyTicket::total_bytes)
       .def_property_readonly("progress_bytes", &PyTicket::progress_bytes)

@@ -1,5 +1,7 @@
 #include "bind/cuda.h"
 
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <string>
 
@@ -14,11 +16,16 @@ namespace py = pybind11;
 #include "copy/engine.h"
 #include "cuda/copies.h"
 #include "cuda/device.h"
+#include "ops/cuda/ops.h"
 
 namespace aegaeon {
 namespace {
 
 std::uintptr_t address_of(const void* place) { return reinterpret_cast<std::uintptr_t>(place); }
+
+std::size_t attend_shared_bytes(std::size_t head_dim, int type) {
+  return ops::cuda::attend_shared_bytes(static_cast<ops::KvType>(type), head_dim);
+}
 
 py::object make_copy_engine(const std::shared_ptr<cuda::Device>& device, std::size_t chunk_bytes) {
   std::shared_ptr<copy::Engine> engine;
@@ -28,6 +35,24 @@ py::object make_copy_engine(const std::shared_ptr<cuda::Device>& device, std::si
                                  std::make_unique<cuda::CopyBackend>(device, chunk_bytes));
   }
   return cast_copy_engine(std::move(engine));
+}
+
+struct HostBytes {
+  void* base;
+  std::size_t bytes;
+};
+
+std::string pin_host(cuda::Device& device, HostBytes memory, bool is_read_only,
+                     const py::object& is_wanted) {
+  cuda::Wanted asked;
+  if (!is_wanted.is_none()) {
+    asked = [&is_wanted] {
+      const py::gil_scoped_acquire with_gil;
+      return is_wanted().cast<bool>();
+    };
+  }
+  const py::gil_scoped_release without_gil;
+  return device.pin(memory.base, memory.bytes, is_read_only, asked);
 }
 
 // Known to this module alone: tests have another one with the same, on a stand-in.
@@ -44,11 +69,31 @@ void bind_memory(py::module_& module) {
                              [](const cuda::Peer& self) { return address_of(self.base()); });
 }
 
+void bind_pins(py::class_<cuda::Device, std::shared_ptr<cuda::Device>>& device) {
+  using cuda::Device;
+  device
+      .def(
+          "pin",
+          [](Device& self, std::uintptr_t address, std::size_t size_bytes, bool is_read_only,
+             const py::object& is_wanted) {
+            return pin_host(self, {reinterpret_cast<void*>(address), size_bytes}, is_read_only,
+                            is_wanted);
+          },
+          py::arg("address"), py::arg("size_bytes"), py::arg("is_read_only") = false,
+          py::arg("is_wanted") = py::none())
+      .def(
+          "unpin",
+          [](Device& self, std::uintptr_t address) {
+            self.unpin(reinterpret_cast<void*>(address));
+          },
+          py::arg("address"), py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_device(py::module_& module) {
   using cuda::Device;
   using released = py::call_guard<py::gil_scoped_release>;
-  py::class_<Device, std::shared_ptr<Device>>(module, "CudaDevice", py::module_local())
-      .def(py::init<int>(), py::arg("number"), released())
+  py::class_<Device, std::shared_ptr<Device>> device(module, "CudaDevice", py::module_local());
+  device.def(py::init<int>(), py::arg("number"), released())
       .def_property_readonly("number", &Device::number)
       .def_property_readonly("stream",
                              [](const Device& self) { return address_of(self.compute()); })
@@ -56,6 +101,9 @@ void bind_device(py::module_& module) {
                              [](const Device& self) { return self.memory().free_bytes; })
       .def_property_readonly("total_bytes",
                              [](const Device& self) { return self.memory().total_bytes; })
+      .def_property_readonly("capability", &Device::capability)
+      .def_property_readonly("block_shared_bytes", &Device::block_shared_bytes)
+      .def("check", &Device::check_alive)
       .def("synchronize", &Device::synchronize, released())
       .def(
           "allocate",
@@ -69,19 +117,8 @@ void bind_device(py::module_& module) {
             return std::make_shared<cuda::Peer>(std::move(self), handle, size_bytes);
           },
           py::arg("handle"), py::arg("size_bytes"))
-      .def(
-          "pin",
-          [](Device& self, std::uintptr_t address, std::size_t size_bytes) {
-            return self.pin(reinterpret_cast<void*>(address), size_bytes);
-          },
-          py::arg("address"), py::arg("size_bytes"), released())
-      .def(
-          "unpin",
-          [](Device& self, std::uintptr_t address) {
-            self.unpin(reinterpret_cast<void*>(address));
-          },
-          py::arg("address"), released())
       .def("copy_engine", &make_copy_engine, py::arg("chunk_bytes"));
+  bind_pins(device);
 }
 
 }  // namespace
@@ -90,6 +127,8 @@ void bind_cuda(py::module_& module) {
   module.attr("has_cuda") = true;
   module.def("count_cuda_devices", &cuda::count_devices);
   module.def("cuda_total_bytes", &cuda::total_bytes, py::arg("number"));
+  module.def("cuda_attend_shared_bytes", &attend_shared_bytes, py::arg("head_dim"),
+             py::arg("type"));
   module.def("cuda_stage_bytes", &cuda::stage_bytes, py::arg("chunk_bytes"));
   bind_memory(module);
   bind_device(module);
@@ -116,6 +155,8 @@ void bind_cuda(py::module_& module) {
   module.def("count_cuda_devices", [] { refuse(); });
   module.def("cuda_total_bytes", [](int) { refuse(); }, py::arg("number"));
   module.def("CudaDevice", [](int) { refuse(); }, py::arg("number"));
+  // Names that Python's side mentions in what it takes: nobody ever has one.
+  module.attr("CudaMemory") = module.attr("CudaPeer") = py::none();
 }
 
 }  // namespace aegaeon

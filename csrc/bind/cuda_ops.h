@@ -1,4 +1,4 @@
-// The operators of ops/cuda/ops.h as functions _native.cuda_*, on the stream that computes.
+// What a CUDA device does for a step: drawing tokens, and the steps themselves (cuda_step.h).
 #pragma once
 
 #include <pybind11/pybind11.h>

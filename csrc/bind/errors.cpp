@@ -28,6 +28,7 @@ struct Classes {
   PyObject* copy_queue_full;
   PyObject* out_of_blocks;
   PyObject* device_error;
+  PyObject* device_lost;
 };
 
 Classes classes;
@@ -54,7 +55,8 @@ bool find_error_classes() {
       find("WeightsEvicted", classes.weights_evicted) &&
       find("LoadCancelled", classes.load_cancelled) && find("CopyError", classes.copy_error) &&
       find("CopyQueueFull", classes.copy_queue_full) &&
-      find("OutOfBlocks", classes.out_of_blocks) && find("DeviceError", classes.device_error);
+      find("OutOfBlocks", classes.out_of_blocks) && find("DeviceError", classes.device_error) &&
+      find("DeviceLost", classes.device_lost);
   Py_DECREF(errors);
   return found;
 }
@@ -86,10 +88,14 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.load_cancelled, error.what());
   } catch (const copy::CopyQueueFull& error) {
     PyErr_SetString(classes.copy_queue_full, error.what());
+  } catch (const copy::LinkLost& error) {
+    PyErr_SetString(classes.device_lost, error.what());
   } catch (const copy::CopyError& error) {
     PyErr_SetString(classes.copy_error, error.what());
   } catch (const shm::OutOfBlocks& error) {
     PyErr_SetString(classes.out_of_blocks, error.what());
+  } catch (const cuda::Lost& error) {
+    PyErr_SetString(classes.device_lost, error.what());
   } catch (const cuda::Error& error) {
     PyErr_SetString(classes.device_error, error.what());
   }

@@ -54,7 +54,7 @@ ops::StepInputs inputs_of(const ops::StepPlan& plan, const PagedRows& kv, const 
                               std::to_string(rows));
     }
   }
-  return {rows, std::move(inputs), outputs.first, output_rows, kv.kv, pointer<float>(result)};
+  return {rows, std::move(inputs), outputs.first, output_rows, kv.on_cpu(), pointer<float>(result)};
 }
 
 // Runs from the operator `progress.first` on while `progress.second` stages are enough.

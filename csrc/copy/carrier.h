@@ -1,4 +1,4 @@
-// Who moves the bytes of chunks: host threads here, a device's copy engines in cuda_carrier.h.
+// Who moves the bytes of chunks: host threads here, a device's copy engines in cuda/copies.h.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,8 @@
 namespace aegaeon::copy {
 
 // Works for one thread of an engine. What `begin` or `end_oldest` throws ends the ticket: by then
-// nothing touches its memory on behalf of that chunk.
+// nothing touches its memory on behalf of that chunk. LinkLost ends all tickets, as what `enter`
+// throws does.
 class Carrier {
  public:
   virtual ~Carrier() = default;
@@ -38,7 +39,7 @@ class Backend {
   // One for each thread.
   virtual std::vector<std::unique_ptr<Carrier>> make_carriers(unsigned threads) = 0;
   // What a copy that is submitted now must wait for beside other tickets; null where that is
-  // nothing. Raises CopyError.
+  // nothing. Raises CopyError, LinkLost.
   virtual std::shared_ptr<const Fence> make_fence() { return nullptr; }
 };
 

@@ -38,13 +38,20 @@ const EngineOptions& checked(const EngineOptions& options) {
   return options;
 }
 
+struct Failure {
+  std::string what;
+  bool is_last;  // no step will succeed any more
+};
+
 // Returns why the step failed, if it did.
 template <typename Step>
-std::optional<std::string> try_to(const Step& step) {
+std::optional<Failure> try_to(const Step& step) {
   try {
     step();
+  } catch (const LinkLost& error) {
+    return Failure{error.what(), true};
   } catch (const std::exception& error) {
-    return error.what();
+    return Failure{error.what(), false};
   }
   return std::nullopt;
 }
@@ -121,6 +128,7 @@ TicketPtr Engine::submit(Order order, const std::vector<TicketPtr>& after) {
   if (is_closed_) {
     throw CopyError("this copy engine has been closed; make another one");
   }
+  if (!lost_.empty()) throw LinkLost(lost_);
   queue_.add(ticket, after, now_ns());
   announce();
   wake();
@@ -210,9 +218,14 @@ void Engine::close() {
 
 void Engine::work(Carrier& carrier) {
   prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
-  carrier.enter();
+  const std::optional<Failure> failure = try_to([&] { carrier.enter(); });
   Begun begun;
   Lock lock(mutex_);
+  if (failure) {
+    // Nobody else takes this thread's chunks, which would wait for ever.
+    lose("a copy thread cannot begin: " + failure->what);
+    return;
+  }
   while (!is_closed_ || !begun.empty()) {
     const std::int64_t now = now_ns();
     queue_.land(now);
@@ -239,10 +252,11 @@ bool Engine::begin_next(Carrier& carrier, std::int64_t now, Lock& lock, Begun& b
   if (queue_.next_event() != kNever) wake();
   lock.unlock();
   bool is_in = false;
-  const std::optional<std::string> failure = try_to([&] { is_in = carrier.begin(*flight); });
+  const std::optional<Failure> failure = try_to([&] { is_in = carrier.begin(*flight); });
   lock.lock();
   if (failure) {
-    queue_.failed(*flight, *failure, now_ns());
+    if (failure->is_last) lose(failure->what);
+    queue_.failed(*flight, failure->what, now_ns());
   } else if (is_in) {
     queue_.copied(std::move(*flight), now_ns());
   } else {
@@ -254,15 +268,23 @@ bool Engine::begin_next(Carrier& carrier, std::int64_t now, Lock& lock, Begun& b
 
 void Engine::end_oldest(Carrier& carrier, Lock& lock, Begun& begun) {
   lock.unlock();
-  const std::optional<std::string> failure = try_to([&] { carrier.end_oldest(); });
+  const std::optional<Failure> failure = try_to([&] { carrier.end_oldest(); });
   lock.lock();
   Flight flight = std::move(begun.front());
   begun.pop_front();
   if (failure) {
-    queue_.failed(flight, *failure, now_ns());
+    if (failure->is_last) lose(failure->what);
+    queue_.failed(flight, failure->what, now_ns());
   } else {
     queue_.copied(std::move(flight), now_ns());
   }
+  announce();
+}
+
+// From here on every ticket is told, at once and not one by one.
+void Engine::lose(const std::string& why) {
+  if (lost_.empty()) lost_ = why;
+  queue_.lose_all(why, now_ns());
   announce();
 }
 
@@ -277,10 +299,11 @@ void Engine::wake() {
 }
 
 void Engine::announce() {
-  if (announced_changes_ != queue_.changes()) {
-    announced_changes_ = queue_.changes();
-    if (waiters_ > 0) changed_.notify_all();
-  }
+  if (announced_changes_ == queue_.changes()) return;
+  announced_changes_ = queue_.changes();
+  if (waiters_ > 0) changed_.notify_all();
+  // What has settled may let a copy start in a direction that only another thread serves.
+  if (queue_.next_event() != kNever) wake();
 }
 
 void Engine::sleep(Lanes lanes, std::int64_t now, Lock& lock) {

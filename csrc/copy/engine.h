@@ -38,8 +38,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // `after`: tickets of this engine. Raises std::invalid_argument, CopyQueueFull, and CopyError
-  // when closed.
+  // `after`: tickets of this engine. Raises std::invalid_argument, CopyQueueFull, LinkLost, and
+  // CopyError when closed.
   TicketPtr submit(Order order, const std::vector<TicketPtr>& after = {});
   // Waits up to `timeout_ns` until `bytes` are in, or the ticket is over without; says whether they
   // are.
@@ -71,6 +71,7 @@ class Engine {
   void sleep(Lanes lanes, std::int64_t now, Lock& lock);
   void check_process() const;
   void announce();
+  void lose(const std::string& why);
 
   const EngineOptions options_;
   const std::unique_ptr<Backend> backend_;
@@ -84,6 +85,7 @@ class Engine {
   Queue queue_;
   unsigned sleepers_ = 0;
   bool is_closed_ = false;
+  std::string lost_;    // why no copy will be made any more; empty while they are
   std::mutex closing_;  // guards the threads
   std::vector<std::thread> threads_;
 };

@@ -197,15 +197,27 @@ void Queue::release(std::int64_t now) {
 }
 
 void Queue::cancel(const TicketPtr& ticket, std::int64_t now) {
-  if (ticket->outcome == Outcome::open) {
-    end(ticket, Outcome::cancelled, now);
-    release(now);
-  }
+  end_early(ticket, Outcome::cancelled, now);
 }
 
 void Queue::cancel_all(std::int64_t now) {
   const auto all = open_;
   for (const auto& [sequence, ticket] : all) cancel(ticket, now);
+}
+
+void Queue::lose_all(const std::string& why, std::int64_t now) {
+  const auto all = open_;
+  for (const auto& [sequence, ticket] : all) {
+    if (ticket->outcome == Outcome::open) ticket->failure = why;
+    end_early(ticket, Outcome::lost, now);
+  }
+}
+
+void Queue::end_early(const TicketPtr& ticket, Outcome outcome, std::int64_t now) {
+  if (ticket->outcome == Outcome::open) {
+    end(ticket, outcome, now);
+    release(now);
+  }
 }
 
 void Queue::raise_priority(const TicketPtr& ticket, unsigned priority) {

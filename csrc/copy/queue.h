@@ -62,6 +62,8 @@ class Queue {
   // Hands out nothing more of the ticket, which is over when its `touching` is 0.
   void cancel(const TicketPtr& ticket, std::int64_t now);
   void cancel_all(std::int64_t now);
+  // All that are open are lost, for this reason.
+  void lose_all(const std::string& why, std::int64_t now);
   // Moves the ticket, and all that it waits for, forward to `priority`; never back.
   void raise_priority(const TicketPtr& ticket, unsigned priority);
 
@@ -84,6 +86,7 @@ class Queue {
   void end(const TicketPtr& ticket, Outcome outcome, std::int64_t now);
   void settle(const TicketPtr& ticket);
   void release(std::int64_t now);
+  void end_early(const TicketPtr& ticket, Outcome outcome, std::int64_t now);
 
   std::size_t chunk_bytes_;
   bool is_duplex_;

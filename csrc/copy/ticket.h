@@ -34,8 +34,8 @@ struct Order {
   std::shared_ptr<const Fence> fence = nullptr;
 };
 
-// What became of a ticket.
-enum class Outcome : std::uint8_t { open, done, cancelled, failed };
+// What became of a ticket; lost: failed, as all others will.
+enum class Outcome : std::uint8_t { open, done, cancelled, failed, lost };
 
 // A place in the segments: `offset` into segment number `segment`.
 struct Cursor {

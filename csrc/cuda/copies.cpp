@@ -1,5 +1,6 @@
 #include "cuda/copies.h"
 
+#include <algorithm>
 #include <deque>
 #include <utility>
 
@@ -32,6 +33,16 @@ struct Slot {
   cudaStream_t stream = nullptr;
 };
 
+// What the engine is to know of a device that is lost.
+template <typename Step>
+void on_link(const Step& step) {
+  try {
+    step();
+  } catch (const Lost& error) {
+    throw copy::LinkLost(error.what());
+  }
+}
+
 class CopyCarrier final : public copy::Carrier {
  public:
   CopyCarrier(std::shared_ptr<const Device> device, std::size_t chunk_bytes, Lanes lanes);
@@ -39,13 +50,17 @@ class CopyCarrier final : public copy::Carrier {
 
   Lanes lanes() const override { return lanes_; }
   std::size_t depth() const override { return slots_.size(); }
-  void enter() override { use_device(device_->number()); }
+  void enter() override {
+    on_link([&] { use_device(device_->number()); });
+  }
   bool begin(const Flight& flight) override;
   void end_oldest() override;
 
  private:
   void issue(const Flight& flight, Slot& slot);
-  void issue_piece(const Segment& piece, Slot& slot, bool is_long);
+  void issue_piece(Segment piece, Slot& slot, bool is_long);
+  void issue_part(const Segment& part, const Reach& target, const Reach& source, Slot& slot,
+                  bool is_long);
   void move(const Segment& piece, cudaStream_t stream);
   std::byte* stage_of(Slot& slot, std::size_t bytes);
   void settle(const Slot& slot) const;
@@ -76,7 +91,7 @@ bool CopyCarrier::begin(const Flight& flight) {
   const bool is_urgent = flight.priority == 0 && !flight.ticket->is_serial;
   slot.stream = (is_urgent ? urgent_ : stream_).handle();
   try {
-    issue(flight, slot);
+    on_link([&] { issue(flight, slot); });
   } catch (...) {
     settle(slot);  // of what has been issued
     throw;
@@ -96,24 +111,33 @@ void CopyCarrier::issue(const Flight& flight, Slot& slot) {
   slot.done.record(slot.stream);
 }
 
-void CopyCarrier::issue_piece(const Segment& piece, Slot& slot, bool is_long) {
-  const auto [to, from, bytes] = piece;
-  const Place target = device_->places().of(to, bytes);
-  const Place source = device_->places().of(from, bytes);
-  if (target == Place::device && source == Place::device) {
-    move(piece, slot.stream);
-  } else if (target == Place::device) {
+void CopyCarrier::issue_piece(Segment piece, Slot& slot, bool is_long) {
+  while (piece.bytes > 0) {
+    const Reach target = device_->places().reach(piece.to, piece.bytes);
+    const Reach source = device_->places().reach(piece.from, piece.bytes);
+    const std::size_t bytes = std::min(target.bytes, source.bytes);
+    issue_part({piece.to, piece.from, bytes}, target, source, slot, is_long);
+    piece = {piece.to + bytes, piece.from + bytes, piece.bytes - bytes};
+  }
+}
+
+void CopyCarrier::issue_part(const Segment& part, const Reach& target, const Reach& source,
+                             Slot& slot, bool is_long) {
+  const auto [to, from, bytes] = part;
+  if (target.place == Place::device && source.place == Place::device) {
+    move(part, slot.stream);
+  } else if (target.place == Place::device) {
     const std::byte* reachable = from;
-    if (source == Place::pageable) {
+    if (source.place == Place::pageable) {
       std::byte* const stage = stage_of(slot, bytes);
       copy::copy_on_host(stage, from, bytes, is_long);
       reachable = stage;
     }
     check(cudaMemcpyAsync(to, reachable, bytes, cudaMemcpyHostToDevice, slot.stream),
           "copy to the device");
-  } else if (source == Place::device) {
+  } else if (source.place == Place::device) {
     std::byte* reachable = to;
-    if (target == Place::pageable) {
+    if (target.place == Place::pageable) {
       reachable = stage_of(slot, bytes);
       slot.to_deliver.push_back({to, reachable, bytes});
     }
@@ -149,7 +173,7 @@ void CopyCarrier::end_oldest() {
   Slot& slot = slots_[ended_ % slots_.size()];
   ++ended_;
   try {
-    slot.done.wait();
+    on_link([&] { slot.done.wait(); });
   } catch (...) {
     settle(slot);
     throw;
@@ -182,6 +206,8 @@ std::shared_ptr<const copy::Fence> CopyBackend::make_fence() {
     auto fence = std::make_shared<ComputeFence>();
     fence->event.record(device_->compute());
     return fence;
+  } catch (const Lost& error) {
+    throw copy::LinkLost(error.what());
   } catch (const Error& error) {
     throw copy::CopyError(error.what());
   }

@@ -38,13 +38,43 @@ void Device::synchronize() const {
   compute_.synchronize();
 }
 
-bool Device::pin(void* base, std::size_t bytes) {
+void Device::check_alive() const {
   use_device(number_);
-  return places_.pin(base, bytes);
+  const cudaError_t result = cudaStreamQuery(compute());
+  if (result != cudaErrorNotReady) check(result, "look after the device");
 }
 
-void Device::unpin(void* base) {
+std::pair<int, int> Device::capability() const {
+  return {attribute(number_, cudaDevAttrComputeCapabilityMajor),
+          attribute(number_, cudaDevAttrComputeCapabilityMinor)};
+}
+
+std::size_t Device::block_shared_bytes() const {
+  return static_cast<std::size_t>(attribute(number_, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+// The flag is an error where the device does not know it. Where the device reads through the
+// host's own page tables, read-only memory is locked without; elsewhere the driver then refuses.
+std::string Device::pin(void* base, std::size_t bytes, bool is_read_only, const Wanted& is_wanted) {
   use_device(number_);
+  unsigned flags = cudaHostRegisterPortable;
+  const bool has_flag = attribute(number_, cudaDevAttrHostRegisterReadOnlySupported) != 0;
+  if (is_read_only && has_flag) flags |= cudaHostRegisterReadOnly;
+  const std::string refusal = places_.pin(base, bytes, flags, is_wanted);
+  if (refusal.empty()) return refusal;
+  if (is_read_only && !has_flag) {
+    return refusal +
+           "; this driver and device lock no memory that is mapped read-only, a newer "
+           "driver may";
+  }
+  return refusal +
+         "; raise the limit of locked memory (ulimit -l unlimited, docker run --ulimit "
+         "memlock=-1) and of the container's memory";
+}
+
+// Whoever lets go of memory cannot do anything about a failure.
+void Device::unpin(void* base) {
+  end_with_device(number_);
   places_.unpin(base);
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "cuda/places.h"
 #include "cuda/runtime.h"
@@ -37,8 +38,15 @@ class Device {
 
   Places& places() { return places_; }
   const Places& places() const { return places_; }
-  // As of Places, from any thread.
-  bool pin(void* base, std::size_t bytes);
+  // Raises Lost where the device is. Waits for nothing.
+  void check_alive() const;
+  // Major and minor.
+  std::pair<int, int> capability() const;
+  // Shared memory that a block of threads may ask for.
+  std::size_t block_shared_bytes() const;
+  // As of Places, from any thread, and with what can be done about a refusal. `is_read_only`: this
+  // process has it mapped so.
+  std::string pin(void* base, std::size_t bytes, bool is_read_only, const Wanted& is_wanted);
   void unpin(void* base);
 
  private:

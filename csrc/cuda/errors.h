@@ -10,4 +10,10 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A device that answers this process with failures alone from here on, until the process ends;
+// becomes DeviceLost.
+struct Lost : Error {
+  using Error::Error;
+};
+
 }  // namespace aegaeon::cuda

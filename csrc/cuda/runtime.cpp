@@ -1,5 +1,7 @@
 #include "cuda/runtime.h"
 
+#include "cuda/sticky.h"
+
 namespace aegaeon::cuda {
 namespace {
 
@@ -8,22 +10,50 @@ void forgive(cudaError_t result) {
   if (result != cudaSuccess) cudaGetLastError();
 }
 
+std::string version_of(int code) {
+  return std::to_string(code / 1000) + "." + std::to_string(code % 1000 / 10);
+}
+
+// A runtime asks for a driver of its own major version; 0: there is no driver at all.
+std::string without_driver() {
+  int driver = 0;
+  int runtime = 0;
+  forgive(cudaDriverGetVersion(&driver));
+  forgive(cudaRuntimeGetVersion(&runtime));
+  const std::string needed = "this build needs one for CUDA " + version_of(runtime / 1000 * 1000);
+  if (driver == 0) return "there is no NVIDIA driver here, and " + needed + " or newer";
+  return "the NVIDIA driver here is for CUDA " + version_of(driver) + ", and " + needed +
+         " or newer";
+}
+
 }  // namespace
 
 void check(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // so that nobody takes it for the failure of a later call
-  throw Error(std::string("cannot ") + what + ": " + cudaGetErrorString(result) + " (" +
-              cudaGetErrorName(result) + ")");
+  const std::string said = std::string("cannot ") + what + ": " + told(result);
+  if (is_sticky(result)) {
+    throw Lost(said + "; the device is lost to this process, another one has to be started");
+  }
+  throw Error(said);
+}
+
+std::string told(cudaError_t result) {
+  return std::string(cudaGetErrorString(result)) + " (" + cudaGetErrorName(result) + ")";
 }
 
 int count_devices() {
   int count = 0;
   const cudaError_t result = cudaGetDeviceCount(&count);
-  if (result == cudaErrorNoDevice || result == cudaErrorInsufficientDriver) {
+  if (result == cudaErrorInsufficientDriver) {
+    cudaGetLastError();
+    throw Error(without_driver() +
+                "; install it (nvidia-smi tells which is there), or serve with " + "--device cpu");
+  }
+  if (result == cudaErrorNoDevice) {
     cudaGetLastError();
     throw Error(std::string("there is no CUDA device to use here (") + cudaGetErrorString(result) +
-                "); install NVIDIA's driver for it, or serve with --device cpu");
+                "); look whether nvidia-smi lists one, or serve with --device cpu");
   }
   check(result, "look for CUDA devices");
   return count;
@@ -38,6 +68,12 @@ std::size_t total_bytes(int device) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "ask for the device's memory");
   return properties.totalGlobalMem;
+}
+
+int attribute(int device, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "ask what the device can do");
+  return value;
 }
 
 void use_device(int device) { check(cudaSetDevice(device), "use the CUDA device"); }
@@ -94,14 +130,16 @@ cudaIpcMemHandle_t DeviceMemory::handle() const {
   return handle;
 }
 
-PeerMemory::PeerMemory(int device, const cudaIpcMemHandle_t& handle) {
+PeerMemory::PeerMemory(int device, const cudaIpcMemHandle_t& handle) : device_(device) {
   use_device(device);
   check(cudaIpcOpenMemHandle(&base_, handle, cudaIpcMemLazyEnablePeerAccess),
         "open another process's device memory");
 }
 
 PeerMemory::~PeerMemory() {
-  if (base_ != nullptr) forgive(cudaIpcCloseMemHandle(base_));
+  if (base_ == nullptr) return;
+  end_with_device(device_);
+  forgive(cudaIpcCloseMemHandle(base_));
 }
 
 }  // namespace aegaeon::cuda

@@ -11,14 +11,19 @@
 
 namespace aegaeon::cuda {
 
-// Raises Error, which names `what` was tried.
+// Raises Error, which names `what` was tried; Lost where no call will do any more.
 void check(cudaError_t result, const char* what);
+// A failure in words.
+std::string told(cudaError_t result);
 
 // How many devices there are. Raises Error, which says why there is none.
 int count_devices();
 
 // The memory of a device, without making anything on it. Raises Error.
 std::size_t total_bytes(int device);
+
+// What the device can do. Raises Error.
+int attribute(int device, cudaDeviceAttr which);
 
 // Makes `device` the calling thread's, before it calls anything else: a thread begins with cuda:0,
 // and whatever it calls takes some hundred MB of its device. For the same reason no other device is
@@ -112,6 +117,7 @@ class PeerMemory {
   std::byte* base() const { return static_cast<std::byte*>(base_); }
 
  private:
+  int device_;
   void* base_ = nullptr;
 };
 

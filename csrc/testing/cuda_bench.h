@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,7 @@ using copy::TicketPtr;
 
 constexpr std::size_t kChunk = 4096;
 constexpr std::size_t kBytes = 50'000;  // a dozen chunks and a rest
-constexpr std::int64_t kPatience = 20 * shm::kSecond;
+constexpr std::int64_t kPatience = 8 * shm::kSecond;
 constexpr double kKernelSeconds = 1e-3;
 
 inline void require(bool claim, const char* what) {
@@ -91,8 +92,17 @@ class Bench {
     if (engine) engine->close();
     engine.reset();
   }
-  void pin(Memory& host) {
-    if (device->pin(host.data(), host.size())) pinned_.push_back(host.data());
+  void pin(Memory& host) { pin(host.data(), host.size()); }
+  // Returns why not.
+  std::string pin(void* base, std::size_t bytes, bool is_read_only = false,
+                  const cuda::Wanted& is_wanted = {}) {
+    std::string refusal = device->pin(base, bytes, is_read_only, is_wanted);
+    if (refusal.empty()) pinned_.push_back(base);
+    return refusal;
+  }
+  void unpin(void* base) {
+    pinned_.erase(std::remove(pinned_.begin(), pinned_.end(), base), pinned_.end());
+    device->unpin(base);
   }
   Kernel& launch(std::byte* place, std::size_t bytes, unsigned seed, bool is_writer) {
     kernels_.push_back(std::make_unique<Kernel>(Kernel{place, bytes, seed, is_writer}));

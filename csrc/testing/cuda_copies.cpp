@@ -16,6 +16,7 @@
 
 #include "copy/errors.h"
 #include "testing/cuda_bench.h"
+#include "testing/cuda_pins.h"
 
 extern char** environ;
 
@@ -145,15 +146,80 @@ bool a_failing_call_is_told(cudart::Order order, std::uint64_t call) {
   return cudart::has_failed();
 }
 
+// A device that is lost says so in every call: no copy is done after that, whoever waits is told at
+// once, and all is given back.
+bool a_lost_device_is_told(cudart::Order order, std::uint64_t call) {
+  cudart::reset(order, call);
+  cudart::lose_device(call);
+  Memory weights = filled(1), out(kBytes), in = filled(2);
+  bool is_told = false;
+  try {
+    Bench bench;
+    bench.pin(weights);
+    std::byte* const base = bench.memory.base();
+    const std::vector<TicketPtr> tickets = {
+        bench.submit(base, weights.data(), kBytes),
+        bench.submit(base + kBytes, in.data(), kBytes, 0),
+        bench.submit(out.data(), base + 2 * kBytes, kBytes, 2, true)};
+    bool are_all_done = true;
+    for (const TicketPtr& ticket : tickets) {
+      if (bench.wait(ticket)) continue;
+      require(ticket->outcome == Outcome::lost, "a copy of a lost device is not lost");
+      require(!bench.engine->failure(*ticket).empty(), "a loss was lost");
+      are_all_done = false;
+    }
+    try {
+      bench.submit(base, weights.data(), kBytes);
+      require(are_all_done, "an engine without a device takes copies");
+    } catch (const copy::LinkLost&) {
+      is_told = true;
+    }
+    bench.device->check_alive();
+    require(!is_told && !cudart::has_failed(), "a lost device was not told");
+  } catch (const cuda::Lost&) {
+    is_told = true;
+  } catch (const copy::LinkLost&) {
+    is_told = true;
+  }
+  require(cudart::left_over() == 0, "something was not given back");
+  return is_told;
+}
+
+// The first call that may fail once all is made is a copy thread's own first one.
+void a_thread_that_cannot_begin_is_told(cudart::Order order) {
+  for (std::uint64_t call = 1;; ++call) {
+    cudart::reset(order);
+    cudart::fail_call(call);
+    try {
+      Bench bench;
+      const Memory host = filled(1);
+      const std::int64_t give_up_ns = shm::now_ns() + kPatience;
+      while (!cudart::has_failed() && shm::now_ns() < give_up_ns) std::this_thread::yield();
+      require(!bench.wait(bench.submit(bench.memory.base(), host.data(), kBytes)) &&
+                  !bench.wait(bench.submit(bench.memory.base(), host.data(), kBytes)),
+              "an engine copies without its threads");
+      require(false, "a thread that could not begin was not told");
+    } catch (const copy::LinkLost&) {
+      return;
+    } catch (const std::exception&) {
+      require(call < 50, "nothing can be made");
+    }
+  }
+}
+
 // A copy of one chunk in two pieces: whichever call fails, its memory is the caller's after that.
 void a_chunk_that_failed_is_over(cudart::Order order) {
   std::size_t failures = 0;
-  for (std::uint64_t call = 1; call < 10; ++call) {
+  for (std::uint64_t call = 1; call < 11; ++call) {
     cudart::reset(order);
     Bench bench;
     std::byte* const to = bench.memory.base();
-    std::memset(to, 0, kChunk);
     const Memory host = filled(1, kChunk);
+    Memory out(kChunk);
+    // Both threads have begun then.
+    require(bench.wait(bench.submit(to, host.data(), kChunk)), "a copy starved");
+    require(bench.wait(bench.submit(out.data(), to, kChunk, 1, true)), "a copy starved");
+    std::memset(to, 0, kChunk);
     cudart::fail_call(call);
     try {
       const TicketPtr ticket = bench.engine->submit(
@@ -166,7 +232,7 @@ void a_chunk_that_failed_is_over(cudart::Order order) {
     bench.close();
     require(std::count(to, to + kChunk, std::byte{0}) == kChunk, "a failed chunk went on");
   }
-  require(failures == 7, "as many calls as a chunk takes should have failed");
+  require(failures == 8, "as many calls as a chunk takes should have failed");
 }
 
 void wrong_places_fail_their_copy_only() {
@@ -288,10 +354,16 @@ void run_all(cudart::Order order) {
   on_stand_in(order, wrong_places_fail_their_copy_only);
   on_stand_in(order, the_link_is_never_idle);
   on_stand_in(order, no_other_device_is_used);
+  on_stand_in(order, memory_that_is_only_read_is_locked_too);
+  on_stand_in(order, much_memory_is_locked_piece_by_piece);
   a_chunk_that_failed_is_over(order);
+  a_thread_that_cannot_begin_is_told(order);
   std::uint64_t call = 1;
   while (a_failing_call_is_told(order, call)) ++call;
   require(call > 50, "too few calls could fail");
+  call = 1;
+  while (a_lost_device_is_told(order, call)) ++call;
+  require(call > 50, "too few calls could be the last");
 }
 
 }  // namespace

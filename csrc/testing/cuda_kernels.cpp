@@ -116,6 +116,16 @@ std::int64_t shared_bytes(const char* kernel) {
   return found == bytes.end() ? 0 : static_cast<std::int64_t>(found->second);
 }
 
+// What `attend` says of itself; -1 where it has no such kernel.
+std::int64_t attend_shared_bytes(int type, std::int64_t head_dim) {
+  try {
+    const auto bytes = cuda::attend_shared_bytes(static_cast<KvType>(type), size(head_dim));
+    return static_cast<std::int64_t>(bytes);
+  } catch (const std::invalid_argument&) {
+    return -1;
+  }
+}
+
 const char* last_error() { return error.c_str(); }
 
 void set_schedule(std::uint64_t seed, int is_copying_late) {
@@ -131,9 +141,10 @@ int attend(const Given* given, std::int64_t layer, const float* queries, float s
 }
 
 // x is [rows, stride], of which heads * features columns count; `chosen`, `residual` and `sum` may
-// be null.
+// be null. Where `is_rounded`, `out` is bf16.
 int rms_norm(const float* x, std::int64_t stride, const std::int64_t* shape, const float* weight,
-             float eps, const std::int64_t* chosen, const float* residual, float* sum, float* out) {
+             float eps, const std::int64_t* chosen, const float* residual, float* sum, void* out,
+             int is_rounded) {
   return tried([&] {
     const RmsNormParams norm = {{x, size(stride)},
                                 size(shape[0]),
@@ -141,19 +152,57 @@ int rms_norm(const float* x, std::int64_t stride, const std::int64_t* shape, con
                                 size(shape[2]),
                                 weight,
                                 eps,
-                                out,
+                                is_rounded != 0 ? nullptr : static_cast<float*>(out),
                                 chosen};
-    if (sum == nullptr) return cuda::rms_norm(nullptr, norm);
-    cuda::add_rms_norm(nullptr, {norm, residual, sum});
+    if (sum == nullptr && is_rounded == 0) return cuda::rms_norm(nullptr, norm);
+    cuda::add_rms_norm(nullptr, {norm, residual, sum, is_rounded != 0 ? out : nullptr});
   });
 }
 
-// Gate and up lie side by side in a row of 2 * features.
-int silu_mul(const float* gate_up, std::int64_t rows, std::int64_t features, float* out) {
+// Gate and up lie side by side in a row of 2 * features, and so do their biases; scales and biases
+// may be null. Where `is_rounded`, `out` is bf16.
+int silu_mul(const float* gate_up, std::int64_t rows, std::int64_t features, void* out,
+             int is_rounded, const float* scales, const float* biases) {
   return tried([&] {
     const std::size_t width = size(features);
-    cuda::silu_mul(nullptr,
-                   {{gate_up, 2 * width}, {gate_up + width, 2 * width}, size(rows), width, out});
+    cuda::SiluMulParams params = {{gate_up, 2 * width},
+                                  {gate_up + width, 2 * width},
+                                  size(rows),
+                                  width,
+                                  is_rounded != 0 ? nullptr : static_cast<float*>(out)};
+    if (is_rounded != 0) params.rounded = out;
+    params.scales = scales;
+    params.gate_bias = biases;
+    params.up_bias = biases == nullptr ? nullptr : biases + width;
+    cuda::silu_mul(nullptr, params);
+  });
+}
+
+// x is [rows, stride]; `scales` may be null.
+int narrow_rows(const float* x, std::int64_t stride, const std::int64_t* shape, std::int64_t type,
+                void* out, float* scales) {
+  return tried([&] {
+    cuda::narrow_rows(nullptr, {{x, size(stride)},
+                                size(shape[0]),
+                                size(shape[1]),
+                                static_cast<WeightType>(type),
+                                out,
+                                scales});
+  });
+}
+
+// Three parts that end at `ends`, of which each may have a bias; all but `out` may be null.
+int finish_product(float* out, const std::int64_t* shape, const float* scales,
+                   const float* residual, const std::int64_t* ends, const float* first,
+                   const float* second, const float* third) {
+  return tried([&] {
+    cuda::finish_product(nullptr, {out,
+                                   size(shape[0]),
+                                   size(shape[1]),
+                                   scales,
+                                   residual,
+                                   {first, second, third},
+                                   {size(ends[0]), size(ends[1]), size(ends[2])}});
   });
 }
 

@@ -8,7 +8,7 @@ from benchmark import engine, switch
 from benchmark.device_limits import DeviceProbe
 from benchmark.limits import Pace
 from benchmark.random_model import SMALL, write_model
-from tests.cuda.test_on_a_device import why_not
+from tests.support.cuda_device import why_no_device
 
 NONE = "cuda:99"  # that nobody has
 
@@ -39,11 +39,10 @@ def test_on_a_device_kinds_are_those_that_it_computes(capsys):
     assert "on cuda:0, not int8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda:0", marks=pytest.mark.skipif(bool(why_not()), reason=why_not()))],
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.cuda)])
 def test_limits_are_what_torch_makes_of_a_copy_and_a_product(device):
+    if device != "cpu" and (reason := why_no_device(is_torch_needed=True)):
+        pytest.skip(reason)
     probe = DeviceProbe(torch.device(device), Pace(2, 0.001, 0.1), 1 << 20)
     assert probe.size_bytes == 2 << 20
     limits, rows = probe.limits(), probe.rows()

@@ -1,6 +1,7 @@
 """The attention kernels, run on the CPU by the emulation: the float64 formula over random
 schedules, and the bits of a row against its company, its cut and the kernel that made it."""
 
+import ctypes
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.device_kv import DeviceKv, Shape
-from tests.support.emulated import set_schedule
+from tests.support.emulated import library, set_schedule
 
 SCALE = 0.1
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -107,3 +108,16 @@ def test_blocks_that_kernels_cannot_name_are_refused():
     kv.blocks[0][1] = 1 << 31
     with pytest.raises(RuntimeError, match="2147483648 has no 32 bits"):
         kv.attend([(0, 0, 20)], SCALE)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize(("code", "name"), list(enumerate(["float", "__nv_bfloat16", "__half"])))
+def test_what_a_block_takes_is_the_larger_kernels(code, name, head_dim):
+    kernels = [f"attend_{length}<{name}, {head_dim}>" for length in ("short", "long")]
+    most = max(library().shared_bytes(kernel.encode()) for kernel in kernels)
+    assert library().attend_shared_bytes(code, ctypes.c_int64(head_dim)) == most > 0
+
+
+def test_of_a_width_without_kernels_nothing_is_known():
+    for code in range(3):
+        assert library().attend_shared_bytes(code, ctypes.c_int64(80)) == -1

@@ -32,6 +32,8 @@ BUDGETS = {
     "rotate_rows": Budget(256, 48, 5),
     "silu_mul_elements": Budget(256, 32, 8),
     "embed_elements": Budget(256, 32, 8),
+    "finish_elements": Budget(256, 32, 8),
+    "narrow_by_warps": Budget(256, 32, 8),
     "copy_blocks": Budget(256, 40, 6),
     "sample_rows": Budget(512, 96, 1),
 }

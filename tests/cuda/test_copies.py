@@ -10,8 +10,9 @@ from tests.support.sanitized import CSRC, SANITIZERS, compile_one, link, run, ru
 
 PROGRAM = "cuda_copies"
 LAZY = "1"
+ORDERS = {"eager": "0", "lazy": LAZY, "random": "2"}
 COPIES, ENGINE = CSRC / "cuda" / "copies.cpp", CSRC / "copy" / "engine.cpp"
-DEVICE = CSRC / "cuda" / "device.cpp"
+DEVICE, PLACES = CSRC / "cuda" / "device.cpp", CSRC / "cuda" / "places.cpp"
 SOURCES = [
     source
     for part in ("copy", "cuda", "testing/cudart")
@@ -30,7 +31,7 @@ MUTANTS = {
         COPIES,
         (("return slots_.size(); }", "return slots_.size() + 1; }"),),
     ),
-    "no wait for the event of a chunk": (COPIES, (("    slot.done.wait();\n", ""),)),
+    "no wait for the event of a chunk": (COPIES, (("slot.done.wait();", ""),)),
     "an event that is recorded before the copy": (
         COPIES,
         ((RECORD, ""), (ISSUE, RECORD + ISSUE)),
@@ -70,12 +71,40 @@ MUTANTS = {
     ),
     "memory that the device cannot reach": (
         COPIES,
-        (("    if (source == Place::pageable) {", "    if (false) {"),),
+        (("    if (source.place == Place::pageable) {", "    if (false) {"),),
     ),
     "one chunk at a time": (COPIES, (("return slots_.size(); }", "return 1; }"),)),
     "memory that another device's thread locks": (
         DEVICE,
-        (("  use_device(number_);\n  return places_.pin", "  return places_.pin"),),
+        (("  use_device(number_);\n  unsigned flags", "  unsigned flags"),),
+    ),
+    "memory that is only read, locked to be written": (
+        DEVICE,
+        (("flags |= cudaHostRegisterReadOnly;", "(void)has_flag;"),),
+    ),
+    "a flag that the driver does not know": (
+        DEVICE,
+        (("if (is_read_only && has_flag)", "if (is_read_only)"),),
+    ),
+    "pieces that stay locked after a refusal": (
+        PLACES,
+        (("    for (const std::uintptr_t piece : pieces_) unregister(piece);\n", ""),),
+    ),
+    "a copy across the border of two pieces": (
+        PLACES,
+        (("std::min(bytes, range.bytes - (begin - start))};", "bytes};"),),
+    ),
+    "an unlock of the first piece alone": (
+        PLACES,
+        (("    while (piece != ranges_.end()", "    if (piece != ranges_.end()"),),
+    ),
+    "a thread that cannot begin and says nothing": (
+        ENGINE,
+        (('    lose("a copy thread cannot begin: " + failure->what);\n', ""),),
+    ),
+    "a loss that nobody else is told": (
+        ENGINE,
+        (("  queue_.lose_all(why, now_ns());\n", ""),),
     ),
     "a cancellation that does not wait": (
         ENGINE,
@@ -89,9 +118,10 @@ def flags() -> list[str]:
     return ["-isystem", str(the_toolkit() / "include")]
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_copies_are_right_in_every_order_and_whatever_fails(sanitizer, flags):
-    run_sanitized(PROGRAM, SOURCES, sanitizer, flags=flags)
+def test_copies_are_right_in_every_order_and_whatever_fails(sanitizer, order, flags):
+    run_sanitized(PROGRAM, SOURCES, sanitizer, ORDERS[order], flags=flags)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -9,13 +9,16 @@ import torch
 
 from aegaeon import _native
 from aegaeon.config import Settings
-from aegaeon.device.cuda import CudaOperators, view_of
+from aegaeon.device.cuda import CudaOperators
+from aegaeon.device.products import view_of
 from aegaeon.engine import cuda as engine_cuda
 from aegaeon.engine.cuda import on_device, open_cuda_engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.own_memory import open_on
 from aegaeon.engine.shared import Compute
 from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
+from aegaeon.memory.cuda_room import room_bytes
+from aegaeon.models.config import read_config
 from aegaeon.models.references import resolve
 from aegaeon.types import Load, Loaded, SamplingParams
 from benchmark import cuda_copies, device_limits, switch
@@ -23,7 +26,9 @@ from benchmark import engine as engine_benchmark
 from benchmark.device_limits import DeviceProbe
 from benchmark.staged_switches import Link
 from tests.support.checkpoints import make_checkpoint
-from tests.support.cuda_stand_in import EAGER, cuda_device, host_view
+from tests.support.cuda_products import HostProducts, host_view
+from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM, stand_in
+from tests.support.cuda_steps import on_stand_in
 from tests.support.decoder import make_request
 from tests.support.regions import own_regions
 from tests.support.runner import Runner
@@ -53,18 +58,18 @@ def specs(tmp_path_factory):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """All that _native has of CUDA on the stand-in and the emulation."""
-    with cuda_device(EAGER) as module:
-        for name in dir(module):
-            if hasattr(_native, name) and not name.startswith("_"):
-                monkeypatch.setattr(_native, name, getattr(module, name))
+    with on_stand_in(EAGER, monkeypatch) as module:
         yield module
 
 
-def open_emulated(settings, specs, regions):
+def open_emulated(settings, specs, regions, opened=None):
+    """Open as the server does; `opened` is given what computes."""
     device = _native.CudaDevice(settings.cuda_number)
-    place = torch.device("cpu")
-    compute = Compute(lambda *_: CudaOperators(device, place), layout="rows", pins=device)
+    room = room_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
+    operators = CudaOperators(device, HostProducts(stand_in()), room)
+    if opened is not None:
+        opened.append(operators)
+    compute = Compute(lambda *_: operators, layout="rows", pins=device)
     return open_on(on_device(device, host_view, compute), settings, specs, regions)
 
 
@@ -106,6 +111,44 @@ def test_tokens_are_the_cpus_and_models_need_no_change(emulated, specs):
     with own_regions() as regions:
         engine = open_emulated(settings, specs, regions)
         assert tokens_of(engine, specs) == on_cpu(specs)
+
+
+@pytest.mark.parametrize(("order", "seed"), [(EAGER, 1), (LAZY, 1), (RANDOM, 1), (RANDOM, 2)])
+def test_tokens_are_the_same_with_graphs_that_are_kept_across_switches(
+    order, seed, specs, monkeypatch
+):
+    """Models that come back where they were, and elsewhere, in batches of changing sizes."""
+    # The first and the third lie where the other was; the second lies between, sometimes.
+    turns = [specs[at] for at in (0, 1, 0, 1, 2, 0, 2, 1, 0)]
+    found, graphs = [], []
+    for is_graphed in (True, False):
+        opened = []
+        with on_stand_in(order, monkeypatch, seed), own_regions() as regions:
+            settings = settings_of("cuda:0", specs)
+            engine = open_emulated(settings, specs, regions, opened)
+            if not is_graphed:
+                opened[0].graphs.refuse("by a test")
+            found.append(tokens_of_turns(engine, turns))
+            graphs.append((opened[0].graphs.launched, len(opened[0].graphs)))
+            del engine, opened
+    assert found[0] == found[1]
+    assert graphs[0][0] > 60 and graphs[0][1] >= 6 and graphs[1] == (0, 0)
+
+
+def tokens_of_turns(engine, turns):
+    runner, here = Runner(engine), ()
+    for turn, spec in enumerate(turns):
+        away = tuple(name for name in here if name != spec.id)[-1:]
+        assert isinstance(engine.load(Load(spec.id, evict=away)), Loaded)
+        here = (*(name for name in here if name not in (*away, spec.id)), spec.id)
+        for at in range(1 + turn % 3):
+            prompt = [3 + turn, 5 + at, 8, 13]
+            request = make_request(f"{turn} {at}", prompt, spec.id, max_tokens=6 + 3 * at)
+            runner.submit(request)
+        runner.finish()
+    engine.close()
+    assert runner.failures == {}
+    return runner.tokens
 
 
 def test_a_real_model_makes_its_first_token(emulated):
@@ -174,7 +217,8 @@ def served(emulated, monkeypatch):
     """What the server opens on cuda:0, where benchmarks look for it."""
     place = torch.device("cpu")
     monkeypatch.setattr(engine_cuda, "view_of", host_view)
-    monkeypatch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, place=place))
+    products = HostProducts(emulated)
+    monkeypatch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, products=products))
     monkeypatch.setattr(device_limits, "check_torch", lambda: None)
     monkeypatch.setattr(
         engine_benchmark, "DeviceProbe", lambda _, pace, __: DeviceProbe(place, pace, 1 << 20)

@@ -26,7 +26,14 @@ def norm(x, shape, weight, chosen=None, residual=None, added=None):
     rows = shape[0]
     out = torch.full((rows, shape[1] * shape[2]), math.nan)
     sizes = torch.tensor(shape)
-    call("rms_norm", x, x.shape[1], sizes, weight, 1e-5, chosen, residual, added, out)
+    given = x, x.shape[1], sizes, weight, 1e-5, chosen, residual, added
+    call("rms_norm", *given, out, False)
+    rounded = torch.full(out.shape, math.nan, dtype=torch.bfloat16)
+    residual = None if added is None else torch.zeros_like(added)
+    summed = None if added is None else torch.empty_like(added)
+    given = (x if added is None else added), *given[1:6], residual, summed
+    call("rms_norm", *given, rounded, True)
+    assert torch.equal(rounded, out.bfloat16())
     return out
 
 
@@ -63,10 +70,75 @@ def test_silu_mul_is_the_float64_formula(shape):
     gate_up = randn(shape[0], 2 * shape[1], seed=3)
     gate_up[0, :3] = torch.tensor([-200.0, 200.0, -1000.0])
     out = torch.full(shape, math.nan)
-    call("silu_mul", gate_up, *shape, out)
+    call("silu_mul", gate_up, *shape, out, False, None, None)
+    rounded = torch.full(shape, math.nan, dtype=torch.bfloat16)
+    call("silu_mul", gate_up, *shape, rounded, True, None, None)
+    assert torch.equal(rounded, out.bfloat16())
     gate, up = gate_up.double().chunk(2, dim=1)
     expected = gate * torch.sigmoid(gate) * up
     assert ((out.double() - expected).abs() <= 1e-6 * (1 + expected.abs())).all()
+
+
+def test_silu_mul_finishes_gate_and_up_first():
+    gate_up, biases, scales = randn(5, 600, seed=3), randn(600, seed=4), randn(5, seed=5).exp2()
+    out, expected = torch.empty(5, 300), torch.empty(5, 300)
+    call("silu_mul", gate_up, 5, 300, out, False, scales, biases)
+    finished = gate_up * scales[:, None] + biases
+    call("silu_mul", finished, 5, 300, expected, False, None, None)
+    assert torch.equal(out, expected)
+
+
+def narrowed(x, dtype):
+    out, scales = torch.full(x.shape, math.nan).to(dtype), torch.full((len(x),), math.nan)
+    call("narrow_rows", x, x.shape[1], torch.tensor(x.shape), TYPE_CODES[dtype], out, scales)
+    return out, scales
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 31), (9, 300), (17, 64)])
+def test_rows_are_rounded_to_what_they_are_multiplied_with(shape):
+    x = randn(*shape, seed=1) * 100
+    assert torch.equal(narrowed(x, torch.bfloat16)[0], x.bfloat16())
+    out, scales = narrowed(x, torch.float16)
+    assert torch.equal(out, x.half()) and (scales == 1).all()
+
+
+def test_rows_beyond_float16_are_scaled_by_a_power_of_two_and_others_are_not():
+    x = randn(6, 40, seed=2)
+    x[1, 7], x[2, 3], x[3, 39], x[4, 0] = 65504.0, -65505.0, 3e38, math.inf
+    x[5, 1] = math.nan
+    out, scales = narrowed(x, torch.float16)
+    assert torch.equal(out[:2], x[:2].half())
+    assert scales.tolist()[:3] == [1, 1, 2] and scales[4:].tolist() == [1, 1]
+    finite = (out[2:4].double() * scales[2:4, None].double() - x[2:4].double()).abs()
+    largest = x[2:4].abs().amax(1, keepdim=True).double()
+    assert (finite <= x[2:4].abs().double() * 2**-11 + largest * 2**-38).all()
+    assert out[4, 0] == math.inf and out[5].isnan().sum() == 1
+
+
+def test_rows_are_narrowed_to_halves_only():
+    with pytest.raises(RuntimeError, match="narrowed to bf16 or f16"):
+        narrowed(randn(1, 4, seed=1), torch.float32)
+
+
+@pytest.mark.parametrize("ends", [(7, 20, 31), (31, 31, 31), (300, 301, 620)])
+@pytest.mark.parametrize("has", [(1, 1, 1), (0, 0, 1), (0, 1, 0), (1, 0, 0)])
+def test_products_are_finished_in_this_order(ends, has):
+    rows, width = 5, ends[2]
+    out, residual, scales = (randn(rows, n, seed=n) for n in (width, width + 1, 1))
+    residual, scales = residual[:, :width].contiguous(), scales[:, 0].exp2().contiguous()
+    parts = [randn(max(1, end), seed=end) for end in ends]
+    biases = [part if has[1] else None for part in parts]
+    biases[1] = None
+    expected = out * scales[:, None] if has[0] else out.clone()
+    begins = (0, *ends)
+    for at in (0, 2):
+        if has[1]:
+            width_of = ends[at] - begins[at]
+            expected[:, begins[at] : ends[at]] += parts[at][:width_of]
+    expected = expected + residual if has[2] else expected
+    given = scales if has[0] else None, residual if has[2] else None
+    call("finish_product", out, torch.tensor((rows, width)), *given, torch.tensor(ends), *biases)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegaeon import _native
 from aegaeon.device.base import Operators, Projection, StepInputs
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import pack
@@ -76,7 +77,7 @@ def test_what_is_no_longer_needed_makes_room():
                 x = device.linear(x, HEAD, residual=inputs.x)
             return end(device, inputs, x)
 
-        return record(step, HIDDEN, HEAD_DIM).plan.row_bytes
+        return record(step, HIDDEN, HEAD_DIM, _native.StepPlan()).plan.row_bytes
 
     assert 0 < chain(3) == chain(30)
 
@@ -100,7 +101,7 @@ def test_a_step_that_computes_by_itself_or_cuts_rows_is_refused(spoil):
         return end(device, inputs, device.rms_norm(spoil(inputs.x), torch.ones(HIDDEN), 1e-6))
 
     with pytest.raises(AssertionError, match="a step"):
-        record(step, HIDDEN, HEAD_DIM)
+        record(step, HIDDEN, HEAD_DIM, _native.StepPlan())
 
 
 def test_a_product_of_columns_is_refused():
@@ -108,7 +109,7 @@ def test_a_product_of_columns_is_refused():
         return end(device, inputs, device.linear(inputs.x[:, HEAD_DIM:], WIDEN))
 
     with pytest.raises(ValueError, match="row behind row"):
-        record(step, HIDDEN, HEAD_DIM)
+        record(step, HIDDEN, HEAD_DIM, _native.StepPlan())
 
 
 def test_a_step_that_ends_before_its_result_is_refused():
@@ -118,4 +119,4 @@ def test_a_step_that_ends_before_its_result_is_refused():
         return result
 
     with pytest.raises(ValueError, match="ends with its result"):
-        record(step, HIDDEN, HEAD_DIM)
+        record(step, HIDDEN, HEAD_DIM, _native.StepPlan())

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from aegaeon.engine.kv_swap import SwappedKv
-from aegaeon.errors import ContextLengthExceeded, KvGone, OutOfBlocks
-from aegaeon.types import Decode, Prefill, SamplingParams, Switch
+from aegaeon.errors import ContextLengthExceeded, KvGone, KvUnreachable, OutOfBlocks
+from aegaeon.types import Decode, DeviceKv, Prefill, SamplingParams, Switch
 from tests.support.decoder import DEVICES, all_kv_bytes, make_engine, make_request
 from tests.support.runner import Runner
 
@@ -125,6 +125,17 @@ def test_a_private_pool_and_another_layout_are_refused(engines):
     told, kv = prefilled(first, make_request("r", PROMPT))
     with pytest.raises(KvGone, match="another layout"):
         second.adopt(msgspec.structs.replace(told, model="b"), kv)
+
+
+def test_kv_in_the_memory_of_a_device_is_out_of_reach_and_goes_by_the_host(engines):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    there = DeviceKv("cuda:0", 1, b"", 1 << 30, 0, (0, 8, 16))
+    with pytest.raises(KvUnreachable, match="in the memory of cuda:0"):
+        second.adopt(told, msgspec.structs.replace(kv, device=there))
+    second.adopt(told, first.hand_over("r", by_host=True))
+    first.release("r")
+    assert len(decode(second, told)) == told.max_tokens
 
 
 @pytest.mark.parametrize(

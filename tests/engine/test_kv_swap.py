@@ -8,7 +8,6 @@ from aegaeon._native import CopyEngine
 from aegaeon.engine.kv_swap import SwappedKv
 from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
-from aegaeon.errors import CopyError
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, blocks_for
 from aegaeon.memory.traffic import Traffic
@@ -286,15 +285,30 @@ def test_an_offer_leaves_the_device_and_is_not_brought_back(open_swap):
     assert swap.host.used_bytes == 0
 
 
-def test_kv_that_will_never_come_in_is_an_error_and_no_endless_wait(open_swap):
+def test_kv_that_will_never_come_in_is_forgotten_and_no_endless_wait(open_swap):
     swap = open_swap()
     mine = swap.sequence(40)
     assert swap.give_up(mine)
     swap.kv._copier = stopped = CopyEngine(1, CHUNK, STOPPED)
     assert swap.grow(mine)
     stopped.close()
-    with pytest.raises(CopyError, match="did not come in"):
-        swap.kv.await_any([mine])
+    assert swap.kv.await_any([mine]) == []
+    assert (mine.blocks, mine.cached) == ([], 0)  # so it is prefilled again
+    assert (swap.pool.used_bytes, swap.host.used_bytes) == (0, 0)
+    swap.kv._copier = swap.copier
+
+
+def test_kv_that_does_not_come_in_is_forgotten_and_others_go_on(open_swap):
+    swap = open_swap()
+    lost, there = swap.sequence(40), swap.sequence(20)
+    assert swap.give_up(lost)
+    swap.kv._copier = stopped = CopyEngine(1, CHUNK, STOPPED)
+    assert swap.grow(lost)
+    assert swap.kv.await_any([lost, there]) == [there]
+    assert lost.cached == 39  # it may still come
+    stopped.close()
+    assert swap.kv.await_any([lost, there]) == [there]
+    assert (lost.blocks, lost.cached) == ([], 0)
     swap.kv._copier = swap.copier
 
 

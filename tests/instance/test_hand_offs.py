@@ -238,6 +238,59 @@ def test_a_dead_senders_offer_is_taken_or_its_request_placed_again():
         assert_served(node)
 
 
+def lending_node(is_apart, **roles):
+    node = ready(make_node(**roles))
+    node.lives["p"].engine.is_lending = True
+    for name in roles:
+        node.lives[name].engine.is_apart = is_apart
+    return node
+
+
+def test_kv_that_another_instance_reaches_goes_as_it_is():
+    node = lending_node(False, p="prefill", d="decode")
+    for number in range(3):
+        node.proxy.ask(f"r{number}")
+    settle(node)
+    assert_served(node)
+    assert node.lives["p"].engine.is_lending
+    assert node.lives["p"].engine.lent == ["r0", "r1", "r2"]
+
+
+def test_kv_that_another_instance_cannot_reach_goes_by_the_host_from_then_on():
+    node = lending_node(True, p="prefill", d="decode")
+    steps = []
+    run = node.lives["d"].compute.run
+    node.lives["d"].compute.run = lambda action: (steps.append(action), run(action))[1]
+    node.proxy.ask("r")
+    settle(node)
+    node.proxy.ask("s")
+    settle(node)
+    assert_served(node)
+    assert node.lives["p"].engine.lent == ["r"]
+    assert steps and not any(isinstance(action, Prefill) for action in steps)
+    assert node.proxy.failures() == []
+
+
+def test_an_offer_of_lent_kv_that_comes_back_is_named_anew():
+    node = lending_node(False, p="prefill", d="decode", e="decode")
+    node.proxy.ask("r")
+    chosen = until_offered(node, "de")
+    node.lives[chosen].runtime.drain()
+    settle(node)
+    assert_served(node)
+    assert node.lives["p"].engine.lent == ["r", "r"]
+
+
+def test_a_cancel_frees_lent_kv_that_another_instance_cannot_reach():
+    node = lending_node(True, p="prefill", d="decode")
+    node.proxy.ask("r")
+    until_offered(node)
+    node.proxy.leave("r")
+    node.work(10)
+    assert_empty(node)
+    assert node.lives["p"].engine.lent == ["r"]
+
+
 def test_a_repeated_transfer_changes_nothing():
     node = ready(make_node())
     kv = KvHandle(owner=99, blocks=(0,), cached_tokens=3)

@@ -192,3 +192,29 @@ def test_random_lives_keep_every_model_whole(engine, data, capacity_pages):
             fixed = data.draw(st.sets(st.sampled_from(here)) if here else st.just(set()), "fixed")
             contents.compact(data.draw(sizes, "size"), fixed)
         contents.check()
+
+
+def test_a_model_that_comes_back_goes_to_where_it_lay():
+    layout = Layout(100 * ALIGNMENT)
+    sizes = {"a": 30 * ALIGNMENT, "b": 40 * ALIGNMENT, "c": 20 * ALIGNMENT}
+    first = {name: layout.allocate(name, size) for name, size in sizes.items()}
+    for name in ("a", "b", "a", "c", "b"):
+        layout.free(name)
+        assert layout.allocate(name, sizes[name]) == first[name]
+    # All are away: the empty arena would hold each at its beginning.
+    for name in sizes:
+        layout.free(name)
+    assert layout.allocate("b", sizes["b"]) == first["b"]
+
+
+def test_a_model_whose_place_is_taken_goes_to_the_smallest_gap():
+    layout = Layout(100 * ALIGNMENT)
+    first = layout.allocate("a", 30 * ALIGNMENT)
+    layout.free("a")
+    assert layout.allocate("b", 60 * ALIGNMENT).offset == first.offset == 0
+    again = layout.allocate("a", 30 * ALIGNMENT)
+    assert again.offset == 70 * ALIGNMENT
+    layout.free("b")
+    layout.free("a")
+    # Where it lay last.
+    assert layout.allocate("a", 30 * ALIGNMENT) == again

@@ -12,16 +12,21 @@ from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.memory.budget import (
+    CUDA_CHUNK_BYTES,
     PROCESS_BYTES,
     SHARED_RESERVE_BYTES,
-    check_room,
     choose_budgets,
     lay_out,
-    settle,
 )
+from aegaeon.memory.cuda_room import cuda_workspace_bytes
 from aegaeon.memory.machine import Machine
+from aegaeon.memory.room import check_room, settle
 from aegaeon.memory.workspace import sampling_bytes
+from aegaeon.models.config import read_config
+from aegaeon.models.references import resolve
+from aegaeon.plan import layout_lines
 from aegaeon.types import ModelSpec
+from tests.support.checkpoints import make_checkpoint
 from tests.support.decoder import make_spec
 
 SPECS = (make_spec("a", weight_bytes=600_000_000), make_spec("b", weight_bytes=100))
@@ -48,22 +53,59 @@ def test_a_staged_device_has_weights_beside_as_much_kv_as_the_quota():
     assert default.device_kv_bytes == default.kv_bytes
 
 
-def test_a_cuda_devices_memory_is_no_part_of_the_hosts():
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A model with a config.json, which tells what its steps take of a device."""
+    root = tmp_path_factory.mktemp("models")
+    spec = resolve(str(make_checkpoint(root / "real")), str(root))
+    return msgspec.structs.replace(spec, weight_bytes=600_000_000)
+
+
+def test_a_cuda_devices_memory_is_no_part_of_the_hosts(real):
     machine = msgspec.structs.replace(MACHINE, device_bytes=80_000_000_000)
     settings = Settings(device="cuda:1", colocated_count=2, kv_budget_gb=0.5)
-    node = lay_out(settings, SPECS, machine)
-    assert node.instance.device_bytes == pytest.approx(36_000_000_000, abs=4096)
-    assert node.instance.device_kv_bytes == node.instance.kv_bytes == 500_000_000
-    assert node.instance.private_bytes < 500_000_000
-    check_room(node, SPECS, machine)
-    settled = settle(settings, SPECS, machine)
-    assert choose_budgets(settled, SPECS, MACHINE) == node.instance
+    node = lay_out(settings, (real,), machine)
+    each = node.instance
+    steps = cuda_workspace_bytes([read_config(real.path)], settings.max_batch)
+    workspace = each.device_workspace_bytes
+    assert workspace == steps + 2 * CUDA_CHUNK_BYTES and steps > 32 << 20
+    assert each.device_bytes + workspace == pytest.approx(36_000_000_000, abs=4096)
+    assert each.device_kv_bytes == each.kv_bytes == 500_000_000
+    # What the device's steps and draws take is none of the host's.
+    assert each.workspace_bytes == 0 and each.private_bytes < 500_000_000
+    check_room(node, (real,), machine)
+    settled = settle(settings, (real,), machine)
+    assert choose_budgets(settled, (real,), MACHINE) == each
+    assert any(line.startswith("device: workspace: 2 x 0.0") for line in layout_lines(node))
 
 
-def test_a_cuda_device_too_small_for_a_model_is_refused():
+def test_a_wider_batch_leaves_a_cuda_device_less_for_weights(real):
+    machine = msgspec.structs.replace(MACHINE, device_bytes=80_000_000_000)
+    each = [
+        lay_out(Settings(device="cuda:0", max_batch=batch, kv_budget_gb=0.5), (real,), machine)
+        for batch in (4, 256)
+    ]
+    narrow, wide = (node.instance for node in each)
+    more = wide.device_workspace_bytes - narrow.device_workspace_bytes
+    less = narrow.device_weight_bytes - wide.device_weight_bytes
+    assert less == pytest.approx(more, abs=4096) and more > 4096
+
+
+def test_a_cuda_device_too_small_for_a_model_is_refused(real):
     machine = msgspec.structs.replace(MACHINE, device_bytes=500_000_000)
     with pytest.raises(BudgetTooSmall, match="--device-memory-gb"):
-        lay_out(Settings(device="cuda:0", kv_budget_gb=0.01), SPECS, machine)
+        lay_out(Settings(device="cuda:0", kv_budget_gb=0.01), (real,), machine)
+    machine = msgspec.structs.replace(MACHINE, device_bytes=30_000_000)
+    with pytest.raises(BudgetTooSmall, match="lower --max-batch or the count of instances"):
+        lay_out(Settings(device="cuda:0", kv_budget_gb=0.01), (real,), machine)
+
+
+def test_more_than_a_cuda_device_has_is_refused_with_its_workspace(real):
+    machine = msgspec.structs.replace(MACHINE, device_bytes=2_000_000_000)
+    settings = Settings(device="cuda:0", colocated_count=2, device_memory_gb=0.98, kv_budget_gb=0.1)
+    node = lay_out(settings, (real,), machine)
+    with pytest.raises(BudgetTooSmall, match=r"2 x \(weights 0\.880 GB.*workspace 0\.0.*lower"):
+        check_room(node, (real,), machine)
 
 
 def test_a_small_device_is_not_filled_with_keys_and_values():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegaeon.errors import BudgetTooSmall, OutOfBlocks, RegionError
-from aegaeon.memory.area import Area
+from aegaeon.memory.area import Area, Locks
 from aegaeon.memory.kv import (
     BLOCK_TOKENS,
     LEAST_SLABS,
@@ -172,15 +172,16 @@ def test_an_arena_is_locked_until_it_is_closed():
     locked = {}
 
     class Pins:
-        def pin(self, address, size_bytes):
+        def pin(self, address, size_bytes, is_read_only, is_wanted):
+            assert not is_read_only and is_wanted is None
             locked[address] = size_bytes
-            return True
+            return ""
 
         def unpin(self, address):
             del locked[address]
 
     pool = KvPool(1 << 20, SHAPES)
-    assert pool.pin(Pins())
+    assert pool.pin(Locks(Pins()))
     assert list(locked.values()) == [pool.slab_bytes * pool.slab_count]
     pool.close()
     pool.close()

@@ -1,11 +1,15 @@
 """Models of the node's cache in one process: what stays mapped between two uses, and what goes."""
 
+import logging
+import threading
+import time
 from contextlib import ExitStack
 
 import pytest
 
 from aegaeon._native import WeightCache
 from aegaeon.memory import spare
+from aegaeon.memory.area import Locks
 from aegaeon.memory.host_model import Reading
 from aegaeon.memory.source import WeightSource
 from aegaeon.memory.traffic import Traffic
@@ -20,13 +24,21 @@ class Pins:
 
     def __init__(self):
         self.locked = {}
-        self.is_refusing = False
+        self.is_refusing = self.is_slow = False
+        self.is_pinning = threading.Event()
 
-    def pin(self, address, size_bytes):
-        if not self.is_refusing:
-            assert address not in self.locked
-            self.locked[address] = size_bytes
-        return not self.is_refusing
+    def pin(self, address, size_bytes, is_read_only, is_wanted):
+        assert is_read_only, "the cache has its models mapped so"
+        if self.is_refusing:
+            return "it is full"
+        self.is_pinning.set()
+        while self.is_slow and is_wanted():
+            time.sleep(0.001)
+        if not is_wanted():
+            return "it is not wanted any more"
+        assert address not in self.locked
+        self.locked[address] = size_bytes
+        return ""
 
     def unpin(self, address):
         del self.locked[address]
@@ -40,7 +52,7 @@ def open_source(tmp_path):
 
         def open_one(pins=None):
             cache = WeightCache.open_or_create(regions.weights, 2 * spec.weight_bytes)
-            source = WeightSource(cache, (spec,), Reading(2, Traffic(), pins))
+            source = WeightSource(cache, (spec,), Reading(2, Traffic(), pins and Locks(pins)))
             opened.callback(source.close)
             return source
 
@@ -121,9 +133,33 @@ def test_what_others_evict_is_soon_not_locked_any_more(open_source, monkeypatch)
     assert source.open("a") is not host
 
 
-def test_a_system_that_locks_nothing_costs_only_speed(open_source):
+def test_a_system_that_locks_nothing_costs_only_speed_and_is_told_once(open_source, caplog):
     pins = Pins()
     pins.is_refusing = True
+    source = open_source(pins)
+    for _ in range(2):
+        host = opened_whole(source)
+        host._arrival.join()
+        host.close()
+    assert pins.locked == {}
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "cannot be locked in memory: it is full" in warning.getMessage()
+
+
+def test_what_is_locked_is_told_with_its_size_and_time(open_source, caplog):
+    caplog.set_level(logging.INFO)
+    pins = Pins()
     host = opened_whole(open_source(pins))
+    eventually(lambda: pins.locked)
+    host.close()
+    [told] = [one.getMessage() for one in caplog.records if one.getMessage().startswith("locked")]
+    assert "what=the weights of a gb=0.0" in told and "took_s=" in told
+
+
+def test_closing_ends_a_lock_that_takes_long(open_source):
+    pins = Pins()
+    pins.is_slow = True
+    host = opened_whole(open_source(pins))
+    assert pins.is_pinning.wait(10.0)
     host.close()
     assert pins.locked == {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aegaeon import _native
-from aegaeon.device.base import Device, Step, StepRunner, _OneByOne
+from aegaeon.device.base import Device, OneByOne, Step, StepRunner
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix
 from aegaeon.device.recorder import record
@@ -242,9 +242,9 @@ class Recorded(CpuDevice):
     def new_runner(self) -> StepRunner:
         plans = self.plans
 
-        class Runner(_OneByOne):
+        class Runner(OneByOne):
             def prepare(self, step: Step, hidden: int, head_dim: int) -> None:
-                plans.append(record(step, hidden, head_dim).plan)
+                plans.append(record(step, hidden, head_dim, _native.StepPlan()).plan)
 
         return Runner(self)
 

@@ -14,8 +14,20 @@ SHAPE = (1, 2, 8)
 PAGES = torch.zeros(4, 16, 8)
 
 
-def make_rows(shape=SHAPE, sequences=((0, 3, 0, (0,)),)):
-    return _native.PagedRows((PAGES.data_ptr(), len(PAGES), 0), shape, sequences)
+def make_rows(shape=SHAPE, sequences=((0, 3, 0, (0,)),), kv_type=0):
+    return _native.PagedRows((PAGES.data_ptr(), len(PAGES), kv_type), shape, sequences)
+
+
+def test_keys_and_values_of_a_type_that_only_cuda_has_are_refused():
+    rows = make_rows(kv_type=2)
+    x = torch.zeros(3, 16)
+    operand, out = (x.data_ptr(), 16), torch.empty(3, 16)
+    with pytest.raises(ValueError, match="float16 keys and values are for CUDA"):
+        _native.append_kv(POOL, rows, 0, 3, operand, operand)
+    with pytest.raises(ValueError, match="float16 keys and values are for CUDA"):
+        _native.attend(POOL, rows, 0, (x.data_ptr(), 3, 2), 1.0, out.data_ptr())
+    with pytest.raises(ValueError, match="type 3 of the KV is none of 0, 1, 2"):
+        make_rows(kv_type=3)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 8), (1, 0, 8), (1, 2, 0)])

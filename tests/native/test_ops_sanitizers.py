@@ -8,7 +8,8 @@ from tests.support.sanitized import CSRC, SANITIZERS, run_sanitized
 # The first to need a program compiles it, maybe on a busy machine; programs have a limit of theirs.
 pytestmark = pytest.mark.timeout(300)
 
-SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "shm" / "futex.cpp"]
+SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "ops" / "slot_layout.cpp"]
+SOURCES += [CSRC / "shm" / "futex.cpp"]
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)

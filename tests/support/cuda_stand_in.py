@@ -1,16 +1,16 @@
 """A CUDA device that this host stands in for: its runtime, and its kernels one thread at a time."""
 
-import ctypes
 import functools
 import gc
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from torch import Tensor
 
 from aegaeon.config import Settings
@@ -22,18 +22,34 @@ from aegaeon.engine.own_memory import open_on
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import Compute
 from aegaeon.types import ModelSpec
+from tests.support.cuda_products import host_view
 from tests.support.cuda_toolkit import the_toolkit
 from tests.support.emulated import EMULATION, KERNELS, compile_object
-from tests.support.sanitized import CSRC, ROOT, compile_one, is_newer, link
+from tests.support.sanitized import CSRC, ROOT, compile_one, link
 
 EAGER, LAZY, RANDOM = 0, 1, 2
 HOME = ROOT / "build" / "stand_in"
 
 
+# Names another build of the module, with something wrong in it.
+MUTANT = "AEGAEON_STAND_IN_MUTANT"
+
+
 @functools.cache
 def stand_in() -> ModuleType:
-    """Build and import the module: the names that _native has of CUDA, and a test's own. Skips the
-    test where there is no toolkit or compiler."""
+    """Import the module: the names that _native has of CUDA, and a test's own. Skips the test where
+    there is no toolkit or compiler."""
+    made = Path(os.environ.get(MUTANT) or build_stand_in())
+    spec = importlib.util.spec_from_file_location("cuda_stand_in", made)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_stand_in(mutant: tuple[str, str, str] | None = None, home: Path | None = None) -> Path:
+    """Build the module and return it; of a `mutant` (a source in csrc/, of which the one `before`
+    becomes `after`) in `home`."""
     kept = sorted((ROOT / "build").glob("pybind11-*/include"))  # where setup.py keeps it
     if not kept:
         pytest.skip("no pybind11 in build/ (the package was built elsewhere)")
@@ -43,23 +59,19 @@ def stand_in() -> ModuleType:
     sources = [CSRC / "testing" / "cuda_module.cpp", CSRC / "bind" / "errors.cpp"]
     for part in ("copy", "cuda", "testing/cudart", "ops/cuda"):
         sources += sorted((CSRC / part).glob("*.cpp"))
-    sources.append(CSRC / "shm" / "futex.cpp")
-    objects = [compile_one(source, "", flags, HOME) for source in sources]
+    sources += [CSRC / "shm" / "futex.cpp", CSRC / "ops" / "slot_layout.cpp"]
+    if mutant is not None and home is not None:
+        name, before, after = mutant
+        text = (CSRC / name).read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{name} has {text.count(before)} times {before!r}"
+        mutated = home / Path(name).name
+        mutated.write_text(text.replace(before, after), encoding="utf-8")
+        sources[sources.index(CSRC / name)] = mutated
+    homes = {source: HOME if CSRC in source.parents else home for source in sources}
+    objects = [compile_one(source, "", flags, homes[source]) for source in sources]
     objects += [compile_object(source, ROOT / "build" / "emulated") for source in KERNELS]
     objects += [compile_object(source, ROOT / "build" / "emulated") for source in EMULATION]
-    made = link("cuda_stand_in.so", objects, "", HOME, "-shared")
-    spec = importlib.util.spec_from_file_location("cuda_stand_in", made)
-    assert spec is not None and spec.loader is not None and is_newer(made, objects)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def host_view(memory) -> Tensor:
-    """Return the device's memory, which here is the host's, and which the tensor keeps."""
-    buffer = (ctypes.c_uint8 * memory.size_bytes).from_address(memory.address)
-    buffer.memory = memory
-    return torch.frombuffer(buffer, dtype=torch.uint8)
+    return link("cuda_stand_in.so", objects, "", home or HOME, "-shared")
 
 
 class CpuBeside(CpuDevice):
@@ -68,6 +80,9 @@ class CpuBeside(CpuDevice):
     def __init__(self, device, threads: int) -> None:
         super().__init__(threads)
         self._beside = device
+
+    def check(self) -> None:
+        self._beside.check()
 
     def embed(self, token_ids: Tensor, table: Matrix) -> Tensor:
         self._beside.synchronize()
@@ -82,11 +97,11 @@ def open_beside(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regio
 
 
 @contextmanager
-def cuda_device(order: int) -> Iterator[ModuleType]:
+def cuda_device(order: int, seed: int = 1) -> Iterator[ModuleType]:
     """Have the stand-in run what it is given in this order; all must have been given back at the
     end, and no copy was given memory that a device cannot reach."""
     module = stand_in()
-    module.reset(order)
+    module.reset(order, seed)
     yield module
     gc.collect()
     found = module.left_over(), module.pageable_copies()

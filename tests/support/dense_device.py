@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from aegaeon.device.base import (
     Change,
-    Device,
+    DirectDevice,
     Draw,
     Projection,
     RowLogProbs,
@@ -19,7 +19,7 @@ from aegaeon.device.packed import Matrix, unpack
 from tests.support.sampling import pick_token
 
 
-class DenseDevice(Device):
+class DenseDevice(DirectDevice):
     """One sequence only; row order is position order. The reference for models and devices."""
 
     name = "dense"

@@ -1,6 +1,6 @@
 """The CPU with a step's operators one by one from Python: the reference of recorded steps."""
 
-from aegaeon.device.base import Device, StepRunner
+from aegaeon.device.base import DirectDevice, StepRunner
 from aegaeon.device.cpu import CpuDevice
 
 
@@ -8,4 +8,4 @@ class EagerCpu(CpuDevice):
     """Records nothing."""
 
     def new_runner(self) -> StepRunner:
-        return Device.new_runner(self)
+        return DirectDevice.new_runner(self)

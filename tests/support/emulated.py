@@ -57,13 +57,13 @@ def library() -> ctypes.CDLL:
         made = _make_library(home, flags)
     loaded = ctypes.CDLL(str(made))
     loaded.last_error.restype = loaded.misuse.restype = ctypes.c_char_p
-    loaded.shared_bytes.restype = ctypes.c_int64
+    loaded.shared_bytes.restype = loaded.attend_shared_bytes.restype = ctypes.c_int64
     return loaded
 
 
 def _make_library(home: Path, flags: Sequence[str]) -> Path:
-    tables = sorted((CSRC / "ops" / "cuda").glob("*.cpp"))
-    sources = [*KERNELS, *tables, *EMULATION, *CALLED]
+    # Steps, which are plain C++ around kernels, run on the stand-in for the runtime.
+    sources = [*KERNELS, CSRC / "ops" / "cuda" / "tables.cpp", *EMULATION, *CALLED]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda source: compile_object(source, home, *flags), sources))
     made = home / "cuda_kernels.so"

@@ -2,7 +2,7 @@
 proxy that follows its requests as the gateway does. Time stands still unless told."""
 
 from aegaeon.engine.base import NullEngine, null_token
-from aegaeon.errors import KvGone, OutOfBlocks, RingClosed
+from aegaeon.errors import KvGone, KvUnreachable, OutOfBlocks, RingClosed
 from aegaeon.instance.departures import GRACE_S, OFFER_S
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
@@ -18,6 +18,7 @@ from aegaeon.types import (
     Accepted,
     Cancel,
     Declined,
+    DeviceKv,
     InstanceRecord,
     KvHandle,
     Moved,
@@ -71,6 +72,9 @@ class PooledEngine(NullEngine):
         pool.identities += 1
         self.identity = pool.identities
         self.blocks: dict[str, int] = {}
+        self.is_lending = False  # KV where it is on a device
+        self.is_apart = False  # from the devices of all others
+        self.lent: list[str] = []
 
     @property
     def held(self) -> int:
@@ -81,10 +85,18 @@ class PooledEngine(NullEngine):
         if request in self.blocks:
             self.pool.release(self.blocks.pop(request), self.identity)
 
-    def hand_over(self, request):
-        return KvHandle(owner=self.identity, blocks=(self.blocks[request],), cached_tokens=1)
+    def hand_over(self, request, by_host=False):
+        device = None
+        self.is_lending &= not by_host
+        if self.is_lending:
+            self.lent.append(request)
+            device = DeviceKv("cuda:0", self.identity, b"", 0, 0, ())
+        block = self.blocks[request]
+        return KvHandle(owner=self.identity, blocks=(block,), cached_tokens=1, device=device)
 
     def adopt(self, request, kv):
+        if kv.device is not None and self.is_apart:
+            raise KvUnreachable("it is on another device")
         if self.held >= self.quota:
             raise OutOfBlocks("full")
         (block,) = kv.blocks

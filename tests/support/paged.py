@@ -1,18 +1,29 @@
 """A KV pool with sequences in it, for tests of what reads and writes pages."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from aegaeon.device.base import StepBatch
+from aegaeon.memory.area import Area
 from aegaeon.memory.kv import KvPool, KvRows, KvShape, blocks_for
 
 
 class PagedSequences:
     """Sequences of one shape in a pool of their own; blocks are handed out shuffled."""
 
-    def __init__(self, shape: KvShape, lengths: list[int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        shape: KvShape,
+        lengths: Sequence[int],
+        seed: int = 0,
+        area: Callable[[int], Area] | None = None,
+    ) -> None:
+        """`area` gives so many bytes for the pool to lie in, where that is not this host's."""
         counts = [blocks_for(length) for length in lengths]
         self.shape = shape
-        self.pool = KvPool(64 * shape.block_bytes * (sum(counts) + 1), (shape,))
+        budget_bytes = 64 * shape.block_bytes * (sum(counts) + 1)
+        self.pool = KvPool(budget_bytes, (shape,), area=area and area(budget_bytes))
         blocks = self.pool.allocate(shape, sum(counts))
         order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
         shuffled = iter([blocks[i] for i in order])

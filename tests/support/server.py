@@ -17,7 +17,7 @@ import httpx
 from aegaeon._native import WeightCache
 from aegaeon.store.names import WEIGHTS, region_path
 from aegaeon.store.shm import ShmDomain
-from aegaeon.types import Instance
+from aegaeon.types import Instance, InstanceStatus
 from tests.support.polling import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +192,10 @@ class Server:
         """Return the pids of the instances that wait for a model to come in, by model."""
         rows = self._rows()
         return {row.status.loading: row.record.pid for row in rows if row.status.loading}
+
+    def statuses(self) -> dict[str, InstanceStatus]:
+        """Return what the instances say of themselves, by name."""
+        return {row.record.id: row.status for row in self._rows()}
 
     def _rows(self) -> tuple[Instance, ...]:
         domain = ShmDomain(self.domain, self.shared_memory)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import msgspec
 
-from aegaeon.errors import KvGone, OutOfBlocks
+from aegaeon.errors import KvGone, KvUnreachable, OutOfBlocks
 from aegaeon.types import Decode, Load, Loaded, Prefill, Stepped, Switch, WeightsLost
 
 # Models that a device is asked to hold at once.
@@ -145,9 +145,12 @@ class Whims:
             self._enter(to, told)
             self.did["resumed"] += 1
             return
-        kv = self.engines[at].hand_over(name)
         try:
-            self.engines[to].adopt(told, kv)
+            try:
+                self.engines[to].adopt(told, self.engines[at].hand_over(name))
+            except KvUnreachable:
+                self.engines[to].adopt(told, self.engines[at].hand_over(name, by_host=True))
+                self.did["handed over by the host"] += 1
             self._home[name] = to
             self.did["handed over"] += 1
         except (KvGone, OutOfBlocks):

@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "ops/cpu/slot_layout.h"
+#include "ops/slot_layout.h"
 
 namespace aegaeon::ops {
 namespace {

@@ -8,6 +8,11 @@
 namespace aegaeon::ops::cuda {
 namespace {
 
+[[noreturn]] void refuse(std::size_t head_dim) {
+  throw std::invalid_argument("no kernel attends with a head_dim of " + std::to_string(head_dim) +
+                              "; there are 64, 96, 128 and 256");
+}
+
 template <typename T>
 void attend_with(Stream stream, const DeviceTables& tables, const AttendParams& params) {
   switch (params.kv.head_dim) {
@@ -20,9 +25,23 @@ void attend_with(Stream stream, const DeviceTables& tables, const AttendParams& 
     case 256:
       return attend_as<T, 256>(stream, tables, params);
     default:
-      throw std::invalid_argument("no kernel attends with a head_dim of " +
-                                  std::to_string(params.kv.head_dim) +
-                                  "; there are 64, 96, 128 and 256");
+      refuse(params.kv.head_dim);
+  }
+}
+
+template <typename T>
+std::size_t shared_bytes_of(std::size_t head_dim) {
+  switch (head_dim) {
+    case 64:
+      return kAttendShared<T, 64>;
+    case 96:
+      return kAttendShared<T, 96>;
+    case 128:
+      return kAttendShared<T, 128>;
+    case 256:
+      return kAttendShared<T, 256>;
+    default:
+      refuse(head_dim);
   }
 }
 
@@ -36,6 +55,17 @@ void attend(Stream stream, const DeviceTables& tables, const AttendParams& param
       return attend_with<Bf16>(stream, tables, params);
     case KvType::f16:
       return attend_with<F16>(stream, tables, params);
+  }
+}
+
+std::size_t attend_shared_bytes(KvType type, std::size_t head_dim) {
+  switch (type) {
+    case KvType::bf16:
+      return shared_bytes_of<Bf16>(head_dim);
+    case KvType::f16:
+      return shared_bytes_of<F16>(head_dim);
+    default:
+      return shared_bytes_of<float>(head_dim);
   }
 }
 

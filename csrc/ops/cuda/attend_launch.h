@@ -1,6 +1,8 @@
 // Which attention kernels run for which tiles, of one type and width.
 #pragma once
 
+#include <algorithm>
+
 #include "ops/cuda/attend_long.h"
 #include "ops/cuda/attend_short.h"
 #include "ops/cuda/ops.h"
@@ -17,6 +19,10 @@ inline AttendCall call_of(const DeviceTables& tables, const AttendParams& params
           bounds.splits,        tables.workspace,      pages,           heads,
           heads / kv_heads,     params.scale * kLog2E, params.queries,  params.out};
 }
+
+template <typename T, int head_dim>
+constexpr std::size_t kAttendShared =
+    std::max(sizeof(ShortMemory<T, head_dim>), sizeof(LongMemory<T, head_dim>));
 
 template <typename T, int head_dim>
 void attend_as(Stream stream, const DeviceTables& tables, const AttendParams& params) {

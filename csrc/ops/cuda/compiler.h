@@ -10,9 +10,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 
+#include "cuda/errors.h"
+#include "cuda/sticky.h"
 #include "ops/cuda/allowance.h"
 
 namespace aegaeon::ops::cuda {
@@ -104,7 +105,10 @@ __device__ __forceinline__ void keep_loads_behind() { asm volatile("" ::: "memor
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  const std::string said =
+      std::string(what) + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")";
+  if (aegaeon::cuda::is_sticky(error)) throw aegaeon::cuda::Lost(said);
+  throw aegaeon::cuda::Error(said);
 }
 
 struct Extents {
@@ -126,7 +130,7 @@ void allow_shared(void (*kernel)(Arguments), std::size_t bytes) {
   });
 }
 
-// Launches on the stream. Throws std::runtime_error where the device refuses.
+// Launches on the stream. Throws cuda::Error where the device refuses.
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), const Extents& extents, CUstream_st* stream,
             const Arguments& arguments) {

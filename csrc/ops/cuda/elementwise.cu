@@ -1,4 +1,4 @@
-// silu_mul and embed: a thread for each element.
+// silu_mul, finish_product and embed: a thread for each element.
 
 #include <cmath>
 #include <stdexcept>
@@ -27,9 +27,39 @@ __global__ void __launch_bounds__(kElementThreads) silu_mul_elements(const SiluM
   const std::size_t at = element_index();
   if (at >= params.rows * params.features) return;
   const std::size_t row = at / params.features, i = at % params.features;
-  const float gate = params.gate.first[row * params.gate.stride + i];
-  const float up = params.up.first[row * params.up.stride + i];
-  params.out[at] = gate / (1.0F + expf(-gate)) * up;
+  float gate = params.gate.first[row * params.gate.stride + i];
+  float up = params.up.first[row * params.up.stride + i];
+  if (params.scales != nullptr) {
+    gate *= params.scales[row];
+    up *= params.scales[row];
+  }
+  if (params.gate_bias != nullptr) gate += params.gate_bias[i];
+  if (params.up_bias != nullptr) up += params.up_bias[i];
+  const float made = gate / (1.0F + expf(-gate)) * up;
+  if (params.rounded == nullptr) {
+    params.out[at] = made;
+  } else {
+    narrow(made, static_cast<Bf16*>(params.rounded)[at]);
+  }
+}
+
+__global__ void __launch_bounds__(kElementThreads) finish_elements(const FinishParams params) {
+  const std::size_t at = element_index();
+  if (at >= params.rows * params.features) return;
+  const std::size_t row = at / params.features, column = at % params.features;
+  float value = params.out[at];
+  if (params.scales != nullptr) value *= params.scales[row];
+  std::size_t first = 0;
+#pragma unroll
+  for (std::size_t part = 0; part < kMostParts; ++part) {
+    const float* const bias = params.biases[part];
+    if (bias != nullptr && column >= first && column < params.ends[part]) {
+      value += bias[column - first];
+    }
+    first = params.ends[part];
+  }
+  if (params.residual != nullptr) value += params.residual[at];
+  params.out[at] = value;
 }
 
 template <typename T>
@@ -47,6 +77,10 @@ __global__ void __launch_bounds__(kElementThreads) embed_elements(const EmbedPar
 
 void silu_mul(Stream stream, const SiluMulParams& params) {
   launch_elements(stream, &silu_mul_elements, params.rows * params.features, params);
+}
+
+void finish_product(Stream stream, const FinishParams& params) {
+  launch_elements(stream, &finish_elements, params.rows * params.features, params);
 }
 
 void embed(Stream stream, const EmbedParams& params) {

@@ -47,9 +47,15 @@ __global__ void __launch_bounds__(kNormThreads) norm_rows(const AddRmsNormParams
     sum = sum_of_warp(sum);
   }
   const float root = sqrtf(sum / static_cast<float>(norm.features) + norm.eps);
-  float* const out = norm.out + item * norm.features;
+  const std::size_t home = item * norm.features;
+  auto* const rounded = static_cast<Bf16*>(params.rounded);
   for (std::size_t i = first; i < norm.features; i += kStep) {
-    out[i] = x[i] / root * norm.weight[i];
+    const float normed = x[i] / root * norm.weight[i];
+    if (rounded == nullptr) {
+      norm.out[home + i] = normed;
+    } else {
+      narrow(normed, rounded[home + i]);
+    }
   }
 }
 

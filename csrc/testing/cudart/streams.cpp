@@ -43,6 +43,11 @@ std::size_t Streams::alive() const {
 }
 
 OperationPtr Streams::push(CUstream_st* stream, Operation operation) {
+  operation.stream = stream;
+  if (stream->recording) {
+    stream->recording->operations.push_back(std::move(operation));
+    return nullptr;
+  }
   auto pushed = std::make_shared<Operation>(std::move(operation));
   pushed->stream = stream;
   pushed->issued_s = now_s_;
@@ -63,6 +68,18 @@ void Streams::wait(const OperationPtr& operation) {
 
 void Streams::wait_for_all() {
   for (const auto& stream : streams_) wait(stream->last);
+}
+
+void Streams::abandon() {
+  for (const auto& stream : streams_) {
+    for (const OperationPtr& operation : stream->queue) {
+      operation->is_done = true;
+      operation->work = nullptr;
+      operation->after.clear();
+    }
+    stream->queue.clear();
+    races::take(&stream->end_tag);
+  }
 }
 
 void Streams::progress() {
@@ -92,6 +109,7 @@ void Streams::run_first(CUstream_st& stream) {
     for (const OperationPtr& earlier : operation->after) fiber.take(&earlier->done_tag);
     if (operation->work) operation->work();
     fiber.give(&operation->done_tag);
+    fiber.give(&stream.end_tag);
   }
   operation->is_done = true;
   operation->work = nullptr;

@@ -33,12 +33,20 @@ using OperationPtr = std::shared_ptr<Operation>;
 
 }  // namespace cudart
 
+// What was recorded of a stream.
+struct CUgraph_st {
+  std::vector<cudart::Operation> operations;
+  bool is_void = false;
+};
+
 struct CUstream_st {
   std::deque<cudart::OperationPtr> queue;
   cudart::OperationPtr last;  // given to it
   double free_s = 0;
   void* fiber = nullptr;
+  std::unique_ptr<CUgraph_st> recording;  // instead of running
   bool is_alive = true;
+  char end_tag = 0;  // of what has run so far
 };
 
 struct CUevent_st {
@@ -61,6 +69,8 @@ class Streams {
   // As the calling thread: returns when `operation`, which may be null, has run.
   void wait(const OperationPtr& operation);
   void wait_for_all();
+  // As the calling thread: nothing of what streams were given is done any more, nor under way.
+  void abandon();
   double now_s() const { return now_s_; }
 
  private:

@@ -223,6 +223,11 @@ void Block::run(const Launch& launch) {
 
 }  // namespace
 
+StreamQueue& stream_queue() {
+  static StreamQueue queue = nullptr;
+  return queue;
+}
+
 Schedule& schedule() {
   static Schedule schedule;
   return schedule;

@@ -4,6 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+
+struct CUstream_st;
 
 namespace aegaeon::emulation {
 
@@ -25,6 +28,10 @@ struct Schedule {
 };
 
 Schedule& schedule();
+
+// Who is given launches on a stream, to run them when their turn comes; nobody: they run at once.
+using StreamQueue = void (*)(CUstream_st* stream, std::function<void()> work);
+StreamQueue& stream_queue();
 
 struct Launch {
   Extent grid;

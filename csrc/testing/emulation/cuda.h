@@ -49,7 +49,7 @@ T exchange(std::uint32_t mask, T value, const From& from) {
   return value;
 }
 
-// Runs the kernel on the CPU, to its end: whatever comes after it on a stream finds its results.
+// Runs the kernel on the CPU, to its end.
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), Launch extents, const Arguments& arguments) {
   auto body = [&] { kernel(arguments); };
@@ -177,11 +177,16 @@ struct Extents {
 };
 
 template <typename Arguments>
-void launch(void (*kernel)(Arguments), const Extents& extents, CUstream_st*,
+void launch(void (*kernel)(Arguments), const Extents& extents, CUstream_st* stream,
             const Arguments& arguments) {
-  ::aegaeon::emulation::launch(
-      kernel, {extents.grid, {extents.threads, 1, 1}, extents.shared_bytes, nullptr, nullptr},
-      arguments);
+  const auto run = [kernel, extents, arguments] {
+    ::aegaeon::emulation::launch(
+        kernel, {extents.grid, {extents.threads, 1, 1}, extents.shared_bytes, nullptr, nullptr},
+        arguments);
+  };
+  const auto queue = ::aegaeon::emulation::stream_queue();
+  if (stream == nullptr || queue == nullptr) return run();
+  queue(stream, run);
 }
 
 }  // namespace aegaeon::ops::cuda

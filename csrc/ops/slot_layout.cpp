@@ -1,4 +1,4 @@
-#include "ops/cpu/slot_layout.h"
+#include "ops/slot_layout.h"
 
 #include <algorithm>
 #include <numeric>
