@@ -45,11 +45,11 @@ def check_lives(specs, undisturbed, mode, calls):
             getattr(module, mode)(call)
             life = Life(specs)
             began_s = time.monotonic()
-            is_whole = life.run()
+            life.run()
             assert time.monotonic() - began_s < LONGEST_S, (call, life.error)
+            # A step of which keys and values did not come in makes its token later.
             for name, tokens in life.tokens.items():
-                expected = undisturbed[name]
-                assert tokens == (expected if is_whole else expected[: len(tokens)]), call
+                assert tokens == undisturbed[name][: len(tokens)], call
             if not module.has_failed():
                 return errors
         errors.append(life.error)
