@@ -2,7 +2,7 @@
 after one upload of all that it needs; a decode of few shapes as a CUDA graph."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,31 @@ class _Factor:
     tiles: list[tuple[Tensor, Tensor]]
 
 
+Described = tuple[tuple[int, int, int], Place, tuple[int, int], bool]  # by CudaStepPlan.products
+
+
+def _factors_of(projection: Projection, described: list[Described]) -> list[_Factor]:
+    """Return as few and as large ones as can be: parts that lie one behind the other are one."""
+    found: list[tuple[Matrix, Described]] = []
+    for part, one in zip(projection.parts, described, strict=True):
+        before = found[-1] if found else None
+        if before is not None and before[1][0] == one[0] and _is_behind(before[0], part):
+            outputs = before[0].out_features + part.out_features
+            found[-1] = replace(before[0], out_features=outputs), before[1]
+        else:
+            found.append((part, one))
+    return [
+        _Factor(_rows_of(part), x[0], out, columns[0], is_of_outputs, [])
+        for part, (x, out, columns, is_of_outputs) in found
+    ]
+
+
+def _is_behind(first: Matrix, second: Matrix) -> bool:
+    end = first.address + first.out_features * first.in_features * first.dtype.itemsize
+    is_alike = first.owner is second.owner and first.dtype == second.dtype
+    return is_alike and second.address == end
+
+
 class CudaRunner(StepRunner):
     """Of one model. Copies of what a step that failed still computes with start behind it."""
 
@@ -70,13 +95,8 @@ class CudaRunner(StepRunner):
         recorded = record(step, hidden, head_dim, _native.CudaStepPlan())
         projections = [one for one in recorded.weights if isinstance(one, Projection)]
         self._factors = [
-            [
-                _Factor(_rows_of(part), begin, out, column, is_of_outputs, [])
-                for part, ((begin, _, _), out, (column, _), is_of_outputs) in zip(
-                    projection.parts, factors, strict=True
-                )
-            ]
-            for projection, factors in zip(projections, recorded.plan.products, strict=True)
+            _factors_of(projection, described)
+            for projection, described in zip(projections, recorded.plan.products, strict=True)
         ]
         self._recorded = recorded
         self._identity = hashlib.sha256(recorded.plan.identity).digest()
