@@ -179,13 +179,14 @@ class CudaPass:
         rows: PagedRows,
         step: tuple[int, tuple[int, int, int], int, int],
         table: tuple[int, int, int, int],
-        bucket: tuple[int, int],
+        bounds: tuple[int, int, int],
         /,
     ) -> None:
         """`step`: rows, addresses of their ids, cosines and sines; outputs, address of their rows.
         `table`: address, vocabulary, type code, and bytes where it lies in the host, else 0.
-        `bucket`: rows, as many outputs, and splits of 512 tokens that launches are made for, or
-        zeros. What is given stays until `send`. Raises ValueError, IndexError."""
+        `bounds`: rows, as many outputs, and splits of 512 tokens that launches are made for, or
+        zeros; the most floats of attention's workspace. What is given stays until `send`.
+        Raises ValueError, IndexError."""
 
     @property
     def upload_bytes(self) -> int:

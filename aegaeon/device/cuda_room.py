@@ -8,6 +8,9 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon.device.products import Products
 from aegaeon.memory.cuda_room import RoomBytes
+from aegaeon.memory.workspace import FLOAT_BYTES, MAX_PASS_ROWS
+
+UNBOUNDED = 1 << 62
 
 
 @dataclass(slots=True)
@@ -48,6 +51,9 @@ class Rooms:
         self.upload = Room(device, products)
         self.splits = Room(device, products)  # of attention
         self.draws = Room(device, products)
+        # Floats that splits may take, and rows of decodes whose launches are recorded.
+        self.most_floats = UNBOUNDED if size is None else size.splits // FLOAT_BYTES
+        self.graph_rows = MAX_PASS_ROWS if size is None else size.rows
         if size is not None:
             self.slots.reserve(size.slots)
             self.result.reserve(size.result)

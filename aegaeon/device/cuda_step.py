@@ -2,7 +2,7 @@
 after one upload of all that it needs; a decode of few shapes as a CUDA graph."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,9 +24,7 @@ from aegaeon.device.cuda_room import Rooms
 from aegaeon.device.packed import Matrix
 from aegaeon.device.products import HALF_TILE_ROWS, Products
 from aegaeon.device.recorder import RecordedStep, record
-from aegaeon.memory.workspace import MAX_PASS_ROWS, SPLIT_TOKENS
-
-FLOAT_BYTES = 4
+from aegaeon.memory.workspace import FLOAT_BYTES, MAX_PASS_ROWS, SPLIT_TOKENS
 
 Given = tuple[int, tuple[int, int, int], int, int]  # as _native.CudaPass takes a pass
 Table = tuple[int, int, int, int]
@@ -57,6 +55,31 @@ class _Factor:
     tiles: list[tuple[Tensor, Tensor]]
 
 
+Described = tuple[tuple[int, int, int], Place, tuple[int, int], bool]  # by CudaStepPlan.products
+
+
+def _factors_of(projection: Projection, described: list[Described]) -> list[_Factor]:
+    """Return as few and as large ones as can be: parts that lie one behind the other are one."""
+    found: list[tuple[Matrix, Described]] = []
+    for part, one in zip(projection.parts, described, strict=True):
+        before = found[-1] if found else None
+        if before is not None and before[1][0] == one[0] and _is_behind(before[0], part):
+            outputs = before[0].out_features + part.out_features
+            found[-1] = replace(before[0], out_features=outputs), before[1]
+        else:
+            found.append((part, one))
+    return [
+        _Factor(_rows_of(part), x[0], out, columns[0], is_of_outputs, [])
+        for part, (x, out, columns, is_of_outputs) in found
+    ]
+
+
+def _is_behind(first: Matrix, second: Matrix) -> bool:
+    end = first.address + first.out_features * first.in_features * first.dtype.itemsize
+    is_alike = first.owner is second.owner and first.dtype == second.dtype
+    return is_alike and second.address == end
+
+
 class CudaRunner(StepRunner):
     """Of one model. Copies of what a step that failed still computes with start behind it."""
 
@@ -72,13 +95,8 @@ class CudaRunner(StepRunner):
         recorded = record(step, hidden, head_dim, _native.CudaStepPlan())
         projections = [one for one in recorded.weights if isinstance(one, Projection)]
         self._factors = [
-            [
-                _Factor(_rows_of(part), begin, out, column, is_of_outputs, [])
-                for part, ((begin, _, _), out, (column, _), is_of_outputs) in zip(
-                    projection.parts, factors, strict=True
-                )
-            ]
-            for projection, factors in zip(projections, recorded.plan.products, strict=True)
+            _factors_of(projection, described)
+            for projection, described in zip(projections, recorded.plan.products, strict=True)
         ]
         self._recorded = recorded
         self._identity = hashlib.sha256(recorded.plan.identity).digest()
@@ -103,9 +121,13 @@ class CudaRunner(StepRunner):
             self.prepare(step, embedding.table.in_features, angles[0].shape[1])
         assert self._recorded is not None
         plan, compute = self._recorded.plan, self._compute
-        bucket = _bucket_of(batch, embedding)
+        rooms = compute.rooms
+        bucket = _bucket_of(batch, embedding, rooms.graph_rows)
         given = _native.CudaPass(
-            plan, paged_rows(batch.kv), *_operands(embedding, angles, batch), bucket
+            plan,
+            paged_rows(batch.kv),
+            *_operands(embedding, angles, batch),
+            (*bucket, rooms.most_floats),
         )
         rows = max(len(embedding.token_ids), bucket[0])
         counts = rows, max(len(batch.logit_rows), bucket[0])
@@ -118,7 +140,7 @@ class CudaRunner(StepRunner):
         else:
             self._launch(given, counts, compute.device.stream, await_stage)
         features, outputs = self._recorded.result_features, len(batch.logit_rows)
-        result = compute.rooms.result.view[: outputs * features * FLOAT_BYTES]
+        result = rooms.result.view[: outputs * features * FLOAT_BYTES]
         return result.view(torch.float32).view(outputs, features)
 
     def _place(self, given: _native.CudaPass, counts: tuple[int, int]) -> None:
@@ -203,12 +225,12 @@ def _operands(embedding: Embedding, angles: Angles, batch: StepBatch) -> tuple[G
     return given, (*table.operand, host_bytes if embedding.is_in_host else 0)
 
 
-def _bucket_of(batch: StepBatch, embedding: Embedding) -> tuple[int, int]:
+def _bucket_of(batch: StepBatch, embedding: Embedding, most: int) -> tuple[int, int]:
     """Return rows and splits, powers of two, of the recorded step that runs this decode: a row of
-    each sequence, wanted of all. (0, 0) for what is launched as it is."""
+    each sequence, `most` of them, wanted of all. (0, 0) for what is launched as it is."""
     rows, sequences = len(embedding.token_ids), batch.kv.sequences
     is_decode = rows == len(sequences) == len(batch.logit_rows) and not embedding.is_in_host
-    if not is_decode or any(part.rows != 1 for part in sequences):
+    if not is_decode or rows > most or any(part.rows != 1 for part in sequences):
         return 0, 0
     splits = -(-max(part.tokens for part in sequences) // SPLIT_TOKENS)
     return _power_of_two(rows), _power_of_two(splits)

@@ -33,9 +33,10 @@ class RoomBytes(msgspec.Struct, frozen=True):
     upload: int = 0
     splits: int = 0
     draws: int = 0
+    rows: int = 0  # of the largest decode that it is for, a power of two
 
     @property
-    def total(self) -> int:
+    def total_bytes(self) -> int:
         """Of all."""
         return self.slots + self.result + self.upload + self.splits + self.draws
 
@@ -43,8 +44,7 @@ class RoomBytes(msgspec.Struct, frozen=True):
 def room_bytes(configs: Iterable[ModelConfig], max_batch: int) -> RoomBytes:
     """Return what steps of these models need, where at most `max_batch` sequences have a row each.
 
-    A pass of other rows may need more of `splits`, and gets it then: sequences that are cut into
-    short pieces far behind their beginning.
+    Only a pass that more than so many tokens come of needs more, logits: it gets that then.
     """
     sizes = [_room_of(config, min(max_batch, MAX_PASS_ROWS)) for config in configs]
     fields = RoomBytes.__struct_fields__
@@ -72,6 +72,7 @@ def _room_of(config: ModelConfig, sequences: int) -> RoomBytes:
         upload=WORD_BYTES * (MAX_PASS_ROWS * row_words + blocks),
         splits=FLOAT_BYTES * bucket * split_floats if splits > 1 else 0,
         draws=bucket * DRAW_BYTES + min(bucket, DRAWN_ROWS) * (17 * vocab + 64),
+        rows=bucket,
     )
 
 

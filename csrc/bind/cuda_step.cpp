@@ -139,11 +139,11 @@ void check_pages(const StepPlan& plan, const PagedRows& rows, std::size_t count)
 class CudaPass {
  public:
   CudaPass(std::shared_ptr<CudaStepPlan> plan, const PagedRows& rows, const StepGiven& given,
-           const StepTable& table, std::pair<std::size_t, std::size_t> bucket)
+           const StepTable& table, const std::array<std::size_t, 3>& bounds)
       : plan_(std::move(plan)),
         rows_(rows),
         upload_((check_pages(plan_->plan(), rows_, std::get<0>(given)), plan_->plan()),
-                host_step(given, table), rows_.kv, {bucket.first, bucket.second}) {}
+                host_step(given, table), rows_.kv, {bounds[0], bounds[1]}, bounds[2]) {}
 
   std::size_t upload_bytes() const { return upload_.bytes(); }
   std::size_t workspace_bytes() const { return upload_.workspace_floats() * sizeof(float); }
@@ -237,7 +237,7 @@ void bind_plan(py::module_& module) {
       .def("product_of", &Plan::product_of);
   py::class_<CudaPass>(module, "CudaPass", py::module_local())
       .def(py::init<std::shared_ptr<Plan>, const PagedRows&, const StepGiven&, const StepTable&,
-                    std::pair<std::size_t, std::size_t>>())
+                    const std::array<std::size_t, 3>&>())
       .def_property_readonly("upload_bytes", &CudaPass::upload_bytes)
       .def_property_readonly("workspace_bytes", &CudaPass::workspace_bytes)
       .def_property_readonly("identity", &CudaPass::identity)

@@ -8,15 +8,23 @@ import torch
 
 from aegaeon import _native
 from aegaeon.device import products
+from aegaeon.device.base import OneByOne
 from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.cuda import CudaOperators
 from aegaeon.device.cuda_graphs import Graphs
+from aegaeon.device.recorder import record
 from aegaeon.errors import DeviceError
+from aegaeon.memory.cuda_room import RoomBytes, cuda_step_floats, room_bytes
+from aegaeon.models import layers
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.packing import plan_pack
 from aegaeon.models.weights import read_weights
+from aegaeon.types import SamplingParams
 from tests.support.checkpoints import VOCAB_TOKENS, make_checkpoint
+from tests.support.cuda_products import HostProducts
 from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM
 from tests.support.cuda_steps import WIDTHS, SteppedModel, on_stand_in, operators, row_weights
+from tests.support.unread import SIZES, Unread, config_of
 
 ORDERS = [(EAGER, 1), (LAZY, 1), (RANDOM, 1), (RANDOM, 2)]
 FORMS = {
@@ -89,8 +97,9 @@ def test_a_product_of_a_weight_is_the_same_call_for_any_rows(tmp_path, eager):
     for parts in ([(0, 0, 1)], [(0, 1, 30), (1, 0, 9)], [(0, 31, 1), (1, 9, 1), (2, 0, 1)]):
         model.step(*parts, wanted="all")
     shapes = set(device.compute.products.calls)
-    qkv, head = {(128, 128), (64, 128)}, {(VOCAB_TOKENS, 128)}
-    assert {(outputs, inputs) for _, _, outputs, inputs in shapes} >= qkv | head
+    # Queries, keys and values in one, and so are gate and up.
+    expected = {(256, 128), (128, 128), (2 * 96, 128), (128, 96), (VOCAB_TOKENS, 128)}
+    assert {(outputs, inputs) for _, _, outputs, inputs in shapes} == expected
     assert all(rows == 8 and inputs == width for rows, width, _, inputs in shapes)
 
 
@@ -120,6 +129,61 @@ def test_steps_are_not_waited_for_and_keep_what_they_were_given(tmp_path, module
     for at in range(0, 39, 3):
         done(device, expected.step((0, at, 3), wanted="none"))
     assert torch.equal(logits, done(device, expected.step((0, 39, 1))))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_slots_of_any_shape_take_no_more_than_is_counted(sizes, family, monkeypatch):
+    if not _native.has_cuda:
+        pytest.skip("this build has no CUDA")
+    monkeypatch.setattr(layers, "EmbeddingRows", lambda *_: None)
+    config, plans = config_of(family, sizes), []
+
+    class Recorded(CpuDevice):
+        activation_dtype = torch.bfloat16
+
+        def new_runner(self):
+            runner = OneByOne(self)
+            runner.prepare = lambda *given: plans.append(record(*given, _native.CudaStepPlan()))
+            return runner
+
+    layers.Decoder(config, Recorded(), Unread(config)).prepare()
+    assert 0 < plans[0].plan.row_bytes <= 4 * cuda_step_floats(config)
+
+
+def test_a_small_room_for_splits_never_shows(tmp_path, eager):
+    weights = row_weights(tmp_path, "llama", torch.bfloat16, max_position_embeddings=1200)
+    found = []
+    for size in (None, RoomBytes(splits=2 * 66 * 4 * 3, rows=1)):
+        device = CudaOperators(_native.CudaDevice(0), HostProducts(eager), size)
+        model = SteppedModel(device, weights, (1100, 1100))
+        for sequence in range(2):
+            for at in (0, 512):
+                model.step((sequence, at, 512), wanted="none")
+        made = [model.step((0, 1024, 9), (1, 1024, 1)), model.step((0, 1033, 1), (1, 1025, 1))]
+        found.append(done(device, made[1]))
+        assert size is None or len(device.compute.rooms.splits.view) == size.splits
+    assert torch.equal(*found)
+
+
+def test_rooms_are_as_large_as_steps_ever_need(tmp_path, eager):
+    weights = row_weights(tmp_path, "llama", torch.bfloat16, max_position_embeddings=1040)
+    config = weights.plan.load_plan.config
+    size = room_bytes((config,), 3)
+    device = CudaOperators(_native.CudaDevice(0), HostProducts(eager), size)
+    rooms = device.compute.rooms
+    every = rooms.slots, rooms.result, rooms.upload, rooms.splits, rooms.draws
+    before = [room.view.data_ptr() for room in every]
+    assert sum(len(room.view) for room in every) == size.total_bytes
+    model = SteppedModel(device, weights, (1040, 1040, 1040))
+    for sequence in range(3):
+        model.step((sequence, 0, 200), wanted="none")
+        model.step((sequence, 200, 512), wanted="none")
+        model.step((sequence, 1024, 15))
+    logits = model.step((0, 1039, 1), (1, 1039, 1), (2, 1039, 1))
+    drawn = device.sample(logits, [(SamplingParams(seed=at), 3) for at in range(3)])
+    assert all(0 <= token < VOCAB_TOKENS for token in drawn)
+    assert [room.view.data_ptr() for room in every] == before
 
 
 # Graphs

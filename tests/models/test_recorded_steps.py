@@ -1,11 +1,9 @@
 """A recorded step gives the bits of its operators one by one, whatever befalls it."""
 
-import json
 import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,22 +12,21 @@ from torch import Tensor
 from aegaeon import _native
 from aegaeon.device.base import Device, OneByOne, Step, StepRunner
 from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.packed import Matrix
 from aegaeon.device.recorder import record
 from aegaeon.errors import LoadCancelled, WeightsEvicted
 from aegaeon.memory.kv import KvShape
 from aegaeon.memory.workspace import MAX_PASS_ROWS, pass_bytes, step_floats
 from aegaeon.models import layers
-from aegaeon.models.checkpoint import plan_load, tensor_shapes
-from aegaeon.models.config import ModelConfig, parse_config
+from aegaeon.models.checkpoint import plan_load
+from aegaeon.models.config import ModelConfig
 from aegaeon.models.layers import Decoder
 from aegaeon.models.packing import PackPlan, plan_pack
-from aegaeon.models.stages import AllIn
 from aegaeon.models.weights import PackedWeights, read_weights
-from tests.support.checkpoints import VOCAB_TOKENS, make_checkpoint, make_config
+from tests.support.checkpoints import VOCAB_TOKENS, make_checkpoint
 from tests.support.coming import Coming
 from tests.support.eager import EagerCpu
 from tests.support.paged import PagedSequences
+from tests.support.unread import SIZES, Unread, config_of
 
 VARIANTS = {
     "llama": ("llama", {}),
@@ -212,26 +209,6 @@ def test_a_pass_takes_no_more_than_is_estimated_and_not_much_less(name, tmp_path
         assert workspace.bytes <= pass_bytes(model.config) <= 8 * workspace.bytes
 
 
-class Unread:
-    """Weights of any size, of which nobody reads any."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.stages = AllIn()
-        self.shapes = dict(tensor_shapes(config))
-        tensors = {name: SimpleNamespace(stage=0) for name in self.shapes}
-        load_plan = SimpleNamespace(config=config)
-        self.plan = SimpleNamespace(total_bytes=1, tensors=tensors, load_plan=load_plan)
-
-    def matrix(self, name: str) -> Matrix:
-        return Matrix(None, 64, *self.shapes[name], torch.bfloat16)
-
-    def vector(self, name: str) -> Tensor:
-        return torch.zeros(self.shapes[name])
-
-    def has(self, name: str) -> bool:
-        return name in self.shapes
-
-
 class Recorded(CpuDevice):
     """Keeps the plans of the steps that it prepares."""
 
@@ -249,21 +226,11 @@ class Recorded(CpuDevice):
         return Runner(self)
 
 
-# Hidden, heads, KV heads, head_dim, intermediate: as published, and odd ones.
-SIZES = [
-    *((1024, 16, 8, 128, 3072), (2048, 32, 8, 64, 8192), (4096, 32, 8, 128, 12288)),
-    *((2560, 32, 8, 128, 9728), (896, 14, 2, 64, 4864), (5120, 64, 8, 128, 25600)),
-    *((4096, 32, 32, 128, 11008), (1024, 4, 1, 256, 256), (512, 8, 8, 64, 4000)),
-]
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_slots_of_any_shape_take_no_more_than_is_counted(sizes, family, monkeypatch):
     monkeypatch.setattr(layers, "EmbeddingRows", lambda *_: None)
-    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    changes = dict(zip((*names, "intermediate_size"), sizes, strict=True))
-    config = parse_config(json.dumps(make_config(family, num_hidden_layers=4, **changes)).encode())
+    config = config_of(family, sizes)
     device = Recorded()
     Decoder(config, device, Unread(config)).prepare()
     assert device.plans[0].row_bytes <= 4 * step_floats(config)

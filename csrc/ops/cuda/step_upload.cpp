@@ -42,14 +42,15 @@ void append(std::string& bytes, const Value& value) {
 }  // namespace
 
 StepUpload::StepUpload(const StepPlan& plan, const HostStep& step, const PagedKv& kv,
-                       StepBucket bucket)
+                       StepBucket bucket, std::size_t most_floats)
     : step_(step),
       kv_(kv),
       head_dim_(plan.head_dim()),
       hidden_(plan.hidden()),
       rows_(std::max(step.rows, bucket.rows)),
       outputs_(std::max(step.outputs, bucket.rows)),
-      tables_(kv, heads_of(plan, kv), bounds_of(bucket, rows_, heads_of(plan, kv) / kv.kv_heads)) {
+      tables_(kv, heads_of(plan, kv), bounds_of(bucket, rows_, heads_of(plan, kv) / kv.kv_heads),
+              most_floats) {
   const std::size_t angles = rows_ * head_dim_ * sizeof(float);
   cos_ = aligned(rows_ * sizeof(std::int64_t));
   sin_ = aligned(cos_ + angles);

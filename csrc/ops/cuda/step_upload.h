@@ -32,7 +32,9 @@ struct StepBucket {
 class StepUpload {
  public:
   // `kv` has to live as long. Throws what StepTables throws.
-  StepUpload(const StepPlan& plan, const HostStep& step, const PagedKv& kv, StepBucket bucket);
+  // Attention has a workspace of `most_floats` at most.
+  StepUpload(const StepPlan& plan, const HostStep& step, const PagedKv& kv, StepBucket bucket,
+             std::size_t most_floats);
 
   std::size_t bytes() const { return total_; }
   std::size_t workspace_floats() const;

@@ -17,6 +17,10 @@ std::int32_t narrow_id(std::size_t id) {
   return static_cast<std::int32_t>(id);
 }
 
+std::size_t splits_of(const SequenceRows& sequence) {
+  return (sequence.start + sequence.rows + kSplitTokens - 1) / kSplitTokens;
+}
+
 template <typename Entry>
 void put(std::vector<std::int32_t>& words, const std::vector<Entry>& entries) {
   const std::size_t at = words.size();
@@ -26,13 +30,15 @@ void put(std::vector<std::int32_t>& words, const std::vector<Entry>& entries) {
 
 }  // namespace
 
-StepTables::StepTables(const PagedKv& kv, std::size_t heads, const StepBounds& least)
+StepTables::StepTables(const PagedKv& kv, std::size_t heads, const StepBounds& least,
+                       std::size_t most_floats)
     : bounds_(least) {
   std::vector<std::int32_t> blocks;
   for (const SequenceRows& sequence : kv.sequences) {
     if (sequence.rows == 0) continue;
     bounds_.rows = std::max(bounds_.rows, sequence.first_row + sequence.rows);
-    add_tiles(sequence, sequence.rows * (heads / kv.kv_heads), blocks.size());
+    const std::size_t queries = sequence.rows * (heads / kv.kv_heads);
+    add_tiles(sequence, queries, blocks.size(), is_short(kv, sequence, queries, most_floats));
     for (const std::size_t block : sequence.blocks) blocks.push_back(narrow_id(block));
   }
   std::vector<RowPlace> places(bounds_.rows, RowPlace{-1, 0});
@@ -54,9 +60,17 @@ StepTables::StepTables(const PagedKv& kv, std::size_t heads, const StepBounds& l
   put(words_, blocks);
 }
 
+bool StepTables::is_short(const PagedKv& kv, const SequenceRows& sequence, std::size_t queries,
+                          std::size_t most_floats) const {
+  if (queries > kMostShortQueries) return false;
+  StepBounds with = bounds_;
+  with.short_queries = std::max(with.short_queries, short_queries_ + queries);
+  with.splits = std::max(with.splits, splits_of(sequence));
+  return cuda::workspace_floats(with, kv) <= most_floats;
+}
+
 void StepTables::add_tiles(const SequenceRows& sequence, std::size_t queries,
-                           std::size_t first_block) {
-  const bool is_short = queries <= kMostShortQueries;
+                           std::size_t first_block, bool is_short) {
   const std::size_t each = is_short ? kShortQueries : kLongQueries;
   for (std::size_t query = 0; query < queries; query += each) {
     (is_short ? short_ : long_)
@@ -66,8 +80,7 @@ void StepTables::add_tiles(const SequenceRows& sequence, std::size_t queries,
   }
   if (!is_short) return;
   short_queries_ += queries;
-  const std::size_t tokens = sequence.start + sequence.rows;
-  bounds_.splits = std::max(bounds_.splits, (tokens + kSplitTokens - 1) / kSplitTokens);
+  bounds_.splits = std::max(bounds_.splits, splits_of(sequence));
 }
 
 std::size_t workspace_floats(const StepBounds& bounds, const PagedKv& kv) {

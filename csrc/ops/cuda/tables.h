@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "ops/ops.h"
@@ -47,8 +48,11 @@ struct StepBounds {
 class StepTables {
  public:
   // Of `heads` query heads. At least `least` of everything is there, what is more than needed does
-  // nothing. Throws std::out_of_range for a block whose id has no 32 bits.
-  StepTables(const PagedKv& kv, std::size_t heads, const StepBounds& least = {});
+  // nothing. Sequences that would have splits of short tiles take more than `most_floats` of a
+  // workspace are cut into long ones, which take none. Throws std::out_of_range for a block whose
+  // id has no 32 bits.
+  StepTables(const PagedKv& kv, std::size_t heads, const StepBounds& least = {},
+             std::size_t most_floats = std::numeric_limits<std::size_t>::max());
 
   const StepBounds& bounds() const { return bounds_; }
   // RowPlace [rows], AttendTile [short_tiles], AttendTile [long_tiles], block ids: that order.
@@ -56,7 +60,10 @@ class StepTables {
 
  private:
   // `queries` are those of one KV head.
-  void add_tiles(const SequenceRows& sequence, std::size_t queries, std::size_t first_block);
+  void add_tiles(const SequenceRows& sequence, std::size_t queries, std::size_t first_block,
+                 bool is_short);
+  bool is_short(const PagedKv& kv, const SequenceRows& sequence, std::size_t queries,
+                std::size_t most_floats) const;
 
   StepBounds bounds_;
   std::size_t short_queries_ = 0;  // so far
