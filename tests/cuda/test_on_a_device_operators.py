@@ -26,6 +26,7 @@ LONG = pytest.mark.parametrize("cuda", LONG_KINDS, indirect=True)
 # Heads, KV heads, head_dim.
 HEADS = [(6, 2, 64), (3, 3, 96), (7, 1, 128), (2, 1, 256)]
 FEATURES = 64
+EPS = 1e-9
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +36,10 @@ def _inference():
 
 
 def start(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
-    """Have `step` begin with the rows x, as a model's step is run; return where its result will be.
+    """Have `step` begin with the rows x; return where its result will be, each row normed.
 
-    `batch` is of an empty sequence where none is given.
+    It is run as a model's, and ends as one: the wanted rows of what `step` makes are normed, and
+    multiplied, here with the unit matrix. `batch` is of an empty sequence where none is given.
     """
     if batch is None:
         sequences = PagedSequences(KvShape(1, 1, 64), [len(x)], area=cuda.area)
@@ -45,9 +47,19 @@ def start(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
     if len(batch.logit_rows) == 0:
         batch = replace(batch, logit_rows=torch.arange(len(x)))
     cos, sin = angles or (torch.ones(len(x), FEATURES), torch.zeros(len(x), FEATURES))
-    runner = cuda.operators().new_runner()
-    runner.prepare(step, x.shape[1], cos.shape[1])
-    return runner.run(step, StepInputs(x, cos, sin, batch), lambda _: None)
+    runner, ends = cuda.operators().new_runner(), {}
+
+    def whole(ops, given, await_stage):
+        made = step(ops, given, await_stage)
+        width = made.shape[1]
+        if width not in ends:
+            unit = cuda.matrix(torch.eye(width), torch.float32)
+            ends[width] = cuda.put(torch.ones(width)), Projection((unit,))
+        ones, unit = ends[width]
+        return ops.linear(ops.rms_norm(made, ones, EPS, rows=given.batch.logit_rows), unit)
+
+    runner.prepare(whole, x.shape[1], cos.shape[1])
+    return runner.run(whole, StepInputs(x, cos, sin, batch), lambda _: None)
 
 
 def run(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
@@ -55,7 +67,13 @@ def run(cuda: Cuda, step, x: Tensor, batch=None, angles=None) -> Tensor:
     return cuda.get(start(cuda, step, x, batch, angles))
 
 
+def normed(x: Tensor) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + EPS).sqrt()
+
+
 def assert_close(made: Tensor, expected: Tensor, tolerance: float) -> None:
+    """`expected` is what the operator has to make, of which `made` has the normed rows."""
+    expected = normed(expected)
     assert made.dtype == torch.float32 and made.shape == expected.shape
     error = (made.double() - expected).abs() / (1 + expected.abs())
     assert error.max() <= tolerance, float(error.max())
@@ -101,12 +119,13 @@ def test_linear_is_the_float64_formula(cuda, shape, dtype):
     assert_close(made, expected, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("extreme", [(), (-200.0, 200.0, -1000.0)], ids=["plain", "extreme"])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_gated_is_the_float64_formula(cuda, dtype):
+def test_gated_is_the_float64_formula(cuda, dtype, extreme):
     weights = [(randn(75, 130, seed=seed) / 12).to(dtype) for seed in (1, 2)]
     biases = [randn(75, seed=3), randn(75, seed=4)]
     # Where exp leaves what floats hold, too.
-    biases[0][[3, 40, 74]] = torch.tensor([-200.0, 200.0, -1000.0])
+    biases[0][[3, 40, 74][: len(extreme)]] = torch.tensor(extreme)
     parts = tuple(cuda.matrix(weight, dtype) for weight in weights)
     projection = Projection(parts, tuple(cuda.put(bias) for bias in biases))
     for rows in (1, 7, 30):
@@ -116,10 +135,7 @@ def test_gated_is_the_float64_formula(cuda, dtype):
             x.double() @ weight.double().T + bias.double()
             for weight, bias in zip(weights, biases, strict=True)
         )
-        # What one factor is off by, the other one makes more of.
-        scale = (1 + gate.abs()) * (1 + up.abs())
-        error = (made.double() - gate * torch.sigmoid(gate) * up).abs() / scale
-        assert error.max() <= TOLERANCE[dtype]
+        assert_close(made, gate * torch.sigmoid(gate) * up, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -162,14 +178,13 @@ def test_rows_whose_logits_are_wanted_are_normed_alone(cuda):
     x, weight = randn(6, 96, seed=1), cuda.put(randn(96, seed=2))
     chosen = torch.tensor([5, 0, 3])
 
-    def some(ops, given, _):
-        return ops.rms_norm(given.x, weight, 1e-5, rows=given.batch.logit_rows)
+    def step(ops, given, _):
+        return ops.rms_norm(given.x, weight, 1e-5)
 
     sequences = PagedSequences(KvShape(1, 1, 64), [6], area=cuda.area)
     batch = replace(sequences.batch([(0, 0, 6)]), logit_rows=chosen)
-    made = run(cuda, some, x, batch)
-    whole = run(cuda, lambda ops, given, _: ops.rms_norm(given.x, weight, 1e-5), x)
-    assert torch.equal(made, whole[chosen])
+    made = run(cuda, step, x, batch)
+    assert torch.equal(made, run(cuda, step, x)[chosen])
 
 
 @pytest.mark.parametrize("heads", [(3, 64), (1, 96), (5, 20)])
@@ -238,6 +253,8 @@ class Attention:
             qkv = given.x.view(-1, count + 2 * kv_heads, head_dim)
             queries, keys, values = qkv.split((count, kv_heads, kv_heads), dim=1)
             ops.append_kv(layer, keys, values, given.batch)
+            # Not at all, but as what queries are.
+            queries = ops.rotate(queries, given.cos, given.sin)
             return ops.attend(layer, queries, given.batch, SCALE)
 
         angles = torch.ones(len(x), head_dim), torch.zeros(len(x), head_dim)
