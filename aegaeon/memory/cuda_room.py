@@ -21,7 +21,8 @@ DRAW_BYTES = 64
 GATED_SLOTS = 3
 BLOCK_TOKENS = 16
 WORD_BYTES = 4
-# What torch gives cuBLAS on the newest devices.
+# What torch gives cuBLAS on the newest devices, on each of two streams: that which computes, and
+# that on which steps are recorded.
 CUBLAS_BYTES = 32 << 20
 
 
@@ -53,7 +54,7 @@ def room_bytes(configs: Iterable[ModelConfig], max_batch: int) -> RoomBytes:
 
 def cuda_workspace_bytes(configs: Iterable[ModelConfig], max_batch: int) -> int:
     """Return all that steps of these models take of a device, cuBLAS's own memory included."""
-    return room_bytes(configs, max_batch).total + CUBLAS_BYTES
+    return room_bytes(configs, max_batch).total_bytes + 2 * CUBLAS_BYTES
 
 
 def _room_of(config: ModelConfig, sequences: int) -> RoomBytes:
