@@ -137,6 +137,7 @@ class TokenEvent(msgspec.Struct, frozen=True, tag=True):
     token_ids: tuple[int, ...]
     instance: InstanceId
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0  # of the prompt, that had not to be prefilled; with the first
 
 
 class RequestFailed(msgspec.Struct, frozen=True, tag=True):
@@ -198,14 +199,8 @@ class Stretch(msgspec.Struct, frozen=True):
 
     def after(self, steps: int) -> "Stretch":
         """What is left of it, `steps` steps on."""
-        return Stretch(
-            self.steps - steps,
-            self.until_s,
-            self.lead_s,
-            self.first_s,
-            self.made + steps,
-            self.tbt_s,
-        )
+        left, made = self.steps - steps, self.made + steps
+        return Stretch(left, self.until_s, self.lead_s, self.first_s, made, self.tbt_s)
 
 
 ONE_STEP = Stretch()
@@ -253,11 +248,13 @@ Action = Switch | Prefill | Decode | Handoff | Idle
 
 
 class NewToken(msgspec.Struct, frozen=True):
-    """A token just made; with a finish reason it is the request's last and its KV is free again."""
+    """A token just made; with a finish reason it is the request's last and its KV is free again.
+    The step began behind `cached_tokens` whose KV others had left."""
 
     request_id: RequestId
     token_id: int
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
 
 
 class Switched(msgspec.Struct, frozen=True, tag=True):
@@ -391,6 +388,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_s: float = 0.0
     weight_bytes: int = 0
     moved: dict[Phase, PhaseTotal] = {}
+    looked_up_tokens: int = 0  # of prompts, of which `found_tokens` had not to be prefilled
+    found_tokens: int = 0
+    evicted_blocks: int = 0  # of KV that was kept to be found
 
 
 class Instance(msgspec.Struct, frozen=True):

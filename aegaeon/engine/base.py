@@ -36,13 +36,18 @@ NO_BOUND_BYTES = 1 << 62
 
 
 class EngineUsage(msgspec.Struct, frozen=True):
-    """Bytes held now, against their budgets; and bytes moved since the start."""
+    """Bytes held now, against their budgets; and bytes moved since the start. So are counted the
+    tokens that sequences began with, those whose KV was found there, and blocks of KV that were
+    kept to be found and made room for others."""
 
     weight_bytes: int
     weight_budget_bytes: int
     kv_bytes: int
     kv_budget_bytes: int
     moved: dict[Phase, PhaseTotal] = {}
+    looked_up_tokens: int = 0
+    found_tokens: int = 0
+    evicted_blocks: int = 0
 
 
 class Engine(ABC):

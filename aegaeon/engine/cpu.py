@@ -24,7 +24,8 @@ def open_cpu_engine(
         weights = InPlaceWeights(parts.source, decoders_on(parts.device))
         costs = SwapCosts(parts.traffic)
         parts.pool.back_ahead(AHEAD_BYTES)
-        memory = EngineMemory(weights, InPlaceKv(parts.pool), parts.traffic, costs)
+        kv = InPlaceKv(parts.pool, settings.prefix_cache)
+        memory = EngineMemory(weights, kv, parts.traffic, costs)
         engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()
         return engine

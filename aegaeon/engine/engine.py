@@ -13,6 +13,7 @@ from aegaeon.device.base import Device
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
 from aegaeon.engine.kv_place import KvPlace
+from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
 from aegaeon.errors import (
     AegaeonError,
@@ -91,6 +92,8 @@ class ModelEngine(Engine):
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
+        self._looked_up_tokens = 0  # of all sequences that began
+        self._found_tokens = 0  # of these, that others had left
 
     def submit(self, request: Request) -> None:
         spec = self._checked(request)
@@ -164,6 +167,9 @@ class ModelEngine(Engine):
             kv_bytes=self._kv.pool.charged_bytes,
             kv_budget_bytes=self._kv.pool.budget_bytes,
             moved=self._traffic.totals(),
+            looked_up_tokens=self._looked_up_tokens,
+            found_tokens=self._found_tokens,
+            evicted_blocks=self._kv.pool.evicted_blocks,
         )
 
     def close(self) -> None:
@@ -199,9 +205,12 @@ class ModelEngine(Engine):
     def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
+            for sequence in wanted:
+                sequence.begin(model.identity)
             ready, preempted = self._sequences.make_room(wanted)
             shortage = self._kv.shortage if preempted else ""
         ready = self._kv.await_any(ready)
+        self._count_found(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         tokens: list[NewToken] = []
         failed: list[Failure] = []
@@ -218,6 +227,25 @@ class ModelEngine(Engine):
             action.model, tuple(tokens), took_s, tuple(preempted), tuple(failed), shortage
         )
 
+    def _count_found(self, sequences: list[Sequence]) -> None:
+        """Count those that begin: of the others more is cached than they have found."""
+        if not self._kv.prefixes.is_on:
+            return
+        for sequence in sequences:
+            if sequence.cached == sequence.found:
+                self._looked_up_tokens += sequence.tokens
+                self._found_tokens += sequence.found
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Its logits are finite, so its keys and values are: others may begin with them."""
+        sequence.found = 0
+        sequence.sound = sequence.cached
+        if sequence.whole_blocks > len(sequence.held.shares):
+            with self._lock:
+                self._kv.prefixes.publish(
+                    sequence.shape, sequence.chain, sequence.held, sequence.whole_blocks
+                )
+
     def _take_tokens(
         self, parts: list[Part], logits: Tensor, tokens: list[NewToken], failed: list[Failure]
     ) -> None:
@@ -225,13 +253,14 @@ class ModelEngine(Engine):
         draws = [(one.request.sampling, len(one.generated)) for one in sequences]
         drawn = self._device.sample(logits, draws)
         for sequence, token_id in zip(sequences, drawn, strict=True):
-            request = sequence.request
+            request, found = sequence.request, sequence.found
             if token_id is None:
                 message = f"{request.model} made logits that are not finite; the request ends"
                 failed.append((request.id, AegaeonError.code, message))
                 self._forget(request.id, is_poisoned=True)
                 continue
+            self._publish(sequence)
             reason = sequence.append(token_id)
-            tokens.append(NewToken(request.id, token_id, reason))
+            tokens.append(NewToken(request.id, token_id, reason, found))
             if reason is not None:
                 self.release(request.id)

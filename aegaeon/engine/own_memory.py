@@ -48,7 +48,7 @@ def open_on(
         if device.compute.pins is None or not parts.pool.pin(device.compute.pins):
             parts.pool.back_ahead(AHEAD_BYTES)
         costs = SwapCosts(traffic)
-        kv = SwappedKv(pool, parts.pool, copier, traffic, costs)
+        kv = SwappedKv((pool, parts.pool), copier, traffic, costs, settings.prefix_cache)
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
         engine = ModelEngine(

@@ -225,6 +225,7 @@ class Requests:
         if live is None:
             return  # cancelled while it was made
         request = live.request
+        prompt_tokens = len(request.prompt_token_ids)
         reply = TokenEvent(
             request_id=request.id,
             attempt=request.attempt,
@@ -232,6 +233,7 @@ class Requests:
             token_ids=(token.token_id,),
             instance=self._record.id,
             finish_reason=token.finish_reason,
+            cached_tokens=0 if live.token_ids else min(token.cached_tokens, prompt_tokens),
         )
         self._outbox.post(request.reply_to, reply)
         live.token_ids.append(token.token_id)

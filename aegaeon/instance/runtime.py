@@ -251,6 +251,9 @@ class Runtime:
             expected_s=self._parts.pace.expected_s,
             weight_bytes=usage.weight_bytes,
             moved=usage.moved,
+            looked_up_tokens=usage.looked_up_tokens,
+            found_tokens=usage.found_tokens,
+            evicted_blocks=usage.evicted_blocks,
         )
 
     def _state(self) -> Literal["starting", "ready", "draining"]:

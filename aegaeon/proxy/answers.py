@@ -9,12 +9,19 @@ from msgspec import UNSET, UnsetType
 from aegaeon.types import FinishReason, Quantize
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    """Of the prompts' tokens: those that no choice had to prefill."""
+
+    cached_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of the prompts, each counted once, and of all choices, the stop token included."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -179,6 +186,9 @@ class InstanceHealth(msgspec.Struct, frozen=True):
     stall_s: float
     compute_s: float
     expected_s: float
+    looked_up_tokens: int
+    found_tokens: int
+    evicted_blocks: int
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ class Piece(msgspec.Struct, frozen=True):
     tokens: int
     finish_reason: FinishReason | None
     instance: InstanceId
+    cached_tokens: int = 0  # of its prompt
 
 
 class Choices:
@@ -117,11 +118,12 @@ async def _pieces(
                 new, is_stopped = stops.push(new)
                 text += new
                 if is_stopped:
-                    yield Piece(0, text, count, "stop", delta.instance)
+                    yield Piece(0, text, count, "stop", delta.instance, delta.cached_tokens)
                     return
             finish = delta.finish_reason
             if finish is not None:
                 rest, is_stopped = stops.push(detokenizer.finish())
                 text += rest if is_stopped else rest + stops.finish()
                 finish = "stop" if is_stopped else finish
-            yield Piece(0, text, len(token_ids), finish, delta.instance)
+            count = len(token_ids)
+            yield Piece(0, text, count, finish, delta.instance, delta.cached_tokens)

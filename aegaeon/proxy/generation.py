@@ -48,6 +48,7 @@ class Delta(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None
     instance: InstanceId
     received_s: float
+    cached_tokens: int = 0  # of the prompt, that had not to be prefilled
 
 
 class OpenRequest:
@@ -74,6 +75,7 @@ class OpenRequest:
         self._finish: FinishReason | None = None
         self._instance: InstanceId = ""
         self._received_s = arrival_s
+        self._cached_tokens = 0
         self._changed = asyncio.Event()
 
     @property
@@ -164,7 +166,7 @@ class OpenRequest:
             return None
         new = tuple(self._tokens[self._taken :])
         self._taken = len(self._tokens)
-        return Delta(new, self._finish, self._instance, self._received_s)
+        return Delta(new, self._finish, self._instance, self._received_s, self._cached_tokens)
 
     async def wait(self) -> None:
         """Return when something may have changed, at the latest after a second."""
@@ -185,6 +187,8 @@ class OpenRequest:
             # A record was lost on the way: only a new attempt can fill the gap.
             self.lose()
             return
+        if event.position == 0:
+            self._cached_tokens = event.cached_tokens
         self._tokens.extend(event.token_ids[known:])
         self._finish = event.finish_reason
         self._instance = event.instance

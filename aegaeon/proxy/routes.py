@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aegaeon.errors import AegaeonError
-from aegaeon.proxy.answers import DONE, PING, Answer, Text, Usage, frame
+from aegaeon.proxy.answers import DONE, PING, Answer, PromptDetails, Text, Usage, frame
 from aegaeon.proxy.choices import Choices, Piece
 from aegaeon.proxy.failures import ApiError, as_api_error, internal_error, invalid
 from aegaeon.proxy.limits import read_json_body
@@ -116,7 +116,7 @@ async def _whole(service: Service, job: Job) -> bytes:
     count = len(job.generations)
     texts: list[list[str]] = [[] for _ in range(count)]
     done: list[Text | None] = [None] * count
-    tally = Tally(job.prompt_tokens)
+    tally = Tally(job.prompt_tokens, job.body.n or 1)
     async with service.choices(job) as choices:
         while not choices.is_done:
             piece = await choices.next(_WHOLE_WAIT_S)
@@ -133,20 +133,26 @@ async def _whole(service: Service, job: Job) -> bytes:
 class Tally:
     """Counts what an answer has used so far."""
 
-    def __init__(self, prompt_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, choices: int) -> None:
+        """`choices` are those of each prompt."""
         self._prompt = prompt_tokens
+        self._choices = choices
         self._completion = 0
+        self._cached: dict[int, int] = {}  # by prompt: of the choice that found least
         self.instance = ""
 
     def add(self, piece: Piece) -> None:
         """Count a piece's tokens."""
         self._completion += piece.tokens
+        prompt, cached = piece.index // self._choices, piece.cached_tokens
+        self._cached[prompt] = min(cached, self._cached.get(prompt, cached))
         self.instance = piece.instance
 
     @property
     def usage(self) -> Usage:
         """The usage so far."""
-        return Usage(self._prompt, self._completion, self._prompt + self._completion)
+        total, cached = self._prompt + self._completion, sum(self._cached.values())
+        return Usage(self._prompt, self._completion, total, PromptDetails(cached))
 
 
 class TokenStream(Response):
@@ -164,7 +170,7 @@ class TokenStream(Response):
         self._answer = Answer(
             "chat" if job.is_chat else "text", job.body.model, job.id, self._with_usage
         )
-        self._tally = Tally(job.prompt_tokens)
+        self._tally = Tally(job.prompt_tokens, job.body.n or 1)
         self._opened: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI

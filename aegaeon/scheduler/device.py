@@ -269,7 +269,7 @@ class DeviceScheduler(Ledger[GroupT]):
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
         if self.observer is not None and not (outcome.preempted or outcome.failed):
-            self._tell(self.observer, group, action, outcome.took_s)
+            self._tell(self.observer, group, action, outcome)
         self._steps_done += 1
         self._residency.touch(outcome.model)
         for token in outcome.tokens:
@@ -294,7 +294,7 @@ class DeviceScheduler(Ledger[GroupT]):
         self._stepped(group, action, now)
 
     def _tell(
-        self, observer: Observer, group: GroupT, action: Prefill | Decode, took_s: float
+        self, observer: Observer, group: GroupT, action: Prefill | Decode, outcome: Stepped
     ) -> None:
         """A step ended in which none of its requests fared ill; they are not up to date yet."""
         if isinstance(action, Prefill):
@@ -305,9 +305,11 @@ class DeviceScheduler(Ledger[GroupT]):
         if len(lengths) < len(entries):
             return  # some were cancelled meanwhile
         if isinstance(action, Prefill):
-            observer.prefilled(group.model, lengths, took_s)
+            cached = {token.request_id: token.cached_tokens for token in outcome.tokens}
+            found = [cached.get(request, 0) for request in action.requests]
+            observer.prefilled(group.model, lengths, found, outcome.took_s)
         else:
-            observer.decoded(group.model, lengths, took_s)
+            observer.decoded(group.model, lengths, outcome.took_s)
 
     def _add_token(self, group: GroupT, request: RequestId, now: float) -> None:
         if request in group.waiting:

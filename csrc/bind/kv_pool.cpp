@@ -214,12 +214,20 @@ void bind_facts(py::class_<PyKvPool>& pool) {
       .def_property_readonly("address", &PyKvPool::address);
 }
 
+void bind_rest(py::class_<PyKvPool>& pool) {
+  pool.def("rest", &PyKvPool::rest, py::arg("shape"), py::arg("blocks"), py::arg("offer") = 0)
+      .def("wake", &PyKvPool::wake, py::arg("shape"), py::arg("blocks"), py::arg("words"))
+      .def("still_rest", &PyKvPool::still_rest, py::arg("shape"), py::arg("blocks"),
+           py::arg("words"));
+}
+
 }  // namespace
 
 void bind_kv_pool(py::module_& module) {
   py::class_<memory::DeviceBytes, std::shared_ptr<memory::DeviceBytes>>(module, "DeviceBytes");
   py::class_<PyKvPool> pool(module, "KvPool", py::buffer_protocol());
   bind_facts(pool);
+  bind_rest(pool);
   pool.def_static(
           "open_private",
           [](const std::tuple<std::uint64_t, std::uint64_t>& slabs, const Shapes& shapes,
@@ -247,10 +255,6 @@ void bind_kv_pool(py::module_& module) {
            py::arg("is_poisoned") = false, py::arg("offer") = 0)
       .def("offer", &PyKvPool::offer, py::arg("shape"), py::arg("blocks"))
       .def("take", &PyKvPool::take, py::arg("shape"), py::arg("blocks"), py::arg("sender"))
-      .def("rest", &PyKvPool::rest, py::arg("shape"), py::arg("blocks"), py::arg("offer") = 0)
-      .def("wake", &PyKvPool::wake, py::arg("shape"), py::arg("blocks"), py::arg("words"))
-      .def("still_rest", &PyKvPool::still_rest, py::arg("shape"), py::arg("blocks"),
-           py::arg("words"))
       .def("back_next", &PyKvPool::back_next, py::arg("ahead_bytes"))
       .def("reclaim", &PyKvPool::reclaim)
       .def("close", &PyKvPool::close)
