@@ -113,10 +113,9 @@ class InPlaceKv(KvPlace):
         self.pool.close()
 
     def _begin(self, sequence: Sequence) -> None:
-        """Have it begin with what others have left of its tokens, but for the last one, of which
-        the next comes."""
+        """Have it begin with what others have left of its tokens."""
         shape, chain = sequence.shape, sequence.chain
-        most = sequence.tokens - 1
+        most = sequence.findable_tokens
         sequence.held = held = self.prefixes.find(shape, chain, most // BLOCK_TOKENS)
         at = len(held.blocks)
         sequence.cached = at * BLOCK_TOKENS

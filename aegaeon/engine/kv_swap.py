@@ -286,7 +286,7 @@ class SwappedKv(KvPlace):
         if not sequence.is_shareable:
             return
         self._spill.collect()
-        most = (sequence.tokens - 1) // BLOCK_TOKENS
+        most = sequence.findable_tokens // BLOCK_TOKENS
         sequence.held = self.prefixes.find(shape, chain, most)
         found = len(sequence.blocks)
         more = self._kept.knows(chain, most) - found

@@ -52,6 +52,12 @@ class Sequence:
             self.is_shareable = False
 
     @property
+    def findable_tokens(self) -> int:
+        """How many tokens need not be run where others have left their keys and values: all but
+        the last, of which the next one comes."""
+        return self.tokens - 1
+
+    @property
     def whole_blocks(self) -> int:
         """How many blocks, from the first on, others may see."""
         return self.sound // BLOCK_TOKENS if self.is_shareable else 0

@@ -50,14 +50,12 @@ class Chain:
     def walk(self, count: int) -> Iterator[Key]:
         """Yield the keys of the first `count` blocks."""
         for at in range(count):
-            if at == len(self._keys):
-                self._keys.append(key_of(self.before(at), self.tokens(at)))
-            yield self._keys[at]
+            yield self.key(at)
 
     def key(self, at: int) -> Key:
         """Return the key of block number `at`."""
-        for _ in self.walk(at + 1):
-            pass
+        for number in range(len(self._keys), at + 1):
+            self._keys.append(key_of(self.before(number), self.tokens(number)))
         return self._keys[at]
 
     def before(self, at: int) -> Key:
