@@ -110,12 +110,14 @@ std::size_t KvPool::evict(unsigned shape, std::size_t want) {
   if (gain < want) {
     return 0;
   }
-  std::sort(found.begin(), found.end(),
-            [](const Resting& a, const Resting& b) { return a.age > b.age; });
   want += std::min(kMostSpare, found.size() / kSpareShare);
+  // A heap, for of many few are wanted.
+  const auto is_younger = [](const Resting& a, const Resting& b) { return a.age < b.age; };
+  std::make_heap(found.begin(), found.end(), is_younger);
   std::size_t gained = 0;
-  for (auto victim = found.begin(); victim != found.end() && gained < want; ++victim) {
-    gained += evict_in(*victim);
+  for (auto end = found.end(); end != found.begin() && gained < want; --end) {
+    std::pop_heap(found.begin(), end, is_younger);
+    gained += evict_in(*(end - 1));
   }
   return gained;
 }
