@@ -107,6 +107,7 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python benchmark/engine.py --json > $(RESULTS)/engine.json
 	$(BIN)/python benchmark/engine.py --model $(MODELS)/$(SMOLLM2) --json \
 	  > $(RESULTS)/engine-smollm2.json
+	$(BIN)/python benchmark/prefixes.py --model $(MODELS)/$(SMOLLM2) --json > $(RESULTS)/prefixes.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json

@@ -139,6 +139,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     link_gb_per_s: Annotated[
         float, _doc("copy rate to and from a staged device (0: as fast as memory goes)", ge=0)
     ] = 0.0
+    prefix_cache: Annotated[
+        bool, _doc("keep keys and values of what prompts begin with while nobody needs the room")
+    ] = True
     preload_models: Annotated[bool, _doc("load models at start while they fit")] = False
     preload_per_instance: Annotated[
         int, _doc("models that each instance loads at start (0: as many as fit)", ge=0)

@@ -184,14 +184,8 @@ class Stretch(msgspec.Struct, frozen=True):
 
     def after(self, steps: int) -> "Stretch":
         """What is left of it, `steps` steps on."""
-        return Stretch(
-            self.steps - steps,
-            self.until_s,
-            self.lead_s,
-            self.first_s,
-            self.made + steps,
-            self.tbt_s,
-        )
+        left, made = self.steps - steps, self.made + steps
+        return Stretch(left, self.until_s, self.lead_s, self.first_s, made, self.tbt_s)
 
 
 ONE_STEP = Stretch()
@@ -239,12 +233,14 @@ Action = Switch | Prefill | Decode | Handoff | Idle
 
 
 class NewToken(msgspec.Struct, frozen=True):
-    """A token just made; with a finish reason it is the request's last and its KV is free again."""
+    """A token just made; with a finish reason it is the request's last and its KV is free again.
+    The step began behind `cached_tokens` whose KV others had left."""
 
     request_id: RequestId
     token_id: int
     finish_reason: FinishReason | None = None
     log_probs: TokenLogProbs | None = None
+    cached_tokens: int = 0
 
 
 class Switched(msgspec.Struct, frozen=True, tag=True):
@@ -353,6 +349,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     moved: dict[Phase, PhaseTotal] = {}
     refused: dict[ModelId, str] = {}
     catalog: int = 0
+    looked_up_tokens: int = 0  # of prompts, of which `found_tokens` had not to be prefilled
+    found_tokens: int = 0
+    evicted_blocks: int = 0  # of KV that was kept to be found
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -80,6 +80,7 @@ class Setup:
             f"--costs-file={self.costs_file}",
             "--threads-per-instance=1",
             "--drain-s=2",
+            "--no-prefix-cache",  # all prompts are alike, and each is to be run whole
         ]
 
 

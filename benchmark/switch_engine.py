@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from torch import Tensor
 
 from aegaeon.config import Settings
@@ -54,10 +55,14 @@ class Incoming(NamedTuple):
 class Driver:
     """Runs one engine as an instance would. Each verb raises SystemExit when the engine fails."""
 
-    def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:
-        """Open it, with nothing in the caches."""
+    def __init__(
+        self, settings: Settings, specs: Sequence[ModelSpec], prefix_cache: bool = False
+    ) -> None:
+        """Open it, with nothing in the caches. Without `prefix_cache` prompts are run whole, though
+        all are alike."""
         self.regions = Regions(region_of("weights"), region_of("kv"))
-        self.engine = open_engine(settings, tuple(specs), self.regions)
+        chosen = msgspec.structs.replace(settings, prefix_cache=prefix_cache)
+        self.engine = open_engine(chosen, tuple(specs), self.regions)
         self._copy_lane = ThreadPoolExecutor(1)  # one thread makes all loads, as in an instance
         self._requests = 0
 
@@ -93,6 +98,12 @@ class Driver:
         """Make a request known and return its id."""
         request = self._request(model, prompt_tokens, max_tokens)
         self.engine.submit(request)
+        return request.id
+
+    def submit_ids(self, model: ModelId, token_ids: Sequence[int], max_tokens: int) -> str:
+        """Make a request with this prompt known and return its id."""
+        request = self._request(model, 0, max_tokens)
+        self.engine.submit(msgspec.structs.replace(request, prompt_token_ids=tuple(token_ids)))
         return request.id
 
     def adopt(self, model: ModelId, prompt_tokens: int, max_tokens: int, kv: KvHandle) -> str:

@@ -254,6 +254,18 @@ class KvPool:
     def take(self, shape: int, blocks: Sequence[int], sender: int) -> bool:
         """Make all of them ours if all are the sender's. Raises OutOfBlocks over the quota."""
 
+    def rest(self, shape: int, blocks: Sequence[int], offer: int = 0) -> list[int]:
+        """Free those that are ours (and still under `offer`), and leave what is in them while
+        nobody needs the room, the later ones longer; return the words to wake them by (0: not
+        ours)."""
+
+    def wake(self, shape: int, blocks: Sequence[int], words: Sequence[int]) -> int:
+        """Make the first of these ours again, up to one that is gone or over the quota; return how
+        many."""
+
+    def still_rest(self, shape: int, blocks: Sequence[int], words: Sequence[int]) -> list[bool]:
+        """Return which of these have not been evicted, nor woken."""
+
     def back_next(self, ahead_bytes: int) -> bool:
         """Get memory for one more free slab, unless free slabs of `ahead_bytes` have some; say
         whether that was done. Raises OutOfBlocks when shared memory is full."""
@@ -276,11 +288,15 @@ class KvPool:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the blocks that we hold: looks at every block."""
+        """Bytes of the blocks that we hold, not of those that rest: looks at every block."""
 
     @property
     def charged_bytes(self) -> int:
         """What counts against the quota: what others have taken too, until its offer is freed."""
+
+    @property
+    def evicted(self) -> int:
+        """How many resting blocks, of whomever, made room for us."""
 
     @property
     def quota_bytes(self) -> int:

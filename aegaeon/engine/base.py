@@ -36,7 +36,9 @@ NO_BOUND_BYTES = 1 << 62
 
 class EngineUsage(msgspec.Struct, frozen=True):
     """Bytes held now, against their budgets; what the node's cache holds; and since the start:
-    bytes moved, evictions from that cache by model and reason, forward passes."""
+    bytes moved, evictions from that cache by model and reason, forward passes, tokens that
+    sequences began with, those of them whose KV was found, and blocks of KV that were kept to be
+    found and made room for others."""
 
     weight_bytes: int
     weight_budget_bytes: int
@@ -46,6 +48,9 @@ class EngineUsage(msgspec.Struct, frozen=True):
     cached: tuple[ModelId, ...] = ()
     evicted: dict[ModelId, dict[str, int]] = {}
     passes: int = 0
+    looked_up_tokens: int = 0
+    found_tokens: int = 0
+    evicted_blocks: int = 0
 
 
 class Engine(ABC):

@@ -28,7 +28,7 @@ def open_cpu_engine(
         parts.pool.back_ahead(AHEAD_BYTES)
         shelf = Shelf(settings, parts.budgets, parts.source, (parts.pool,), compute.check)
         evictions = parts.source.evictions
-        kv = InPlaceKv(parts.pool)
+        kv = InPlaceKv(parts.pool, settings.prefix_cache)
         memory = EngineMemory(weights, kv, parts.traffic, costs, shelf, evictions)
         engine = ModelEngine(specs, parts.shapes, memory, parts.device)
         owned.pop_all()

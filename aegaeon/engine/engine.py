@@ -113,6 +113,8 @@ class ModelEngine(Engine):
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
+        self._looked_up_tokens = 0  # of all sequences that began
+        self._found_tokens = 0  # of these, that others had left
 
     def submit(self, request: Request) -> None:
         spec = self._checked(request)
@@ -213,6 +215,9 @@ class ModelEngine(Engine):
             cached=() if evictions is None else evictions.held,
             evicted={} if evictions is None else evictions.counts,
             passes=self._passes,
+            looked_up_tokens=self._looked_up_tokens,
+            found_tokens=self._found_tokens,
+            evicted_blocks=self._kv.pool.evicted_blocks,
         )
 
     def close(self) -> None:
@@ -259,9 +264,12 @@ class ModelEngine(Engine):
     def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
+            for sequence in wanted:
+                sequence.begin(model.identity)
             ready, preempted = self._sequences.make_room(wanted)
             shortage = self._kv.shortage if preempted else ""
         ready = leave_out_slow(self._kv.await_any(ready))
+        self._count_found(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         is_scoring = not all(sequence.is_scored for sequence in ready)
         made = _Made()
@@ -285,6 +293,25 @@ class ModelEngine(Engine):
             shortage=shortage,
             scores=tuple(made.scores),
         )
+
+    def _count_found(self, sequences: list[Sequence]) -> None:
+        """Count those that begin: of the others more is cached than they have found."""
+        if not self._kv.prefixes.is_on:
+            return
+        for sequence in sequences:
+            if sequence.cached == sequence.found:
+                self._looked_up_tokens += sequence.tokens
+                self._found_tokens += sequence.found
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Its logits are finite, so its keys and values are: others may begin with them."""
+        sequence.found = 0
+        sequence.sound = sequence.cached
+        if sequence.whole_blocks > len(sequence.held.shares):
+            with self._lock:
+                self._kv.prefixes.publish(
+                    sequence.shape, sequence.chain, sequence.held, sequence.whole_blocks
+                )
 
     def _take_logits(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
         """Make of a pass's logits what its parts want of them."""
@@ -324,8 +351,10 @@ class ModelEngine(Engine):
                 made.fail(sequence)
             if token_id is None or sequence.request.id in made.lost:
                 continue
+            found = sequence.found
+            self._publish(sequence)
             reason = sequence.append(token_id)
-            made.tokens.append(NewToken(sequence.request.id, token_id, reason, log_probs))
+            made.tokens.append(NewToken(sequence.request.id, token_id, reason, log_probs, found))
             if reason is not None:
                 self.release(sequence.request.id)
 

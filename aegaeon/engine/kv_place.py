@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import KvGone, KvUnreachable, OutOfBlocks
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for
+from aegaeon.memory.prefixes import Held, Prefixes
 from aegaeon.types import KvHandle
 
 
@@ -19,12 +20,13 @@ class KvPlace(ABC):
     are not part of the running action may come and go meanwhile.
 
     A sequence's `blocks` are those that a forward pass uses; they hold its first `cached` tokens,
-    or will when `await_any` has returned it.
+    or will when `await_any` has returned it. One that has none may begin with blocks of others.
     """
 
-    def __init__(self, pool: KvPool) -> None:
-        """Take over `pool`."""
+    def __init__(self, pool: KvPool, is_sharing: bool = False) -> None:
+        """Take over `pool`; with `is_sharing`, sequences share what they begin with."""
         self.pool = pool  # what a forward pass reads and writes
+        self.prefixes = Prefixes(pool, is_sharing)
         self.lock = threading.Lock()
         self.shortage = ""  # why the last `grow` that failed did
 
@@ -70,6 +72,8 @@ class InPlaceKv(KvPlace):
     """Everything stays where it was computed; there is no elsewhere."""
 
     def grow(self, sequence: Sequence) -> bool:
+        if not sequence.blocks and sequence.is_shareable:
+            self._begin(sequence)
         missing = blocks_for(sequence.tokens) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -85,7 +89,11 @@ class InPlaceKv(KvPlace):
         return False
 
     def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
-        self.pool.free(sequence.shape, sequence.blocks, is_poisoned, sequence.offer)
+        if not (is_poisoned or sequence.offer):
+            self._keep(sequence)
+        self.prefixes.free(
+            sequence.shape, sequence.chain, sequence.held, is_poisoned, sequence.offer
+        )
         sequence.forget_kv()
 
     def await_any(self, sequences: list[Sequence]) -> list[Sequence]:
@@ -95,15 +103,51 @@ class InPlaceKv(KvPlace):
         """Nothing moves."""
 
     def offer(self, sequence: Sequence, by_host: bool = False) -> KvHandle:  # noqa: ARG002
-        return offer_blocks(self.pool, sequence, sequence.blocks)
+        is_ours = self.prefixes.make_private(sequence.shape, sequence.chain, sequence.held)
+        return offer_blocks(self.pool, sequence, sequence.blocks if is_ours else [])
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
         take_blocks(self.pool, sequence.shape, kv)
-        sequence.blocks = list(kv.blocks)
+        sequence.held = Held(list(kv.blocks))
         sequence.cached = kv.cached_tokens
 
     def close(self) -> None:
         self.pool.close()
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Have it begin with what others have left of its tokens."""
+        shape, chain = sequence.shape, sequence.chain
+        most = sequence.findable_tokens
+        sequence.held = held = self.prefixes.find(shape, chain, most // BLOCK_TOKENS)
+        at = len(held.blocks)
+        sequence.cached = at * BLOCK_TOKENS
+        wanted = chain.tokens(at, min(BLOCK_TOKENS, most - sequence.cached))
+        border = self.prefixes.find_border(shape, chain.before(at), wanted)
+        if border is not None:
+            key, block, tokens = border
+            if self._has_own_block(sequence):
+                self.pool.copy(shape, held.blocks[at], block)
+                sequence.cached += tokens
+            self.prefixes.let_go(shape, (key,))
+        sequence.sound = sequence.found = sequence.cached
+
+    def _has_own_block(self, sequence: Sequence) -> bool:
+        """Give it a block more; False where there is none."""
+        try:
+            sequence.blocks.extend(self.pool.allocate(sequence.shape, 1))
+        except OutOfBlocks as error:
+            self.shortage = str(error)
+            return False
+        return True
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Leave its last block, where that is not whole, for others to begin with."""
+        shape, chain, held = sequence.shape, sequence.chain, sequence.held
+        at, tokens = divmod(sequence.sound, BLOCK_TOKENS)
+        is_known = sequence.is_shareable and at == len(held.shares)
+        if tokens and is_known and self.prefixes.is_on:
+            block = held.blocks.pop(at)
+            self.prefixes.keep_border(shape, chain.before(at), chain.tokens(at, tokens), block)
 
 
 def offer_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> KvHandle:

@@ -3,6 +3,9 @@
 At a turn's end the copies begin to go out, beside the next model's compute; the device's blocks
 stay as long as nobody needs their room. At a turn's start what had to leave comes in again, and a
 step goes on with the sequences that are in.
+
+Both pools keep what sequences begin with, once they have ended: see memory/prefixes.py. A sequence
+begins with what the device has, and goes on with what the host has beyond that.
 """
 
 import logging
@@ -12,10 +15,12 @@ from dataclasses import dataclass, field
 from aegaeon._native import CopyEngine, CopyTicket
 from aegaeon.engine.kv_lending import Lending
 from aegaeon.engine.kv_place import KvPlace, offer_blocks, take_blocks
+from aegaeon.engine.kv_spill import Spill
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import CopyError, CopyQueueFull, OutOfBlocks
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, blocks_for
+from aegaeon.memory.prefixes import Held, Prefixes
 from aegaeon.memory.traffic import Traffic
 from aegaeon.types import KvHandle
 
@@ -35,11 +40,16 @@ class _HostCopy:
     That begins with block number `first` of the sequence. No copy is under way beside these two.
     """
 
-    blocks: list[int] = field(default_factory=list)
+    held: Held = field(default_factory=Held)
     tokens: int = 0
     first: int = 0
     going_out: CopyTicket | None = None
     coming_in: CopyTicket | None = None
+
+    @property
+    def blocks(self) -> list[int]:
+        """The blocks of `held`."""
+        return self.held.blocks
 
     def stop(self) -> None:
         """Have no copy touch the blocks, here or on the device, any more."""
@@ -61,17 +71,20 @@ class SwappedKv(KvPlace):
 
     def __init__(
         self,
-        pool: KvPool,
-        host: KvPool,
+        pools: tuple[KvPool, KvPool],
         copier: CopyEngine,
         traffic: Traffic,
         costs: SwapCosts,
+        is_sharing: bool = False,
         lending: Lending | None = None,
     ) -> None:
-        """Take over both pools, `copier` and `lending`, by which KV goes to other processes on the
-        device; `traffic` counts what the copies come to."""
-        super().__init__(pool)
+        """Take over the `pools` of device and host, `copier`, and `lending`, by which KV goes to
+        other processes on the device; `traffic` counts what the copies come to."""
+        pool, host = pools
+        super().__init__(pool, is_sharing)
         self._host = host
+        self._kept = Prefixes(host, is_sharing)
+        self._spill = Spill(self.prefixes, self._kept, copier, traffic)
         self._copier = copier
         self._traffic = traffic
         self._costs = costs
@@ -94,11 +107,16 @@ class SwappedKv(KvPlace):
     def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
         if self._lending is not None:
             self._lending.take_back(sequence)
+        shape, chain = sequence.shape, sequence.chain
         copy = self._copies.pop(sequence.order, None)
         if copy is not None:
+            copy.settle(shape.block_bytes)
             copy.stop()
-            self._host.free(sequence.shape, copy.blocks, is_poisoned, sequence.offer)
-        self.pool.free(sequence.shape, sequence.blocks, is_poisoned)
+            whole = min(sequence.whole_blocks, copy.tokens // BLOCK_TOKENS)
+            if not (is_poisoned or sequence.offer):
+                self._kept.publish(shape, chain, copy.held, whole)
+            self._kept.free(shape, chain, copy.held, is_poisoned, sequence.offer)
+        self.prefixes.free(shape, chain, sequence.held, is_poisoned)
         self._resting.pop(sequence.order, None)
         sequence.forget_kv()
 
@@ -123,6 +141,7 @@ class SwappedKv(KvPlace):
             if sequence.blocks and not sequence.offer:
                 self._resting[sequence.order] = sequence
                 self._save(sequence, IDLE)
+        self._spill.begin()
         own = tuple(own)
         for sequence in own:
             self._resting.pop(sequence.order, None)
@@ -142,11 +161,14 @@ class SwappedKv(KvPlace):
                 return handle
         if not self._is_saved_in_time(sequence):
             return offer_blocks(self._host, sequence, [])
-        handle = offer_blocks(self._host, sequence, self._copies[sequence.order].blocks)
+        copy = self._copies[sequence.order]
+        is_ours = self._kept.make_private(sequence.shape, sequence.chain, copy.held)
+        handle = offer_blocks(self._host, sequence, copy.blocks if is_ours else [])
         self._leave_device(sequence)
         return handle
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
+        self._spill.stop()
         pool, blocks = self._host, list(kv.blocks)
         if self._lending is not None and kv.device is not None:
             pool, blocks = self._lending.take(
@@ -155,9 +177,9 @@ class SwappedKv(KvPlace):
         else:
             take_blocks(self._host, sequence.shape, kv)
         if pool is self.pool:
-            sequence.blocks = blocks
+            sequence.held = Held(blocks)
         else:
-            self._copies[sequence.order] = _HostCopy(blocks, kv.cached_tokens)
+            self._copies[sequence.order] = _HostCopy(Held(blocks), kv.cached_tokens)
         sequence.cached = kv.cached_tokens
 
     def close(self) -> None:
@@ -183,7 +205,7 @@ class SwappedKv(KvPlace):
         copy.first = copy.tokens // BLOCK_TOKENS
         start = sequence.blocks[copy.first : used]
         try:
-            copy.blocks.extend(self._host.allocate(sequence.shape, missing) if missing > 0 else ())
+            copy.blocks.extend(self._allocate_on_host(sequence, missing))
             to = copy.blocks[copy.first : used]
             segments = _segments(sequence, (self._host, to), (self.pool, start))
             copy.going_out = self._copier.submit(segments, priority, is_outward=True)
@@ -193,6 +215,16 @@ class SwappedKv(KvPlace):
         copy.tokens = sequence.cached
         self._traffic.watch("kv_out", copy.going_out)
         return True
+
+    def _allocate_on_host(self, sequence: Sequence, count: int) -> list[int]:
+        if count <= 0:
+            return []
+        try:
+            return self._host.allocate(sequence.shape, count)
+        except OutOfBlocks:
+            if not self._spill.stop():
+                raise
+            return self._host.allocate(sequence.shape, count)
 
     def _is_saved(self, sequence: Sequence) -> bool:
         copy = self._copies.get(sequence.order)
@@ -250,8 +282,7 @@ class SwappedKv(KvPlace):
         if copy.coming_in is not None:
             copy.coming_in.cancel()
             copy.coming_in = None
-        self.pool.free(sequence.shape, sequence.blocks)
-        sequence.blocks = []
+        self.prefixes.free(sequence.shape, sequence.chain, sequence.held)
         self._resting.pop(sequence.order, None)
 
     # In
@@ -259,6 +290,9 @@ class SwappedKv(KvPlace):
     def _grow(self, sequence: Sequence, is_patient: bool) -> bool:
         # Whoever computes does not rest, though no turn began.
         self._resting.pop(sequence.order, None)
+        is_new = not sequence.blocks
+        if is_new:
+            self._find(sequence)
         missing = blocks_for(sequence.tokens) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -268,18 +302,54 @@ class SwappedKv(KvPlace):
             blocks = self.pool.allocate(sequence.shape, missing)
         except OutOfBlocks as error:
             self.shortage = str(error)
+            self._unfind(sequence, is_new)
             return False
-        if not sequence.blocks and sequence.cached and not self._bring_in(sequence, blocks):
+        is_away = blocks_for(sequence.cached) > len(sequence.blocks)
+        if is_away and not self._bring_in(sequence, blocks):
             self.pool.free(sequence.shape, blocks)
+            self._unfind(sequence, is_new)
             return False
         sequence.blocks.extend(blocks)
         return True
 
+    def _find(self, sequence: Sequence) -> None:
+        """Have a sequence without blocks begin with those that the device has for it. One without
+        KV goes on with those that the host has beyond these, if they are worth bringing in."""
+        shape, chain = sequence.shape, sequence.chain
+        if sequence.cached:
+            sequence.held = self.prefixes.find(shape, chain, sequence.whole_blocks)
+            return
+        if not sequence.is_shareable:
+            return
+        self._spill.collect()
+        most = sequence.findable_tokens // BLOCK_TOKENS
+        sequence.held = self.prefixes.find(shape, chain, most)
+        found = len(sequence.blocks)
+        more = self._kept.knows(chain, most) - found
+        tokens, moved_bytes = more * BLOCK_TOKENS, more * shape.block_bytes
+        if more > 0 and self._costs.is_worth_copying(sequence.request.model, tokens, moved_bytes):
+            kept = self._kept.find(shape, chain, most)
+            if len(kept.blocks) > found:
+                found = len(kept.blocks)
+                self._copies[sequence.order] = _HostCopy(kept, found * BLOCK_TOKENS)
+            else:
+                self._kept.free(shape, chain, kept)
+        sequence.cached = sequence.sound = sequence.found = found * BLOCK_TOKENS
+
+    def _unfind(self, sequence: Sequence, is_new: bool) -> None:
+        """Take back what `_find` did, if it did, for a sequence that does not get on."""
+        if not is_new:
+            return
+        self.prefixes.free(sequence.shape, sequence.chain, sequence.held)
+        if sequence.found:
+            self.free(sequence)
+
     def _bring_in(self, sequence: Sequence, blocks: list[int]) -> bool:
-        """Have the host's copy come in to `blocks`; False while too much else is under way."""
+        """Have the host's copy come in to `blocks`, beyond those that it has; False while too much
+        else is under way."""
         copy = self._copies[sequence.order]
-        used = blocks_for(sequence.cached)
-        to, start = blocks[:used], copy.blocks[:used]
+        first, used = len(sequence.blocks), blocks_for(sequence.cached)
+        to, start = blocks[: used - first], copy.blocks[first:used]
         segments = _segments(sequence, (self.pool, to), (self._host, start))
         try:
             copy.coming_in = self._copier.submit(segments, URGENT)

@@ -56,7 +56,8 @@ def open_on(
         lending = None
         if peers is not None:
             lending = Lending(pool, parts.pool, copier, traffic, peers)
-        kv = SwappedKv(pool, parts.pool, copier, traffic, costs, lending)
+        pools = (pool, parts.pool)
+        kv = SwappedKv(pools, copier, traffic, costs, settings.prefix_cache, lending)
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
         pools = (pool, parts.pool)

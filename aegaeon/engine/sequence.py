@@ -2,21 +2,25 @@
 
 from aegaeon._native import Adjustment
 from aegaeon.engine.constraints import Constraint
-from aegaeon.memory.kv import KvShape
+from aegaeon.memory.kv import BLOCK_TOKENS, KvShape
+from aegaeon.memory.prefixes import Chain, Held
 from aegaeon.types import FinishReason, Request
 
 
 class Sequence:
-    """`blocks` are those a forward pass uses, for the first `cached` tokens and those of the pass.
+    """`held` has the blocks a forward pass uses, for the first `cached` tokens and those of the
+    pass; `chain` names their content, where others may see them (`is_shareable`). Of the cached
+    tokens `sound` ones are known to have finite keys and values.
 
+    `found` tokens were cached when it began, as others had left them, and nobody has been told yet.
     `offer` is under what its blocks were last offered to other instances (0: never). `adjustment`
     is what it does to its logits, `constraint` says which tokens it may have; of the prompt's
     tokens, the first `scored` have their log-probabilities, or need none.
     """
 
     __slots__ = (
-        *("adjustment", "blocks", "cached", "constraint", "context_tokens", "generated"),
-        *("offer", "order", "request", "scored", "shape"),
+        *("adjustment", "cached", "chain", "constraint", "context_tokens", "found", "generated"),
+        *("held", "is_shareable", "offer", "order", "request", "scored", "shape", "sound"),
     )
 
     def __init__(self, request: Request, shape: KvShape, context_tokens: int, order: int) -> None:
@@ -25,8 +29,10 @@ class Sequence:
         self.context_tokens = context_tokens
         self.order = order
         self.generated = list(request.generated_token_ids)
-        self.blocks: list[int] = []
-        self.cached = 0
+        self.chain = Chain(b"", self.slice)
+        self.is_shareable = False
+        self.held = Held()
+        self.cached = self.sound = self.found = 0
         self.offer = 0
         self.adjustment: Adjustment | None = None
         self.constraint: Constraint | None = None
@@ -37,6 +43,32 @@ class Sequence:
     def tokens(self) -> int:
         """Tokens known so far, prompt and generated."""
         return len(self.request.prompt_token_ids) + len(self.generated)
+
+    @property
+    def blocks(self) -> list[int]:
+        """The blocks of `held`."""
+        return self.held.blocks
+
+    def begin(self, identity: bytes) -> None:
+        """What is named so runs it from here on. Where something else has before, another instance
+        or weights that have been replaced, no other sequence gets to see its blocks."""
+        if not self.cached:
+            if self.chain.identity != identity:
+                self.chain = Chain(identity, self.slice)
+            self.is_shareable = True
+        elif self.chain.identity != identity:
+            self.is_shareable = False
+
+    @property
+    def findable_tokens(self) -> int:
+        """How many tokens need not be run where others have left their keys and values: all but
+        the last, of which the next one comes, and those that are to tell how likely the next is."""
+        return self.tokens - 1 if self.is_scored else self.scored - 1
+
+    @property
+    def whole_blocks(self) -> int:
+        """How many blocks, from the first on, others may see."""
+        return self.sound // BLOCK_TOKENS if self.is_shareable else 0
 
     def slice(self, start: int, stop: int) -> list[int]:
         """Return the token ids at positions start .. stop - 1."""
@@ -64,6 +96,6 @@ class Sequence:
 
     def forget_kv(self) -> None:
         """Nothing of it is cached any more; its tokens stay."""
-        self.blocks = []
-        self.cached = 0
+        self.held = Held()
+        self.cached = self.sound = self.found = 0
         self.offer = 0

@@ -53,7 +53,8 @@ class SequenceTable:
         return sequence
 
     def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
-        """Name the KV of a sequence, which loses it to nobody here from now on."""
+        """Name the KV of a sequence, which loses it to nobody here from now on. Of what others may
+        begin with it is a copy."""
         sequence = self._sequences[request]
         self._holders.pop(sequence.order, None)
         return self._place.offer(sequence, by_host)

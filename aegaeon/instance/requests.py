@@ -252,6 +252,7 @@ class Requests:
         if live is None:
             return  # cancelled while it was made
         request = live.request
+        prompt_tokens = len(request.prompt_token_ids)
         reply = TokenEvent(
             request_id=request.id,
             attempt=request.attempt,
@@ -261,6 +262,7 @@ class Requests:
             finish_reason=token.finish_reason,
             log_probs=() if token.log_probs is None else (token.log_probs,),
             waited=self.waits.news(live.wait, token.finish_reason is not None, now),
+            cached_tokens=0 if live.token_ids else min(token.cached_tokens, prompt_tokens),
         )
         self._outbox.post(request.reply_to, reply)
         live.token_ids.append(token.token_id)

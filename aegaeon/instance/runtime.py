@@ -297,6 +297,9 @@ class Runtime:
             moved=usage.moved,
             refused={} if served is None else served.refused,
             catalog=0 if served is None else served.version,
+            looked_up_tokens=usage.looked_up_tokens,
+            found_tokens=usage.found_tokens,
+            evicted_blocks=usage.evicted_blocks,
         )
 
     def _state(self) -> Literal["starting", "ready", "draining"]:

@@ -150,6 +150,11 @@ class KvPool:
         return self._native.used_bytes
 
     @property
+    def evicted_blocks(self) -> int:
+        """How many blocks that rested, of whomever, made room for ours since the start."""
+        return self._native.evicted
+
+    @property
     def charged_bytes(self) -> int:
         """Bytes that count against our quota: what we hold, and what others have taken from us
         under an offer that we have not let go."""
@@ -193,6 +198,31 @@ class KvPool:
         taken, freed and given to us again for something else.
         """
         self._native.free(self._numbers[shape], blocks, is_poisoned, offer)
+
+    def rest(self, shape: KvShape, blocks: Sequence[int], offer: int = 0) -> list[int]:
+        """Free those of `blocks` that are ours, as `free` would, and leave what is in them as long
+        as nobody needs their room: the later in the list, the longer.
+
+        Whoever allocates, in any process, takes of what rests when nothing is free; it counts as
+        free everywhere, and against no quota. Returns the word to wake each by (0: not ours).
+        """
+        return self._native.rest(self._numbers[shape], blocks, offer)
+
+    def wake(self, shape: KvShape, blocks: Sequence[int], words: Sequence[int]) -> int:
+        """Make resting blocks ours again, with what was in them; return how many of them, the
+        first ones: up to one that has been evicted, or that we have no quota for."""
+        return self._native.wake(self._numbers[shape], blocks, words)
+
+    def still_rest(self, shape: KvShape, blocks: Sequence[int], words: Sequence[int]) -> list[bool]:
+        """Return which of the blocks hold what they did when `rest` gave these words."""
+        return self._native.still_rest(self._numbers[shape], blocks, words)
+
+    def copy(self, shape: KvShape, to: int, start: int) -> None:
+        """Copy all of block `start` to block `to`, in memory of this host: where its tokens lie in
+        a page is the device's business."""
+        pages, count = self.pages(shape), shape.block_pages
+        with torch.inference_mode():  # in which a step may have made the view
+            pages[to : to + count] = pages[start : start + count]
 
     def offer(self, shape: KvShape, blocks: Sequence[int]) -> int | None:
         """Return an identity by which a receiver may take these blocks of ours, all at once.

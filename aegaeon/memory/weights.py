@@ -17,7 +17,11 @@ from aegaeon.types import ModelId
 
 
 class ResidentModel(Protocol):
-    """What is asked of a model whose weights are at hand."""
+    """What is asked of a model whose weights are at hand. `identity` names all that its keys and
+    values depend on but the tokens: equal names, equal bits."""
+
+    @property
+    def identity(self) -> bytes: ...
 
     def forward(self, batch: StepBatch) -> Tensor:
         """Return logits [len(batch.logit_rows), vocab] float32."""

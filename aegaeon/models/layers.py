@@ -1,6 +1,7 @@
 """The decoder that all families share, written on the device's operators."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from aegaeon.models.config import ModelConfig
 from aegaeon.models.embedding_rows import EmbeddingRows
 from aegaeon.models.rope import Rotary
 from aegaeon.models.weights import PackedWeights
+
+IDENTITY_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,17 @@ class Decoder:
         head = self._embedding if tied else weights.matrix(HEAD)
         self._head = Projection((head,), x_dtype=device.activation_dtype)
         self._runner = device.new_runner()
+        self._identity = b""
+
+    @property
+    def identity(self) -> bytes:
+        """Names the weights, what they are computed with and how: all that keys and values depend
+        on but the tokens."""
+        if not self._identity:
+            device = f"{self.config} {self._device.name} {self._device.activation_dtype}"
+            content = self._weights.plan.digest() + device.encode()
+            self._identity = blake2b(content, digest_size=IDENTITY_BYTES).digest()
+        return self._identity
 
     def prepare(self) -> None:
         """Do what the first step would have to before it begins: milliseconds, and no weight need

@@ -19,12 +19,19 @@ from aegaeon.proxy.transcript import AnswerFinish, Piece, TokenScore
 from aegaeon.types import Quantize
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    """Of the prompts' tokens: those that no choice had to prefill."""
+
+    cached_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of the prompts, each counted once, and of all choices, the stop token included."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -258,6 +265,9 @@ class InstanceHealth(msgspec.Struct, frozen=True):
     stall_s: float
     compute_s: float
     expected_s: float
+    looked_up_tokens: int
+    found_tokens: int
+    evicted_blocks: int
 
 
 class Ready(msgspec.Struct, frozen=True):

@@ -105,6 +105,7 @@ class OpenRequest:
         self._finish: FinishReason | None = None
         self._instance: InstanceId = ""
         self._received_s = arrival_s
+        self._cached_tokens = 0
         self._changed = asyncio.Event()
 
     @property
@@ -242,7 +243,7 @@ class OpenRequest:
             log_probs,
             scores,
             waited=self.waited,
-            cached_tokens=self.timing.cached_tokens if self.timing is not None else 0,
+            cached_tokens=self._cached_tokens,
         )
 
     async def wait(self) -> None:
@@ -279,14 +280,15 @@ class OpenRequest:
             # A record was lost on the way: only a new attempt can fill the gap.
             self.lose()
             return
+        if event.position == 0:
+            self._cached_tokens = event.cached_tokens
         new = event.token_ids[known:]
         self._tokens.extend(new)
         self._log_probs.extend(event.log_probs[known:])
         if event.waited is not None:
             self.waited = event.waited
         if self.timing is not None and new:
-            if event.position == 0:
-                self.timing.cached_tokens = event.cached_tokens
+            self.timing.cached_tokens = self._cached_tokens
             self.timing.note(len(new), received_s)
         self._finish = event.finish_reason
         self._instance = event.instance

@@ -23,6 +23,7 @@ from aegaeon.proxy.answers import (
     Figures,
     Live,
     ModelList,
+    PromptDetails,
     Text,
     Usage,
     figures,
@@ -193,7 +194,7 @@ async def _whole(service: Service, job: Job) -> bytes:
     scores: list[list[TokenScore]] = [[] for _ in range(count)]
     calls: list[list[Call]] = [[] for _ in range(count)]
     done: list[Text | None] = [None] * count
-    tally = Tally(job.prompt_tokens)
+    tally = Tally(job.prompt_tokens, job.body.n or 1)
     async with service.choices(job) as choices:
         while not choices.is_done:
             piece = await choices.next(_WHOLE_WAIT_S)
@@ -214,30 +215,34 @@ async def _whole(service: Service, job: Job) -> bytes:
 class Tally:
     """Counts what an answer has used so far."""
 
-    def __init__(self, prompt_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, choices: int) -> None:
+        """`choices` are those of each prompt."""
         self._prompt = prompt_tokens
+        self._choices = choices
         self._completion = 0
         self._instance = ""
         self._waited = NOT_WAITED
-        self._cached = 0
+        self._cached: dict[int, int] = {}  # by prompt: of the choice that found least
 
     def add(self, piece: Piece) -> None:
         """Count a piece's tokens."""
         self._completion += piece.tokens
+        prompt, cached = piece.index // self._choices, piece.cached_tokens
+        self._cached[prompt] = min(cached, self._cached.get(prompt, cached))
         self._instance = piece.instance
         if piece.finish_reason is not None:
             self._waited = self._waited.longest(piece.waited)
-            self._cached = max(self._cached, piece.cached_tokens)
 
     @property
     def figures(self) -> Figures:
         """What its choices have waited for."""
-        return figures(self._instance, self._waited, self._cached)
+        return figures(self._instance, self._waited, sum(self._cached.values()))
 
     @property
     def usage(self) -> Usage:
         """The usage so far."""
-        return Usage(self._prompt, self._completion, self._prompt + self._completion)
+        total, cached = self._prompt + self._completion, sum(self._cached.values())
+        return Usage(self._prompt, self._completion, total, PromptDetails(cached))
 
 
 class TokenStream(Response):
@@ -259,7 +264,7 @@ class TokenStream(Response):
             self._with_usage,
             job.bytes_of,
         )
-        self._tally = Tally(job.prompt_tokens)
+        self._tally = Tally(job.prompt_tokens, job.body.n or 1)
         self._opened: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI

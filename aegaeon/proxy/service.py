@@ -357,4 +357,7 @@ def _instance_health(row: Instance) -> InstanceHealth:
         stall_s=status.stall_s,
         compute_s=status.compute_s,
         expected_s=status.expected_s,
+        looked_up_tokens=status.looked_up_tokens,
+        found_tokens=status.found_tokens,
+        evicted_blocks=status.evicted_blocks,
     )

@@ -256,14 +256,11 @@ class DeviceScheduler(Ledger[GroupT]):
         self._shares.charge(action.requests, outcome.took_s)
         self._steps_done += outcome.steps
         self._residency.touch(outcome.model)
-        count = 0
-        for request in action.requests:
-            entry = group.running.get(request)
-            if entry is not None:
-                entry.tokens += outcome.steps
-                entry.made += outcome.steps
-                count += 1
-        self._hold_kv(group, outcome.steps * count)
+        entries = [group.running[r] for r in action.requests if r in group.running]
+        for entry in entries:
+            entry.tokens += outcome.steps
+            entry.made += outcome.steps
+        self._hold_kv(group, outcome.steps * len(entries))
         if len(group.running) > len(action.requests):
             group.rotate(action.requests)
         self._gained(group)
@@ -277,7 +274,7 @@ class DeviceScheduler(Ledger[GroupT]):
         group = self._groups[outcome.model]
         self._shares.charge(action.requests, outcome.took_s)
         if self.observer is not None and not (outcome.preempted or outcome.failed):
-            self._tell(self.observer, group, action, outcome.took_s)
+            self._tell(self.observer, group, action, outcome)
         self._steps_done += 1
         self._residency.touch(outcome.model)
         for token in outcome.tokens:
@@ -302,7 +299,7 @@ class DeviceScheduler(Ledger[GroupT]):
         self._stepped(group, action, now)
 
     def _tell(
-        self, observer: Observer, group: GroupT, action: Prefill | Decode, took_s: float
+        self, observer: Observer, group: GroupT, action: Prefill | Decode, outcome: Stepped
     ) -> None:
         """A step ended in which none of its requests fared ill; they are not up to date yet."""
         if isinstance(action, Prefill):
@@ -313,9 +310,11 @@ class DeviceScheduler(Ledger[GroupT]):
         if len(lengths) < len(entries):
             return  # some were cancelled meanwhile
         if isinstance(action, Prefill):
-            observer.prefilled(group.model, lengths, took_s)
+            cached = {token.request_id: token.cached_tokens for token in outcome.tokens}
+            found = [cached.get(request, 0) for request in action.requests]
+            observer.prefilled(group.model, lengths, found, outcome.took_s)
         else:
-            observer.decoded(group.model, lengths, took_s)
+            observer.decoded(group.model, lengths, outcome.took_s)
 
     def _add_token(self, group: GroupT, request: RequestId, now: float) -> None:
         if request in group.waiting:

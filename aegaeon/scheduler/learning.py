@@ -47,11 +47,16 @@ class LearningCosts:
         for known in (self._refiners, self._before, self._models):
             known.pop(model, None)
 
-    def prefilled(self, model: ModelId, lengths: Sequence[int], took_s: float) -> None:
-        """Prompts of `lengths` tokens were prefilled together."""
-        squares = sum(length * length for length in lengths)
-        self.pace.note(took_s, sum(map(self._before[model].prefill_s, lengths)))
-        self._refiners[model].note_prefill(sum(lengths), squares, took_s)
+    def prefilled(
+        self, model: ModelId, lengths: Sequence[int], cached: Sequence[int], took_s: float
+    ) -> None:
+        """Prompts of `lengths` tokens were prefilled together, each behind its first `cached`
+        ones: these are only looked at."""
+        pairs = tuple(zip(lengths, cached, strict=True))
+        tokens = [length - found for length, found in pairs]
+        squares = [length * length - found * found for length, found in pairs]
+        self.pace.note(took_s, sum(map(self._before[model].prefill_s, tokens, squares)))
+        self._refiners[model].note_prefill(sum(tokens), sum(squares), took_s)
         self._update(model)
 
     def decoded(self, model: ModelId, contexts: Sequence[int], took_s: float) -> None:

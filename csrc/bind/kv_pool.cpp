@@ -97,6 +97,22 @@ class PyKvPool {
     return taken == Taken::all;
   }
 
+  Ids rest(std::size_t shape, const Ids& ids, std::uint64_t offer) {
+    const unsigned number = check(shape);
+    return run(offer != 0 || ids.size() > kManyBlocks,
+               [&] { return pool_->rest(number, ids, offer); });
+  }
+
+  std::size_t wake(std::size_t shape, const Ids& ids, const Ids& words) {
+    const unsigned number = check(shape, ids, words);
+    return run(ids.size() > kManyBlocks, [&] { return pool_->wake(number, ids, words); });
+  }
+
+  std::vector<bool> still_rest(std::size_t shape, const Ids& ids, const Ids& words) {
+    const unsigned number = check(shape, ids, words);
+    return run(ids.size() > kManyBlocks, [&] { return pool_->still_rest(number, ids, words); });
+  }
+
   bool back_next(std::uint64_t ahead_bytes) {
     const py::gil_scoped_release released;
     return pool_->back_next(ahead_bytes);
@@ -116,6 +132,7 @@ class PyKvPool {
   std::uint64_t used_bytes() const { return pool_->used_bytes(); }
   std::uint64_t charged_bytes() const { return pool_->charged_bytes(); }
   std::uint64_t slab_searches() const { return slab_searches_.load(); }
+  std::uint64_t evicted() const { return pool_->evicted(); }
   std::uint64_t quota_bytes() const { return pool_->quota_bytes(); }
   std::uint64_t identity() const { return pool_->identity(); }
   std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(pool_->arena().base()); }
@@ -156,6 +173,14 @@ class PyKvPool {
     return static_cast<unsigned>(shape);
   }
 
+  unsigned check(std::size_t shape, const Ids& ids, const Ids& words) const {
+    if (ids.size() != words.size()) {
+      throw py::value_error(std::to_string(ids.size()) + " blocks and " +
+                            std::to_string(words.size()) + " words");
+    }
+    return check(shape);
+  }
+
   std::size_t most_blocks(unsigned shape) const {
     const KvGeometry& geometry = pool_->geometry();
     return geometry.slab_count * geometry.blocks_of(shape);
@@ -183,9 +208,17 @@ void bind_facts(py::class_<PyKvPool>& pool) {
   pool.def_property_readonly("used_bytes", &PyKvPool::used_bytes)
       .def_property_readonly("charged_bytes", &PyKvPool::charged_bytes)
       .def_property_readonly("slab_searches", &PyKvPool::slab_searches)
+      .def_property_readonly("evicted", &PyKvPool::evicted)
       .def_property_readonly("quota_bytes", &PyKvPool::quota_bytes)
       .def_property_readonly("identity", &PyKvPool::identity)
       .def_property_readonly("address", &PyKvPool::address);
+}
+
+void bind_rest(py::class_<PyKvPool>& pool) {
+  pool.def("rest", &PyKvPool::rest, py::arg("shape"), py::arg("blocks"), py::arg("offer") = 0)
+      .def("wake", &PyKvPool::wake, py::arg("shape"), py::arg("blocks"), py::arg("words"))
+      .def("still_rest", &PyKvPool::still_rest, py::arg("shape"), py::arg("blocks"),
+           py::arg("words"));
 }
 
 }  // namespace
@@ -194,6 +227,7 @@ void bind_kv_pool(py::module_& module) {
   py::class_<memory::DeviceBytes, std::shared_ptr<memory::DeviceBytes>>(module, "DeviceBytes");
   py::class_<PyKvPool> pool(module, "KvPool", py::buffer_protocol());
   bind_facts(pool);
+  bind_rest(pool);
   pool.def_static(
           "open_private",
           [](const std::tuple<std::uint64_t, std::uint64_t>& slabs, const Shapes& shapes,

@@ -11,9 +11,6 @@ namespace {
 constexpr int kSpins = 1000;
 // A slab that is being drained is bound or free again in well under a microsecond.
 constexpr int kClaimRounds = 64;
-// How long a freeing sender waits for a receiver that has begun to take; one that is alive and not
-// stopped needs microseconds.
-constexpr std::int64_t kTakePatience = 2 * shm::kSecond;
 
 // What was freed counts no more, however the call ends.
 struct Refund {
@@ -23,19 +20,6 @@ struct Refund {
 };
 
 }  // namespace
-
-// How long a verb waits for receivers, all its blocks together; it begins with the first wait.
-class KvPool::Patience {
- public:
-  bool is_over() {
-    const std::int64_t now = shm::now_ns();
-    deadline_ = deadline_ == 0 ? now + kTakePatience : deadline_;
-    return now > deadline_;
-  }
-
- private:
-  std::int64_t deadline_ = 0;
-};
 
 Given KvPool::allocate(unsigned shape, std::size_t count, std::uint64_t* ids, Effort effort) {
   const Verb verb(*this);
@@ -70,8 +54,8 @@ std::size_t KvPool::claim_bound(unsigned shape, std::size_t want, std::uint64_t*
   return got;
 }
 
-// Binds slabs, then reclaims, then looks again while slabs are between two uses. Returns how many
-// of `want` it has, `got` of which it had.
+// Binds slabs, then evicts what rests, then reclaims, then looks again while slabs are between two
+// uses. Returns how many of `want` it has, `got` of which it had.
 std::size_t KvPool::claim_more(unsigned shape, std::size_t want, std::uint64_t* ids,
                                std::size_t got, bool& is_memory_short) {
   bool may_change = true;
@@ -82,7 +66,8 @@ std::size_t KvPool::claim_more(unsigned shape, std::size_t want, std::uint64_t* 
       got += claim_in(slab, shape, want - got, ids + got);
     }
     if (got < want) {
-      may_change = (round == 0 && try_reclaim()) || is_any_draining();
+      may_change =
+          evict(shape, want - got) > 0 || (round == 0 && try_reclaim()) || is_any_draining();
       got += claim_bound(shape, want - got, ids + got);
     }
   }
@@ -202,7 +187,7 @@ KvIdentity KvPool::settled_owner(const BlockPlace& place, Patience& patience) co
 
 std::optional<KvIdentity> KvPool::offer(unsigned shape, const std::vector<std::uint64_t>& ids) {
   const Verb verb(*this);
-  const std::uint64_t number = 1 + next_offer_.fetch_add(1) % (kHeldOffer - 1);
+  const std::uint64_t number = 1 + next_offer_.fetch_add(1) % (kFirstRest - 1);
   const KvIdentity offered = with_offer(identity_, number);
   Patience patience;
   for (const std::uint64_t id : ids) {

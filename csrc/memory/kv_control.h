@@ -23,6 +23,7 @@ struct KvClient {
 struct KvControlHead {
   shm::OwnerLock lock;                     // over clients and the arena's making, and who reclaims
   std::atomic<std::uint64_t> arena_inode;  // 0: the file is not made yet
+  std::atomic<std::uint64_t> rests;        // blocks laid to rest so far: when each was
   std::uint64_t shape_count;
   std::array<KvShapeRecord, kKvShapes> shapes;
   std::array<KvClient, kKvClients> clients;

@@ -21,6 +21,11 @@
 // The dead. A word whose client is not alive is reclaimed: taken over by compare-and-swap, its
 // block zeroed (a NaN of a half-done step would reach the next reader through masked keys), freed.
 //
+// Rest. A block may hold what its client would like to find again, but needs not: it rests. It
+// counts as free and against nobody's quota; whoever lacks room, in whatever process, evicts those
+// that have rested longest, by one compare-and-swap that makes them free. Its client wakes it by
+// another, from the very word that it was given: so it has either its content or a refusal.
+//
 // Quota. Each client counts for itself what it was given and what it freed. What others have taken
 // from it is found by looking, when the count says that there is no room.
 //
@@ -89,6 +94,19 @@ class KvPool {
   std::optional<KvIdentity> offer(unsigned shape, const std::vector<std::uint64_t>& ids);
   // Makes all of these ours if all are `sender`'s, else none.
   Taken take(unsigned shape, const std::vector<std::uint64_t>& ids, KvIdentity sender);
+  // Lays those that are ours to rest, as `free` would free them; the later in `ids`, the longer
+  // they stay. Returns the word to wake each by, 0 for those that are not ours.
+  std::vector<KvIdentity> rest(unsigned shape, const std::vector<std::uint64_t>& ids,
+                               KvIdentity offer);
+  // Makes the first of these ours again, up to one that was evicted or that there is no quota for;
+  // returns how many. `words`, one each, are those that `rest` gave.
+  std::size_t wake(unsigned shape, const std::vector<std::uint64_t>& ids,
+                   const std::vector<KvIdentity>& words);
+  // Which of them rest still.
+  std::vector<bool> still_rest(unsigned shape, const std::vector<std::uint64_t>& ids,
+                               const std::vector<KvIdentity>& words) const;
+  // How many resting blocks, of whomever, made room for this client.
+  std::uint64_t evicted() const { return evicted_.load(); }
   // Gets memory for one more free slab, whoever may use it, unless free slabs of `ahead_bytes` have
   // some: so that nobody has to wait for it. False: they have, or no slab is free. Throws
   // OutOfBlocks when the memory is not there.
@@ -98,8 +116,8 @@ class KvPool {
   // Frees all we hold and leaves; idempotent. The memory stays mapped while this object lives.
   void close();
 
-  // Blocks of `shape` that could be allocated now, and bytes that we hold: found by looking at all
-  // words, microseconds per GB.
+  // Blocks of `shape` that could be allocated now, and bytes that we hold, without what rests:
+  // found by looking at all words, microseconds per GB.
   std::size_t free_blocks(unsigned shape) const;
   std::uint64_t used_bytes() const;
   // Bytes that count against our quota: those that we hold, and for a while those that others have
@@ -153,10 +171,20 @@ class KvPool {
   void unclaim(unsigned shape, const std::uint64_t* ids, std::size_t count);
   std::size_t free_blocks_of(unsigned shape, const std::vector<std::uint64_t>& ids,
                              bool is_poisoned, KvIdentity offer);
+  KvIdentity rest_block(const BlockPlace& place, unsigned shape, KvIdentity offer,
+                        Patience& patience);
   bool free_block(const BlockPlace& place, unsigned shape, bool is_poisoned, KvIdentity offer,
                   Patience& patience);
   KvIdentity settled_owner(const BlockPlace& place, Patience& patience) const;
   bool take_block(const BlockPlace& place, unsigned shape, KvIdentity sender);
+
+  // kv_rest.cpp: what makes room when it is wanted
+  struct Resting;
+  std::size_t evict(unsigned shape, std::size_t want);
+  void find_resting(std::size_t slab, unsigned shape, std::uint64_t now,
+                    std::vector<Resting>& found) const;
+  std::size_t evict_in(const Resting& victim);
+  bool is_bindable(std::size_t slab) const;
 
   // kv_reclaim.cpp: the dead, under the lock
   Living find_living() const;
@@ -167,6 +195,7 @@ class KvPool {
   std::size_t reclaim_locked();
 
   bool is_ours(KvIdentity owner) const { return client_of(owner) == identity_; }
+  bool is_held_by_us(KvIdentity owner) const { return is_ours(owner) && !is_resting(owner); }
 
   Body body_;
   KvArena arena_;
@@ -181,6 +210,7 @@ class KvPool {
   std::atomic<std::uint64_t> verbs_begun_{0};
   std::atomic<std::uint64_t> verbs_ended_{0};
   std::atomic<std::uint32_t> next_offer_{0};
+  std::atomic<std::uint64_t> evicted_{0};
 };
 
 }  // namespace aegaeon::memory

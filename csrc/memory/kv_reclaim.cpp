@@ -101,8 +101,10 @@ KvPool::Orphan KvPool::free_orphan(std::size_t slab, std::size_t index, KvIdenti
     word.compare_exchange_strong(owner, dead);
     return Orphan::stays;
   }
-  // Of a slab that is not bound it stands for no bytes. Else it pins what we have just seen.
-  if (state.use == SlabUse::bound && index < geometry_.blocks_of(state.shape)) {
+  // Of a slab that is not bound it stands for no bytes. Else it pins what we have just seen. What
+  // rested was whole.
+  if (!is_resting(dead) && state.use == SlabUse::bound &&
+      index < geometry_.blocks_of(state.shape)) {
     const BlockPlace place = geometry_.place_of(slab, index, state.shape);
     arena_.zero(place.offset, geometry_.shapes[state.shape].block_bytes);
   }

@@ -168,8 +168,11 @@ std::size_t KvPool::free_blocks(unsigned shape) const {
     } else if (state.has_blocks_of(shape)) {
       const std::atomic<KvIdentity>* owners = control_.owners(slab);
       for (std::size_t index = 0; index < per_slab; ++index) {
-        count += owners[index].load(std::memory_order_relaxed) == kFreeBlock;
+        const KvIdentity owner = owners[index].load(std::memory_order_relaxed);
+        count += owner == kFreeBlock || is_resting(owner);
       }
+    } else if (state.use == SlabUse::bound && is_bindable(slab)) {
+      count += per_slab;
     }
   }
   const std::uint64_t used = std::min(used_bytes(), quota_bytes_);
@@ -182,7 +185,7 @@ std::uint64_t KvPool::used_bytes() const {
     const std::atomic<KvIdentity>* owners = control_.owners(slab);
     const std::uint64_t block_bytes = geometry_.shapes[control_.state(slab).shape].block_bytes;
     for (std::size_t index = 0; index < control_.most_blocks(); ++index) {
-      bytes += is_ours(owners[index].load(std::memory_order_relaxed)) ? block_bytes : 0;
+      bytes += is_held_by_us(owners[index].load(std::memory_order_relaxed)) ? block_bytes : 0;
     }
   }
   return bytes;

@@ -1,9 +1,15 @@
-// The time in which a verb of a KvPool runs: recounting and closing look whether others do.
+// The time in which a verb of a KvPool runs, and how long it waits: recounting and closing look
+// whether others do.
 #pragma once
 
 #include "memory/kv_pool.h"
+#include "shm/futex.h"
 
 namespace aegaeon::memory {
+
+// How long a freeing sender waits for a receiver that has begun to take; one that is alive and not
+// stopped needs microseconds.
+constexpr std::int64_t kTakePatience = 2 * shm::kSecond;
 
 class KvPool::Verb {
  public:
@@ -22,6 +28,19 @@ class KvPool::Verb {
 
  private:
   KvPool& pool_;
+};
+
+// How long a verb waits for receivers, all its blocks together; it begins with the first wait.
+class KvPool::Patience {
+ public:
+  bool is_over() {
+    const std::int64_t now = shm::now_ns();
+    deadline_ = deadline_ == 0 ? now + kTakePatience : deadline_;
+    return now > deadline_;
+  }
+
+ private:
+  std::int64_t deadline_ = 0;
 };
 
 }  // namespace aegaeon::memory

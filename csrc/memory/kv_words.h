@@ -16,8 +16,10 @@ using KvIdentity = std::uint64_t;
 constexpr KvIdentity kFreeBlock = 0;
 constexpr std::uint64_t kGenerationMask = (std::uint64_t{1} << 26) - 1;
 constexpr unsigned kOfferShift = 32;
-// Offer numbers that nobody may take by: a take has begun and is not decided; the block is being
+// Offer numbers that nobody may take by: from here on those of resting blocks, of which the number
+// tells when they were laid to rest; a take has begun and is not decided; the block is being
 // zeroed.
+constexpr std::uint64_t kFirstRest = 0xf0000000;
 constexpr std::uint64_t kPendingOffer = 0xffffffff;
 constexpr std::uint64_t kHeldOffer = 0xfffffffe;
 
@@ -30,7 +32,10 @@ constexpr KvIdentity client_of(KvIdentity identity) { return identity & 0xffffff
 constexpr KvIdentity with_offer(KvIdentity identity, std::uint64_t offer) {
   return client_of(identity) | offer << kOfferShift;
 }
-constexpr bool is_reserved(KvIdentity identity) { return offer_of(identity) >= kHeldOffer; }
+constexpr bool is_reserved(KvIdentity identity) { return offer_of(identity) >= kFirstRest; }
+constexpr bool is_resting(KvIdentity identity) {
+  return is_reserved(identity) && offer_of(identity) < kHeldOffer;
+}
 
 enum class SlabUse : unsigned {
   free,       // anybody's

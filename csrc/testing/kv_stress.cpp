@@ -68,7 +68,7 @@ class Worker {
 
   void run() {
     for (int step = 0; step < kSteps; ++step) {
-      switch (random_() % 6) {
+      switch (random_() % 8) {
         case 0:
         case 1:
           allocate();
@@ -79,6 +79,12 @@ class Worker {
           break;
         case 4:
           offer();
+          break;
+        case 5:
+          rest();
+          break;
+        case 6:
+          wake();
           break;
         default:
           take();
@@ -128,6 +134,25 @@ class Worker {
     }
   }
 
+  void rest() {
+    if (held_.empty()) return;
+    Letter blocks = pick();
+    check(blocks);
+    std::vector<KvIdentity> words = pool_.rest(blocks.shape, blocks.ids, 0);
+    resting_.emplace_back(std::move(blocks), std::move(words));
+  }
+
+  // What is woken is as it was; the others have made room for somebody.
+  void wake() {
+    if (resting_.empty()) return;
+    std::swap(resting_[random_() % resting_.size()], resting_.back());
+    auto [blocks, words] = std::move(resting_.back());
+    resting_.pop_back();
+    blocks.ids.resize(pool_.wake(blocks.shape, blocks.ids, words));
+    check(blocks);
+    if (!blocks.ids.empty()) held_.push_back(std::move(blocks));
+  }
+
   Letter pick() {
     std::swap(held_[random_() % held_.size()], held_.back());
     Letter blocks = std::move(held_.back());
@@ -159,6 +184,7 @@ class Worker {
   Mail& mail_;
   std::mt19937 random_;
   std::vector<Letter> held_;
+  std::vector<std::pair<Letter, std::vector<KvIdentity>>> resting_;
 };
 
 // A client comes, holds something and goes: its slot and its blocks are used again.

@@ -76,6 +76,16 @@ def requests_of(specs, prefix=""):
         )
         for spec in specs
         for i, length in enumerate(LENGTHS)
+    ] + [
+        # Begins as another one does, and may find what that has left.
+        make_request(
+            f"{prefix}{spec.id} again",
+            [*((11 * k + 10) % 300 + 3 for k in range(90)), *range(3, 30)],
+            model=spec.id,
+            sampling=SEEDED,
+            max_tokens=8,
+        )
+        for spec in specs
     ]
 
 
@@ -143,6 +153,7 @@ def disturb(devices, specs, kv_dtype, seed):
         for engine in engines:
             moved = engine.usage().moved
             whims.did |= {"kv_out": moved["kv_out"].count, "kv_in": moved["kv_in"].count}
+            whims.did["found"] += engine.usage().found_tokens
     for request in doomed:
         del whims.tokens[request.id]
     return whims.tokens, whims.did
@@ -165,7 +176,7 @@ def test_tokens_are_those_of_an_undisturbed_run(kv_dtype, devices, specs_of, und
         did += ways
     # What these seeds are there for; each of it happens many times.
     expected = {"preempted", "handed over", "resumed", "cancelled"}
-    expected |= {"prefetch right", "prefetch wrong"}
+    expected |= {"prefetch right", "prefetch wrong", "found"}
     if "cpu" in devices:
         expected |= {"evicted by others"}
     if "staged" in devices:

@@ -30,7 +30,7 @@ class Swap:
         self.copier = CopyEngine(1, CHUNK, link_bytes_per_s)
         self.traffic = Traffic()
         self.costs = SwapCosts(self.traffic)
-        self.kv = SwappedKv(self.pool, self.host, self.copier, self.traffic, self.costs)
+        self.kv = SwappedKv((self.pool, self.host), self.copier, self.traffic, self.costs)
         self.orders = iter(range(1000))
 
     def sequence(self, tokens, model="a"):

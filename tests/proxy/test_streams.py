@@ -87,6 +87,7 @@ def test_usage_comes_in_one_more_chunk_when_asked(proxy, address):
         "prompt_tokens": prompt,
         "completion_tokens": made,
         "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

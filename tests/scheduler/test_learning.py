@@ -40,8 +40,21 @@ def test_a_policy_knows_soon_what_steps_and_loads_take(policy):
 
 def test_the_pace_is_what_steps_took_against_what_was_said_before():
     learning = LearningCosts(COSTS, ("a",))
-    learning.prefilled("a", (100, 300), 0.12)
+    learning.prefilled("a", (100, 300), (0, 0), 0.12)
     learning.decoded("b", (50, 60), 0.4)
     assert learning.pace.took_s == pytest.approx(0.52)
     expected_s = COST.prefill_s(100) + COST.prefill_s(300) + COST.decode_s(110, 2)
     assert learning.pace.expected_s == pytest.approx(expected_s)
+
+
+def test_what_was_cached_is_not_learned_to_be_quick():
+    """The time of a prefill is that of the tokens it ran, behind those it found."""
+    whole, behind = LearningCosts(COSTS, ("a",)), LearningCosts(COSTS, ("a",))
+    for _ in range(50):
+        whole.prefilled("a", (1000,), (0,), COST.prefill_s(1000))
+        took_s = COST.prefill_s(200, 1000**2 - 800**2)
+        behind.prefilled("a", (1000,), (800,), took_s)
+    for learning in (whole, behind):
+        learned = learning.costs.models["a"]
+        assert learned.prefill_s(1000) == pytest.approx(COST.prefill_s(1000), rel=0.02)
+    assert behind.pace.expected_s == pytest.approx(behind.pace.took_s)

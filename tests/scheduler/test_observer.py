@@ -10,7 +10,8 @@ class Notes:
     def __init__(self):
         self.said = []
 
-    def prefilled(self, model, lengths, took_s):
+    def prefilled(self, model, lengths, cached, took_s):
+        assert len(cached) == len(lengths)
         self.said.append(("prefill", model, list(lengths), took_s))
 
     def decoded(self, model, contexts, took_s):

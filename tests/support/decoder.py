@@ -41,6 +41,7 @@ class TinyDecoder:
 
         self.device = device
         self.kv_heads = kv_heads
+        self.identity = bytes([seed, layers, kv_heads])
         self.embedding = matrix(VOCAB, HIDDEN)
         self.norm = torch.ones(HIDDEN)
         qkv = (HEADS + 2 * kv_heads) * HEAD_DIM
@@ -116,6 +117,7 @@ def make_engine(
     device: str = "cpu",
     host_bytes: int | None = None,
     link_bytes_per_s: int = LINK_BYTES_PER_S,
+    is_sharing: bool = True,
 ) -> ModelEngine:  # fmt: skip
     """Return an engine over models a and b, both loaded unless told otherwise; with a path, its KV
     is in a pool that four engines may share.
@@ -131,10 +133,11 @@ def make_engine(
     quota_bytes = kv_bytes if host_bytes is None else host_bytes
     total_bytes = quota_bytes if kv_path is None else 4 * kv_bytes
     shared = KvPool(total_bytes, SHAPES.values(), kv_path, quota_bytes)
-    kv: KvPlace = InPlaceKv(shared)
+    kv: KvPlace = InPlaceKv(shared, is_sharing)
     if device == "staged":
         copier = CopyEngine(1, CHUNK_BYTES, link_bytes_per_s)
-        kv = SwappedKv(KvPool(kv_bytes, SHAPES.values()), shared, copier, traffic, costs)
+        pools = KvPool(kv_bytes, SHAPES.values()), shared
+        kv = SwappedKv(pools, copier, traffic, costs, is_sharing)
     memory = EngineMemory(weights, kv, traffic, costs)
     engine = ModelEngine(specs, SHAPES, memory, computing)
     for spec in specs if load else ():
@@ -143,7 +146,12 @@ def make_engine(
 
 
 def all_kv_bytes(engine: ModelEngine) -> int:
-    """Return what an engine holds of KV, on its device and on the host."""
+    """Return what an engine holds of KV, on its device and on the host. What rests goes there no
+    more."""
+    spill = getattr(engine._kv, "_spill", None)
+    if spill is not None:
+        with engine._kv.lock:
+            spill.stop()
     host = getattr(engine._kv, "_host", None)
     return engine._kv.pool.used_bytes + (host.used_bytes if host is not None else 0)
 

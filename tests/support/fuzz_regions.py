@@ -55,11 +55,19 @@ def use_pool(pool: _native.KvPool) -> None:
         attempt(lambda shape=shape: pool.free(shape, [0, 8, 64], True))
         attempt(lambda shape=shape: pool.take(shape, [0, 16], pool.identity))
         attempt(lambda shape=shape: pool.offer(shape, [0, 16]))
+        attempt(lambda shape=shape: use_rest(pool, shape))
         attempt(lambda shape=shape: pool.free_blocks(shape))
     attempt(lambda: pool.free(0, held))
     attempt(lambda: pool.used_bytes)
     attempt(pool.reclaim)
     attempt(pool.close)
+
+
+def use_rest(pool: _native.KvPool, shape: int) -> None:
+    words = pool.rest(shape, [0, 16])
+    pool.still_rest(shape, [0, 16], words)
+    pool.allocate(shape, 2)
+    pool.wake(shape, [0, 16], words)
 
 
 WEIGHT_BYTES = 5 << 20

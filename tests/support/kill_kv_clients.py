@@ -1,8 +1,8 @@
 """Kills clients of a KV pool at random moments; the others' blocks stay whole, and all come back.
 
-Run as a program: `kill_kv_clients.py KILLS`. Clients allocate, free, hand blocks to each other and
-write into each block the identity of its holder and a number, which nobody else may overwrite.
-No torch here: clients start thousands of times.
+Run as a program: `kill_kv_clients.py KILLS`. Clients allocate, free, lay to rest and wake, hand
+blocks to each other and write into each block the identity of its holder and a number, which nobody
+else may overwrite. No torch here: clients start thousands of times.
 """
 
 import mmap
@@ -44,6 +44,7 @@ class Client:
         self.mail = mail
         self.held: Held = {}
         self.offered: list[tuple[int, list[int], int]] = []
+        self.resting: list[tuple[int, int, int, int]] = []  # shape, block, word, number
 
     def place(self, shape: int, block: int) -> slice:
         start = block * SHAPES[shape][1]
@@ -63,7 +64,7 @@ class Client:
 
     def step(self) -> None:
         verbs = (self.allocate, self.allocate, self.free, self.free, self.hand_out, self.receive)
-        self.rng.choice(verbs)()
+        self.rng.choice((*verbs, self.rest, self.wake))()
         if self.held and self.rng.random() < 0.2:
             self.check(*self.rng.choice(list(self.held)))
 
@@ -87,6 +88,22 @@ class Client:
             self.check(shape, block)
             del self.held[shape, block]
             self.pool.free(shape, [block], self.rng.random() < 0.1)
+
+    def rest(self) -> None:
+        if self.held:
+            shape, block = self.rng.choice(list(self.held))
+            (word,) = self.pool.rest(shape, [block])
+            self.resting.append((shape, block, word, self.held.pop((shape, block))))
+
+    def wake(self) -> None:
+        """What is woken is as it was; the rest has made room for somebody."""
+        if not self.resting:
+            return
+        shape, block, word, number = self.resting.pop(self.rng.randrange(len(self.resting)))
+        if self.pool.wake(shape, [block], [word]):
+            assert (shape, block) not in self.held, "woke what is ours"
+            self.held[shape, block] = number
+            self.check(shape, block)
 
     def hand_out(self) -> None:
         """Offer blocks; a little later let them go, whatever has become of them."""

@@ -1,0 +1,284 @@
+"""KV blocks that hold what several sequences begin with: found by content, shared, kept at rest.
+
+The design. A block's key is a hash of its 16 tokens, of the key of the block before it and, for the
+first, of what computes: so equal keys mean equal tokens from the first on, run by the same weights
+in the same types. As keys and values of a token depend on the tokens up to it alone, to the bit, a
+block found here is the one that a prefill would make.
+
+A block is shared from when it is whole and its step's logits were finite: nobody writes to it any
+more. Where it is used by several, they count in `uses`; where by nobody, it rests in its pool
+(KvPool.rest): free for whoever needs room, in whatever process, the longest unused first. So this
+index keeps nobody waiting, and what it says of a resting block is a guess until the pool wakes it.
+
+A sequence that goes on inside a block of another one, at the border of what they have in common,
+copies the tokens that it shares into a block of its own.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from aegaeon.errors import OutOfBlocks
+from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape
+
+Key = bytes
+KEY_BYTES = 16
+# Fewer tokens than these are prefilled sooner than found and copied.
+LEAST_BORDER_TOKENS = 2
+# So many entries may be stale before they are looked for.
+LEAST_SWEEP = 1024
+
+
+def key_of(before: Key, tokens: Iterable[int]) -> Key:
+    """Return the key of a block of `tokens`, 16 or, for a last one, fewer, that follows the block
+    `before`: for a first one, the name of what computes."""
+    return blake2b(array("I", tokens).tobytes(), digest_size=KEY_BYTES, key=before).digest()
+
+
+class Chain:
+    """The keys of one sequence's blocks, made as far as they are asked for."""
+
+    __slots__ = ("_keys", "_slice", "identity")
+
+    def __init__(self, identity: Key, tokens: Callable[[int, int], Sequence[int]]) -> None:
+        """`identity` names what computes; `tokens` returns those from one position to another."""
+        self.identity = identity
+        self._slice = tokens
+        self._keys: list[Key] = []
+
+    def walk(self, count: int) -> Iterator[Key]:
+        """Yield the keys of the first `count` blocks."""
+        for at in range(count):
+            yield self.key(at)
+
+    def key(self, at: int) -> Key:
+        """Return the key of block number `at`."""
+        for number in range(len(self._keys), at + 1):
+            self._keys.append(key_of(self.before(number), self.tokens(number)))
+        return self._keys[at]
+
+    def before(self, at: int) -> Key:
+        """Return what block number `at` follows; the one before it has a key already."""
+        return self._keys[at - 1] if at else self.identity
+
+    def tokens(self, at: int, count: int = BLOCK_TOKENS) -> tuple[int, ...]:
+        """Return the first `count` tokens of block number `at`."""
+        return tuple(self._slice(at * BLOCK_TOKENS, at * BLOCK_TOKENS + count))
+
+
+@dataclass(slots=True)
+class Held:
+    """Blocks of one sequence in one pool, in token order; of the first ones, whether each is used
+    through the index. The others are the sequence's alone."""
+
+    blocks: list[int] = field(default_factory=list)
+    shares: list[bool] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A block that may be shared: what it holds, `tokens` behind those of the block `before`, and
+    how many sequences use it. `word` wakes it, where none does."""
+
+    key: Key
+    before: Key
+    tokens: tuple[int, ...]
+    shape: KvShape
+    block: int
+    uses: int = 1
+    word: int = 0
+
+
+class Prefixes:
+    """The blocks of one client of one pool that may be shared. Not thread-safe."""
+
+    def __init__(self, pool: KvPool, is_on: bool = True) -> None:
+        """Without `is_on` nothing is ever found, nor kept."""
+        self.pool = pool
+        self.is_on = is_on
+        self._entries: dict[Key, Entry] = {}
+        # By the block before and a first token: what came there last.
+        self._next: dict[tuple[Key, int], Key] = {}
+        self._sweep_at = LEAST_SWEEP
+        # Where somebody looks there: what has come to rest since.
+        self.ended: dict[Key, Entry] | None = None
+
+    def __len__(self) -> int:
+        """Blocks known, with those that have been evicted and not been missed yet."""
+        return len(self._entries)
+
+    def find(self, shape: KvShape, chain: Chain, most: int) -> Held:
+        """Return the first blocks of `chain`, as many as are here, `most` of them, each in use from
+        now on. Keys are only made so far."""
+        if not self.is_on:
+            return Held()
+        found: list[Entry] = []
+        names: list[Key] = []
+        for key in chain.walk(most):
+            entry = self._entries.get(key)
+            if entry is None or entry.shape != shape:
+                break
+            found.append(entry)
+            names.append(key)
+        resting = [at for at, entry in enumerate(found) if not entry.uses]
+        woken = self._wake(shape, [found[at] for at in resting])
+        if woken < len(resting):
+            cut = resting[woken]
+            self._drop_evicted(shape, [names[at] for at in resting[woken:]])
+            # Of those behind it some may be awake, though not by us.
+            del found[cut:]
+        for entry in found:
+            entry.uses += 1
+        return Held([entry.block for entry in found], [True] * len(found))
+
+    def has(self, key: Key) -> bool:
+        """Whether the block of this key was here when it was asked for last."""
+        return key in self._entries
+
+    def is_here(self, entry: Entry) -> bool:
+        """Whether `entry` holds still what it did when it was made."""
+        if self._entries.get(entry.key) is not entry:
+            return False
+        return entry.uses > 0 or self.pool.still_rest(entry.shape, [entry.block], [entry.word])[0]
+
+    def keep(self, entry: Entry, block: int) -> None:
+        """Let `block` rest, which holds what that of `entry`, of another pool, does. It is the
+        caller's, and no longer."""
+        if self._add(Entry(entry.key, entry.before, entry.tokens, entry.shape, block)):
+            self.let_go(entry.shape, (entry.key,))
+        else:
+            self.pool.free(entry.shape, (block,))
+
+    def knows(self, chain: Chain, most: int) -> int:
+        """Return how many blocks `find` may return; evicted ones may count."""
+        count = 0
+        for key in chain.walk(most):
+            if key not in self._entries:
+                break
+            count += 1
+        return count
+
+    def find_border(
+        self, shape: KvShape, before: Key, tokens: Sequence[int]
+    ) -> tuple[Key, int, int] | None:
+        """Return a block that follows the block `before` and begins as `tokens` do: its key, in use
+        from now on, itself, and how many of the tokens it holds."""
+        key = self._next.get((before, tokens[0])) if tokens and self.is_on else None
+        entry = self._entries.get(key) if key is not None else None
+        if key is None or entry is None or entry.shape != shape:
+            return None
+        common = 0
+        for ours, theirs in zip(tokens, entry.tokens, strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        if common < LEAST_BORDER_TOKENS:
+            return None
+        if not entry.uses and not self._wake(shape, [entry]):
+            self._drop_evicted(shape, [key])
+            return None
+        entry.uses += 1
+        return key, entry.block, common
+
+    def publish(self, shape: KvShape, chain: Chain, held: Held, count: int) -> None:
+        """Share the first `count` blocks of `held`, where they are not yet: they are whole. One
+        that another sequence has, too, and uses stays its sequence's alone."""
+        if not self.is_on:
+            return
+        for at in range(len(held.shares), count):
+            names = chain.key(at), chain.before(at), chain.tokens(at)
+            held.shares.append(self._add(Entry(*names, shape, held.blocks[at])))
+        if len(self._entries) > self._sweep_at:
+            self._sweep()
+
+    def free(
+        self, shape: KvShape, chain: Chain, held: Held, is_poisoned: bool = False, offer: int = 0
+    ) -> None:
+        """Let go of all of `held`, which then is empty; `is_poisoned` and `offer` as in
+        KvPool.free, where blocks are the sequence's alone."""
+        shares = held.shares
+        shared = [chain.key(at) for at, is_shared in enumerate(shares) if is_shared]
+        own = [b for at, b in enumerate(held.blocks) if at >= len(shares) or not shares[at]]
+        self.pool.free(shape, own, is_poisoned, offer)
+        self.let_go(shape, shared)
+        held.blocks, held.shares = [], []
+
+    def keep_border(self, shape: KvShape, before: Key, tokens: tuple[int, ...], block: int) -> None:
+        """Let a block that ends in the middle rest, behind `before`, for others to copy from. It is
+        the caller's, and no longer."""
+        self.keep(Entry(key_of(before, tokens), before, tokens, shape, block), block)
+
+    def let_go(self, shape: KvShape, keys: Sequence[Key]) -> None:
+        """Those of `keys`, one behind the other, are used once less: the last to be needed again,
+        those in front, rest longest."""
+        ended: list[Key] = []
+        for key in reversed(keys):
+            entry = self._entries[key]
+            entry.uses -= 1
+            if not entry.uses:
+                ended.append(key)
+        if ended:
+            words = self.pool.rest(shape, [self._entries[key].block for key in ended])
+            for key, word in zip(ended, words, strict=True):
+                self._entries[key].word = word
+                if self.ended is not None:
+                    self.ended[key] = self._entries[key]
+
+    def make_private(self, shape: KvShape, chain: Chain, held: Held) -> bool:
+        """Make all blocks of `held` those of its sequence alone, so that they may be given away:
+        shared ones are copied, or taken off the index where there is no room for copies. False,
+        and nothing done, where that would harm others."""
+        places = [at for at, is_shared in enumerate(held.shares) if is_shared]
+        try:
+            copies = self.pool.allocate(shape, len(places))
+        except OutOfBlocks:
+            if any(self._entries[chain.key(at)].uses > 1 for at in places):
+                return False
+            for at in places:
+                del self._entries[chain.key(at)]
+        else:
+            for at, block in zip(places, copies, strict=True):
+                self.pool.copy(shape, block, held.blocks[at])
+                held.blocks[at] = block
+            self.let_go(shape, [chain.key(at) for at in places])
+        held.shares = []
+        return True
+
+    def _add(self, entry: Entry) -> bool:
+        """Share the block of `entry`, in use, unless another one like it is in use."""
+        known = self._entries.get(entry.key)
+        if known is not None and known.uses:
+            return False
+        if known is not None and self._wake(known.shape, [known]):
+            self.pool.free(known.shape, (known.block,))  # one of them is enough
+        self._entries[entry.key] = entry
+        self._next[entry.before, entry.tokens[0]] = entry.key
+        return True
+
+    def _wake(self, shape: KvShape, entries: list[Entry]) -> int:
+        if not entries:
+            return 0
+        blocks, words = zip(*((entry.block, entry.word) for entry in entries), strict=True)
+        return self.pool.wake(shape, blocks, words)
+
+    def _drop_evicted(self, shape: KvShape, keys: Sequence[Key]) -> None:
+        """Forget those of `keys`, in use by nobody, that have been evicted."""
+        entries = [self._entries[key] for key in keys]
+        blocks, words = [e.block for e in entries], [e.word for e in entries]
+        for key, rests in zip(keys, self.pool.still_rest(shape, blocks, words), strict=True):
+            if not rests:
+                del self._entries[key]
+
+    def _sweep(self) -> None:
+        """Forget what has been evicted."""
+        unused: dict[KvShape, list[Key]] = {}
+        for key, entry in self._entries.items():
+            if not entry.uses:
+                unused.setdefault(entry.shape, []).append(key)
+        for shape, keys in unused.items():
+            self._drop_evicted(shape, keys)
+        self._next = {at: key for at, key in self._next.items() if key in self._entries}
+        if self.ended is not None:
+            self.ended = {key: e for key, e in self.ended.items() if key in self._entries}
+        self._sweep_at = max(LEAST_SWEEP, 2 * len(self._entries))
