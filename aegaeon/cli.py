@@ -256,7 +256,7 @@ def _metavar(kind: Any) -> str:
 
 
 def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) -> int:
-    settings = load()
+    settings = loaded = load()
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s"
     )
@@ -268,7 +268,7 @@ def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) ->
         read_keys(Path(settings.keys_file).expanduser())
     specs = served_models(settings)
     supervisor = Supervisor(settings, specs, with_proxy)
-    reloader = Reloader(file, load, supervisor, specs)
+    reloader = Reloader(file, load, loaded, supervisor, specs)
     parent = os.getppid()
 
     def on_signal(number: int, _: object) -> None:

@@ -35,15 +35,16 @@ class Reloader:
         self,
         path: Path | None,
         load: Callable[[], Settings],
+        loaded: Settings,
         supervisor: Supervisor,
         specs: tuple[ModelSpec, ...],
     ) -> None:
-        """`load` reads the file, and lays over it what is laid over it at the start, where it named
-        `specs`."""
+        """`load` reads the file, and lays over it what was laid over it at the start, when that
+        gave `loaded`, and its models were `specs`."""
         self._path = path if path is not None and path.is_file() else None
         self._load = load
         self._supervisor = supervisor
-        self._settings = load()
+        self._settings = loaded
         self._named: set[ModelId] = {spec.id for spec in specs}
         self._seen = self._version()
         self._is_asked = False
