@@ -47,7 +47,8 @@ def draw_tokens(
     if asking:
         chosen = [token for row in asking if (token := tokens[row]) is not None]
         counts = [sequences[row].request.sampling.logprobs or 0 for row in asking]
-        rows = device.log_probabilities(logits[asking], chosen, max(counts))
+        theirs = logits if len(asking) == len(tokens) else logits[asking]
+        rows = device.log_probabilities(theirs, chosen, max(counts))
         for row, values, count in zip(asking, rows, counts, strict=True):
             found[row] = _told(values, count)
     return list(zip(tokens, found, strict=True))

@@ -268,7 +268,9 @@ class DeviceScheduler(Ledger[GroupT]):
         action = self._end_in_flight()
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
-        if self.observer is not None and not (outcome.preempted or outcome.failed):
+        # Others did less, or more: without KV, or a grammar's word; with a prompt's likelihood.
+        is_plain = len(outcome.tokens) == len(action.requests) and not outcome.scores
+        if self.observer is not None and is_plain and not outcome.preempted:
             self._tell(self.observer, group, action, outcome.took_s)
         self._steps_done += 1
         self._residency.touch(outcome.model)
