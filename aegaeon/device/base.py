@@ -157,6 +157,10 @@ class Device(Operators):
         """Return for each row of logits [rows, vocab] the natural log-probability of its `chosen`
         token, and the `best` likeliest tokens. The formula: csrc/ops/sampling.h."""
 
+    def select(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return these rows of logits [rows, vocab], behind what computes them."""
+        return logits[torch.tensor(rows, dtype=torch.int64)]
+
     def new_runner(self) -> StepRunner:
         """Return what runs a model's step here: one operator after another, unless the device
         knows better."""
