@@ -315,7 +315,7 @@ class ModelEngine(Engine):
 
     def _take_logits(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
         """Make of a pass's logits what its parts want of them."""
-        logits, scored = split_logits(parts, logits)
+        logits, scored = split_logits(self._device, parts, logits)
         for part, rows in scored:
             scores = score_prompt(self._device, part, rows)
             if scores is None:
@@ -344,7 +344,7 @@ class ModelEngine(Engine):
             rows.append(row)
             drawing.append(part.sequence)
         if len(rows) < len(parts):
-            logits = logits[torch.tensor(rows, dtype=torch.int64)]
+            logits = self._device.select(logits, rows)
         drawn = draw_tokens(self._device, drawing, logits, changes)
         for sequence, (token_id, log_probs) in zip(drawing, drawn, strict=True):
             if token_id is None:
