@@ -65,11 +65,6 @@ class CudaOperators(Device):
                 drawn[row] = token
         return drawn
 
-    def select(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        # Not on torch's own stream, which waits for nobody.
-        with self.on_stream():
-            return super().select(logits, rows)
-
     def log_probabilities(
         self, logits: Tensor, chosen: Sequence[int], best: int
     ) -> list[RowLogProbs]:
