@@ -30,7 +30,7 @@ from aegaeon.engine.grammar_host import (
     read_frame,
     write_frame,
 )
-from aegaeon.errors import AegaeonError, InvalidRequest
+from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
 from aegaeon.types import ModelSpec, Request
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ class Constraint:
         return not self.is_ready and time.monotonic() - self._asked_s > SLOW_S
 
     def allowed(self) -> Tensor:
-        """Return the mask, int32 words. Raises InvalidRequest where the sequence cannot go on."""
+        """Return the mask, int32 words. Raises InvalidRequest or Overloaded where the sequence
+        cannot go on."""
         assert self.answer.done()
         try:
             mask = self.answer.result()
@@ -126,15 +127,20 @@ class GrammarHost:
         return next(self._keys)
 
     def ask(self, key: int, question: Question, life: int) -> "Future[bytearray]":
-        """Send a question to the process of this life; its answer comes as a mask, InvalidRequest
-        or HostLost."""
+        """Send a question to the process of this life; its answer comes as a mask, InvalidRequest,
+        HostLost or Overloaded."""
         answer: Future[bytearray] = Future()
         with self._lock:
             if life != self.life:
                 answer.set_exception(HostLost("the grammar host has ended"))
                 return answer
+            try:
+                process = self._process or self._start()
+            except OSError as error:
+                text = f"what follows schemas cannot be started ({error}); try again later"
+                answer.set_exception(Overloaded(text))
+                return answer
             self._open[key] = time.monotonic(), answer
-            process = self._process or self._start()
         self._write(process, question)
         return answer
 

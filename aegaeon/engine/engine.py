@@ -338,7 +338,7 @@ class ModelEngine(Engine):
                 continue
             try:
                 changes.append(change_of(part.sequence))
-            except InvalidRequest as error:
+            except AegaeonError as error:
                 made.fail(part.sequence, error)
                 continue
             rows.append(row)
@@ -369,7 +369,7 @@ class _Made:
     scores: list[PromptScores] = field(default_factory=list)
     lost: dict[RequestId, bool] = field(default_factory=dict)  # and whether its KV is poisoned
 
-    def fail(self, sequence: Sequence, error: InvalidRequest | None = None) -> None:
+    def fail(self, sequence: Sequence, error: AegaeonError | None = None) -> None:
         """The sequence ends in `error`, or because what it has computed is not finite."""
         request = sequence.request
         if request.id in self.lost:

@@ -217,3 +217,13 @@ def test_a_grammar_that_takes_too_much_fails_its_own_request_only(spec, text):
     assert runner.reasons["good"] == "stop"
     assert set(runner.failures.values()) <= {"invalid_value"} and runner.failures
     assert runner.engine.usage().kv_bytes == 0
+
+
+def test_a_host_that_cannot_be_started_fails_who_needs_it_only(spec, text, monkeypatch):
+    def cannot(self):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(GrammarHost, "_start", cannot)
+    runner = run(spec, constrained(spec, text, "held"), make_request("free", [5], model=spec.id))
+    assert runner.failures == {"held": "overloaded"}
+    assert len(runner.tokens["free"]) == 12
