@@ -76,6 +76,12 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     """To an instance: take nothing new, end what is running, then exit."""
 
 
+class Preload(msgspec.Struct, frozen=True, tag=True):
+    """To an instance: bring `model` in when there is nothing else to bring, if it fits."""
+
+    model: ModelId
+
+
 class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     """Names the KV of a sequence in the node's pool, so that another instance may adopt it.
 
@@ -123,7 +129,7 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-InstanceMessage = Submit | Cancel | Drain | Transfer | Accepted | Declined
+InstanceMessage = Submit | Cancel | Drain | Preload | Transfer | Accepted | Declined
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag=True):

@@ -83,6 +83,10 @@ class Gateway:
         """Take requests for these from here on; open ones go on."""
         self._models = set(models)
 
+    async def preload(self, model: ModelId, instance: InstanceId) -> None:
+        """Have `instance` bring a model in. Raises StoreUnavailable."""
+        await self._blocking(partial(self._outbox.preload, model, instance))
+
     def bound(self, bounds: Bounds) -> None:
         """Go by other bounds from here on."""
         self._queue.bound(bounds)
