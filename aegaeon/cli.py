@@ -85,7 +85,7 @@ commands:
   aegaeon simulate           serve a load on devices that are not there, under any policy
   aegaeon config check FILE  say what is wrong with a configuration file (also: schema)
   aegaeon keys create NAME   let only clients with a key in (also: list, revoke)
-  aegaeon models add NAME    have a running server serve one more (also: remove, pin, unpin)
+  aegaeon models add NAME    have a running server serve one more (also: remove, load, pin)
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
   aegaeon models pull ID     download a model from the hub

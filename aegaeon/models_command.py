@@ -18,7 +18,7 @@ from aegaeon.flags import Parser
 from aegaeon.models.hub import pull
 from aegaeon.models.references import ModelEntry, list_models
 
-CHANGES = ("add", "remove", "pin", "unpin")  # of a running server
+CHANGES = ("add", "remove", "load", "pin", "unpin")  # of a running server
 
 
 def models_command(given: Sequence[str]) -> Iterator[Table | str]:
@@ -79,6 +79,7 @@ def _add_changes(commands: "argparse._SubParsersAction[Parser]") -> None:
     adding.add_argument("--pinned", action="store_true", help="load it, and let it stay loaded")
     for name, text in (
         ("remove", "serve one no more, once its requests have ended"),
+        ("load", "have one loaded where it fits"),
         ("pin", "load one, and let it stay loaded"),
         ("unpin", "let one make room for others again"),
     ):

@@ -36,6 +36,7 @@ NEEDS: dict[str, Need] = {
     "/admin/status": "admin",
     "/admin/models": "admin",
     "/admin/models/{model:path}": "admin",
+    "/admin/models/{model:path}/load": "admin",
     "/admin/models/{model:path}/pin": "admin",
     "/admin/models/{model:path}/unpin": "admin",
     "/metrics": "metrics",

@@ -6,7 +6,7 @@ A policy says whose step is next, what it is, and what is loaded; it stands in a
 import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from aegaeon.errors import Overloaded
 from aegaeon.explanations import Decision
@@ -95,10 +95,6 @@ class DeviceScheduler(Ledger[GroupT]):
         return min(2.0 * load_s, LONGEST_WORTH_S)
 
     # Actions
-
-    def preload(self, models: Iterable[ModelId]) -> None:
-        """Load `models` when the copy lane has nothing else to do and there is free room."""
-        self._loads.preload(models)
 
     def recent(
         self, request: RequestId | None, model: ModelId | None, limit: int

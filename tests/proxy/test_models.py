@@ -171,6 +171,19 @@ def test_pins_are_told_and_one_that_does_not_fit_is_taken_back(proxy):
     run(proxy, test)
 
 
+def test_a_load_goes_to_an_instance_unless_the_model_is_there(proxy):
+    async def test(client):
+        response = await client.post("/admin/models/m/load")
+        assert (response.status_code, response.json()["status"]) == (202, "loading")
+        await until(lambda: proxy.instance.preloaded == ["m"])
+        proxy.instance.publish(resident=("m",))
+        await until(lambda: "m" in proxy.service.gateway.instances()[0].status.resident)
+        assert (await client.post("/admin/models/m/load")).json()["status"] == "resident"
+        assert code(await client.post("/admin/models/zzz/load")) == (404, "model_not_found")
+
+    run(proxy, test)
+
+
 def test_bounds_and_complaints_come_with_the_catalogue(proxy):
     async def test(client):
         bounds = Bounds(max_body_bytes=2000, max_open_mb=1.0, request_timeout_s=5.0)
