@@ -26,6 +26,7 @@ Need = keys.Scope | Literal["public"]
 NEEDS: dict[str, Need] = {
     "/": "public",  # the page and its files tell nothing of this server
     "/static/{name}": "public",
+    "/openapi.json": "public",
     "/v1/chat/completions": "inference",
     "/v1/completions": "inference",
     "/v1/models": "inference",
