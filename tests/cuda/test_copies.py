@@ -134,8 +134,9 @@ def test_a_bug_that_is_put_in_is_found(name, flags, tmp_path, record_property):
     mutant = tmp_path / "mutant.cpp"
     mutant.write_text(text, encoding="utf-8")
     result = run(build(mutant, original, flags, tmp_path), LAZY)
-    assert result.returncode == 1, "the mutant survives"
-    assert result.stderr.startswith(f"{PROGRAM}: ")
+    assert result.returncode != 0, "the mutant survives"
+    # Either what went wrong is named, or an error came where there is none without the mutant.
+    assert result.stderr.startswith((f"{PROGRAM}: ", "terminate called after throwing"))
     record_property("cuda fault", name)
 
 

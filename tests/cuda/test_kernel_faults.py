@@ -15,6 +15,7 @@ SHORT, LONG, CALL = "attend_short.h", "attend_long.h", "attend_call.h"
 LAUNCH, ROWS, BLOCK = "attend_launch.h", "cuda_rows_stress", "sampling_block.h"
 ATTEND = "cuda_attend_stress"
 SYNC = "__syncthreads();"
+SHORT = "kShared = sizeof(ShortMemory<T, head_dim>)"
 
 
 def without(source: str, before: str, after: str = "") -> Mutant:
@@ -54,7 +55,7 @@ MUTANTS = {
     ),
     "shared memory is too short": (
         *(ATTEND, ADDRESS),
-        Mutant(LAUNCH, "sizeof(ShortMemory<T, head_dim>)", "sizeof(ShortMemory<T, head_dim>) - 64"),
+        Mutant(LAUNCH, f"{SHORT};", f"{SHORT} - 64;"),
     ),
     "the block behind is read": (
         *(ATTEND, ADDRESS),

@@ -38,7 +38,12 @@ def test_the_openai_client_streams_what_it_gets_whole(client):
         chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    # The second time, all of the prompt that can be is found.
+    usage, first = chunks[-1].usage, whole.usage
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert usage.prompt_tokens_details.cached_tokens > 0
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [getattr(usage, name) for name in counts] == [getattr(first, name) for name in counts]
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == (
         whole.choices[0].finish_reason
     )

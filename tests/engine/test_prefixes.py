@@ -278,8 +278,7 @@ def test_what_is_handed_over_is_found_again_at_the_sender(device, room, tmp_path
     first.release("1")
     shared.free(SHAPES["a"], held)
     runner = Runner(second)
-    runner.models["1"], runner.tokens["1"] = "a", [token.token_id]
-    runner.open, runner.running = ["1"], ["1"]
+    runner.go_on("1", "a", [token.token_id])
     assert runner.finish() == undisturbed(request)
     again = make_request("2", SYSTEM)
     assert run(first, again) == undisturbed(again)
@@ -304,8 +303,7 @@ def test_what_two_use_is_not_given_away_without_a_copy(tmp_path):
     pool.free(SHAPES["a"], held)
     engine.release("0")
     runner = Runner(engine)
-    runner.models["1"], runner.tokens["1"] = "a", [tokens[1].token_id]
-    runner.open, runner.running = ["1"], ["1"]
+    runner.go_on("1", "a", [tokens[1].token_id])
     assert runner.finish() == undisturbed(requests[1])
     for one in (engine, other):
         one.close()

@@ -76,7 +76,7 @@ def test_a_cuda_devices_memory_is_no_part_of_the_hosts(real):
     check_room(node, (real,), machine)
     settled = settle(settings, (real,), machine)
     assert choose_budgets(settled, (real,), MACHINE) == each
-    assert any(line.startswith("device: workspace: 2 x 0.0") for line in layout_lines(node))
+    assert any(line.startswith("device: workspace: 2 x 0.1") for line in layout_lines(node))
 
 
 def test_a_wider_batch_leaves_a_cuda_device_less_for_weights(real):
@@ -104,7 +104,7 @@ def test_more_than_a_cuda_device_has_is_refused_with_its_workspace(real):
     machine = msgspec.structs.replace(MACHINE, device_bytes=2_000_000_000)
     settings = Settings(device="cuda:0", colocated_count=2, device_memory_gb=0.98, kv_budget_gb=0.1)
     node = lay_out(settings, (real,), machine)
-    with pytest.raises(BudgetTooSmall, match=r"2 x \(weights 0\.880 GB.*workspace 0\.0.*lower"):
+    with pytest.raises(BudgetTooSmall, match=r"2 x \(weights 0\.880 GB.*workspace 0\.1.*lower"):
         check_room(node, (real,), machine)
 
 

@@ -27,11 +27,19 @@ class Runner:
     def submit(self, *requests: Request):
         for request in requests:
             self.engine.submit(request)
-            self.models[request.id] = request.model
-            self.tokens[request.id] = []
-            self.log_probs[request.id] = []
-            self.scores[request.id] = []
-            self.open.append(request.id)
+            self._follow(request.id, request.model, [])
+
+    def go_on(self, request: str, model: str, tokens: list[int]):
+        """Follow one that the engine has already, with these tokens made."""
+        self._follow(request, model, tokens)
+        self.running.append(request)
+
+    def _follow(self, request: str, model: str, tokens: list[int]):
+        self.models[request] = model
+        self.tokens[request] = tokens
+        self.log_probs[request] = []
+        self.scores[request] = []
+        self.open.append(request)
 
     def act(self, action):
         outcome = self.engine.execute(action)
