@@ -11,7 +11,7 @@ from aegaeon.measures import PhaseTotal, Waited
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.metrics_text import Text, write
 from tests.proxy.test_metrics import samples, value
-from tests.support.specs import make_instance
+from tests.support.specs import make_instance, make_spec
 
 PUBLISHED = InstanceFigures(
     starts=3,
