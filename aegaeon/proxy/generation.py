@@ -4,6 +4,7 @@ A plain state machine: no I/O, and time comes from outside. One event loop owns 
 """
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -66,6 +67,8 @@ class OpenRequest:
         self.placing: asyncio.Future[Target | None] | None = None
         self.refused: set[Target] = set()
         self.error: AegaeonError | None = None
+        # Told of more tokens, instead of those who `wait`, who then hear of all else.
+        self.on_tokens: Callable[[], None] | None = None
         self._attempt = 0
         self._refused_attempt: int | None = None  # by an instance not known yet
         self._losses = 0
@@ -129,6 +132,10 @@ class OpenRequest:
         match reply:
             case TokenEvent():
                 self._take_tokens(reply, received_s)
+                if self.on_tokens is not None:
+                    self.on_tokens()
+                    if not self.is_over and reply.attempt == self._attempt:
+                        return False
             case RequestFailed(instance=instance) if self._lives_elsewhere(instance):
                 return False  # it has moved on; whoever has it speaks for it
             case RequestFailed(code=HandoffLost.code):
