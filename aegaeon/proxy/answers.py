@@ -75,6 +75,10 @@ class Text(msgspec.Struct, frozen=True):
     finish_reason: FinishReason
 
 
+_MARK = "the text of a chunk"
+_encode = msgspec.json.Encoder().encode
+
+
 class Answer:
     """Writes one answer, whole or chunk by chunk; all chunks bear the same id and time."""
 
@@ -90,6 +94,8 @@ class Answer:
         self._created = int(time.time())
         self._model = model
         self._usage: UnsetType | None = None if usage_in_chunks else UNSET
+        # What stands around the text of a chunk, and around its usage, where it has one.
+        self._around: dict[tuple[int, str, bool], list[bytes]] = {}
 
     def opening(self, index: int) -> bytes:
         """The first chunk of a chat choice, which names the role; nothing for plain text."""
@@ -107,6 +113,31 @@ class Answer:
         usage: Usage | None = None,
     ) -> bytes:
         """A chunk with more text of one choice; `usage` is that so far, where asked for."""
+        if not text or finish_reason is not None:
+            return self._piece(index, text, finish_reason, instance, usage)
+        # Those in the middle of a choice, nearly all, differ in their text and usage alone.
+        key = index, instance, usage is not None
+        around = self._around.get(key)
+        if around is None:
+            around = self._around[key] = self._split(index, instance, usage)
+        if usage is None:
+            return around[0] + _encode(text) + around[1]
+        return around[0] + _encode(text) + around[1] + _encode(usage) + around[2]
+
+    def _split(self, index: int, instance: str, usage: Usage | None) -> list[bytes]:
+        before, _, behind = self._piece(index, _MARK, None, instance, usage).rpartition(
+            _encode(_MARK)
+        )
+        return [before, behind] if usage is None else [before, *behind.split(_encode(usage), 1)]
+
+    def _piece(
+        self,
+        index: int,
+        text: str,
+        finish_reason: FinishReason | None,
+        instance: str,
+        usage: Usage | None,
+    ) -> bytes:
         choice: _Choice
         if self._is_chat:
             delta = _Delta(content=text) if text or finish_reason is None else _Delta()

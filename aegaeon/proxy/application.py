@@ -23,7 +23,7 @@ from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.node import joined_domain
-from aegaeon.proxy.routes import add_routes, error_response, handle_errors
+from aegaeon.proxy.routes import SERVER_SEND, add_routes, error_response, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec
@@ -60,7 +60,7 @@ def create_app(
             app.state.service = service
             yield
 
-    app = FastAPI(
+    app = _Application(
         title="aegaeon",
         version=__version__,
         lifespan=lifespan,
@@ -72,6 +72,15 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(RequestIds)
     return app
+
+
+class _Application(FastAPI):
+    """Notes the server's own `send`, for streams."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        scope[SERVER_SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 class RequestIds:
