@@ -56,8 +56,8 @@ times count from then. The generator says how late it was itself, how late its s
 how many tokens/s its processor could have received: distrust results near that.
 A request keeps its targets when it ended well, with its first token within --slo-ttft-s of the time
 it was due and the mean time between its tokens within --slo-tbt-s; goodput is how many did, per
-second. Prompts are words, about one token each, and begin differently. All models answer once
-before. For a null server and what the proxy costs a token: relay.py."""
+second. TTFT and TBT are of all requests that got tokens. Prompts are words, about one token each,
+and begin differently. All models answer once before. What the proxy costs a token: relay.py."""
 
 WARM_UP_S = 300.0  # for the first answer of all models: weights come from files
 

@@ -224,4 +224,8 @@ def _ttft(percent: str) -> Callable[[Sequence[Run]], float | None]:
 
 
 def _tbt(percent: str) -> Callable[[Sequence[Run]], float | None]:
-    return lambda runs: 1e3 * (getattr(_tbts(_served(runs)), percent) or 0.0)
+    def figure(runs: Sequence[Run]) -> float | None:
+        value = getattr(_tbts(_served(runs)), percent)
+        return None if value is None else 1e3 * value
+
+    return figure

@@ -190,9 +190,9 @@ class _Connection(asyncio.Protocol):
         self._has_answer = True
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, msgspec.MsgspecError) as error:
+        except httptools.HttpParserError:  # that of a callback, too
             if self._exchange is not None:
-                self._exchange.error = f"unreadable: {type(error).__name__}"
+                self._exchange.error = "unreadable"
                 self._end(True)
             self._transport.abort()
 
