@@ -29,7 +29,7 @@ from aegaeon.proxy.models import Models
 from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
-from aegaeon.proxy.routes import add_routes, handle_errors
+from aegaeon.proxy.routes import SERVER_SEND, add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec
@@ -71,7 +71,7 @@ def create_app(
             yield
 
     options: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
-    app = FastAPI(title="aegaeon", version=__version__, lifespan=lifespan, **options)
+    app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **options)
     add_routes(app)
     add_page(app)
     app.add_middleware(Guard)
@@ -79,6 +79,15 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(RequestIds)
     return app
+
+
+class _Application(FastAPI):
+    """Notes the server's own `send`, for streams."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        scope[SERVER_SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 class RequestIds:
