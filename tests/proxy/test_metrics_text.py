@@ -11,7 +11,7 @@ from aegaeon.measures import PhaseTotal, Waited
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.metrics_text import Text, write
 from tests.proxy.test_metrics import samples, value
-from tests.support.specs import make_instance
+from tests.support.specs import make_instance, make_spec
 
 PUBLISHED = InstanceFigures(
     starts=3,
@@ -72,7 +72,8 @@ def test_names_of_models_are_escaped():
 
 
 def test_a_scrape_of_a_hundred_models_takes_less_than_5_ms_of_the_loop():
-    meter = Meter(Settings(), [f"org/model-{n}" for n in range(100)], lambda _: {})
+    meter = Meter(Settings(), lambda _: {})
+    meter.serve(make_spec(f"org/model-{n}") for n in range(100))
     for model, figures in meter._own.models.items():
         timing = meter.begin(model, 10, 0.0)
         for token in range(20):
