@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,8 @@ from rich.live import Live
 from rich.table import Table
 
 from aegaeon import __version__, _native
-from aegaeon.config import Settings, describe, load_settings
+from aegaeon.config import Settings, config_path, describe, load_settings
+from aegaeon.config_command import config_command
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, add_setting
@@ -32,13 +34,17 @@ from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables
 from aegaeon.plan_devices import plan_devices_command
 from aegaeon.proxy.keys import read_keys
+from aegaeon.reload import Reloader
 from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor, free_port
 from aegaeon.top import top_command
 from aegaeon.types import ModelSpec
 
-COMMANDS = ("serve", "plan", "simulate", "explain", "top", "keys", "models", "instances")
+COMMANDS = (
+    *("serve", "plan", "simulate", "config", "explain", "top"),
+    *("keys", "models", "instances"),
+)
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 PIPED_COLUMNS = 120
@@ -77,7 +83,9 @@ commands:
   aegaeon explain ID         tell why a request was served as it was
   aegaeon top                show what a running server does, live
   aegaeon simulate           serve a load on devices that are not there, under any policy
+  aegaeon config check FILE  say what is wrong with a configuration file (also: schema)
   aegaeon keys create NAME   let only clients with a key in (also: list, revoke)
+  aegaeon models add NAME    have a running server serve one more (also: remove, load, pin)
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
   aegaeon models pull ID     download a model from the hub
@@ -92,6 +100,7 @@ examples:
   aegaeon serve --config server.toml      # the same names, e.g.  models = ["a", "b"]
   AEGAEON_PORT=9000 aegaeon serve --models a
 
+Models, keys and bounds follow the file while it serves (or kill -HUP), the rest needs a restart.
 Flags win over AEGAEON_* variables, those over the file. Try it:
   curl -N localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "a", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
@@ -111,6 +120,7 @@ exit codes: 0 it fits, 1 it does not fit or a model is missing, 2 wrong usage or
 
 # Commands that only say something.
 SPEAKING: dict[str, Callable[[Sequence[str]], Iterable[Table | str]]] = {
+    "config": config_command,
     "explain": explain_command,
     "keys": keys_command,
     "models": models_command,
@@ -169,8 +179,8 @@ def _run(given: list[str]) -> int:
             raise ConfigError(f"both {file} and --config {config_file} are given; name one file")
         _plan(load_settings(options, config_file=file), as_json)
         return 0
-    settings = load_settings(options, config_file=config_file)
-    return _serve(settings, with_proxy=command == "serve")
+    load = partial(load_settings, options, config_file=config_file)
+    return _serve(load, config_path(config_file), with_proxy=command == "serve")
 
 
 def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
@@ -232,7 +242,8 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(settings: Settings, with_proxy: bool) -> int:
+def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) -> int:
+    settings = loaded = load()
     set_up(settings.log_level, "supervisor", settings.log_format)
     if not with_proxy:
         _native.die_with_parent(signal.SIGTERM)
@@ -242,9 +253,13 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
         read_keys(Path(settings.keys_file).expanduser())
     specs = served_models(settings)
     supervisor = Supervisor(settings, specs, with_proxy)
+    reloader = Reloader(file, load, loaded, supervisor, specs)
     parent = os.getppid()
 
-    def on_signal(*_: object) -> None:
+    def on_signal(number: int, _: object) -> None:
+        if number == signal.SIGHUP and reloader.has_file:
+            reloader.ask()
+            return
         # A second signal, or the end of the server we are part of: at once.
         is_orphan = not with_proxy and os.getppid() != parent
         supervisor.ask_stop(at_once=is_orphan or supervisor.is_stopping)
@@ -255,7 +270,11 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
         supervisor.start()
         if with_proxy:
             _print_banner(supervisor.settings, specs)
-        _wait(supervisor, f"ready on http://{settings.host}:{settings.port}" if with_proxy else "")
+        _wait(
+            supervisor,
+            reloader,
+            f"ready on http://{settings.host}:{settings.port}" if with_proxy else "",
+        )
     finally:
         supervisor.stop()
     if supervisor.failure is not None:
@@ -263,13 +282,15 @@ def _serve(settings: Settings, with_proxy: bool) -> int:
     return EXIT_FAILED if supervisor.failure or supervisor.is_killed else 0
 
 
-def _wait(supervisor: Supervisor, ready_line: str) -> None:
+def _wait(supervisor: Supervisor, reloader: Reloader, ready_line: str) -> None:
     """Return when the server has ended; say once that it is ready."""
     is_said = not ready_line
     while not supervisor.wait_ended(timeout_s=0.2 if not is_said else 1.0):
         if supervisor.is_ready and not is_said:
             print(ready_line, flush=True)
             is_said = True
+        if supervisor.is_ready and not supervisor.is_stopping:
+            reloader.look()
 
 
 def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:

@@ -237,12 +237,19 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     merged: dict[str, Any] = {}
-    path = config_file or environ.get(PREFIX + "CONFIG")
-    if path:
-        merged.update(_read_file(Path(path)))
+    path = config_path(config_file, environ)
+    if path is not None:
+        merged.update(_read_file(path))
     merged.update(_from_environment(environ))
     merged.update(flags or {})
     return check_settings(merged)
+
+
+def config_path(config_file: str | None, environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return the file that `load_settings` reads, if any."""
+    environ = os.environ if environ is None else environ
+    path = config_file or environ.get(PREFIX + "CONFIG")
+    return Path(path) if path else None
 
 
 def check_settings(values: Mapping[str, Any]) -> Settings:
@@ -311,7 +318,16 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold settings as `name: value` pairs")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    settings = {str(key).replace("-", "_"): value for key, value in values.items()}
+    models = settings.get("models")
+    if isinstance(models, list):
+        settings["models"] = [
+            {str(key).replace("-", "_"): value for key, value in one.items()}
+            if isinstance(one, dict)
+            else one
+            for one in models
+        ]
+    return settings
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -1,24 +1,32 @@
-"""The command `aegaeon models`: what is in the models directory, and what brings more there."""
+"""The command `aegaeon models`: what is in the models directory, what brings more there, and which
+of it a running server serves."""
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.table import Table
 from tqdm import tqdm
 
-from aegaeon.config import load_settings
+from aegaeon.client import URL, Client, quoted
+from aegaeon.config import api_key, load_settings
 from aegaeon.flags import Parser
 from aegaeon.models.hub import pull
 from aegaeon.models.references import ModelEntry, list_models
+
+CHANGES = ("add", "remove", "load", "pin", "unpin")  # of a running server
 
 
 def models_command(given: Sequence[str]) -> Iterator[Table | str]:
     """Do as told and yield what is to be printed. Raises ConfigError, and what a command raises."""
     options = _parser().parse_args(given)
+    if options.command in CHANGES:
+        yield _change(options)
+        return
     flags = {"models_dir": options.models_dir} if "models_dir" in options else {}
     models_dir = Path(load_settings(flags).models_dir).expanduser()
     match options.command:
@@ -53,7 +61,45 @@ def _parser() -> Parser:
     )
     pulling = commands.add_parser("pull", parents=[shared], help="download a model")
     pulling.add_argument("id", help="its hub id, like Qwen/Qwen3-0.6B")
+    _add_changes(commands)
     return parser
+
+
+def _add_changes(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """The commands that change a running server."""
+    asking = Parser(add_help=False)
+    asking.add_argument("--url", default=URL, help=f"of the server (default: {URL})")
+    asking.add_argument("--key", help="with the scope admin (default: AEGAEON_API_KEY)")
+    adding = commands.add_parser("add", parents=[asking], help="have a running server serve one")
+    adding.add_argument("reference", metavar="NAME", help="its name in the server's --models-dir")
+    adding.add_argument("--id", help="what clients ask for (default: its name)")
+    adding.add_argument("--aliases", metavar="A,B", default="", help="other names for it")
+    adding.add_argument("--slo-ttft-s", metavar="X", type=float, help="its own time to a token")
+    adding.add_argument("--slo-tbt-s", metavar="X", type=float, help="its own time between tokens")
+    adding.add_argument("--pinned", action="store_true", help="load it, and let it stay loaded")
+    for name, text in (
+        ("remove", "serve one no more, once its requests have ended"),
+        ("load", "have one loaded where it fits"),
+        ("pin", "load one, and let it stay loaded"),
+        ("unpin", "let one make room for others again"),
+    ):
+        changing = commands.add_parser(name, parents=[asking], help=text)
+        changing.add_argument("model", metavar="ID", help="the model's id or alias")
+
+
+def _change(options: argparse.Namespace) -> str:
+    client = Client(options.url, options.key or api_key())
+    if options.command == "add":
+        body: dict[str, Any] = {"reference": options.reference, "pinned": options.pinned}
+        body["aliases"] = [part.strip() for part in options.aliases.split(",") if part.strip()]
+        given = {name: getattr(options, name) for name in ("id", "slo_ttft_s", "slo_tbt_s")}
+        body |= {name: value for name, value in given.items() if value is not None}
+        answer = client.call("POST", "/admin/models", body)
+    elif options.command == "remove":
+        answer = client.call("DELETE", f"/admin/models/{quoted(options.model)}")
+    else:
+        answer = client.call("POST", f"/admin/models/{quoted(options.model)}/{options.command}")
+    return f"{answer['id']}: {answer['status']}"
 
 
 def _import(file: Path, out_dir: Path, dtype: str) -> Path:

@@ -121,6 +121,12 @@ class Supervisor:
         with self._wanted.changed:
             return self._wanted.changed.wait_for(lambda: self._wanted.has_ended, timeout_s)
 
+    def change(self, edit: Callable[[Catalog], Catalog]) -> None:
+        """Change what is served, from `start` to `stop`. Raises StoreUnavailable, RegionError, and
+        what `edit` raises."""
+        assert self._domain is not None
+        self._domain.catalog().change(edit)
+
     def ask_stop(self, at_once: bool = False) -> None:
         """Begin to drain, or (`at_once`) to kill; returns at once. For signal handlers, too."""
         # Plain assignments: a handler may interrupt a thread that holds the condition.

@@ -72,6 +72,12 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     """To an instance: take nothing new, end what is running, then exit."""
 
 
+class Preload(msgspec.Struct, frozen=True, tag=True):
+    """To an instance: bring `model` in when there is nothing else to bring, if it fits."""
+
+    model: ModelId
+
+
 class Transfer(msgspec.Struct, frozen=True, tag=True):
     """Instance to instance: go on with `request`, whose tokens so far its proxy already has.
 
@@ -103,7 +109,7 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-InstanceMessage = Submit | Cancel | Drain | Transfer | Accepted | Declined
+InstanceMessage = Submit | Cancel | Drain | Preload | Transfer | Accepted | Declined
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

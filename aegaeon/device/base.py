@@ -182,6 +182,10 @@ class Device(ABC):
         """Return for each row of logits [rows, vocab] the natural log-probability of its `chosen`
         token, and the `best` likeliest tokens. The formula: csrc/ops/sampling.h."""
 
+    def select(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return these rows of logits [rows, vocab], behind what computes them."""
+        return logits[torch.tensor(rows, dtype=torch.int64)]
+
     def check(self) -> None:  # noqa: B027  most cannot be lost
         """Raise DeviceLost where nothing will be computed here any more. Waits for nothing."""
 

@@ -5,6 +5,7 @@ copies know what to start behind. Tokens are the CPU's for the same logits.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -57,9 +58,8 @@ class CudaOperators(Device):
         drawn = self._sample(logits, draws)
         changed = [row for row, change in enumerate(changes) if change is not None]
         if changed:
-            # Few rows have changes, and the host makes the same tokens of the same logits; the
-            # device has ended what it was given.
-            rows = logits[changed].cpu()
+            # Few rows have changes, and the host makes the same tokens of the same logits.
+            rows = self._on_host(self.select(logits, changed))
             own = [draws[row] for row in changed], [changes[row] for row in changed]
             for row, token in zip(changed, sample_on_host(self._host, rows, *own), strict=True):
                 drawn[row] = token
@@ -68,8 +68,20 @@ class CudaOperators(Device):
     def log_probabilities(
         self, logits: Tensor, chosen: Sequence[int], best: int
     ) -> list[RowLogProbs]:
+        return log_probabilities_on_host(self._host, self._on_host(logits), chosen, best)
+
+    def select(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        with self._behind_steps():
+            return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
+
+    def _on_host(self, logits: Tensor) -> Tensor:
+        with self._behind_steps():
+            return logits.cpu()
+
+    def _behind_steps(self) -> AbstractContextManager[object]:
+        """Return a context in which torch sees what steps have made, and steps what torch makes."""
         self.compute.device.synchronize()
-        return log_probabilities_on_host(self._host, logits.cpu(), chosen, best)
+        return self.compute.products.on_stream(self.compute.device.stream)
 
     def _sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         compute = self.compute

@@ -5,6 +5,7 @@ sequence. A process that ends, or does not answer in time, is replaced; its sequ
 from their tokens, once.
 """
 
+import contextlib
 import itertools
 import logging
 import subprocess
@@ -29,7 +30,7 @@ from aegaeon.engine.grammar_host import (
     read_frame,
     write_frame,
 )
-from aegaeon.errors import AegaeonError, InvalidRequest
+from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
 from aegaeon.types import ModelSpec, Request
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class Constraint:
         return not self.is_ready and time.monotonic() - self._asked_s > SLOW_S
 
     def allowed(self) -> Tensor:
-        """Return the mask, int32 words. Raises InvalidRequest where the sequence cannot go on."""
+        """Return the mask, int32 words. Raises InvalidRequest or Overloaded where the sequence
+        cannot go on."""
         assert self.answer.done()
         try:
             mask = self.answer.result()
@@ -113,6 +115,7 @@ class GrammarHost:
     def __init__(self) -> None:
         self._keys = itertools.count()
         self._lock = threading.Lock()
+        self._pipe = threading.Lock()  # to write to the process
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._open: dict[int, tuple[float, Future[bytearray]]] = {}  # with when they were asked
@@ -124,23 +127,30 @@ class GrammarHost:
         return next(self._keys)
 
     def ask(self, key: int, question: Question, life: int) -> "Future[bytearray]":
-        """Send a question to the process of this life; its answer comes as a mask, InvalidRequest
-        or HostLost."""
+        """Send a question to the process of this life; its answer comes as a mask, InvalidRequest,
+        HostLost or Overloaded."""
         answer: Future[bytearray] = Future()
         with self._lock:
             if life != self.life:
                 answer.set_exception(HostLost("the grammar host has ended"))
                 return answer
+            try:
+                process = self._process or self._start()
+            except OSError as error:
+                text = f"what follows schemas cannot be started ({error}); try again later"
+                answer.set_exception(Overloaded(text))
+                return answer
             self._open[key] = time.monotonic(), answer
-            self._send(question)
+        self._write(process, question)
         return answer
 
     def end(self, constraint: Constraint) -> None:
         """Forget a sequence."""
         with self._lock:
             self._open.pop(constraint.key, None)
-            if self._process is not None:
-                self._send(End(constraint.key))
+            process = self._process
+        if process is not None:
+            self._write(process, End(constraint.key))
 
     def close(self) -> None:
         """End the process. Idempotent."""
@@ -151,15 +161,14 @@ class GrammarHost:
             process.kill()
             reader.join(ANSWER_S)
 
-    def _send(self, question: Question) -> None:
-        process = self._process
-        if process is None:
-            process = self._start()
+    def _write(self, process: "subprocess.Popen[bytes]", question: Question) -> None:
         assert process.stdin is not None
-        try:
-            write_frame(process.stdin, question)
-        except OSError:
-            return  # the reader sees its end, too
+        # Not under the lock that the reader takes: the process writes before it reads on.
+        with self._pipe:
+            try:
+                write_frame(process.stdin, question)
+            except (OSError, ValueError):
+                return  # the reader sees its end, too, and closes the pipe
 
     def _start(self) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -193,7 +202,8 @@ class GrammarHost:
             self.life += 1
         code = process.wait()
         process.stdout.close()
-        process.stdin.close()
+        with contextlib.suppress(OSError):  # what was not written is for nobody
+            process.stdin.close()
         if not self._closed.is_set():
             log.error("grammar host lost code=%s open=%d", code, len(lost))
         for _, future in lost.values():

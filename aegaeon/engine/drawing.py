@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence as Seq
 
-import torch
 from torch import Tensor
 
 from aegaeon._native import Adjustment
@@ -47,7 +46,8 @@ def draw_tokens(
     if asking:
         chosen = [token for row in asking if (token := tokens[row]) is not None]
         counts = [sequences[row].request.sampling.logprobs or 0 for row in asking]
-        rows = device.log_probabilities(logits[asking], chosen, max(counts))
+        theirs = logits if len(asking) == len(tokens) else device.select(logits, asking)
+        rows = device.log_probabilities(theirs, chosen, max(counts))
         for row, values, count in zip(asking, rows, counts, strict=True):
             found[row] = _told(values, count)
     return list(zip(tokens, found, strict=True))
@@ -66,7 +66,9 @@ def score_prompt(device: Device, part: Part, logits: Tensor) -> PromptScores | N
     return PromptScores(request.id, request.attempt, first, scores)
 
 
-def split_logits(parts: Seq[Part], logits: Tensor) -> tuple[Tensor, list[tuple[Part, Tensor]]]:
+def split_logits(
+    device: Device, parts: Seq[Part], logits: Tensor
+) -> tuple[Tensor, list[tuple[Part, Tensor]]]:
     """Return the rows that next tokens are drawn of, and those of each part that scores a prompt;
     the rows of a pass are those of its parts, scored ones first."""
     if not any(part.scored for part in parts):
@@ -79,7 +81,7 @@ def split_logits(parts: Seq[Part], logits: Tensor) -> tuple[Tensor, list[tuple[P
         if part.is_last:
             drawn.append(row)
             row += 1
-    return logits[torch.tensor(drawn, dtype=torch.int64)], scored
+    return device.select(logits, drawn), scored
 
 
 def leave_out_slow(sequences: Seq[Sequence]) -> list[Sequence]:

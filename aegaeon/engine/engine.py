@@ -315,7 +315,7 @@ class ModelEngine(Engine):
 
     def _take_logits(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
         """Make of a pass's logits what its parts want of them."""
-        logits, scored = split_logits(parts, logits)
+        logits, scored = split_logits(self._device, parts, logits)
         for part, rows in scored:
             scores = score_prompt(self._device, part, rows)
             if scores is None:
@@ -338,13 +338,13 @@ class ModelEngine(Engine):
                 continue
             try:
                 changes.append(change_of(part.sequence))
-            except InvalidRequest as error:
+            except AegaeonError as error:
                 made.fail(part.sequence, error)
                 continue
             rows.append(row)
             drawing.append(part.sequence)
         if len(rows) < len(parts):
-            logits = logits[torch.tensor(rows, dtype=torch.int64)]
+            logits = self._device.select(logits, rows)
         drawn = draw_tokens(self._device, drawing, logits, changes)
         for sequence, (token_id, log_probs) in zip(drawing, drawn, strict=True):
             if token_id is None:
@@ -369,7 +369,7 @@ class _Made:
     scores: list[PromptScores] = field(default_factory=list)
     lost: dict[RequestId, bool] = field(default_factory=dict)  # and whether its KV is poisoned
 
-    def fail(self, sequence: Sequence, error: InvalidRequest | None = None) -> None:
+    def fail(self, sequence: Sequence, error: AegaeonError | None = None) -> None:
         """The sequence ends in `error`, or because what it has computed is not finite."""
         request = sequence.request
         if request.id in self.lost:

@@ -138,7 +138,7 @@ class Host:
         if vocabulary is None:
             directory, vocab_tokens, stops = key
             file = str(Path(directory) / "tokenizer.json")
-            vocabulary = LLTokenizer(file, n_vocab=vocab_tokens, eos_token=list(stops))
+            vocabulary = LLTokenizer(file, n_vocab=vocab_tokens, eos_token=list(stops) or None)
             self._vocabularies[key] = vocabulary
             if len(self._vocabularies) > MAX_VOCABULARIES:
                 gone, _ = self._vocabularies.popitem(last=False)

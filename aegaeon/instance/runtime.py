@@ -36,6 +36,7 @@ from aegaeon.types import (
     Load,
     LoadFailed,
     Outcome,
+    Preload,
     Stepped,
     Submit,
     Switch,
@@ -166,6 +167,9 @@ class Runtime:
                 self._requests.on_transfer(message, now)
             case Accepted() | Declined():
                 self._requests.on_answer(message, now)
+            case Preload(model=model):
+                if self._parts.served is not None:
+                    self._parts.served.preload(model)
             case Explain():
                 self._explain(message)
             case Drain():

@@ -67,6 +67,11 @@ class Served:
         """Models that cannot be served here, or not as wanted, and why."""
         return {model: why for model, (_, why) in self._refused.items()}
 
+    def preload(self, model: ModelId) -> None:
+        """Bring a model in that is served, while there is free room."""
+        if model in self._specs:
+            self._deciding.scheduler.preload((model,))
+
     def look(self, now: float, is_free: bool) -> None:
         """Follow the catalogue, at most every LOOK_S; models come and go only while no load is
         under way (`is_free`)."""

@@ -18,6 +18,7 @@ def add_admin_routes(app: FastAPI) -> None:
     add = app.add_api_route
     one = "/admin/models/{model:path}"
     add("/admin/models", add_model, methods=["POST"], response_model=None)
+    add(f"{one}/load", load_model, methods=["POST"], response_model=None)
     add(f"{one}/pin", pin_model, methods=["POST"], response_model=None)
     add(f"{one}/unpin", unpin_model, methods=["POST"], response_model=None)
     add(one, remove_model, methods=["DELETE"], response_model=None)
@@ -32,6 +33,11 @@ async def add_model(request: Request) -> Response:
 async def remove_model(request: Request) -> Response:
     """DELETE /admin/models/{id}: no new requests; it goes when the last one has ended."""
     return _json(await _models(request).remove(request.path_params["model"]), 202)
+
+
+async def load_model(request: Request) -> Response:
+    """POST /admin/models/{id}/load: have it brought in, where it fits."""
+    return _json(await _models(request).load(request.path_params["model"]), 202)
 
 
 async def pin_model(request: Request) -> Response:

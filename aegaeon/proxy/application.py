@@ -27,6 +27,7 @@ from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.guard import Guard, error_response
 from aegaeon.proxy.models import Models
 from aegaeon.proxy.node import joined_domain
+from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
 from aegaeon.proxy.routes import SERVER_SEND, add_routes, handle_errors
@@ -74,6 +75,7 @@ def create_app(
     app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **options)
     add_routes(app)
     add_page(app)
+    add_document(app)
     app.add_middleware(Guard)
     handle_errors(app)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -86,6 +86,10 @@ class Gateway:
         self._models = {spec.id for spec in specs}
         self.meter.serve(specs)
 
+    async def preload(self, model: ModelId, instance: InstanceId) -> None:
+        """Have `instance` bring a model in. Raises StoreUnavailable."""
+        await self._blocking(partial(self._outbox.preload, model, instance))
+
     def bound(self, bounds: Bounds) -> None:
         """Go by other bounds from here on."""
         self._queue.bound(bounds)

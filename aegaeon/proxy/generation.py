@@ -39,7 +39,7 @@ _ELSEWHERE = frozenset({"draining", "instance_lost"})
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What to generate. `max_tokens` must fit into the model's context behind the prompt; an `id`
-    that is given is nobody else's."""
+    that is given is nobody else's; all of a `key` share what devices give, by their weights."""
 
     model: ModelId
     prompt_token_ids: tuple[int, ...]
@@ -47,6 +47,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     id: RequestId = ""
+    key: str = ""
+    weight: float = 1.0
 
     @property
     def held_bytes(self) -> int:
@@ -168,6 +170,8 @@ class OpenRequest:
             generated_token_ids=tuple(self._tokens),
             attempt=self._attempt,
             waited=self._waited_by(now),
+            key=asked.key,
+            weight=asked.weight,
         )
 
     def placed(self, target: Target, attempt: int) -> bool:

@@ -26,6 +26,7 @@ Need = keys.Scope | Literal["public"]
 NEEDS: dict[str, Need] = {
     "/": "public",  # the page and its files tell nothing of this server
     "/static/{name}": "public",
+    "/openapi.json": "public",
     "/v1/chat/completions": "inference",
     "/v1/completions": "inference",
     "/v1/models": "inference",
@@ -36,6 +37,7 @@ NEEDS: dict[str, Need] = {
     "/admin/status": "admin",
     "/admin/models": "admin",
     "/admin/models/{model:path}": "admin",
+    "/admin/models/{model:path}/load": "admin",
     "/admin/models/{model:path}/pin": "admin",
     "/admin/models/{model:path}/unpin": "admin",
     "/metrics": "metrics",

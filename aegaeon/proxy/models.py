@@ -16,6 +16,7 @@ from aegaeon.models.hub import HUB_ID, NAME, directory_name
 from aegaeon.models.references import check_names, describe_model, with_settings
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.service import Service
+from aegaeon.scheduler.dispatch import PREFILLING
 from aegaeon.specs import Catalog
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, ModelId, ModelSpec
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 SETTLE_S = 10.0  # for instances to say what they make of a change
 _LOOK_S = 0.05
 
-Standing = Literal["served", "pending", "draining", "pinned", "unpinned"]
+Standing = Literal["resident", "loading", "served", "pending", "draining", "pinned", "unpinned"]
 
 
 class ModelChange(msgspec.Struct, frozen=True):
@@ -86,6 +87,20 @@ class Models:
         log.info("model pinned=%s model=%s by=admin", is_pinned, found.id)
         return ModelChange(found.id, "pinned" if is_pinned else "unpinned", after.version)
 
+    async def load(self, model: ModelId) -> ModelChange:
+        """Have a model brought in where it fits, at the least busy instance that prefills. Raises
+        ApiError 404, and 503 while no instance can."""
+        catalog = self._service.catalog
+        spec = _found(catalog, model)
+        rows = [row for row in self._gateway.instances() if _may_load(row, spec.id)]
+        if any(spec.id in row.status.resident for row in rows):
+            return ModelChange(spec.id, "resident", catalog.version)
+        if not rows:
+            raise ApiError(503, "overloaded", f"no instance is ready for {spec.id!r}", "model")
+        row = min(rows, key=lambda row: row.status.load)
+        await self._gateway.preload(spec.id, row.record.id)
+        return ModelChange(spec.id, "loading", catalog.version)
+
     def _described(self, asked: ModelSettings) -> ModelSpec:
         reference, settings = asked.reference, self._settings
         if not (NAME.fullmatch(reference) or HUB_ID.fullmatch(reference)):
@@ -134,6 +149,11 @@ class Models:
 
 def _has_followed(row: Instance, version: int) -> bool:
     return row.status.state != "ready" or row.status.catalog >= version
+
+
+def _may_load(row: Instance, model: ModelId) -> bool:
+    is_able = row.status.state == "ready" and row.record.role in PREFILLING
+    return is_able and model in row.record.models
 
 
 def _found(catalog: Catalog, model: ModelId) -> ModelSpec:

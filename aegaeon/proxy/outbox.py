@@ -33,6 +33,7 @@ from aegaeon.types import (
     Instance,
     InstanceId,
     ModelId,
+    Preload,
     Request,
     RequestId,
     Submit,
@@ -124,7 +125,7 @@ class Outbox:
             self._note(request, choice, barred, sent_s)
             return target
 
-    def ask(self, question: Explain, instance: InstanceId | None) -> Asked:
+    def ask(self, question: Explain | Preload, instance: InstanceId | None) -> Asked:
         """Put `question` to all instances, or to one, without waiting for room at any. Raises
         StoreUnavailable."""
         record = encode(question)
@@ -138,6 +139,10 @@ class Outbox:
             except (RingClosed, RingFull):
                 deaf.add(row.record.id)
         return Asked(frozenset(asked), frozenset(deaf))
+
+    def preload(self, model: ModelId, instance: InstanceId) -> None:
+        """Have `instance` bring a model in. Raises StoreUnavailable."""
+        self.ask(Preload(model), instance)
 
     def _note(
         self, request: Request, choice: Choice, barred: Collection[Target], sent_s: float

@@ -182,6 +182,7 @@ async def _body(request: Request, service: Service) -> bytes:
 
 
 async def _answer(request: Request, service: Service, job: Job) -> Response:
+    job = job.asked_with(_caller(request).key)
     if job.body.stream:
         return TokenStream(service, job)
     try:

@@ -32,6 +32,7 @@ from aegaeon.proxy.grammars import (
     for_template,
     tools_of,
 )
+from aegaeon.proxy.keys import Key
 from aegaeon.proxy.logprobs import TokenBytes
 from aegaeon.proxy.metrics_text import Text as MetricsText
 from aegaeon.proxy.metrics_text import write
@@ -77,6 +78,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def is_chat(self) -> bool:
         """Whether the answer has the shape of a chat."""
         return isinstance(self.body, ChatBody)
+
+    def asked_with(self, key: Key | None) -> "Job":
+        """Return it as of whoever bears `key`, among whom devices are shared."""
+        if key is None:
+            return self
+        share = {"key": key.name, "weight": key.weight}
+        owned = (msgspec.structs.replace(one, **share) for one in self.generations)
+        return msgspec.structs.replace(self, generations=tuple(owned))
 
 
 class Service:

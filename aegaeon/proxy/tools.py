@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from aegaeon.proxy.openai import Function
 
@@ -27,6 +28,14 @@ class Call(msgspec.Struct, frozen=True):
     id: str
     name: str
     arguments: str
+
+
+class _Written(msgspec.Struct, frozen=True):
+    """A call as models write it, under either name of what it is given."""
+
+    name: str
+    arguments: msgspec.Raw | UnsetType = UNSET
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class CallReader(ABC):
@@ -72,16 +81,15 @@ class CallReader(ABC):
     def _call(self, raw: str) -> Call | None:
         """Return the call that the JSON `raw` is; None: it is none, or one too many."""
         try:
-            found = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
+            found = msgspec.json.decode(raw, type=_Written)
+        except (msgspec.MsgspecError, RecursionError):
             return None
-        if not isinstance(found, dict) or found.get("name") not in self._names or self.is_full:
+        arguments = bytes(found.parameters if found.arguments is UNSET else found.arguments)
+        if found.name not in self._names or self.is_full or not arguments.startswith(b"{"):
             return None
-        arguments = found.get("arguments", found.get("parameters", {}))
-        if not isinstance(arguments, dict):
-            return None
-        text = msgspec.json.encode(arguments).decode()
-        call = Call(len(self._calls), f"call_{secrets.token_hex(12)}", found["name"], text)
+        # As the model wrote them: whoever reads them may see more in a number than we do.
+        call_id = f"call_{secrets.token_hex(12)}"
+        call = Call(len(self._calls), call_id, found.name, arguments.decode())
         self._calls.append(call)
         return call
 

@@ -6,7 +6,7 @@ A policy says whose step is next, what it is, and what is loaded; it stands in a
 import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from aegaeon.errors import Overloaded
 from aegaeon.explanations import Decision
@@ -95,10 +95,6 @@ class DeviceScheduler(Ledger[GroupT]):
         return min(2.0 * load_s, LONGEST_WORTH_S)
 
     # Actions
-
-    def preload(self, models: Iterable[ModelId]) -> None:
-        """Load `models` when the copy lane has nothing else to do and there is free room."""
-        self._loads.preload(models)
 
     def recent(
         self, request: RequestId | None, model: ModelId | None, limit: int
@@ -273,7 +269,9 @@ class DeviceScheduler(Ledger[GroupT]):
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
         self._shares.charge(action.requests, outcome.took_s)
-        if self.observer is not None and not (outcome.preempted or outcome.failed):
+        # Others did less, or more: without KV, or a grammar's word; with a prompt's likelihood.
+        is_plain = len(outcome.tokens) == len(action.requests) and not outcome.scores
+        if self.observer is not None and is_plain and not outcome.preempted:
             self._tell(self.observer, group, action, outcome)
         self._steps_done += 1
         self._residency.touch(outcome.model)
@@ -302,10 +300,8 @@ class DeviceScheduler(Ledger[GroupT]):
         self, observer: Observer, group: GroupT, action: Prefill | Decode, outcome: Stepped
     ) -> None:
         """A step ended in which none of its requests fared ill; they are not up to date yet."""
-        if isinstance(action, Prefill):
-            entries = [group.waiting.get(request) for request in action.requests]
-        else:
-            entries = [group.running.get(request) for request in action.requests]
+        here = group.waiting if isinstance(action, Prefill) else group.running
+        entries = [here.get(request) for request in action.requests]
         lengths = [entry.tokens for entry in entries if entry is not None]
         if len(lengths) < len(entries):
             return  # some were cancelled meanwhile

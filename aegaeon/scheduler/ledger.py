@@ -114,6 +114,11 @@ class Ledger(Scheduler, Generic[GroupT]):
         """Promise something else of `model` than of all. Not every policy goes by it."""
         self._targets[model] = target
 
+    def preload(self, models: Iterable[ModelId]) -> None:
+        """Load `models` when the copy lane has nothing else to do and there is free room."""
+        self._loads.preload(models)
+        self._something_happened()
+
     def begin_model(self, model: ModelId, weight_bytes: int) -> None:
         """Serve `model`, too, whose costs are known. Raises BudgetTooSmall."""
         self._residency.enter(model, weight_bytes)

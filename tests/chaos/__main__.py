@@ -66,7 +66,16 @@ def running(directory: Path, store: str) -> Iterator[tuple[Server, RedisServer |
         )
         for number in range(MODELS)
     }  # fmt: skip
-    flags = ["--colocated-count", "2", "--kv-budget-gb", str(KV_GB), "--lease-s", "4"]
+    flags = [
+        "--models-dir",
+        str(directory),
+        "--colocated-count",
+        "2",
+        "--kv-budget-gb",
+        str(KV_GB),
+        "--lease-s",
+        "4",
+    ]
     flags += ["--model-cache-budget-gb", str(CACHE_GB), "--slo-ttft-s", "1", "--slo-tbt-s", "0.05"]
     redis = None
     if store == "redis":

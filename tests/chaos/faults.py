@@ -9,12 +9,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
+
 from tests.chaos.streams import Deaths
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 
 PAUSE_S = (0.1, 3.0)
 REDIS_AWAY_S = (0.1, 2.0)
+ADD_TRIES = 60
 PROXY = b"aegaeon.proxy.worker"
 
 
@@ -22,13 +25,16 @@ class Faults:
     """Does a fault every few seconds."""
 
     def __init__(
-        self, server: Server, deaths: Deaths, redis: RedisServer | None, dice: random.Random
-    ) -> None:
+        self, server: Server, deaths: Deaths, redis: RedisServer | None, dice: random.Random,
+        model: str = "model-5",
+    ) -> None:  # fmt: skip
+        """`model` is the one that is removed now and then."""
         self.done: Counter[str] = Counter()
         self._server = server
         self._deaths = deaths
         self._redis = redis
         self._dice = dice
+        self._model = model
 
     def kinds(self) -> dict[str, Callable[[], Awaitable[bool]]]:
         """Return what can be done, by name."""
@@ -38,6 +44,7 @@ class Faults:
             "both instances killed": self._kill_all,
             "the proxy killed": self._kill_proxy,
             "the proxy paused": self._pause_proxy,
+            "a model removed and added again": self._remove_and_add,
         }
         if self._redis is not None:
             kinds["Redis killed and started again"] = self._kill_redis
@@ -72,6 +79,26 @@ class Faults:
 
     async def _pause_proxy(self) -> bool:
         return await self._pause(await asyncio.to_thread(self._find_proxy))
+
+    async def _remove_and_add(self) -> bool:
+        """Its streams end first; who asks for it meanwhile is refused."""
+        url = f"{self._server.url}/admin/models"
+        with suppress(httpx.HTTPError):  # the proxy is between two lives
+            async with httpx.AsyncClient(timeout=10.0) as http:
+                if (await http.delete(f"{url}/{self._model}")).status_code != 202:
+                    return False
+                await asyncio.sleep(self._dice.uniform(*PAUSE_S))
+                return await self._add(http, url)
+        return False
+
+    async def _add(self, http: httpx.AsyncClient, url: str) -> bool:
+        asked = {"reference": self._model, "id": self._model}
+        for _ in range(ADD_TRIES):
+            with suppress(httpx.HTTPError):
+                if (await http.post(url, json=asked)).status_code in {201, 409}:
+                    return True
+            await asyncio.sleep(0.5)  # it still drains, or there is no proxy
+        return False
 
     async def _kill_redis(self) -> bool:
         assert self._redis is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from aegaeon.proxy.keys import checked_key, create_key
 from benchmark.random_model import write_model
 from tests.conformance.environments import ROOT
 from tests.support.server import Server
@@ -56,5 +57,9 @@ def running(directory: Path, models: Path) -> Iterator[Endpoint]:
     write_model(tools, SIZES)
     for file in (models / ".qwen3-tokenizer").iterdir():
         shutil.copy(file, tools)
-    with Server(directory, {ENGLISH: english, TOOLS: tools}) as server:
-        yield Endpoint(server.url, "none", english)
+    keys = directory / "keys.json"
+    # Not an administrator's: some clients try everything.
+    key = create_key(keys, checked_key({"name": "clients", "scopes": ["inference", "metrics"]}))
+    served = {ENGLISH: english, TOOLS: tools}
+    with Server(directory, served, "--keys-file", str(keys)) as server:
+        yield Endpoint(server.url, key, english)

@@ -4,8 +4,10 @@ stand-in for the runtime, its kernels on their emulation, torch's products on th
 import json
 from functools import partial
 
+import msgspec
 import pytest
 import torch
+from llguidance import LLMatcher
 
 from aegaeon import _native
 from aegaeon.config import Settings
@@ -149,6 +151,42 @@ def tokens_of_turns(engine, turns):
     engine.close()
     assert runner.failures == {}
     return runner.tokens
+
+
+def drawn_by(engine, spec, **kinds):
+    """Tokens, and log-probabilities of tokens and prompts, of requests with these kinds of draw."""
+    assert isinstance(engine.load(Load(spec.id)), Loaded)
+    runner = Runner(engine)
+    for name, params in kinds.items():
+        request = make_request(name, [3, 5, 8, 13], spec.id, sampling=params, max_tokens=5)
+        runner.submit(msgspec.structs.replace(request, stop_token_ids=(2,)))
+    runner.finish()
+    engine.close()
+    assert runner.failures == {}
+    values = [one.log_prob for told in (*runner.log_probs.values(), *runner.scores.values())
+              for one in told if one is not None]  # fmt: skip
+    return runner.tokens, values
+
+
+def test_changed_logits_and_log_probabilities_are_the_cpus(emulated, specs):
+    digits = LLMatcher.grammar_from_regex("[0-9]+")
+    kinds = {
+        "plain": SEEDED,
+        "penalised": SamplingParams(temperature=0.7, seed=5, frequency_penalty=2.0),
+        "biased": SamplingParams(temperature=0.0, logit_bias=((7, 100.0),), logprobs=2),
+        "held": SamplingParams(temperature=0.7, seed=5, grammar=digits),
+        "scored": SamplingParams(temperature=0.0, prompt_logprobs=1),
+    }
+    found = []
+    for name, opener in (("cpu", open_engine), ("cuda:0", open_emulated)):
+        with own_regions() as regions:
+            engine = opener(settings_of(name, specs), specs, regions)
+            found.append(drawn_by(engine, specs[0], **kinds))
+    (tokens, values), (device_tokens, device_values) = found
+    assert tokens == device_tokens
+    assert tokens["biased"] == [7] * 5
+    assert len(values) == 5 + 3
+    assert device_values == pytest.approx(values, abs=0.05)  # products round otherwise
 
 
 def test_a_real_model_makes_its_first_token(emulated):

@@ -1,6 +1,8 @@
 """JSON and tool calls of models whose weights are random: only the grammar can make them right."""
 
 import json
+import os
+import signal
 
 import openai
 import pytest
@@ -116,3 +118,28 @@ def test_a_grammar_that_becomes_too_much_ends_in_an_error(client):
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, "tagged", response_format={"type": "json_schema", "json_schema": asked})
     assert caught.value.status_code == 400
+
+
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 60, "maxItems": 60}
+AS_NUMBERS = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": NUMBERS}}
+SPLIT = ("--colocated-count", "0", "--prefill-count", "1", "--decode-count", "1")
+
+
+@pytest.mark.parametrize("roles", [("--colocated-count", "2"), SPLIT])
+def test_a_constrained_stream_survives_its_instance_with_the_same_tokens(tmp_path, roles):
+    models = {"m": with_template(tmp_path / "m", "qwen3", MARKS)}
+    asked = {"response_format": AS_NUMBERS, "max_tokens": 2000, "frequency_penalty": 0.5}
+    with (
+        Server(tmp_path, models, *roles) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        whole = ask(client, "m", **asked).choices[0].message.content
+        assert len(json.loads(whole)) == 60
+        text, killed = "", None
+        with ask(client, "m", **asked, stream=True) as chunks:
+            for chunk in chunks:
+                text += chunk.choices[0].delta.content or ""
+                if killed is None and len(text) > 40:
+                    killed = chunk.model_extra["aegaeon"]["instance"]
+                    os.kill(server.instance_pids()[killed], signal.SIGKILL)
+        assert killed is not None and text == whole

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from aegaeon.proxy.tokenizer import TextModel
 from tests.support.server import Server
+from tests.support.smollm2 import smollm2_directory
 
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "A device passes", "42")
 
@@ -48,6 +49,22 @@ def test_likelihoods_are_those_of_transformers(client, checkpoints, name):
             )
             best = max(told.top_logprobs[at + 1].values())
             assert math.isclose(best, float(expected[at].max()), abs_tol=1e-3)
+
+
+def test_likelihoods_of_a_real_model_are_those_of_transformers(tmp_path):
+    directory = smollm2_directory()
+    prompt = list(TextModel(str(directory)).encode("The capital of France is Paris, and of Japan"))
+    expected = log_probs_of_reference(directory, prompt)
+    with (
+        Server(tmp_path, {"smollm2": directory}) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        answer = client.completions.create(
+            model="smollm2", prompt=[prompt], echo=True, logprobs=1, max_tokens=1, temperature=0
+        )
+    told = answer.choices[0].logprobs.token_logprobs
+    for at, token in enumerate(prompt[1:]):
+        assert math.isclose(told[at + 1], float(expected[at][token]), abs_tol=1e-3)
 
 
 def test_a_bias_and_a_penalty_change_what_is_said(client, checkpoints):

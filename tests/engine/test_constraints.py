@@ -126,6 +126,24 @@ def test_a_host_that_dies_is_replaced_and_its_sequences_go_on(host, spec, text):
     assert follow(idle) == follow(asking)
 
 
+def test_more_than_a_pipe_holds_goes_to_the_host_and_back(host, spec, text):
+    """Long grammars go there while masks come back, more of either than pipes have room for."""
+    long = {**PERSON, "description": "x" * 60_000}
+    grammar = LLMatcher.grammar_from_json_schema(long, overrides=COMPACT)
+    wide = msgspec.structs.replace(spec, vocab_tokens=200_000)
+    request = constrained(spec, text, grammar=grammar)
+    first = [Constraint(host, wide, request, []) for _ in range(30)]
+    token = text.encode("{")[0]
+    for constraint in first:
+        assert token in follow(constraint)
+    second = []
+    for constraint in first:
+        second.append(Constraint(host, wide, request, []))
+        constraint.push(token)
+    for constraint in (*first, *second):
+        assert follow(constraint)
+
+
 def test_a_sequence_whose_host_dies_twice_before_it_answers_ends(host, spec, text):
     constraint = Constraint(host, spec, constrained(spec, text), [])
     for life in range(2):
@@ -178,7 +196,7 @@ def test_tokens_are_the_same_in_any_company_and_when_they_go_on_elsewhere(spec, 
 
 def test_the_free_ones_do_not_wait_for_one_whose_grammar_is_late(spec, text, monkeypatch):
     """Nobody answers: the constrained sequence has no token, its mates have theirs at once."""
-    monkeypatch.setattr(GrammarHost, "_send", lambda self, question: None)
+    monkeypatch.setattr(GrammarHost, "_write", lambda self, process, question: None)
     with opened(SETTINGS, (spec,)) as engine:
         load_in_thread(engine, spec.id)
         runner = Runner(engine)
@@ -199,3 +217,13 @@ def test_a_grammar_that_takes_too_much_fails_its_own_request_only(spec, text):
     assert runner.reasons["good"] == "stop"
     assert set(runner.failures.values()) <= {"invalid_value"} and runner.failures
     assert runner.engine.usage().kv_bytes == 0
+
+
+def test_a_host_that_cannot_be_started_fails_who_needs_it_only(spec, text, monkeypatch):
+    def cannot(self):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(GrammarHost, "_start", cannot)
+    runner = run(spec, constrained(spec, text, "held"), make_request("free", [5], model=spec.id))
+    assert runner.failures == {"held": "overloaded"}
+    assert len(runner.tokens["free"]) == 12

@@ -14,7 +14,7 @@ from aegaeon.instance.served import LOOK_S, Served
 from aegaeon.instance.worker import build_deciding
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.scheduler.residency import Residency
-from aegaeon.types import InstanceRecord, RequestFailed
+from aegaeon.types import InstanceRecord, Preload, RequestFailed
 from tests.support.bench import Bench
 from tests.support.node import HeldLane
 from tests.support.policies import LIVE
@@ -197,6 +197,23 @@ def test_a_pin_is_loaded_without_a_request_and_makes_no_room():
         bench.submit(f"{name}-last", name, arrival_s=bench.now)
         bench.work(40)
     assert "b" not in bench.status().resident
+
+
+def test_a_model_that_is_served_already_is_loaded_when_pinned_or_asked_for():
+    for ask in (
+        lambda bench: bench.add("b", is_pinned=True),
+        lambda bench: bench.send(Preload("b")),
+    ):
+        bench = ServingBench()
+        bench.add("b")
+        bench.row()
+        bench.work(5)
+        assert bench.status().resident == ()
+        ask(bench)
+        bench.send(Preload("zzz"))
+        bench.row()
+        bench.work(5)
+        assert bench.status().resident == ("b",)
 
 
 def test_a_pin_that_leaves_too_little_is_refused_and_the_model_stays():

@@ -36,7 +36,8 @@ def serving(directory, template, answer, **changes):
 
 def called(message):
     functions = [one["function"] for one in message["tool_calls"]]
-    return [(one["name"], one["arguments"]) for one in functions]
+    assert all(isinstance(one["arguments"], str) for one in functions)
+    return [(one["name"], json.loads(one["arguments"])) for one in functions]
 
 
 def test_calls_come_as_calls_with_string_arguments(proxy):
@@ -45,7 +46,7 @@ def test_calls_come_as_calls_with_string_arguments(proxy):
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content == "Let me see."
     message = response["choices"][0]["message"]
-    assert called(message) == [("weather", '{"city":"Köln"}'), ("now", "{}")]
+    assert called(message) == [("weather", {"city": "Köln"}), ("now", {})]
     assert len({one["id"] for one in message["tool_calls"]}) == 2
     asked = proxy.instance.submitted[0]
     assert "weather" in proxy.text.decode(asked.prompt_token_ids)
@@ -55,7 +56,7 @@ def test_calls_come_as_calls_with_string_arguments(proxy):
 def test_nothing_but_calls_is_null_content(tmp_path):
     proxy = serving(tmp_path, MARKS, tagged("now", {}))
     message = post(proxy, CHAT_PATH, CHAT).json()["choices"][0]["message"]
-    assert message["content"] is None and called(message) == [("now", "{}")]
+    assert message["content"] is None and called(message) == [("now", {})]
 
 
 def test_streamed_calls_have_an_index(proxy):
@@ -66,7 +67,7 @@ def test_streamed_calls_have_an_index(proxy):
     assert "".join(delta.get("content") or "" for delta in deltas) == "Let me see."
     calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
     assert [call["index"] for call in calls] == [0, 1]
-    assert called({"tool_calls": calls}) == [("weather", '{"city":"Köln"}'), ("now", "{}")]
+    assert called({"tool_calls": calls}) == [("weather", {"city": "Köln"}), ("now", {})]
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
     assert reasons[-1] == "tool_calls" and set(reasons[:-1]) == {None}
 
@@ -116,7 +117,7 @@ def test_calls_of_llamas_are_the_whole_answer(tmp_path):
     answer = '{"name": "weather", "parameters": {"city": "Rom"}}'
     proxy = serving(tmp_path, HEADERS, answer)
     choice = post(proxy, CHAT_PATH, CHAT).json()["choices"][0]
-    assert called(choice["message"]) == [("weather", '{"city":"Rom"}')]
+    assert called(choice["message"]) == [("weather", {"city": "Rom"})]
     assert choice["message"]["content"] is None and choice["finish_reason"] == "tool_calls"
 
 

@@ -10,6 +10,7 @@ from aegaeon.proxy.detokenize import (
     ByteLevelVocabulary,
     StopMatcher,
     WindowDetokenizer,
+    token_name_bytes,
 )
 
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve — 12 345\n\ttab <tool> end"
@@ -132,3 +133,10 @@ def test_streamed_text_ends_where_the_first_stop_string_begins(pieces, stops):
     assert all(stop not in sent for stop in stops)
     if not ends:
         assert sent == whole
+
+
+def test_sentencepiece_tokens_are_named_by_their_bytes():
+    names = {"\u2581the": 0, "<0xE2>": 1, "<s>": 2, "ü": 3}
+    tokenizer = Tokenizer(models.BPE(vocab=names, merges=[]))
+    found = [token_name_bytes(tokenizer, token) for token in range(5)]
+    assert found == [b" the", b"\xe2", b"<s>", "ü".encode(), b""]

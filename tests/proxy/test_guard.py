@@ -294,3 +294,17 @@ def test_nobody_may_do_what_is_not_in_the_table():
     assert all(Caller(key).may(need) for need in NEEDS.values())
     assert not Caller(key).may("other")
     assert not any(Caller().may(scope) for scope in SCOPES)
+
+
+def test_devices_are_shared_by_the_keys_that_ask(tmp_path):
+    file = tmp_path / "keys.json"
+    given = {"name": "batch", "scopes": ["inference"], "weight": 0.5}
+    secret = create_key(file, checked_key(given))
+    proxy = Proxy(tmp_path, keys_file=str(file))
+
+    async def test(client):
+        asked = {**CHAT, "n": 2, "stream": True}
+        return await client.post("/v1/chat/completions", json=asked, headers=bearer(secret))
+
+    assert run(proxy, test).status_code == 200
+    assert [(r.key, r.weight) for r in proxy.instance.submitted] == [("batch", 0.5)] * 2

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from aegaeon.config import check_settings
+from aegaeon.proxy.keys import checked_key, create_key
 from aegaeon.store.domains import domain_is_live
 from tests.support.checkpoints import make_checkpoint
 from tests.support.fake_instance import wait_until
@@ -66,3 +67,18 @@ def test_settings_that_cannot_be_end_uvicorn_with_the_reason():
     assert process.returncode == 3
     assert b"cannot start: no models to serve; set AEGAEON_MODELS" in log
     assert b"Traceback" not in log
+
+
+def test_uvicorn_alone_asks_for_keys(tmp_path):
+    model, file = make_checkpoint(tmp_path / "m"), tmp_path / "keys.json"
+    secret = create_key(file, checked_key({"name": "a"}))
+    port, domain = free_port(), f"test-node-keys-{os.getpid()}"
+    address = f"http://127.0.0.1:{port}"
+    options = {"models": f"m={model}", "domain": domain, "device": "null", "keys_file": str(file)}
+    with uvicorn_process(port, **options) as process:
+        wait_until(lambda: is_up(address) or process.poll() is not None, timeout_s=60)
+        path = f"{address}/v1/chat/completions"
+        assert httpx.post(path, json=CHAT, timeout=30).status_code == 401
+        own = {"Authorization": f"Bearer {secret}"}
+        assert httpx.post(path, json=CHAT, timeout=30, headers=own).status_code == 200
+        assert httpx.get(f"{address}/admin/decisions", headers=own).status_code == 403

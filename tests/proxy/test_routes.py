@@ -323,32 +323,11 @@ JSON = st.recursive(
 )
 FIELDS = st.sampled_from(
     [
-        "model",
-        "messages",
-        "prompt",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "max_tokens",
-        "max_completion_tokens",
-        "n",
-        "stop",
-        "stream",
-        "stream_options",
-        "ignore_eos",
-        "logit_bias",
-        "logprobs",
-        "tools",
-        "tool_choice",
-        "response_format",
-        "metadata",
-        "user",
-        "echo",
-        "suffix",
-        "best_of",
-        "chat_template_kwargs",
+        *("model", "messages", "prompt", "temperature", "top_p", "top_k", "min_p", "seed"),
+        *("max_tokens", "max_completion_tokens", "n", "stop", "stream", "stream_options"),
+        *("ignore_eos", "logit_bias", "presence_penalty", "repetition_penalty", "logprobs"),
+        *("top_logprobs", "parallel_tool_calls", "tools", "tool_choice", "response_format"),
+        *("metadata", "user", "echo", "suffix", "best_of", "chat_template_kwargs"),
     ]
 )
 MESSAGE = st.fixed_dictionaries(

@@ -96,6 +96,14 @@ def test_a_bare_call_is_read_however_the_text_is_cut(text, cuts):
     assert read(BARE, text, cuts) == BARES[text]
 
 
+def test_arguments_are_as_the_model_wrote_them():
+    arguments = '{"a": 1.50, "b": 123456789012345678901234567890, "c": "\\u00fc"}'
+    reader = TAGGED.reader(FUNCTIONS, True)
+    text = f'<tool_call>{{"arguments": {arguments}, "name": "now"}}</tool_call>'
+    (call,) = reader.push(text)[1]
+    assert call.arguments == arguments
+
+
 def test_templates_tell_how_a_model_writes_calls():
     assert isinstance(dialect_of(MARKS), TaggedCalls)
     assert isinstance(dialect_of(HEADERS), BareCalls)

@@ -1,6 +1,6 @@
 """What is told of the times that actions took."""
 
-from aegaeon.types import Loaded, Prefill
+from aegaeon.types import Loaded, Prefill, Stepped, Switched
 from tests.support.policies import make_scheduler
 from tests.support.scripted import LOAD_S, STEP_S, ScriptedDevice
 from tests.support.specs import make_request
@@ -45,6 +45,23 @@ def test_steps_in_which_somebody_lost_kv_or_was_cancelled_tell_nothing(policy):
     prefills = [said for said in notes.said if said[0] == "prefill"]
     assert set(map(str, prefills)) == {str(("prefill", "a", [3], STEP_S))}
     assert len(prefills) < sum(isinstance(step, Prefill) for step in device.steps)
+
+
+def test_a_step_in_which_somebody_had_no_token_tells_nothing(policy):
+    """Its grammar's word was late, or it waited for KV on its way: the others' step says little."""
+    scheduler = make_scheduler(policy, {"a": 1}, 1)
+    notes = scheduler.observer = Notes()
+    scheduler.submit(make_request("r", "a"), 0.0)
+    assert scheduler.next_load(0.0).model == "a"
+    scheduler.complete(Loaded("a", 1, LOAD_S), LOAD_S)
+    action = scheduler.next_action(LOAD_S)
+    while not isinstance(action, Prefill):
+        scheduler.complete(Switched("a", 0.0), LOAD_S)
+        action = scheduler.next_action(LOAD_S)
+    notes.said.clear()
+    scheduler.complete(Stepped("a", (), STEP_S), LOAD_S + STEP_S)
+    assert notes.said == []
+    assert scheduler.next_action(LOAD_S + STEP_S) == action
 
 
 def test_a_load_whose_last_layers_still_come_teaches_nothing(policy):

@@ -14,6 +14,7 @@ from aegaeon.types import (
     InstanceRecord,
     InstanceStatus,
     Moved,
+    Preload,
     Request,
     RequestFailed,
     Submit,
@@ -60,7 +61,7 @@ class FakeInstance:
     ) -> None:
         self.domain, self.reply, self.id, self.incarnation = domain, reply, id, incarnation
         self.submitted: list[Request] = []
-        self.cancelled: list[str] = []
+        self.cancelled, self.preloaded = list[str](), list[str]()
         self.asked: list[str | None] = []
         self.decisions: list[Decision] | None = []  # what it tells; None: it does not answer
         self.hold_after: int | None = None
@@ -151,6 +152,8 @@ class FakeInstance:
                     told = Explained(ticket, self.id, tuple(self.decisions))
                     self.domain.open_mailbox(reply_to).send(encode(told), 1.0)
                 self.asked.append(request)
+            case Preload(model=model):
+                self.preloaded.append(model)
             case Cancel(request_id=request_id):
                 self.cancelled.append(request_id)
                 self._running.pop(request_id, None)

@@ -57,7 +57,8 @@ export function drawModels(body, { models, instances, figures, act }) {
 
 function actions(model, act) {
   const made = document.createElement("td");
-  for (const verb of [model.pinned ? "unpin" : "pin"]) {
+  const verbs = model.status === "idle" ? ["load"] : [];
+  for (const verb of [...verbs, model.pinned ? "unpin" : "pin"]) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = verb;

@@ -1,0 +1,198 @@
+"""The routes that change models, and how a proxy follows the catalogue, over scripted instances."""
+
+import asyncio
+import shutil
+
+import msgspec
+import pytest
+
+from aegaeon.proxy import models as changes
+from aegaeon.specs import Bounds
+from tests.support.checkpoints import make_checkpoint
+from tests.support.proxy_server import Proxy, in_memory
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+PATH = "/v1/chat/completions"
+
+
+@pytest.fixture
+def proxy(tmp_path, monkeypatch):
+    monkeypatch.setattr(changes, "SETTLE_S", 1.0)
+    make_checkpoint(tmp_path / "models" / "new", "llama")
+    return Proxy(tmp_path, models_dir=str(tmp_path / "models"))
+
+
+def run(proxy, test):
+    async def whole():
+        async with in_memory(proxy) as client:
+            proxy.catalog = proxy.domain.catalog()
+            proxy.catalog.change(lambda _: msgspec.structs.replace(_, models=proxy.specs))
+            await until(lambda: proxy.service.catalog.version == 1)
+            return await test(client)
+
+    return asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+async def until(claim):
+    for _ in range(400):
+        if claim():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+async def answered(proxy, call, **status):
+    """Let the instance follow the catalogue while `call` runs, with `status`."""
+    before = proxy.catalog.read().version
+    task = asyncio.ensure_future(call)
+    await until(lambda: proxy.catalog.read().version > before or task.done())
+    proxy.instance.publish(catalog=before + 1, **status)
+    return await task
+
+
+def code(response):
+    return response.status_code, response.json()["error"]["code"]
+
+
+def test_a_model_is_added_under_all_its_names(proxy):
+    async def test(client):
+        body = {"reference": "new", "id": "org/n", "aliases": ["x"], "slo_ttft_s": 2}
+        response = await answered(proxy, client.post("/admin/models", json=body))
+        assert (response.status_code, response.json()["status"]) == (201, "served")
+        card = (await client.get("/v1/models/x")).json()
+        assert (card["id"], card["aliases"], card["status"]) == ("org/n", ["x"], "idle")
+        spec = proxy.catalog.read().find("x")
+        assert spec.slo_ttft_s == 2.0 and spec.path.endswith("/models/new")
+        assert str(spec.path) not in (await client.get("/v1/models")).text
+        taken = await client.post("/admin/models", json={"reference": "new", "id": "x"})
+        assert code(taken) == (409, "model_exists")
+
+    run(proxy, test)
+
+
+def test_an_instance_that_has_not_followed_yet_leaves_it_pending(proxy):
+    async def test(client):
+        response = await client.post("/admin/models", json={"reference": "new"})
+        assert (response.status_code, response.json()["status"]) == (201, "pending")
+
+    run(proxy, test)
+
+
+def test_what_an_instance_refuses_is_taken_back_with_its_reason(proxy, tmp_path):
+    async def test(client):
+        for why, told in (
+            ("needs 3 GB, there are 2 GB", "needs 3 GB, there are 2 GB"),
+            (f"cannot read {tmp_path}/models/new", "an instance cannot serve it"),
+        ):
+            call = client.post("/admin/models", json={"reference": "new"})
+            response = await answered(proxy, call, refused={"new": why})
+            assert code(response) == (409, "model_refused")
+            assert told in response.text and str(tmp_path) not in response.text
+            assert proxy.catalog.read().find("new") is None
+            proxy.instance.publish()
+            await asyncio.sleep(0.3)
+
+    run(proxy, test)
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ({"reference": "../models/new"}, (400, "invalid_value")),
+        ({"reference": "/etc"}, (400, "invalid_value")),
+        ({"reference": "~"}, (400, "invalid_value")),
+        ({"reference": "models/new"}, (404, "model_not_found")),
+        ({"reference": "missing"}, (404, "model_not_found")),
+        ({"reference": "new", "id": "m"}, (409, "model_exists")),
+        ({"reference": "new", "aliases": ["m"]}, (409, "model_exists")),
+        ({"reference": "new", "aliases": ["new"]}, (400, "invalid_value")),
+        ({"reference": "new", "id": "a\nb"}, (400, "invalid_value")),
+        ({"reference": "new", "path": "/x"}, (400, "invalid_value")),
+        ({"reference": 1}, (400, "invalid_value")),
+        ({}, (400, "invalid_value")),
+        ([], (400, "invalid_value")),
+    ],
+)
+def test_what_cannot_be_added_changes_nothing(proxy, body, answer):
+    async def test(client):
+        response = await client.post("/admin/models", json=body)
+        assert code(response) == answer
+        assert proxy.catalog.read().version == 1
+
+    run(proxy, test)
+
+
+def test_a_damaged_model_is_refused_without_its_path(proxy, tmp_path):
+    shutil.copytree(tmp_path / "models" / "new", tmp_path / "models" / "bad")
+    (tmp_path / "models" / "bad" / "model.safetensors").write_bytes(b"x")
+
+    async def test(client):
+        response = await client.post("/admin/models", json={"reference": "bad"})
+        assert code(response) == (409, "model_refused") and str(tmp_path) not in response.text
+
+    run(proxy, test)
+
+
+def test_a_model_that_drains_takes_no_new_requests_and_ends_its_open_ones(proxy):
+    async def test(client):
+        proxy.instance.hold_after = 1
+        body = {**CHAT, "model": "org/other"}
+        running = asyncio.ensure_future(client.post(PATH, json=body))
+        await until(lambda: proxy.service.gateway.open_requests == 1)
+        response = await client.delete("/admin/models/org/other")
+        assert (response.status_code, response.json()["status"]) == (202, "draining")
+        refused = await client.post(PATH, json=body)
+        assert code(refused) == (503, "draining") and refused.headers["retry-after"]
+        assert (await client.get("/v1/models/org/other")).json()["status"] == "draining"
+        proxy.catalog.change(lambda catalog: catalog.without_model("org/other"))
+        await until(lambda: proxy.service.catalog.find("org/other") is None)
+        assert code(await client.post(PATH, json=body)) == (404, "model_not_found")
+        proxy.instance.release()
+        assert (await running).status_code == 200
+        assert (await client.post(PATH, json=CHAT)).status_code == 200
+        assert code(await client.delete("/admin/models/zzz")) == (404, "model_not_found")
+
+    run(proxy, test)
+
+
+def test_pins_are_told_and_one_that_does_not_fit_is_taken_back(proxy):
+    async def test(client):
+        pinned = await answered(proxy, client.post("/admin/models/m/pin"))
+        assert pinned.json()["status"] == "pinned"
+        assert (await client.get("/v1/models/m")).json()["pinned"]
+        call = client.post("/admin/models/org/other/pin")
+        refused = await answered(proxy, call, refused={"org/other": "pin fewer"})
+        assert code(refused) == (409, "model_refused") and "pin fewer" in refused.text
+        assert not proxy.catalog.read().find("org/other").is_pinned
+        proxy.instance.publish()
+        unpinned = await answered(proxy, client.post("/admin/models/m/unpin"))
+        assert unpinned.json()["status"] == "unpinned"
+
+    run(proxy, test)
+
+
+def test_a_load_goes_to_an_instance_unless_the_model_is_there(proxy):
+    async def test(client):
+        response = await client.post("/admin/models/m/load")
+        assert (response.status_code, response.json()["status"]) == (202, "loading")
+        await until(lambda: proxy.instance.preloaded == ["m"])
+        proxy.instance.publish(resident=("m",))
+        await until(lambda: "m" in proxy.service.gateway.instances()[0].status.resident)
+        assert (await client.post("/admin/models/m/load")).json()["status"] == "resident"
+        assert code(await client.post("/admin/models/zzz/load")) == (404, "model_not_found")
+
+    run(proxy, test)
+
+
+def test_bounds_and_complaints_come_with_the_catalogue(proxy):
+    async def test(client):
+        bounds = Bounds(max_body_bytes=2000, max_open_mb=1.0, request_timeout_s=5.0)
+        proxy.catalog.change(
+            lambda before: msgspec.structs.replace(before, bounds=bounds, complaint="so")
+        )
+        await until(lambda: proxy.service.catalog.bounds == bounds)
+        long = {**CHAT, "user": "x" * 3000}
+        assert (await client.post(PATH, json=long)).status_code == 413
+        assert (await client.get("/health")).json()["complaint"] == "so"
+
+    run(proxy, test)

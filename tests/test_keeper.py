@@ -1,0 +1,88 @@
+"""The supervisor's side of the catalogue: written, kept, and drained models taken out."""
+
+import msgspec
+
+from aegaeon.keeper import QUIET_S, TEND_S, CatalogKeeper, kv_sizes, model_directories
+from aegaeon.specs import Catalog
+from aegaeon.store.local import LocalCatalogStore, LocalMetadataStore
+from aegaeon.types import InstanceRecord, InstanceStatus
+from tests.support.checkpoints import make_checkpoint
+from tests.support.specs import make_spec
+
+FIRST = Catalog(models=(make_spec("a"), make_spec("b")))
+RECORD = InstanceRecord(
+    id="i", incarnation=1, role="colocated", device="null", mailbox="i.1", pid=1, models=("a", "b")
+)
+
+
+class Kept:
+    def __init__(self):
+        self.store, self.metadata = LocalCatalogStore(), LocalMetadataStore(lambda: 0.0)
+        self.metadata.register_instance(RECORD, 60.0)
+        self.keeper = CatalogKeeper(self.store, self.metadata, FIRST)
+        self.now = 0.0
+
+    def drain(self, model):
+        def drained(catalog):
+            spec = catalog.find(model)
+            return catalog.with_model(msgspec.structs.replace(spec, is_draining=True))
+
+        self.store.change(drained)
+
+    def publish(self, **fields):
+        self.metadata.update_instance_status("i", 1, InstanceStatus(state="ready", **fields))
+
+    def tend(self, for_s):
+        """Return the models after so long."""
+        until_s = self.now + for_s
+        while self.now < until_s:
+            self.now += 1.01 * TEND_S
+            self.keeper.tend(self.now)
+        return [spec.id for spec in self.store.read().models]
+
+
+def test_a_model_that_drains_goes_when_it_has_been_quiet_everywhere():
+    kept = Kept()
+    assert kept.tend(5) == ["a", "b"]
+    kept.drain("b")
+    for fields in ({"running": {"b": 1}}, {"waiting": {"b": 2}}, {"running": {"a": 1, "b": 1}}):
+        kept.publish(**fields)
+        assert kept.tend(5) == ["a", "b"]
+    kept.publish(running={"a": 1})
+    assert kept.tend(QUIET_S / 2) == ["a", "b"]
+    kept.publish(running={"b": 1})  # one that was on its way
+    assert kept.tend(5) == ["a", "b"]
+    kept.publish(running={"a": 1})
+    assert kept.tend(2 * QUIET_S) == ["a"]
+
+
+def test_a_model_that_is_wanted_again_stays():
+    kept = Kept()
+    kept.drain("b")
+    kept.tend(QUIET_S / 2)
+    kept.store.change(lambda catalog: catalog.with_model(make_spec("b")))
+    assert kept.tend(5) == ["a", "b"]
+
+
+def test_what_the_store_has_forgotten_is_written_again_as_something_newer():
+    kept = Kept()
+    kept.drain("a")
+    known = kept.keeper.current()
+    kept.store._catalog = Catalog()
+    again = kept.keeper.current()
+    assert again == kept.store.read() and again.models == known.models
+    assert again.version > known.version
+
+
+def test_kinds_of_models_are_read_and_what_is_none_is_passed_over(tmp_path):
+    make_checkpoint(tmp_path / "a", "llama")
+    make_checkpoint(tmp_path / "b", "llama", seed=3)
+    make_checkpoint(tmp_path / "c", "llama", num_hidden_layers=5, head_dim=32)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    found = model_directories(str(tmp_path))
+    assert len(found) == 4
+    sizes = kv_sizes(found)
+    assert len(sizes) == 2 and (sizes[1][0], sizes[1][2]) == (5, 32)
+    assert model_directories(str(tmp_path / "nowhere")) == ()

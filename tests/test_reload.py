@@ -1,0 +1,140 @@
+"""A running server follows its file: models and bounds at once, the rest not, a broken one not."""
+
+import json
+import os
+import signal
+
+import httpx
+import msgspec
+import pytest
+
+from aegaeon.cli import main
+from aegaeon.config import ModelSettings, Settings, check_settings, load_settings
+from aegaeon.config_command import settings_schema
+from aegaeon.errors import ConfigError
+from aegaeon.models.references import resolve_all
+from tests.support.checkpoints import make_checkpoint
+from tests.support.polling import eventually
+from tests.support.server import ROOT, Server
+
+
+def test_the_published_schema_is_that_of_the_settings():
+    published = json.loads((ROOT / "docs" / "settings.schema.json").read_text())
+    assert published == settings_schema(), "run: aegaeon config schema > docs/settings.schema.json"
+    settings = published["$defs"]["Settings"]
+    assert set(settings["properties"]) == set(Settings.__struct_fields__)
+    assert settings["additionalProperties"] is False
+    assert set(published["$defs"]["ModelSettings"]["properties"]) == set(
+        ModelSettings.__struct_fields__
+    )
+
+
+def test_a_file_is_checked_without_serving_it(tmp_path, capsys):
+    file = tmp_path / "server.toml"
+    file.write_text('[[models]]\nreference = "a"\nslo-ttft-s = 2.0\naliases = ["x"]\n')
+    assert main(["config", "check", str(file)]) == 0
+    assert "is valid" in capsys.readouterr().out
+    file.write_text('models = [{reference = "a", priority = 1}]\n')
+    assert main(["config", "check", str(file)]) == 2
+    assert "priority" in capsys.readouterr().err
+    assert main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == settings_schema()
+
+
+def test_models_have_settings_of_their_own(tmp_path):
+    make_checkpoint(tmp_path / "a", "llama")
+    file = tmp_path / "server.yaml"
+    file.write_text(
+        "models:\n- plain=a\n- {reference: a, id: mine, aliases: [x, y], slo_tbt_s: 0.5,"
+        " slo_ttft_s: 3, pinned: true}\n"
+    )
+    settings = load_settings({"models_dir": str(tmp_path)}, {}, str(file))
+    plain, mine = resolve_all(settings.models, settings.models_dir)
+    assert (plain.id, plain.aliases, plain.slo_ttft_s) == ("plain", (), 0.0)
+    assert (mine.id, mine.names, mine.is_pinned) == ("mine", ("mine", "x", "y"), True)
+    assert (mine.slo_ttft_s, mine.slo_tbt_s) == (3.0, 0.5)
+    again = check_settings(msgspec.to_builtins(settings))
+    assert again == settings
+    with pytest.raises(ConfigError, match="both be served as 'plain'"):
+        resolve_all(("plain=a", ModelSettings(reference="a", id="b", aliases=("plain",))), tmp_path)
+
+
+class Followed:
+    """A server on the null device whose file is rewritten; models a and b are there."""
+
+    def __init__(self, directory):
+        self._models_dir = directory / "models"
+        for name in ("a", "b"):
+            make_checkpoint(self._models_dir / name, "llama")
+        self._file, self._part = directory / "server.toml", directory / "part"
+        self.write('["a"]')
+        self.server = Server(directory, {}, "--device", "null", "--config", str(self._file))
+        flags = self.server._flags
+        del flags[flags.index("--models") :]
+
+    def write(self, models, *more):
+        lines = [f"models = {models}", f'models_dir = "{self._models_dir}"', *more]
+        self._part.write_text("\n".join(lines))
+        self._part.replace(self._file)
+
+    def get(self, path):
+        return httpx.get(self.server.url + path, timeout=30).json()
+
+    def ids(self):
+        return [card["id"] for card in self.get("/v1/models")["data"]]
+
+    def complete(self, model, size=1):
+        body = {"model": model, "prompt": "x" * size, "max_tokens": 2}
+        return httpx.post(self.server.url + "/v1/completions", json=body, timeout=30).status_code
+
+    def has_read(self, times):
+        return self.server.log.read_text().count("configuration read again") >= times
+
+
+def test_a_server_follows_its_file(tmp_path):
+    one = Followed(tmp_path)
+    with one.server as server:
+        assert one.ids() == ["a"]
+        bee = '{reference = "b", aliases = ["bee"]}'
+        one.write(f'["a", {bee}]', "max_body_bytes = 2000", "max_batch = 3")
+        eventually(lambda: one.ids() == ["a", "b"], 20)
+        eventually(lambda: one.complete("bee") == 200, 20)
+        assert one.complete("a", 3000) == 413
+        assert "restart the server for what has changed of: max_batch" in server.log.read_text()
+        one.write('["a", "nowhere"]')
+        eventually(lambda: one.get("/health")["complaint"], 20)
+        assert str(tmp_path) not in one.get("/health")["complaint"]
+        assert one.ids() == ["a", "b"] and one.complete("bee") == 200
+        one.write('["b"]')
+        eventually(lambda: one.ids() == ["b"], 20)
+        assert one.get("/health")["complaint"] is None and one.has_read(2)
+        # A hang-up asks for it, too, and ends nothing.
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: one.has_read(3), 20)
+        assert one.complete("b") == 200
+
+
+def test_commands_change_a_running_server(tmp_path, capsys):
+    models_dir = tmp_path / "models"
+    for name in ("a", "Org__b"):
+        make_checkpoint(models_dir / name, "llama")
+    flags = ("--device", "null", "--models-dir", str(models_dir))
+    with Server(tmp_path, {"a": models_dir / "a"}, *flags) as server:
+
+        def run(*words):
+            code = main(["models", *words, "--url", server.url])
+            captured = capsys.readouterr()
+            return code, captured.out + captured.err
+
+        assert run("add", "Org/b", "--aliases", "bee") == (0, "Org/b: served\n")
+        assert run("pin", "bee") == (0, "Org/b: pinned\n")
+        assert run("unpin", "Org/b") == (0, "Org/b: unpinned\n")
+        code, said = run("add", str(models_dir / "a"))
+        assert code == 1 and "not a path" in said
+        code, said = run("add", "Org/b")
+        assert code == 1 and "is taken" in said
+        assert run("remove", "Org/b") == (0, "Org/b: draining\n")
+        code, said = run("remove", "zzz")
+        assert code == 1 and "no model 'zzz'" in said
+    assert main(["models", "pin", "a", "--url", server.url]) == 1
+    assert "no server answers" in capsys.readouterr().err
