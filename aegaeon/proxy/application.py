@@ -37,6 +37,7 @@ from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
+_OPTIONS: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
 _CLEAN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -71,8 +72,7 @@ def create_app(
             app.state.service = service
             yield
 
-    options: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
-    app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **options)
+    app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)
     add_routes(app)
     add_page(app)
     add_document(app)

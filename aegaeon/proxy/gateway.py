@@ -22,6 +22,7 @@ from aegaeon.errors import (
 )
 from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Delta, Generation, OpenRequest, waits
+from aegaeon.proxy.living import Living
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
 from aegaeon.proxy.questions import Asked, Questions
@@ -64,7 +65,7 @@ class Gateway:
         self._patience_s = patience_s
         self._queue = Queue(settings)
         self._open: dict[RequestId, OpenRequest] = {}
-        self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
+        self._living = Living()
         self._instances: tuple[Instance, ...] = ()
         self._seen_s = float("-inf")
         self._changed = asyncio.Event()
@@ -260,7 +261,7 @@ class Gateway:
             target = await asyncio.shield(opened.placing)
             if target is not None:
                 if opened.placed(target, request.attempt):
-                    self._attach(opened, target)
+                    self._living.attach(opened, target)
                     return
                 self._outbox.settle(target, request.model)
                 if opened.target is not None:
@@ -292,22 +293,11 @@ class Gateway:
         elif target is not None or opened.placing is not None:
             self._soon(self._cancel(opened, opened.attempt, target))
 
-    def _attach(self, opened: OpenRequest, target: Target) -> None:
-        """Put the request on the list of the instance where it lives."""
-        opened.target = target
-        self._at.setdefault(target, {})[opened.id] = opened
-
     def _detach(self, opened: OpenRequest) -> Target | None:
-        """Take the request off its instance's list and return that instance's life."""
-        target = opened.target
-        if target is None:
-            return None
-        opened.target = None
-        rest = self._at[target]
-        del rest[opened.id]
-        if not rest:
-            del self._at[target]
-        self._outbox.settle(target, opened.generation.model)
+        """The request lives nowhere from here on; return where it did."""
+        target = self._living.detach(opened)
+        if target is not None:
+            self._outbox.settle(target, opened.generation.model)
         return target
 
     def _soon(self, work: Coroutine[None, None, None]) -> None:
@@ -339,7 +329,7 @@ class Gateway:
             return
         self._detach(opened)
         self._outbox.assign(target, opened.generation.model)
-        self._attach(opened, target)
+        self._living.attach(opened, target)
         self._soon(self._note_move(opened, target))
 
     async def _note_move(self, opened: OpenRequest, target: Target) -> None:
@@ -360,7 +350,7 @@ class Gateway:
             else:
                 self._seen_s = time.monotonic()
                 alive = {target_of(row) for row in self._instances}
-                for target in tuple(self._at.keys() - alive):
+                for target in tuple(self._living.targets - alive):
                     self._lose(target)
                 self._changed.set()
                 self._changed = asyncio.Event()
@@ -378,7 +368,7 @@ class Gateway:
             await asyncio.sleep(WATCH_S)
 
     def _lose(self, target: Target) -> None:
-        lost = tuple(self._at.get(target, {}).values())
+        lost = self._living.at(target)
         log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
         for opened in lost:
             self._detach(opened)
