@@ -111,6 +111,9 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json
+	$(BIN)/python benchmark/relay.py --models-dir $(MODELS) --json > $(RESULTS)/relay.json
+	$(BIN)/python benchmark/serve.py --models-dir $(MODELS) --rate 1,2 --json \
+	  > $(RESULTS)/serve.json
 	$(BIN)/python benchmark/calibrate.py --models-dir $(MODELS) --models $(SMOLLM2) \
 	  --out $(RESULTS)/costs.json --json > $(RESULTS)/calibrate.json
 	$(BIN)/python benchmark/offline_qwen3_colocation.py --models-dir $(MODELS) \

@@ -1,14 +1,17 @@
 """Servers that benchmarks start, ask over HTTP, and stop."""
 
 import contextlib
+import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 START_S = 120.0
 STOP_S = 30.0
@@ -66,3 +69,52 @@ def _pass_lines(stdout: IO[str], lines: "queue.Queue[str]") -> None:
         for line in stdout:
             lines.put(line, timeout=1.0)
         lines.put("", timeout=1.0)
+
+
+def free_port() -> int:
+    """Return a port of this host that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(process: "subprocess.Popen[Any]", port: int) -> None:
+    """Return once `process` takes connections. Raises ServerError."""
+    give_up_s = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < give_up_s:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise ServerError(f"nothing listens on port {port}; see what it said")
+
+
+@contextlib.contextmanager
+def running_command(
+    command: Sequence[str], port: int, log: IO[str], cwd: Path | None = None
+) -> Iterator[str]:
+    """Run another server, which takes connections at `port` when it is up; yields its URL. Raises
+    ServerError if it does not start."""
+    try:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ServerError(f"cannot run {command[0]}: {error.strerror}") from None
+    try:
+        wait_for_port(server, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        # All of its session: what it has started may not end with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(STOP_S)

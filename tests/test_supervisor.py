@@ -17,7 +17,7 @@ import pytest
 
 from aegaeon.config import Settings
 from aegaeon.errors import BudgetTooSmall, ConfigError
-from aegaeon.store.codec import decode_reply, encode
+from aegaeon.store.codec import decode_replies, encode
 from aegaeon.store.domains import domain_is_live, open_domain
 from aegaeon.supervisor import Supervisor, check_port, free_port
 from aegaeon.types import Instance, Moved, Submit, TokenEvent
@@ -74,7 +74,7 @@ def test_instances_answer_and_leave_nothing_in_shared_memory():
         replies = []
         deadline_s = time.monotonic() + READY_S
         while len(replies) < 4 and time.monotonic() < deadline_s:
-            replies += [decode_reply(record) for record in inbox.receive(0.5)]
+            replies += [one for record in inbox.receive(0.5) for one in decode_replies(record)]
         domain.close()
     assert [type(reply) for reply in replies] == [TokenEvent] * 4
     assert replies[-1].finish_reason == "length"
@@ -253,7 +253,13 @@ def test_split_roles_hand_a_request_over():
         request = make_request("r", "a", reply_to="tester", deadline_s=time.monotonic() + 60)
         domain.open_mailbox(address).send(encode(Submit(request)))
         replies = []
-        poll(lambda: replies.extend(map(decode_reply, inbox.receive(0.5))) or len(replies) == 5)
+
+        def take() -> bool:
+            for record in inbox.receive(0.5):
+                replies.extend(decode_replies(record))
+            return len(replies) == 5
+
+        poll(take)
         domain.close()
     assert [type(reply) for reply in replies] == [TokenEvent, Moved, *[TokenEvent] * 3]
     instances = [reply.instance for reply in replies]

@@ -4,6 +4,7 @@ while that is full.
 Which requests belong to a destination that is gone is the runtime's business.
 """
 
+import itertools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from dataclasses import dataclass, field
 from aegaeon.errors import RecordTooLarge, RingClosed, RingFull, StoreUnavailable
 from aegaeon.explanations import Explained
 from aegaeon.store.base import Mailbox
-from aegaeon.store.codec import encode
-from aegaeon.types import InstanceMessage, Reply
+from aegaeon.store.codec import encode, joined
+from aegaeon.types import InstanceMessage, Reply, TokenEvent
 
 log = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 1 << 20  # what a mailbox takes
+MAX_JOINED = 1024  # tokens of a step that go as one record
 MAX_PENDING = 65536  # records per destination
 MAX_IDLE_DESTINATIONS = 64
 GONE_S = 10.0  # a destination that takes nothing for so long is gone
@@ -26,7 +28,8 @@ GONE_S = 10.0  # a destination that takes nothing for so long is gone
 @dataclass(slots=True)
 class _Destination:
     mailbox: Mailbox | None = None
-    pending: deque[bytes] = field(default_factory=deque)
+    # Records, and whether each tells of tokens, which may go together.
+    pending: deque[tuple[bytes, bool]] = field(default_factory=deque)
     stuck_since_s: float | None = None
 
 
@@ -54,7 +57,7 @@ class Outbox:
             raise RecordTooLarge(f"{len(record)} bytes are too many for a message; ask for less")
         destination = self._destinations.setdefault(address, _Destination())
         self._destinations.move_to_end(address)
-        destination.pending.append(record)
+        destination.pending.append((record, isinstance(message, TokenEvent)))
 
     def flush(self, now: float) -> tuple[str, ...]:
         """Send what there is room for; return, once, the destinations that are gone."""
@@ -78,8 +81,8 @@ class Outbox:
             while pending:
                 if destination.mailbox is None:
                     destination.mailbox = self._open(address)
-                destination.mailbox.send(pending[0])
-                pending.popleft()
+                for _ in range(_send_first(destination.mailbox, pending)):
+                    pending.popleft()
                 destination.stuck_since_s = None
         except RingClosed:
             log.info("destination closed address=%s unsent=%d", address, len(pending))
@@ -100,3 +103,18 @@ class Outbox:
         mailbox = self._destinations.pop(address).mailbox
         if mailbox is not None:
             mailbox.close()
+
+
+def _send_first(mailbox: Mailbox, pending: deque[tuple[bytes, bool]]) -> int:
+    """Send the first records, as one where they may go together; return how many. Raises as
+    Mailbox.send."""
+    together = itertools.takewhile(lambda one: one[1], pending)
+    tokens = [record for record, _ in itertools.islice(together, MAX_JOINED)]
+    if len(tokens) > 1:
+        try:
+            mailbox.send(joined(tokens))
+            return len(tokens)
+        except (RingFull, RecordTooLarge):
+            pass  # there may be room for less
+    mailbox.send(pending[0][0])
+    return 1

@@ -137,6 +137,10 @@ class Text(msgspec.Struct, frozen=True):
     calls: tuple[Call, ...] = ()
 
 
+_MARK = "the text of a chunk"
+_encode = msgspec.json.Encoder().encode
+
+
 class Answer:
     """Writes one answer, whole or chunk by chunk; all chunks bear the same id and time."""
 
@@ -155,6 +159,8 @@ class Answer:
         self._model = model
         self._usage: UnsetType | None = None if usage_in_chunks else UNSET
         self._bytes_of = bytes_of
+        # What stands around the text of a chunk, and around its usage, where it has one.
+        self._around: dict[tuple[int, str, bool], list[bytes]] = {}
 
     def opening(self, index: int) -> bytes:
         """The first chunk of a chat choice, which names the role; nothing for plain text."""
@@ -165,6 +171,23 @@ class Answer:
 
     def piece(self, piece: Piece, usage: Usage | None = None) -> bytes:
         """A chunk with more text of one choice; `usage` is that so far, where asked for."""
+        if not piece.text or piece.finish_reason is not None or piece.scores or piece.calls:
+            return self._piece(piece, usage)
+        # Those in the middle of a choice, nearly all, differ in their text and usage alone.
+        key = piece.index, piece.instance, usage is not None
+        around = self._around.get(key)
+        if around is None:
+            around = self._around[key] = self._split(piece.index, piece.instance, usage)
+        if usage is None:
+            return around[0] + _encode(piece.text) + around[1]
+        return around[0] + _encode(piece.text) + around[1] + _encode(usage) + around[2]
+
+    def _split(self, index: int, instance: str, usage: Usage | None) -> list[bytes]:
+        marked = self._piece(Piece(index, _MARK, 0, None, instance), usage)
+        before, _, behind = marked.rpartition(_encode(_MARK))
+        return [before, behind] if usage is None else [before, *behind.split(_encode(usage), 1)]
+
+    def _piece(self, piece: Piece, usage: Usage | None) -> bytes:
         text, finish = piece.text, piece.finish_reason
         choice: _Choice
         if self._is_chat:

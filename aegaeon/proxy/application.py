@@ -30,13 +30,14 @@ from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
-from aegaeon.proxy.routes import add_routes, handle_errors
+from aegaeon.proxy.routes import SERVER_SEND, add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
+_OPTIONS: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
 _CLEAN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -71,8 +72,7 @@ def create_app(
             app.state.service = service
             yield
 
-    options: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
-    app = FastAPI(title="aegaeon", version=__version__, lifespan=lifespan, **options)
+    app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)
     add_routes(app)
     add_page(app)
     add_document(app)
@@ -81,6 +81,15 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(RequestIds)
     return app
+
+
+class _Application(FastAPI):
+    """Notes the server's own `send`, for streams."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        scope[SERVER_SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 class RequestIds:

@@ -2,21 +2,21 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 
 import msgspec
 
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.generation import Generation
+from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.transcript import Piece, Transcript
-
-# Pieces that may wait for a slow client; behind them only token ids pile up, up to max_tokens.
-_MAX_PIECES = 256
+from aegaeon.proxy.waits import Alarm
 
 
 class Choices:
-    """Runs the generations at once. A context manager: leaving it cancels what still runs."""
+    """Runs the generations at once. A context manager: leaving it cancels what still runs. One task
+    takes the pieces; text is made when it does, so that only token ids pile up for a slow client,
+    up to max_tokens."""
 
     def __init__(
         self,
@@ -25,14 +25,17 @@ class Choices:
         transcripts: Sequence[Transcript],
     ) -> None:
         self._gateway = gateway
-        self._work = tuple(zip(generations, transcripts, strict=True))
-        # None: no piece came in time.
-        self._pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_MAX_PIECES)
+        work = zip(generations, transcripts, strict=True)
+        self._texts = tuple(_Text(gateway, index, *both) for index, both in enumerate(work))
+        # Those with tokens to take, in order of arrival; the values are nothing.
+        self._changed: dict[int, None] = {}
+        self._error: Exception | None = None
+        self._alarm = Alarm()
         self._tasks: list[asyncio.Task[None]] = []
-        self._unfinished = len(self._work)
+        self._unfinished = len(self._texts)
 
     async def __aenter__(self) -> "Choices":
-        self._tasks = [asyncio.create_task(self._pump(index)) for index in range(len(self._work))]
+        self._tasks = [asyncio.create_task(self._keep(text)) for text in self._texts]
         return self
 
     async def __aexit__(
@@ -41,6 +44,7 @@ class Choices:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._alarm.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -52,42 +56,65 @@ class Choices:
 
     async def next(self, timeout_s: float) -> Piece | None:
         """Return the next piece, or None when none came in time. Raises the first error of any."""
-        # Not `wait_for`: this runs once a token, and a timer is cheaper than a task.
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake)
-        try:
-            return self._checked(await self._pieces.get())
-        finally:
-            timer.cancel()
+        piece = self.ready()
+        if piece is None:
+            due_s = asyncio.get_running_loop().time() + timeout_s
+            while await self._alarm.wait(due_s) and (piece := self.ready()) is None:
+                pass
+        return piece
 
     def ready(self) -> Piece | None:
         """Return a piece that is there already, or None."""
+        while self._changed:
+            index = next(iter(self._changed))
+            del self._changed[index]
+            piece = self._texts[index].take()
+            if piece is not None:
+                if piece.finish_reason is not None:
+                    self._unfinished -= 1
+                    self._tasks[index].cancel()  # a stop string may end it before its tokens
+                return piece
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _note(self, index: int) -> None:
+        self._changed[index] = None
+        self._alarm.wake()
+
+    async def _keep(self, text: "_Text") -> None:
         try:
-            return self._checked(self._pieces.get_nowait())
-        except asyncio.QueueEmpty:
-            return None
-
-    def _wake(self) -> None:
-        if self._pieces.empty():
-            self._pieces.put_nowait(None)
-
-    def _checked(self, item: Piece | Exception | None) -> Piece | None:
-        if isinstance(item, Exception):
-            raise item
-        if item is not None and item.finish_reason is not None:
-            self._unfinished -= 1
-        return item
-
-    async def _pump(self, index: int) -> None:
-        generation, transcript = self._work[index]
-        try:
-            async with aclosing(self._gateway.stream(generation)) as deltas:
-                async for delta in deltas:
-                    piece = transcript.take(delta)
-                    if piece.finish_reason not in {None, delta.finish_reason}:
-                        self._gateway.finish(generation.id)
-                    await self._pieces.put(msgspec.structs.replace(piece, index=index))
-                    if piece.finish_reason is not None:
-                        return
+            text.opened = self._gateway.open(text.generation, partial(self._note, text.index))
+            await self._gateway.keep(text.opened)
         except Exception as error:
             # The one that awaits the pieces raises it, with its traceback.
-            await self._pieces.put(error)
+            self._error = self._error or error
+            self._alarm.wake()
+
+
+class _Text:
+    """A generation's tokens as they become text."""
+
+    def __init__(
+        self, gateway: Gateway, index: int, generation: Generation, transcript: Transcript
+    ) -> None:
+        self.index = index
+        self.generation = generation
+        self.opened: OpenRequest | None = None
+        self._gateway = gateway
+        self._transcript = transcript
+        self._is_over = False
+
+    def take(self) -> Piece | None:
+        """Return what has come since the last time, if anything."""
+        if self._is_over or self.opened is None:
+            return None
+        delta = self.opened.take()
+        if delta is None:
+            return None
+        piece = self._transcript.take(delta)
+        self._is_over = piece.finish_reason is not None
+        if piece.finish_reason not in {None, delta.finish_reason}:
+            # Its tokens may go on: leaving them is no cancel.
+            self._gateway.finish(self.generation.id)
+        return msgspec.structs.replace(piece, index=self.index)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import secrets
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,15 @@ from aegaeon.errors import (
     InstanceLost,
     ModelNotFound,
     QueueFull,
-    StoreUnavailable,
 )
 from aegaeon.explanations import Explain, Explained, Explanation
-from aegaeon.proxy.generation import Delta, Generation, OpenRequest, reply_of, waits
+from aegaeon.proxy.generation import Delta, Generation, OpenRequest, waits
+from aegaeon.proxy.living import Living
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
 from aegaeon.proxy.questions import Asked, Questions
 from aegaeon.proxy.queue import Queue
+from aegaeon.proxy.receiver import Receiver
 from aegaeon.proxy.waits import within
 from aegaeon.scheduler.dispatch import can_serve
 from aegaeon.specs import Bounds
@@ -40,13 +40,15 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.1
 # How long a request waits for an instance to appear when none is ready.
 PATIENCE_S = 30.0
-_RECEIVE_S = 0.5
+# Tokens come all the time where many streams are open: the loop needs the processor more than they
+# need the last 50 us.
+_LOOK_S = 0.00005
 _T = TypeVar("_T")
 
 
 class Gateway:
-    """One proxy process's end of the domain. Use it from one event loop; owns one receiver thread,
-    one sender thread and two watching tasks, from `start` to `close`."""
+    """One proxy process's end of the domain. Use it from one event loop; owns a receiver, one
+    sender thread and two watching tasks, from `start` to `close`."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class Gateway:
         self._patience_s = patience_s
         self._queue = Queue(settings)
         self._open: dict[RequestId, OpenRequest] = {}
-        self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
+        self._living = Living()
         self._instances: tuple[Instance, ...] = ()
         self._seen_s = float("-inf")
         self._changed = asyncio.Event()
@@ -73,12 +75,11 @@ class Gateway:
         self._mean_request_s = 1.0
         self.is_broken = False  # no answer can come any more
         self._tasks: set[asyncio.Task[None]] = set()  # cancels and records under way
-        self._closed = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._mailbox: Mailbox
         self._outbox: Outbox
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-sender")
-        self._receiver = threading.Thread(target=self._receive, name="aegaeon-receiver")
+        self._receiver: Receiver
         self._watchers: tuple[asyncio.Task[None], ...] = ()
 
     def serve(self, specs: Iterable[ModelSpec]) -> None:
@@ -97,11 +98,12 @@ class Gateway:
     async def start(self) -> None:
         """Join the domain. Raises RegionError or StoreUnavailable."""
         self._loop = asyncio.get_running_loop()
-        self._mailbox = self._domain.create_mailbox(self._address)
+        self._mailbox = self._domain.create_mailbox(self._address, look_s=_LOOK_S)
         self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
         self._instances = await self._blocking(self._outbox.snapshot)
         self._seen_s = time.monotonic()
         await self._blocking(partial(self.meter.join, self._domain, self._address))
+        self._receiver = Receiver(self._mailbox, self._loop, self._take_in, self._break)
         self._receiver.start()
         self._watchers = (
             asyncio.create_task(self._watch(), name="aegaeon-watch"),
@@ -110,7 +112,6 @@ class Gateway:
 
     async def close(self) -> None:
         """Cancel what is open at the instances and leave the domain."""
-        self._closed.set()
         self.fail_all(InstanceLost("the server is shutting down; try again"))
         for opened in tuple(self._open.values()):
             self._leave(opened)
@@ -118,9 +119,7 @@ class Gateway:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._receiver.is_alive():
-            self._mailbox.wake()
-            await asyncio.to_thread(self._receiver.join, 5.0)
+        await self._receiver.stop()
         await self.meter.leave(self._blocking)
         await self._blocking(self._outbox.close)
         self._mailbox.close()
@@ -188,6 +187,31 @@ class Gateway:
         finally:
             self._leave(opened)
 
+    def open(self, generation: Generation, on_tokens: Callable[[], None]) -> OpenRequest:
+        """As `stream`, for who wants no task switch at a token: enter `generation`, to be run by
+        `keep`. `on_tokens` is called when there are tokens to take from what is returned. Raises
+        ModelNotFound, QueueFull, InstanceLost."""
+        opened = self._enter(generation)
+        opened.on_tokens = on_tokens
+        return opened
+
+    async def keep(self, opened: OpenRequest) -> None:
+        """Keep what was opened running at some instance; return when all its tokens have come. It
+        is cancelled at its instance if this is. Raises as `stream`."""
+        try:
+            await self._place(opened)
+            while not opened.is_over:
+                if opened.error is not None:
+                    raise opened.error
+                if opened.target is None:
+                    await self._place(opened)
+                await opened.wait()
+        except AegaeonError as error:
+            opened.fail(error)
+            raise
+        finally:
+            self._leave(opened)
+
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int
     ) -> Explanation:
@@ -237,7 +261,7 @@ class Gateway:
             target = await asyncio.shield(opened.placing)
             if target is not None:
                 if opened.placed(target, request.attempt):
-                    self._attach(opened, target)
+                    self._living.attach(opened, target)
                     return
                 self._outbox.settle(target, request.model)
                 if opened.target is not None:
@@ -269,22 +293,11 @@ class Gateway:
         elif target is not None or opened.placing is not None:
             self._soon(self._cancel(opened, opened.attempt, target))
 
-    def _attach(self, opened: OpenRequest, target: Target) -> None:
-        """Put the request on the list of the instance where it lives."""
-        opened.target = target
-        self._at.setdefault(target, {})[opened.id] = opened
-
     def _detach(self, opened: OpenRequest) -> Target | None:
-        """Take the request off its instance's list and return that instance's life."""
-        target = opened.target
-        if target is None:
-            return None
-        opened.target = None
-        rest = self._at[target]
-        del rest[opened.id]
-        if not rest:
-            del self._at[target]
-        self._outbox.settle(target, opened.generation.model)
+        """The request lives nowhere from here on; return where it did."""
+        target = self._living.detach(opened)
+        if target is not None:
+            self._outbox.settle(target, opened.generation.model)
         return target
 
     def _soon(self, work: Coroutine[None, None, None]) -> None:
@@ -316,7 +329,7 @@ class Gateway:
             return
         self._detach(opened)
         self._outbox.assign(target, opened.generation.model)
-        self._attach(opened, target)
+        self._living.attach(opened, target)
         self._soon(self._note_move(opened, target))
 
     async def _note_move(self, opened: OpenRequest, target: Target) -> None:
@@ -337,7 +350,7 @@ class Gateway:
             else:
                 self._seen_s = time.monotonic()
                 alive = {target_of(row) for row in self._instances}
-                for target in tuple(self._at.keys() - alive):
+                for target in tuple(self._living.targets - alive):
                     self._lose(target)
                 self._changed.set()
                 self._changed = asyncio.Event()
@@ -355,50 +368,26 @@ class Gateway:
             await asyncio.sleep(WATCH_S)
 
     def _lose(self, target: Target) -> None:
-        lost = tuple(self._at.get(target, {}).values())
+        lost = self._living.at(target)
         log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
         for opened in lost:
             self._detach(opened)
             opened.lose()
-
-    def _receive(self) -> None:
-        """The receiver thread: records become replies here, and reach the loop in batches."""
-        while not self._closed.is_set():
-            try:
-                records = self._mailbox.receive(_RECEIVE_S)
-            except StoreUnavailable as error:
-                log.warning("mailbox not readable error=%s", error)
-                self._closed.wait(_RECEIVE_S)
-                continue
-            except AegaeonError as error:
-                log.error("mailbox lost address=%s error=%s", self._address, error)
-                self._loop.call_soon_threadsafe(self._break)
-                return
-            if not records:
-                continue
-            replies = [reply for record in records if (reply := reply_of(record)) is not None]
-            self._loop.call_soon_threadsafe(self._deliver, replies, time.monotonic())
 
     def _break(self) -> None:
         """No answer will ever come: say so to those who wait and to those who look."""
         self.is_broken = True
         self.fail_all(InstanceLost("the server has lost its mailbox; see its log"))
 
-    def _deliver(self, replies: list[Reply | Explained], received_s: float) -> None:
-        if self._closed.is_set():
-            return
-        for reply in replies:
-            if isinstance(reply, Explained):
-                self._questions.take(reply)
-                continue
-            if isinstance(reply, Moved):
-                self._on_moved(reply)
-                continue
-            opened = self._open.get(reply.request_id)
-            if opened is not None and opened.take_in(reply, received_s):
-                target = self._detach(opened)
-                if target is not None and not opened.has_ended:
-                    self._soon(self._cancel(opened, reply.attempt, target))
+    def _take_in(self, reply: Reply | Explained, received_s: float) -> None:
+        if isinstance(reply, Explained):
+            self._questions.take(reply)
+        elif isinstance(reply, Moved):
+            self._on_moved(reply)
+        elif (opened := self._open.get(reply.request_id)) and opened.take_in(reply, received_s):
+            target = self._detach(opened)
+            if target is not None and not opened.has_ended:
+                self._soon(self._cancel(opened, reply.attempt, target))
 
     async def _blocking(self, call: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._sender, call)

@@ -5,23 +5,20 @@ A plain state machine: no I/O, and time comes from outside. One event loop owns 
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from aegaeon.errors import AegaeonError, HandoffLost, InstanceLost
-from aegaeon.explanations import Explained
 from aegaeon.measures import NOT_WAITED, Waited
 from aegaeon.proxy.metrics import Timing
 from aegaeon.proxy.outbox import Target
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
-from aegaeon.store.codec import decode_reply
 from aegaeon.types import (
     FinishReason,
     InstanceId,
     ModelId,
     Moved,
-    Reply,
     Request,
     RequestFailed,
     RequestId,
@@ -93,6 +90,8 @@ class OpenRequest:
         self.is_stopped = False  # its text ended before its tokens did
         self.timing: Timing | None = None
         self.waited = NOT_WAITED
+        # Told of more tokens or scores, instead of those who `wait`, who hear of all else.
+        self.on_tokens: Callable[[], None] | None = None
         self._attempt = 0
         self._refused_attempt: int | None = None  # by an instance not known yet
         self._losses = 0
@@ -194,10 +193,15 @@ class OpenRequest:
         if reply.attempt != self._attempt or self.has_ended:
             return False
         match reply:
-            case TokenEvent():
-                self._take_tokens(reply, received_s)
-            case PromptScores():
-                self._take_scores(reply)
+            case TokenEvent() | PromptScores():
+                if isinstance(reply, TokenEvent):
+                    self._take_tokens(reply, received_s)
+                else:
+                    self._take_scores(reply)
+                if self.on_tokens is not None:
+                    self.on_tokens()
+                    if not self.is_over and reply.attempt == self._attempt:
+                        return False
             case RequestFailed(instance=instance) if self._lives_elsewhere(instance):
                 return False  # it has moved on; whoever has it speaks for it
             case RequestFailed(code=HandoffLost.code):
@@ -308,15 +312,6 @@ def waits(opened: Iterable[OpenRequest], now: float) -> dict[ModelId, tuple[int,
         wait_s = 0.0 if one.has_tokens else now - one.arrival_s
         found[model] = count + 1, max(oldest_s, wait_s)
     return found
-
-
-def reply_of(record: bytes) -> Reply | Explained | None:
-    """Return what an instance sent, or None, with a word in the log, for other bytes."""
-    try:
-        return decode_reply(record)
-    except (msgspec.DecodeError, AegaeonError) as error:
-        log.error("reply not readable bytes=%d error=%s", len(record), error)
-        return None
 
 
 def error_of(code: str, message: str) -> AegaeonError:

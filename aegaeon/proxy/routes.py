@@ -52,6 +52,9 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+# In a scope: how to reach the server past all middlewares, which only concern headers. A token
+# would go through five of them.
+SERVER_SEND = "aegaeon.send"
 _T = TypeVar("_T")
 
 
@@ -268,15 +271,16 @@ class TokenStream(Response):
         self._tally = Tally(job.prompt_tokens, job.body.n or 1)
         self._opened: set[int] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         with contextlib.suppress(ClientGone):
-            await until_gone(receive, self._run(send))
+            await until_gone(receive, self._run(send, scope.get(SERVER_SEND, send)))
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, begin: Send, send: Send) -> None:
+        """`begin` takes the headers, `send` the rest."""
         async with self._service.choices(self._job) as choices:
             first = await choices.next(HEADER_GRACE_S)
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await begin({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             try:
                 await self._send_all(choices, first, send)
                 if self._with_usage:

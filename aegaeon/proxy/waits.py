@@ -21,3 +21,51 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, _T]) -> _T:
         return task.result()
     finally:
         task.cancel()
+
+
+class Alarm:
+    """Lets one task sleep until it is woken or its time has come, without a task or, as a rule, a
+    timer for each sleep: one that was set for an earlier sleep is set anew when it goes off."""
+
+    def __init__(self) -> None:
+        self._sleeper: asyncio.Future[bool] | None = None
+        self._due_s = 0.0
+        self._timer: asyncio.Handle | None = None
+        self._timer_s = 0.0
+
+    async def wait(self, due_s: float) -> bool:
+        """Return True when woken, or False at `due_s` of the loop's clock."""
+        assert self._sleeper is None, "one task sleeps at a time"
+        self._due_s = due_s
+        if self._timer is None or due_s < self._timer_s:
+            self.close()
+            self._set_timer()
+        self._sleeper = asyncio.get_running_loop().create_future()
+        try:
+            return await self._sleeper
+        finally:
+            self._sleeper = None
+
+    def wake(self) -> None:
+        """Wake the task, if one sleeps."""
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(True)
+
+    def close(self) -> None:
+        """Stop the timer; nobody sleeps."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self) -> None:
+        self._timer_s = self._due_s
+        self._timer = asyncio.get_running_loop().call_at(self._due_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._sleeper is None or self._sleeper.done():
+            return
+        if self._due_s > self._timer_s:
+            self._set_timer()
+        else:
+            self._sleeper.set_result(False)

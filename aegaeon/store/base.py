@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
 
+LOOK_S = 0.004  # to look for a message before sleeping is worth it up to a step of a device
+
 
 class MetadataStore(ABC):
     """Who serves, and who serves which request. Every entry is leased and vanishes by itself."""
@@ -120,8 +122,14 @@ class Domain(ABC):
         """Open the board."""
 
     @abstractmethod
-    def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
-        """Make the mailbox `address` and become its reader; a left-over of it is replaced."""
+    def create_mailbox(
+        self, address: str, capacity_bytes: int = 4 << 20, look_s: float = LOOK_S
+    ) -> Mailbox:
+        """Make the mailbox `address` and become its reader; a left-over of it is replaced.
+
+        Where waiting in the processor is a way to be quicker, `receive` does so for `look_s` at
+        most before it sleeps.
+        """
 
     @abstractmethod
     def open_mailbox(self, address: str) -> Mailbox:

@@ -1,5 +1,6 @@
 """How messages and table rows look as bytes (msgpack); the only place that knows."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -29,7 +30,9 @@ _encoder = msgspec.msgpack.Encoder()
 _instance_message: "msgspec.msgpack.Decoder[InstanceMessage | Explain]" = msgspec.msgpack.Decoder(
     InstanceMessage | Explain
 )
-_reply: "msgspec.msgpack.Decoder[Reply | Explained]" = msgspec.msgpack.Decoder(Reply | Explained)
+_replies: "msgspec.msgpack.Decoder[list[Reply | Explained] | Reply | Explained]" = (
+    msgspec.msgpack.Decoder(list[Reply | Explained] | Reply | Explained)
+)
 _record = msgspec.msgpack.Decoder(InstanceRecord)
 _status = msgspec.msgpack.Decoder(InstanceStatus)
 _catalog = msgspec.msgpack.Decoder(Catalog)
@@ -55,9 +58,18 @@ def decode_instance_message(record: bytes) -> InstanceMessage | Explain:
     return _decode(_instance_message, record, "a message to an instance")
 
 
-def decode_reply(record: bytes) -> Reply | Explained:
-    """Read what an instance sent to the proxy. Raises RegionMismatch on other bytes."""
-    return _decode(_reply, record, "a reply")
+def joined(records: Sequence[bytes]) -> bytes:
+    """Return one record of several encoded replies, up to 65,535: what is read once is cheaper for
+    both ends."""
+    # An array in msgpack: its length, then its elements as they are.
+    return b"\xdc" + len(records).to_bytes(2, "big") + b"".join(records)
+
+
+def decode_replies(record: bytes) -> list[Reply | Explained]:
+    """Read what an instance sent to the proxy, one or several `joined`. Raises RegionMismatch on
+    other bytes."""
+    found = _decode(_replies, record, "a reply")
+    return found if isinstance(found, list) else [found]
 
 
 def decode_record(record: bytes) -> InstanceRecord:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from aegaeon.errors import RecordTooLarge, RegionError, RingClosed, RingFull, StaleIncarnation
-from aegaeon.store.base import Board, Domain, Mailbox, MetadataStore
+from aegaeon.store.base import LOOK_S, Board, Domain, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, LocalCatalogStore
 from aegaeon.store.names import check_name
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
@@ -258,7 +258,12 @@ class LocalDomain(Domain):
         """See Domain."""
         return self._shared.board
 
-    def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
+    def create_mailbox(
+        self,
+        address: str,
+        capacity_bytes: int = 4 << 20,
+        look_s: float = LOOK_S,  # noqa: ARG002  it sleeps at once
+    ) -> Mailbox:
         """See Domain."""
         check_name("mailbox", address)
         mailbox = LocalMailbox(_Queue(address, capacity_bytes), is_reader=True)

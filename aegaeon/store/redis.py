@@ -7,7 +7,7 @@ What was acknowledged survives a restart of the server as far as its persistence
 import weakref
 
 from aegaeon.errors import StaleIncarnation
-from aegaeon.store.base import Board, Domain, Mailbox, MetadataStore
+from aegaeon.store.base import LOOK_S, Board, Domain, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, RedisCatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
 from aegaeon.store.names import check_name
@@ -170,7 +170,12 @@ class RedisDomain(Domain):
         """See Domain."""
         return RedisBoard(self._link, f"{self._prefix}board")
 
-    def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
+    def create_mailbox(
+        self,
+        address: str,
+        capacity_bytes: int = 4 << 20,
+        look_s: float = LOOK_S,  # noqa: ARG002  it sleeps at once
+    ) -> Mailbox:
         """See Domain."""
         mailbox = RedisMailbox.create(self._link, self._mailbox_key(address), capacity_bytes)
         self._mailboxes.add(mailbox)

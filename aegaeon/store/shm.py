@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aegaeon import _native
 from aegaeon.errors import RegionError, RingClosed, StaleIncarnation
-from aegaeon.store.base import Board, Domain, Mailbox, MetadataStore
+from aegaeon.store.base import LOOK_S, Board, Domain, Mailbox, MetadataStore
 from aegaeon.store.board import FileBoard
 from aegaeon.store.catalog import CatalogStore, FileCatalogStore
 from aegaeon.store.codec import LeasedInstance, decode_row, encode
@@ -164,11 +164,15 @@ class ShmDomain(Domain):
         self._boards.add(board)
         return board
 
-    def create_mailbox(self, address: str, capacity_bytes: int = 4 << 20) -> Mailbox:
+    def create_mailbox(
+        self, address: str, capacity_bytes: int = 4 << 20, look_s: float = LOOK_S
+    ) -> Mailbox:
         """See Domain. Raises RegionError without room for it; a capacity is a power of two."""
         path = self._mailbox_path(address)
         _native.unlink(str(path))
-        mailbox = ShmMailbox(_native.Ring.create(str(path), capacity_bytes), path, is_reader=True)
+        ring = _native.Ring.create(str(path), capacity_bytes)
+        ring.look_at_most(look_s)
+        mailbox = ShmMailbox(ring, path, is_reader=True)
         self._created.add(mailbox)
         return mailbox
 

@@ -53,6 +53,11 @@ class PyRing {
     }
   }
 
+  void look_at_most(double longest_s) {
+    check_open();
+    ring_.look_at_most(to_ns(longest_s));
+  }
+
   void wake() {
     check_open();
     ring_.wake();
@@ -182,6 +187,7 @@ void bind_ring(py::module_& module) {
           py::arg("path"))
       .def("send", &PyRing::send, py::arg("record"), py::arg("timeout_s") = 0.0)
       .def("receive", &PyRing::receive, py::arg("timeout_s"), py::arg("max_records") = 1024)
+      .def("look_at_most", &PyRing::look_at_most, py::arg("longest_s"))
       .def("wake", &PyRing::wake)
       .def("close", &PyRing::close)
       .def_property_readonly("capacity_bytes", &PyRing::capacity_bytes)

@@ -81,6 +81,8 @@ class Ring {
   void release();
   // Looks, then sleeps, until there is a record or a wake-up, up to `timeout_ns` or a signal.
   void wait_for_record(std::int64_t timeout_ns);
+  // Looks for so long at most, before it sleeps.
+  void look_at_most(std::int64_t longest_ns) { spin_.limit(longest_ns); }
   // True once per wake().
   bool consume_wake();
 

@@ -19,6 +19,12 @@ namespace aegaeon::shm {
 // others that have yielded.
 class SpinWindow {
  public:
+  // The window stays below `longest_ns`: who waits often and not for long would look all the time.
+  void limit(std::int64_t longest_ns) {
+    longest_ns_ = std::clamp(longest_ns, kShortestNs, kLongestNs);
+    window_ns_ = std::min(window_ns_, longest_ns_);
+  }
+
   // Looks until `is_over()`; false when it is time to sleep, for up to `timeout_ns`.
   template <typename IsOver>
   bool look(std::int64_t timeout_ns, const IsOver& is_over) {
@@ -47,10 +53,10 @@ class SpinWindow {
 
   // A wait from `start_ns` to `end_ns`, looking and sleeping, is over.
   void learn(std::int64_t start_ns, std::int64_t end_ns) {
-    if (end_ns - start_ns > kLongestNs) {
+    if (end_ns - start_ns > longest_ns_) {
       window_ns_ /= 2;
     } else if (end_ns >= rests_until_ns_) {
-      window_ns_ = std::clamp(2 * window_ns_, kShortestNs, kLongestNs);
+      window_ns_ = std::clamp(2 * window_ns_, kShortestNs, longest_ns_);
     }
   }
 
@@ -61,6 +67,7 @@ class SpinWindow {
   static constexpr std::int64_t kLongestNs = 4 * kMillisecond;
   static constexpr std::int64_t kRestNs = kSecond;
 
+  std::int64_t longest_ns_ = kLongestNs;
   std::int64_t window_ns_ = 0;
   std::int64_t rests_until_ns_ = 0;
 };

@@ -1,7 +1,7 @@
 """What an instance tells of its decisions, and that telling costs nothing."""
 
 from aegaeon.explanations import Explain
-from aegaeon.store.codec import decode_reply, encode
+from aegaeon.store.codec import decode_replies, encode
 from tests.support.bench import Bench
 
 
@@ -12,7 +12,8 @@ def explain(bench, **asked):
     bench.send(Explain(**{**fields, **asked}))
     bench.turn()
     (record,) = asker.receive(0.0)
-    return decode_reply(record)
+    (explained,) = decode_replies(record)
+    return explained
 
 
 def test_decisions_are_told_to_who_asks():

@@ -4,7 +4,7 @@ import pytest
 
 from aegaeon.errors import HandoffLost
 from aegaeon.instance.departures import GRACE_S, OFFER_S
-from aegaeon.store.codec import decode_instance_message, decode_reply, encode
+from aegaeon.store.codec import decode_instance_message, decode_replies, encode
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -305,7 +305,7 @@ def test_a_repeated_transfer_changes_nothing():
         node.work(10)
     answers = [decode_instance_message(record) for record in sender.receive(0.0)]
     assert answers == [Accepted("r", 0, "d")] * 2
-    replies = [decode_reply(record) for record in listener.receive(0.0)]
+    replies = [one for record in listener.receive(0.0) for one in decode_replies(record)]
     assert [type(reply) for reply in replies] == [Moved, TokenEvent, TokenEvent]
     assert_empty(node)
 
@@ -344,7 +344,7 @@ def test_a_next_attempt_waits_for_what_became_of_the_offer():
     until_offered(node)
     node.domain.open_mailbox("p.1").send(encode_submit("r", **asked, attempt=1))
     node.work(20)
-    replies = [decode_reply(record) for record in listener.receive(0.0)]
+    replies = [one for record in listener.receive(0.0) for one in decode_replies(record)]
     assert [r.attempt for r in replies if isinstance(r, TokenEvent)] == [0, 1, 1, 1]
     assert_empty(node)
 

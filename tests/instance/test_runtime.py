@@ -7,7 +7,7 @@ from aegaeon.errors import ContextLengthExceeded, StaleIncarnation
 from aegaeon.instance.outbox import GONE_S
 from aegaeon.measures import PhaseTotal
 from aegaeon.metrics import Target
-from aegaeon.store.codec import decode_reply
+from aegaeon.store.codec import decode_replies
 from aegaeon.types import (
     Cancel,
     Decode,
@@ -216,7 +216,8 @@ def test_replies_wait_for_room_in_a_full_mailbox():
     bench.work(60)
     positions = []
     for _ in range(20):
-        positions += [decode_reply(record).position for record in reader.receive(0.0)]
+        for record in reader.receive(0.0):
+            positions += [reply.position for reply in decode_replies(record)]
         bench.turn()
     assert positions == list(range(20))
 

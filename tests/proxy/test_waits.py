@@ -6,10 +6,11 @@ import pytest
 
 from aegaeon.errors import InstanceLost
 from aegaeon.proxy.choices import Choices
-from aegaeon.proxy.generation import Delta, Generation, OpenRequest
+from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.transcript import Transcript
-from aegaeon.proxy.waits import within
+from aegaeon.proxy.waits import Alarm, within
 from aegaeon.sampling import SamplingParams
+from aegaeon.types import TokenEvent
 
 GENERATION = Generation(
     model="m", prompt_token_ids=(1,), sampling=SamplingParams(), max_tokens=9, stop_token_ids=()
@@ -31,15 +32,20 @@ def transcript():
 
 
 class Source:
-    """A gateway whose only stream gives one token when `changed` is set, then waits."""
+    """A gateway with one request, which never ends."""
 
-    def __init__(self):
-        self.changed = asyncio.Event()
+    def open(self, generation, on_tokens):
+        self.opened = OpenRequest("r", generation, 0.0, 1e9)
+        self.opened.on_tokens = on_tokens
+        return self.opened
 
-    async def stream(self, _):
-        await self.changed.wait()
-        yield Delta((65,), None, "instance-0", 0.0)
+    async def keep(self, _):
         await asyncio.Event().wait()
+
+    def send(self):
+        """Let one token come."""
+        event = TokenEvent("r", 0, 0, (65,), "instance-0")
+        assert self.opened.take_in(event, 0.0) is False
 
 
 async def cancelled_in_tick(ticks, waiting, happen):
@@ -71,9 +77,17 @@ def test_no_wait_swallows_a_cancellation(ticks):
     async def choices():
         source = Source()
         async with Choices(source, [GENERATION], [transcript()]) as pieces:
-            return await cancelled_in_tick(ticks, pieces.next(9.0), source.changed.set)
+            return await cancelled_in_tick(ticks, pieces.next(9.0), source.send)
 
-    for case in (event, request, choices):
+    async def alarm():
+        rings = Alarm()
+        due_s = asyncio.get_running_loop().time() + 9
+        try:
+            return await cancelled_in_tick(ticks, rings.wait(due_s), rings.wake)
+        finally:
+            rings.close()
+
+    for case in (event, request, choices, alarm):
         assert asyncio.run(case()), case.__name__
 
 
@@ -84,5 +98,21 @@ def test_a_wait_ends_in_time():
         async with Choices(Source(), [GENERATION], [transcript()]) as pieces:
             assert await pieces.next(0.01) is None
             assert pieces.ready() is None
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_an_alarm_rings_at_its_last_time_and_not_at_one_before():
+    async def test():
+        alarm, loop = Alarm(), asyncio.get_running_loop()
+        began_s = loop.time()
+        loop.call_later(0.01, alarm.wake)
+        assert await alarm.wait(began_s + 0.05) is True
+        assert await alarm.wait(began_s + 0.1) is False
+        assert loop.time() >= began_s + 0.1
+        loop.call_later(0.01, alarm.wake)
+        assert await alarm.wait(began_s + 60) is True
+        assert await alarm.wait(loop.time() + 0.01) is False
+        alarm.close()
 
     asyncio.run(asyncio.wait_for(test(), 20))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aegaeon.errors import RegionMismatch
 from aegaeon.sampling import PromptScores, TokenLogProbs
-from aegaeon.store.codec import decode_instance_message, decode_reply, encode
+from aegaeon.store.codec import decode_instance_message, decode_replies, encode, joined
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -79,17 +79,25 @@ def test_messages_to_instances_come_back_equal(message: InstanceMessage) -> None
     ],
 )
 def test_replies_come_back_equal(message: Reply) -> None:
-    assert decode_reply(encode(message)) == message
+    assert decode_replies(encode(message)) == [message]
+
+
+def test_joined_replies_come_back_in_order() -> None:
+    replies = [TokenEvent(f"r{n}", 0, n, (n, 70_000), "i") for n in range(300)]
+    assert decode_replies(joined([encode(reply) for reply in replies])) == replies
+    assert decode_replies(joined([])) == []
 
 
 def test_a_message_of_the_other_direction_is_refused() -> None:
     with pytest.raises(RegionMismatch, match="one version"):
-        decode_reply(encode(Drain()))
+        decode_replies(encode(Drain()))
+    with pytest.raises(RegionMismatch, match="one version"):
+        decode_replies(joined([encode(Drain())]))
 
 
 @given(st.binary(max_size=200))
 def test_other_bytes_are_refused_and_never_crash(record: bytes) -> None:
-    for decode in (decode_instance_message, decode_reply):
+    for decode in (decode_instance_message, decode_replies):
         try:
             decode(record)
         except RegionMismatch:

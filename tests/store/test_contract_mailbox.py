@@ -47,6 +47,18 @@ def test_a_record_over_the_capacity_is_too_large(domain: Domain) -> None:
         domain.open_mailbox("box").send(bytes(4096))
 
 
+@pytest.mark.parametrize("look_s", [0.0, 0.0001, 60.0])
+def test_a_reader_is_woken_however_long_it_looks(domain: Domain, look_s: float) -> None:
+    reader = domain.create_mailbox("box", look_s=look_s)
+    sender = domain.open_mailbox("box")
+    assert reader.receive(0.01) == []
+    for n in range(20):
+        later = threading.Timer(0.0005 * (n % 4), sender.send, [bytes([n])])
+        later.start()
+        assert drain(reader, 1) == [bytes([n])]
+        later.join()
+
+
 def test_at_most_as_many_records_come_as_asked_for(domain: Domain) -> None:
     reader = domain.create_mailbox("box")
     sender = domain.open_mailbox("box")

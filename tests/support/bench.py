@@ -5,7 +5,7 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.scheduler.places import HomeDispatcher
-from aegaeon.store.codec import decode_reply, encode
+from aegaeon.store.codec import decode_replies, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
     InstanceRecord,
@@ -85,7 +85,7 @@ class Bench:
         raise AssertionError(f"no {kind}")
 
     def replies(self):
-        return [decode_reply(record) for record in self.proxy.receive(0.0)]
+        return [one for record in self.proxy.receive(0.0) for one in decode_replies(record)]
 
     def status(self):
         """What is published, a moment later: changes go out at a bounded rate."""

@@ -12,7 +12,7 @@ from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
 from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.places import HomeDispatcher
-from aegaeon.store.codec import decode_instance_message, decode_reply, encode
+from aegaeon.store.codec import decode_instance_message, decode_replies, encode
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import (
     Accepted,
@@ -296,7 +296,8 @@ class Proxy:
 
     def pump(self) -> None:
         for record in self.mailbox.receive(0.0):
-            self.take(decode_reply(record))
+            for reply in decode_replies(record):
+                self.take(reply)
         rows = self.node.rows()
         alive = {target_of(row) for row in rows}
         for opened in self.opened.values():

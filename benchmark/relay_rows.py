@@ -1,0 +1,125 @@
+"""Figures and rows of the relay benchmark: stamps of both ends brought together."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from aegaeon.metrics import percentile
+from benchmark.relay_instance import Stamp
+from benchmark.report_rows import Aim, Row, measured
+from benchmark.serving import ServerError
+from benchmark.stream_client import Exchange
+
+P50_MS, P99_MS, TOKENS_PER_S = 1.0, 5.0, 50_000.0
+SETTLE_SHARE = 0.2  # of the time in which all are open: prompts are read in it
+PEER = "FastAPI"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How tokens come: `groups` of streams take turns at steps of `step_s` (0: at once)."""
+
+    name: str
+    groups: int
+    step_s: float
+    tokens: int  # of a stream
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At `at_s` (monotonic clock): the relaying process's processor time, each stream's tokens."""
+
+    at_s: float
+    processor_s: float
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """One run: delays over the time in which all streams were open, rates from when all had begun
+    until the end. `frames` are those of a token."""
+
+    p50_s: float
+    p99_s: float
+    tokens_per_processor_s: float
+    tokens_per_s: float
+    frames: float
+
+
+def relayed(exchanges: Sequence[Exchange], samples: Sequence[Sample], stamps: bytes) -> Relayed:
+    """Bring together what the client saw, the last sample behind the end, and the encoded stamps of
+    when tokens were sent. Raises ServerError."""
+    begun_s = max(one.token_times_s[0] for one in exchanges)
+    first = next((one for one in samples if one.at_s > begun_s), samples[-1])
+    last = samples[-1]
+    tokens = sum(last.tokens) - sum(first.tokens)
+    if tokens <= 0:
+        raise ServerError("the streams are too short to be all open for a while; raise --tokens")
+    total = sum(last.tokens)
+    frames = sum(one.chunks for one in exchanges)
+    delays = _delays_s(exchanges, stamps)
+    if not delays:
+        raise ServerError("some streams end before others begin; raise --tokens")
+    return Relayed(
+        p50_s=percentile(delays, 50),
+        p99_s=percentile(delays, 99),
+        tokens_per_processor_s=tokens / (last.processor_s - first.processor_s),
+        tokens_per_s=tokens / (last.at_s - first.at_s),
+        frames=frames / total,
+    )
+
+
+def _delays_s(exchanges: Sequence[Exchange], stamps: bytes) -> list[float]:
+    """Return, sorted, what each token took from its stamp to the client."""
+    left_s: dict[str, dict[int, float]] = {}
+    for stamp in msgspec.msgpack.decode(stamps, type=list[Stamp]):
+        times = left_s.setdefault(stamp.request, {})
+        times |= dict.fromkeys(range(stamp.position, stamp.position + stamp.tokens), stamp.at_s)
+    from_s = max(one.begun_s for one in exchanges)
+    until_s = min(one.token_times_s[-1] for one in exchanges)
+    from_s += SETTLE_SHARE * (until_s - from_s)
+    return sorted(
+        at_s - left_s[f"{one.id}.0"][position]
+        for one in exchanges
+        for position, at_s in enumerate(one.token_times_s)
+        if from_s < at_s < until_s
+    )
+
+
+def rows_of(
+    case: Case, streams: int, ours: Sequence[Relayed], peers: Sequence[Relayed]
+) -> list[Row]:
+    """Return the rows of a case, as medians over its rounds."""
+
+    def row(
+        what: str, unit: str, field: str, factor: float, aim: Aim | None, is_less: bool = False
+    ) -> Row:
+        mine, theirs = (
+            factor * statistics.median(getattr(one, field) for one in runs) if runs else None
+            for runs in (ours, peers)
+        )
+        assert mine is not None
+        where = f"{what}, {streams} streams {case.name}"
+        peer = PEER if peers else None
+        return measured(
+            Row(case=where, unit=unit, ours=mine, peer=peer, peer_value=theirs), aim, is_less
+        )
+
+    is_paced = case.step_s > 0
+    p50 = Aim("ours", P50_MS, f"< {P50_MS:g} ms", is_least=False)
+    p99 = Aim("ours", P99_MS, f"< {P99_MS:g} ms", is_least=False)
+    rate = None if is_paced else Aim("ours", TOKENS_PER_S, f">= {TOKENS_PER_S:,.0f}")
+    rows = [
+        row("tokens a processor second", "tokens/s", "tokens_per_processor_s", 1.0, rate),
+        row("tokens", "tokens/s", "tokens_per_s", 1.0, None),
+        row("frames of a token", "", "frames", 1.0, None),
+    ]
+    if not is_paced:
+        return rows
+    return [
+        row("added to a token, p50", "ms", "p50_s", 1000.0, p50, True),
+        row("added to a token, p99", "ms", "p99_s", 1000.0, p99, True),
+        *rows,
+    ]

@@ -1,0 +1,92 @@
+"""Choices over the real gateway and a scripted instance, and over one request alone."""
+
+import asyncio
+
+import pytest
+
+from aegaeon.errors import InstanceLost
+from aegaeon.proxy.choices import Choices
+from aegaeon.proxy.generation import OpenRequest
+from aegaeon.proxy.transcript import Transcript
+from aegaeon.sampling import PromptScores, TokenLogProbs
+from tests.proxy.test_gateway import TOKENS, Setup, generation, run, until
+from tests.proxy.test_waits import Plain, Source
+
+ASKED = generation(id="cmpl.0")
+
+
+def transcript(*stops):
+    return Transcript((Plain(), Plain()), stops)
+
+
+async def read(choices):
+    pieces = []
+    while not choices.is_done:
+        piece = await choices.next(9.0)
+        assert piece is not None
+        pieces.append(piece)
+    return "".join(piece.text for piece in pieces), pieces
+
+
+def test_a_stop_string_in_the_middle_is_no_cancel():
+    async def test():
+        async with Setup() as setup:
+            instance = setup.instance()
+            instance.hold_after = 5  # the last tokens never come
+            stop = chr(TOKENS[3])
+            async with Choices(setup.gateway, [ASKED], [transcript(stop)]) as choices:
+                text, pieces = await read(choices)
+                assert text == "".join(map(chr, TOKENS[:3]))
+                assert pieces[-1].finish_reason == "stop"
+                await until(lambda: instance.cancelled)
+            figures = setup.gateway.meter.sums().models["m"]
+            assert (figures.finished, figures.cancelled) == ({"stop": 1}, 0)
+            assert setup.gateway.open_requests == 0
+
+    run(test())
+
+
+def test_choices_that_are_left_are_cancelled():
+    async def test():
+        async with Setup() as setup:
+            instance = setup.instance()
+            instance.hold_after = 1
+            two = [ASKED, generation(id="cmpl.1")]
+            async with Choices(setup.gateway, two, [transcript(), transcript()]) as choices:
+                assert {(await choices.next(9.0)).index for _ in two} == {0, 1}
+            await until(lambda: len(instance.cancelled) == 2)
+            figures = setup.gateway.meter.sums().models["m"]
+            assert (figures.finished, figures.cancelled) == ({}, 2)
+
+    run(test())
+
+
+def test_an_error_while_no_instance_is_ready_is_raised_and_counted():
+    async def test():
+        async with Setup(patience_s=0.1) as setup:
+            async with Choices(setup.gateway, [ASKED], [transcript()]) as choices:
+                with pytest.raises(InstanceLost, match="no instance is ready"):
+                    await choices.next(9.0)
+            figures = setup.gateway.meter.sums().models["m"]
+            assert (figures.failed, figures.cancelled) == ({"instance_lost": 1}, 0)
+
+    run(test())
+
+
+def test_scores_of_a_prompt_are_told_of_before_its_first_token():
+    scores = (TokenLogProbs(-1.5), TokenLogProbs(-2.5))
+
+    async def test():
+        source = Source()
+        async with Choices(source, [ASKED], [transcript()]) as choices:
+            assert await choices.next(0.01) is None
+            opened: OpenRequest = source.opened
+            # It goes on at its instance, and nobody but the reader is woken.
+            assert opened.take_in(PromptScores("r", 0, 1, scores), 0.0) is False
+            piece = await choices.next(9.0)
+            assert (piece.text, piece.tokens, piece.finish_reason) == ("", 0, None)
+            assert not opened._changed.is_set()
+            source.send()
+            assert (await choices.next(9.0)).text == "A"
+
+    asyncio.run(asyncio.wait_for(test(), 20))
