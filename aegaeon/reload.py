@@ -45,7 +45,7 @@ class Reloader:
         self._load = load
         self._supervisor = supervisor
         self._settings = loaded
-        self._named: set[ModelId] = {spec.id for spec in specs}
+        self._named: dict[ModelId, ModelSpec] = {spec.id: spec for spec in specs}
         self._seen = self._version()
         self._is_asked = False
 
@@ -81,7 +81,7 @@ class Reloader:
             chosen = self._supervisor.settings  # with the bytes that were chosen at the start
             lay_out(chosen, specs, with_device(read_machine(), chosen))
         self._supervisor.change(lambda catalog: self._follow(catalog, settings, specs))
-        self._named = {spec.id for spec in specs}
+        self._named = {spec.id: spec for spec in specs}
         self._settings = settings
         asleep = sorted(changed - LIVE)
         if asleep:
@@ -91,19 +91,26 @@ class Reloader:
     def _follow(
         self, catalog: Catalog, settings: Settings, specs: tuple[ModelSpec, ...]
     ) -> Catalog:
-        """Return the catalogue that the file means; models that administrators added stay."""
-        for gone in self._named - {spec.id for spec in specs}:
+        """Return the catalogue that the file means. What administrators added, pinned or removed
+        stays so until the model's own entry changes."""
+        for gone in self._named.keys() - {spec.id for spec in specs}:
             spec = _by_id(catalog, gone)
             if spec is not None:
                 catalog = catalog.with_model(msgspec.structs.replace(spec, is_draining=True))
         for spec in specs:
+            before = self._named.get(spec.id)
+            if spec == before:
+                continue
             known = _by_id(catalog, spec.id)
             if known is not None and (known.path, known.quantize) != (spec.path, spec.quantize):
                 raise ConfigError(
                     f"{spec.id} is served from {known.path}; take it out of the file first, or "
                     f"serve {spec.path} under another name"
                 )
-            catalog = catalog.with_model(spec)
+            is_pinned = spec.is_pinned
+            if known is not None and before is not None and before.is_pinned == is_pinned:
+                is_pinned = known.is_pinned
+            catalog = catalog.with_model(msgspec.structs.replace(spec, is_pinned=is_pinned))
         check_names(catalog.models)
         return msgspec.structs.replace(catalog, bounds=bounds_of(settings), complaint="")
 

@@ -12,7 +12,9 @@ from aegaeon.cli import main
 from aegaeon.config import ModelSettings, Settings, check_settings, load_settings
 from aegaeon.config_command import settings_schema
 from aegaeon.errors import ConfigError
-from aegaeon.models.references import resolve_all
+from aegaeon.models.references import resolve_all, served_models
+from aegaeon.reload import Reloader
+from aegaeon.specs import Catalog
 from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
 from tests.support.server import ROOT, Server
@@ -89,6 +91,68 @@ class Followed:
 
     def has_read(self, times):
         return self.server.log.read_text().count("configuration read again") >= times
+
+
+class Kept:
+    """A reloader whose supervisor only keeps a catalogue; models a, b and c are there."""
+
+    def __init__(self, directory):
+        for name in ("a", "b", "c"):
+            make_checkpoint(directory / name, "llama")
+        self.models_dir, self.file = directory, directory / "server.json"
+        self.write(["a", "b"])
+        self.settings = self.load()
+        specs = served_models(self.settings)
+        self.catalog = Catalog(models=specs)
+        self.reloader = Reloader(self.file, self.load, self.settings, self, specs)
+
+    def write(self, models, **more):
+        values = {"models": models, "models_dir": str(self.models_dir), "device": "null", **more}
+        self.file.write_text(json.dumps(values))
+
+    def load(self):
+        return load_settings({}, {}, str(self.file))
+
+    def change(self, make):
+        self.catalog = make(self.catalog)
+
+    def administer(self, name, **changes):
+        spec = msgspec.structs.replace(self.catalog.find(name), **changes)
+        self.catalog = self.catalog.with_model(spec)
+
+    def follow(self, models, **more):
+        self.write(models, **more)
+        self.reloader.ask()
+        self.reloader.look()
+        assert self.catalog.complaint == ""
+
+    def served(self):
+        return {spec.id: (spec.is_pinned, spec.is_draining) for spec in self.catalog.models}
+
+
+def test_what_administrators_did_outlives_changes_of_other_entries(tmp_path):
+    one = Kept(tmp_path)
+    one.administer("a", is_pinned=True)
+    one.administer("b", is_draining=True)
+    one.follow(["a", "b"], max_body_bytes=5000)
+    assert one.served() == {"a": (True, False), "b": (False, True)}
+    assert one.catalog.bounds.max_body_bytes == 5000
+    one.catalog = one.catalog.without_model("b")  # it has drained
+    one.follow(["a", "b", "c"])
+    assert one.served() == {"a": (True, False), "c": (False, False)}
+
+
+def test_an_entry_that_changed_is_served_as_it_says(tmp_path):
+    one = Kept(tmp_path)
+    one.administer("a", is_pinned=True)
+    one.administer("b", is_draining=True)
+    one.follow([{"reference": "a", "aliases": ["x"]}, {"reference": "b", "aliases": ["y"]}])
+    # The entry says of pinning what it said before, so the administrator's word holds.
+    assert one.served() == {"a": (True, False), "b": (False, False)}
+    assert one.catalog.find("x").id == "a"
+    one.follow([{"reference": "a", "aliases": ["x"], "pinned": True}])
+    one.follow([{"reference": "a", "aliases": ["x"]}, "b"])
+    assert one.served() == {"a": (False, False), "b": (False, False)}
 
 
 def test_a_server_follows_its_file(tmp_path):
