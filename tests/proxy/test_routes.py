@@ -209,7 +209,7 @@ ERRORS = [
     ("GET", "/v1/nothing", {}, 404, "not_found"),
     ("POST", "/v1/chat/completions/", {"json": CHAT}, 404, "not_found"),
     ("GET", "/docs", {}, 404, "not_found"),
-    ("GET", "/openapi.json", {}, 404, "not_found"),
+    ("GET", "/nothing.json", {}, 404, "not_found"),
     ("GET", CHAT_PATH, {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models", {}, 405, "method_not_allowed"),
     ("POST", "/health", {"json": {}}, 405, "method_not_allowed"),
