@@ -295,20 +295,21 @@ class TokenStream(Response):
             await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _send_all(self, choices: Choices, first: Piece | None, send: Send) -> None:
-        piece, wait_s = first, FIRST_PING_S - HEADER_GRACE_S
+        """Send all there is, and a ping where there has been nothing for long: tokens without text,
+        and those of a call that is not whole yet, are nothing to send."""
+        now = asyncio.get_running_loop().time
+        piece, ping_s = first, now() + FIRST_PING_S - HEADER_GRACE_S
         while True:
-            if piece is not None:
-                parts = [self._frames(piece)]
-                while (more := choices.ready()) is not None:
-                    parts.append(self._frames(more))
-                await _send_part(send, b"".join(parts))
-                wait_s = PING_S
+            parts = [] if piece is None else [self._frames(piece)]
+            while piece is not None and (more := choices.ready()) is not None:
+                parts.append(self._frames(more))
+            body = b"".join(parts) or (PING if now() >= ping_s else b"")
+            if body:
+                await _send_part(send, body)
+                ping_s = now() + PING_S
             if choices.is_done:
                 return
-            piece = await choices.next(wait_s)
-            if piece is None:
-                await _send_part(send, PING)
-                wait_s = PING_S
+            piece = await choices.next(max(ping_s - now(), 0.001))
 
     def _frames(self, piece: Piece) -> bytes:
         self._tally.add(piece)

@@ -161,6 +161,28 @@ def test_pings_come_while_a_request_waits(proxy, address):
     frames_of(lines)
 
 
+def test_pings_come_while_tokens_have_no_text(proxy, address, monkeypatch):
+    monkeypatch.setattr("aegaeon.proxy.routes.PING_S", 0.3)
+    instance = proxy.instance
+    instance.reply = lambda _: (1,) * 40  # a mark, which is not shown
+    instance.hold_after = 1
+    told = []
+
+    def read():
+        told.extend(list(stream_lines(address, {**CHAT, "ignore_eos": True, "max_tokens": 40}))[1:])
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    for count in range(2, 12):
+        time.sleep(0.15)
+        instance.hold_after = count
+        instance._mailbox.wake()
+    instance.release()
+    reading.join(20)
+    assert told.count(": ping") >= 3
+    assert frames_of(told)[-1]["choices"][0]["finish_reason"] == "length"
+
+
 def test_an_error_in_the_middle_is_a_frame_and_done(tmp_path):
     proxy = Proxy(tmp_path, request_timeout_s=0.6)
     with listening(proxy) as address:
