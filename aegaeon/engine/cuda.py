@@ -1,6 +1,7 @@
 """Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -16,9 +17,15 @@ from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
-from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
+from aegaeon.errors import (
+    BudgetTooSmall,
+    ConfigError,
+    DeviceError,
+    DeviceLost,
+    UnsupportedModel,
+)
 from aegaeon.memory.area import Area
-from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
+from aegaeon.memory.budget import CUDA_CHUNK_BYTES, Budgets, gb
 from aegaeon.memory.cuda_room import room_bytes
 from aegaeon.memory.kv import KvShape
 from aegaeon.models.config import read_config
@@ -40,13 +47,39 @@ def open_cuda_engine(
     device = _native.CudaDevice(settings.cuda_number)
     check_device(device, shapes)
     room = room_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
-    operators = lambda *_: CudaOperators(device, size=room)  # noqa: E731
+
+    def open_operators(_: Settings, budgets: Budgets) -> CudaOperators:
+        operators = CudaOperators(device, size=room)
+        warm_up(device, operators, budgets.device_bytes)
+        return operators
 
     def check(settings: Settings, specs: tuple[ModelSpec, ...]) -> None:
         check_device(device, check_models(settings, specs))
 
-    compute = Compute(operators, layout="rows", pins=device, check=check)
+    compute = Compute(open_operators, layout="rows", pins=device, check=check)
     return open_on(on_device(device, view_of, compute), settings, specs, regions)
+
+
+def warm_up(device: CudaDevice, operators: CudaOperators, needed_bytes: int) -> None:
+    """Have steps take all that they take of `device` before the one allocation, of `needed_bytes`,
+    which would leave them none: the vendor's products allocate when they are first asked for.
+    Raises BudgetTooSmall with the numbers, and DeviceLost."""
+    try:
+        with ThreadPoolExecutor(1, "warm up") as thread:
+            thread.submit(operators.warm_up).result()
+    except DeviceLost:
+        raise
+    except (DeviceError, RuntimeError) as error:
+        device.check()
+        raise BudgetTooSmall(
+            f"{_free_of(device)}, in which products cannot begin ({error}); stop what else uses "
+            "the device, or lower --max-batch"
+        ) from None
+    if device.free_bytes < needed_bytes:
+        raise BudgetTooSmall(
+            f"{_free_of(device)} beside what steps take, {gb(needed_bytes)} are asked for weights, "
+            "keys and values; lower --device-memory-gb, or stop what else uses the device"
+        )
 
 
 def check_models(settings: Settings, specs: tuple[ModelSpec, ...]) -> Mapping[ModelId, KvShape]:
@@ -112,7 +145,10 @@ def _allocate(device: CudaDevice, size_bytes: int) -> CudaMemory:
         return device.allocate(size_bytes)
     except DeviceError as error:
         raise BudgetTooSmall(
-            f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}, "
-            f"{gb(size_bytes)} are asked for ({error}); lower --device-memory-gb, or stop what "
-            "else uses the device"
+            f"{_free_of(device)}, {gb(size_bytes)} are asked for ({error}); lower "
+            "--device-memory-gb, or stop what else uses the device"
         ) from None
+
+
+def _free_of(device: CudaDevice) -> str:
+    return f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}"
