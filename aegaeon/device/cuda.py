@@ -21,6 +21,10 @@ from aegaeon.memory.cuda_room import RoomBytes
 
 # Of what goes to a device and comes back with a step, at first.
 EXCHANGE_BYTES = 1 << 20
+WEIGHT_TYPES = torch.bfloat16, torch.float16, torch.float32
+# Of the products by which the device is warmed up: inputs and outputs, and bytes of each operand.
+WARM_UP_WIDTH = 256
+WARM_UP_BYTES = WARM_UP_WIDTH * WARM_UP_WIDTH * torch.float32.itemsize
 
 
 class CudaOperators(Device):
@@ -45,6 +49,17 @@ class CudaOperators(Device):
         self.graphs = Graphs(device)
         self.compute = CudaCompute(device, products, rooms, exchange, self.graphs)
         self._host = _native.ThreadPool(1)
+
+    def warm_up(self) -> None:
+        """Have whoever multiplies take now what it takes of the device: a handle, and memory for
+        each stream. Raises DeviceError, and RuntimeError as torch does.
+
+        Torch has a handle for each thread, and gives that of one that has ended to the next: so
+        call it on a thread that ends before another one computes.
+        """
+        compute = self.compute
+        memory = compute.products.view(compute.device.allocate(3 * WARM_UP_BYTES))
+        self.graphs.warm_up(lambda stream: self._multiply(memory, stream))
 
     def new_runner(self) -> StepRunner:
         return CudaRunner(self.compute)
@@ -74,6 +89,17 @@ class CudaOperators(Device):
         with self._behind_steps():
             return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
 
+    def _multiply(self, memory: Tensor, stream: int) -> None:
+        """Launch a product with each type of weights, all of `memory`, which holds zeros."""
+        products = self.compute.products
+        with products.on_stream(stream):
+            for dtype in WEIGHT_TYPES:
+                rows = products.tile_rows(dtype)
+                x = _rows_at(memory, 0, dtype, rows)
+                weight = _rows_at(memory, WARM_UP_BYTES, dtype, WARM_UP_WIDTH)
+                out = _rows_at(memory, 2 * WARM_UP_BYTES, torch.float32, rows)
+                products.multiply(x, weight, out)
+
     def _on_host(self, logits: Tensor) -> Tensor:
         with self._behind_steps():
             return logits.cpu()
@@ -94,3 +120,8 @@ class CudaOperators(Device):
         room = compute.rooms.draws.reserve(native.room_bytes)
         drawn = native.sample(compute.device, compute.exchange, logits.data_ptr(), room)
         return [None if token < 0 else token for token in drawn]
+
+
+def _rows_at(memory: Tensor, begin: int, dtype: torch.dtype, rows: int) -> Tensor:
+    flat = memory[begin : begin + rows * WARM_UP_WIDTH * dtype.itemsize]
+    return flat.view(dtype).view(rows, WARM_UP_WIDTH)

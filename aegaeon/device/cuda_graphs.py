@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from aegaeon import _native
-from aegaeon.errors import DeviceError
+from aegaeon.errors import DeviceError, DeviceLost
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 MOST_GRAPHS = 64
 # Steps that came once or not again; what is kept of one is its key.
 MOST_KEYS = 1024
+# In a row, of steps that could not be recorded: the next could not, either.
+MOST_FAILURES = 3
 
 # Launches a step on the stream of this address.
 Launch = Callable[[int], None]
@@ -33,20 +35,23 @@ class Graphs:
         self._most = most
         self._recorder: _native.CudaRecorder | None = None
         self._graphs: OrderedDict[Hashable, _native.CudaGraph] = OrderedDict()
-        self._met: OrderedDict[Hashable, None] = OrderedDict()
+        # Of those, the ones that could not be recorded are True.
+        self._met: OrderedDict[Hashable, bool] = OrderedDict()
+        self._failures = 0  # in a row
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def run(self, key: Hashable, launch: Launch) -> None:
         """Run the step, of which `key` says all that its launches depend on: by its graph, which is
-        recorded when it comes for the second time. Raises DeviceError, and what `launch` raises."""
+        recorded when it comes for the second time. What fails of that is no failure of the step:
+        it is launched then. Raises DeviceError, and what `launch` raises."""
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
             self.launched += 1
             graph.launch(self._device.stream)
-        elif self.refusal or not self._has_met(key):
+        elif self.refusal or not self._is_due(key):
             launch(self._device.stream)
         else:
             self._record(key, launch)
@@ -56,40 +61,71 @@ class Graphs:
         self.refusal = why
         log.warning("steps are launched one by one, the driver records none error=%s", why)
 
-    def _has_met(self, key: Hashable) -> bool:
+    def warm_up(self, launch: Launch) -> None:
+        """Launch on each stream that steps will have, and wait: whoever multiplies allocates what
+        it needs of a stream at its first use. Raises DeviceError, and what `launch` raises."""
+        launch(self._device.stream)
+        self._device.synchronize()
+        try:
+            recorder = self._open_recorder()
+        except DeviceLost:
+            raise
+        except DeviceError as error:
+            self.refuse(str(error))
+            return
+        launch(recorder.stream)
+        recorder.synchronize()
+
+    def _is_due(self, key: Hashable) -> bool:
         if key in self._met:
-            return True
-        self._met[key] = None
+            return not self._met[key]
+        self._met[key] = False
         if len(self._met) > MOST_KEYS:
             self._met.popitem(last=False)
         return False
 
+    def _open_recorder(self) -> _native.CudaRecorder:
+        if self._recorder is None:
+            self._recorder = _native.CudaRecorder(self._device)
+        return self._recorder
+
     def _record(self, key: Hashable, launch: Launch) -> None:
         """Run the step on the stream that records, and then have it recorded there: who multiplies
         may allocate what it needs of a stream at its first use, and not while it is recorded."""
-        try:
-            if self._recorder is None:
-                self._recorder = _native.CudaRecorder(self._device)
-        except DeviceError as error:
-            self.refuse(str(error))
-            launch(self._device.stream)
-            return
-        recorder = self._recorder
         self._device.synchronize()
         try:
+            recorder = self._open_recorder()
             launch(recorder.stream)
-        finally:
             recorder.synchronize()
+        except (DeviceError, RuntimeError) as error:
+            self._give_up(key, error)
+            if self._recorder is not None:
+                # What was launched of the step writes to where it is about to be run.
+                self._recorder.synchronize()
+            launch(self._device.stream)
+            return
         try:
             recorder.begin()
             launch(recorder.stream)
             graph = recorder.end()
         except (DeviceError, RuntimeError) as error:
             recorder.abandon()
-            self.refuse(str(error))
+            self._give_up(key, error)
             return
+        self._failures = 0
         del self._met[key]
         self._graphs[key] = graph
         if len(self._graphs) > self._most:
             # Whatever it was given is behind us: tokens have been drawn since.
             self._graphs.popitem(last=False)
+
+    def _give_up(self, key: Hashable, error: Exception) -> None:
+        """Record this step no more, nor any where none can be. Raises DeviceLost."""
+        if isinstance(error, DeviceLost):
+            raise error
+        self._device.check()  # torch tells of a lost device in words of its own
+        self._met[key] = True
+        self._failures += 1
+        log.info("a step is not recorded error=%s", error)
+        if self._failures == MOST_FAILURES:
+            self.refuse(str(error))

@@ -155,9 +155,15 @@ class CudaRunner(StepRunner):
         splits = rooms.splits.reserve(given.workspace_bytes)
         given.place((slots, slot_rows), result, upload, splits)
         if self._places != (slots, slot_rows, result):
+            self.let_go()
             self._places = slots, slot_rows, result
-            for factor in (factor for factors in self._factors for factor in factors):
-                factor.tiles.clear()
+            rooms.viewers.add(self)
+
+    def let_go(self) -> None:
+        """Drop all views of rooms."""
+        self._places = (0, 0, 0)
+        for factor in (factor for factors in self._factors for factor in factors):
+            factor.tiles.clear()
 
     def _launch(
         self,

@@ -1,6 +1,8 @@
 """Opens a ModelEngine on a CUDA device: one allocation up front, copies by its own copy engines."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,12 +18,18 @@ from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.own_memory import OwnMemory, open_on
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import DTYPES, Compute, kv_shapes
-from aegaeon.errors import BudgetTooSmall, ConfigError, DeviceError, UnsupportedModel
+from aegaeon.errors import (
+    BudgetTooSmall,
+    ConfigError,
+    DeviceError,
+    DeviceLost,
+    UnsupportedModel,
+)
 from aegaeon.memory.area import Area
-from aegaeon.memory.budget import CUDA_CHUNK_BYTES, gb
+from aegaeon.memory.budget import CUDA_CHUNK_BYTES, Budgets, gb
 from aegaeon.memory.cuda_room import room_bytes
 from aegaeon.memory.kv import KvShape
-from aegaeon.models.config import read_config
+from aegaeon.models.config import ModelConfig, read_config
 from aegaeon.types import ModelId, ModelSpec
 
 HEAD_DIMS = (64, 96, 128, 256)  # of csrc/ops/cuda/attend.cu
@@ -39,14 +47,72 @@ def open_cuda_engine(
     shapes = check_models(settings, specs)
     device = _native.CudaDevice(settings.cuda_number)
     check_device(device, shapes)
-    room = room_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
-    operators = lambda *_: CudaOperators(device, size=room)  # noqa: E731
-
-    def check(settings: Settings, specs: tuple[ModelSpec, ...]) -> None:
-        check_device(device, check_models(settings, specs))
-
-    compute = Compute(operators, layout="rows", pins=device, check=check)
+    configs = {spec.id: read_config(spec.path) for spec in specs}
+    compute = Opening(device, settings, configs).compute()
     return open_on(on_device(device, view_of, compute), settings, specs, regions)
+
+
+@dataclass(slots=True)
+class Opening:
+    """What computes on `device` for models of these `configs`, to which others may come."""
+
+    device: CudaDevice
+    settings: Settings
+    configs: dict[ModelId, ModelConfig]
+    _operators: CudaOperators | None = None
+
+    def compute(self) -> Compute:
+        return Compute(self.open, layout="rows", pins=self.device, check=self.check)
+
+    def open(self, settings: Settings, budgets: Budgets) -> CudaOperators:
+        """Raises BudgetTooSmall, and DeviceError."""
+        room = room_bytes(self.configs.values(), settings.max_batch)
+        self._operators = CudaOperators(self.device, size=room)
+        warm_up(self.device, self._operators, budgets.device_bytes)
+        return self._operators
+
+    def check(self, settings: Settings, specs: tuple[ModelSpec, ...]) -> None:
+        """Raise what keeps the device from computing models that come while it serves, whose steps
+        may need more memory than those it was opened for: they get it when they first run."""
+        check_device(self.device, check_models(settings, specs))
+        configs = self.configs | {spec.id: read_config(spec.path) for spec in specs}
+        assert self._operators is not None, "models come to what is open"
+        rooms = self._operators.compute.rooms
+        room = room_bytes(configs.values(), settings.max_batch)
+        # Attention makes do with the splits that there are.
+        has_bytes = rooms.total_bytes - rooms.splits.size_bytes
+        more_bytes = room.total_bytes - room.splits - has_bytes
+        free_bytes = self.device.free_bytes
+        if more_bytes > free_bytes:
+            names = ", ".join(spec.id for spec in specs)
+            raise BudgetTooSmall(
+                f"steps of {names} take {gb(more_bytes)} more of cuda:{self.device.number} than "
+                f"those of the models that it was opened for, {gb(free_bytes)} are free; start the "
+                "server with it among its models, or with a lower --device-memory-gb"
+            )
+        self.configs = configs
+
+
+def warm_up(device: CudaDevice, operators: CudaOperators, needed_bytes: int) -> None:
+    """Have steps take all that they take of `device` before the one allocation, of `needed_bytes`,
+    which would leave them none: the vendor's products allocate when they are first asked for.
+    Raises BudgetTooSmall with the numbers, and DeviceLost."""
+    try:
+        with ThreadPoolExecutor(1, "warm up") as thread:
+            thread.submit(operators.warm_up).result()
+    except DeviceLost:
+        raise
+    except (DeviceError, RuntimeError) as error:
+        device.check()
+        raise BudgetTooSmall(
+            f"{_free_of(device)}, in which products cannot begin ({error}); stop what else uses "
+            "the device, or lower --max-batch"
+        ) from None
+    if device.free_bytes < needed_bytes:
+        raise BudgetTooSmall(
+            f"{_free_of(device)} beside what steps take, {gb(needed_bytes)} are asked for weights, "
+            "keys and values; lower --device-memory-gb, or stop what else uses the device"
+        )
 
 
 def check_models(settings: Settings, specs: tuple[ModelSpec, ...]) -> Mapping[ModelId, KvShape]:
@@ -112,7 +178,10 @@ def _allocate(device: CudaDevice, size_bytes: int) -> CudaMemory:
         return device.allocate(size_bytes)
     except DeviceError as error:
         raise BudgetTooSmall(
-            f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}, "
-            f"{gb(size_bytes)} are asked for ({error}); lower --device-memory-gb, or stop what "
-            "else uses the device"
+            f"{_free_of(device)}, {gb(size_bytes)} are asked for ({error}); lower "
+            "--device-memory-gb, or stop what else uses the device"
         ) from None
+
+
+def _free_of(device: CudaDevice) -> str:
+    return f"cuda:{device.number} has {gb(device.free_bytes)} free of {gb(device.total_bytes)}"

@@ -279,6 +279,7 @@ class ModelEngine(Engine):
             for part in parts:
                 part.sequence.cached = part.stop
             self._take_logits(parts, logits, made)
+            del logits  # a view of memory that the next pass may need more of
         for request, is_poisoned in made.lost.items():
             self._forget(request, is_poisoned)
         took_s = time.perf_counter() - started

@@ -45,7 +45,8 @@ class RoomBytes(msgspec.Struct, frozen=True):
 def room_bytes(configs: Iterable[ModelConfig], max_batch: int) -> RoomBytes:
     """Return what steps of these models need, where at most `max_batch` sequences have a row each.
 
-    Only a pass that more than so many tokens come of needs more, logits: it gets that then.
+    Only a pass of which more logits are wanted, such as one that scores a prompt, needs more: it
+    gets that then.
     """
     sizes = [_room_of(config, min(max_batch, MAX_PASS_ROWS)) for config in configs]
     fields = RoomBytes.__struct_fields__
@@ -64,8 +65,9 @@ def _room_of(config: ModelConfig, sequences: int) -> RoomBytes:
     # Of a recorded step, sums in powers of two.
     split_floats = config.heads * (config.head_dim + 2) * (1 << max(splits - 1, 0).bit_length())
     blocks = sequences * -(-config.context_tokens // BLOCK_TOKENS)
-    # Ids, angles, the rows that are wanted; places, tiles; ids of blocks.
-    row_words = 2 + 2 * config.head_dim + 2 + 2 + 6 * config.heads
+    # Ids, angles, the rows that are wanted; places, tiles; ids of blocks; and until the embedding
+    # is in, a row of it for each token, in the type of the file: float32 at most.
+    row_words = 2 + 2 * config.head_dim + 2 + 2 + 6 * config.heads + config.hidden_size
     vocab = config.vocab_tokens
     return RoomBytes(
         slots=MAX_PASS_ROWS * FLOAT_BYTES * cuda_step_floats(config),

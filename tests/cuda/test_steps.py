@@ -291,16 +291,6 @@ def test_a_driver_that_records_nothing_is_named_once(tmp_path, eager, caplog):
     assert sum("cannot record a step" in line for line in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("verb", ["synchronize", "allocate"])
-def test_what_waits_or_allocates_while_it_is_recorded_is_not_recorded(verb, eager):
-    device = _native.CudaDevice(0)
-    graphs = Graphs(device)
-    given = (1 << 12,) if verb == "allocate" else ()
-    for _ in range(3):
-        graphs.run("step", lambda _: getattr(device, verb)(*given))
-    assert graphs.refusal and len(graphs) == 0
-
-
 def test_a_room_that_has_grown_has_other_graphs(tmp_path, eager):
     """What was recorded before would read where nothing is any more."""
     weights = row_weights(tmp_path, "llama", torch.bfloat16)
