@@ -1,6 +1,6 @@
 """Grammars of llguidance: bounds on what one may take, and whether it is one."""
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from aegaeon.errors import InvalidRequest
 
@@ -16,7 +16,8 @@ def limits() -> LLParserLimits:
 
 
 def check_grammar(grammar: str) -> None:
-    """Raise InvalidRequest where `grammar` is none, or takes too much. Releases the GIL."""
+    """Raise InvalidRequest where `grammar` is none. Takes as long and as much as following it would
+    at its beginning, so whoever calls this has bounds on both."""
     size_bytes = len(grammar.encode())
     if size_bytes > MAX_GRAMMAR_BYTES:
         raise InvalidRequest(
@@ -26,6 +27,11 @@ def check_grammar(grammar: str) -> None:
     is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, None, limits=limits())
     if is_wrong:
         raise InvalidRequest(f"the schema cannot be followed: {plain(messages[0])}")
+    # Much of the work is done only where there are tokens. What these lack is no fault of the
+    # grammar's: what matters is that it comes to an end.
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
 
 
 def plain(message: str) -> str:

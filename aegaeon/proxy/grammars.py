@@ -2,16 +2,17 @@
 to an instance."""
 
 import asyncio
+import hashlib
+import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import msgspec
 from llguidance import LLMatcher
 
-from aegaeon.errors import InvalidRequest, Overloaded
-from aegaeon.models.grammar import check_grammar
+from aegaeon.errors import Overloaded
+from aegaeon.proxy.bounded import BoundedProcesses, Bounds
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.openai import ChatBody, Function, NamedChoice
 from aegaeon.proxy.tokenizer import TextModel
@@ -19,7 +20,9 @@ from aegaeon.proxy.tools import CallReader, Dialect
 from aegaeon.proxy.waits import within
 
 CHECK_S = 10.0
-MAX_CHECKED = 256  # remembered
+# Of one check; an ordinary one takes milliseconds and megabytes.
+BOUNDS = Bounds(cpu_s=2.0, memory_bytes=512 << 20, count=2)
+MAX_CHECKED = 4096  # remembered, by their digests
 # Small models put blanks after blanks for ever where they may.
 _BLANKS = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{1,40}"}
 
@@ -94,34 +97,68 @@ def answer_grammar(body: ChatBody) -> str:
 
 
 class GrammarChecker:
-    """Says no to what no instance could follow, one at a time, and remembers what was good."""
+    """Says no to what no instance could follow, and remembers what it said. Owns its threads and
+    processes, until `close`; whatever is at work in them ends at its bounds."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-grammars")
-        self._good: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self._processes = BoundedProcesses("aegaeon.proxy.grammar_worker", bounds)
+        # As many as there are processes: none has to wait for one.
+        self._threads = ThreadPoolExecutor(bounds.count, thread_name_prefix="aegaeon-grammars")
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, str] = OrderedDict()  # what is wrong with it, if anything
 
     async def check(self, grammar: str, param: str) -> None:
         """Raise ApiError, for the field `param`, or Overloaded with too many to check."""
-        if grammar in self._good:
-            self._good.move_to_end(grammar)
-            return
-        try:
-            await within(CHECK_S, self._checked(grammar))
-        except InvalidRequest as error:
-            raise invalid(param, str(error)) from None
-        except asyncio.TimeoutError:
-            raise Overloaded("many schemas are being checked; try again later") from None
-        self._good[grammar] = None
-        if len(self._good) > MAX_CHECKED:
-            self._good.popitem(last=False)
+        name = hashlib.blake2b(grammar.encode(), digest_size=16).digest()
+        wrong = self._told(name)
+        if wrong is None:
+            try:
+                wrong = await within(CHECK_S, self._checked(name, grammar))
+            except asyncio.TimeoutError:
+                raise Overloaded("many schemas are being checked; try again later") from None
+        if wrong:
+            raise invalid(param, wrong)
 
-    async def _checked(self, grammar: str) -> None:
+    async def _checked(self, name: bytes, grammar: str) -> str:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, partial(check_grammar, grammar))
+        return await loop.run_in_executor(self._threads, self._check, name, grammar)
+
+    def _check(self, name: bytes, grammar: str) -> str:
+        """Return what is wrong. On a thread, which remembers it whether or not somebody waits."""
+        wrong = self._told(name)  # of one who asked just before
+        if wrong is not None:
+            return wrong
+        wrong = self._asked(grammar)
+        with self._lock:
+            self._known[name] = wrong
+            if len(self._known) > MAX_CHECKED:
+                self._known.popitem(last=False)
+        return wrong
+
+    def _asked(self, grammar: str) -> str:
+        process = self._processes.take()
+        try:
+            answer = process.ask(grammar.encode())
+        except BaseException:
+            self._processes.bury(process)
+            raise
+        if answer is not None:
+            self._processes.give_back(process)
+            return answer.decode()
+        if self._processes.bury(process):
+            return "the schema takes too much to follow; make it simpler"
+        raise Overloaded("what checks schemas was lost; try again later")
+
+    def _told(self, name: bytes) -> str | None:
+        with self._lock:
+            if name in self._known:
+                self._known.move_to_end(name)
+            return self._known.get(name)
 
     def close(self) -> None:
-        """End the thread. Idempotent."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End threads and processes. Idempotent."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._processes.close()
 
 
 def _plain(function: Function) -> Function:

@@ -20,6 +20,8 @@ MAX_TOOLS = 256
 MAX_TREE_DEPTH = 64
 MAX_TREE_NODES = 20_000
 MAX_TREE_CHARS = 1 << 20
+MAX_ALL_OF = 64  # schemas of one that all have to hold
+MAX_MET_PATTERNS = 8  # of those: what meets all of them may take as much as their product
 
 
 async def read_json_body(request: Request, max_bytes: int, within_s: float = BODY_S) -> bytes:
@@ -92,3 +94,18 @@ def check_tree(param: str, value: Any) -> None:
         check_count(param, nodes, MAX_TREE_NODES, "values")
         check_count(param, chars, MAX_TREE_CHARS, "characters")
         level = below
+
+
+def check_schemas(param: str, value: Any) -> None:
+    """Raise ApiError where schemas in `value`, which is not too deep, must be met together and are
+    many. What they take is bounded elsewhere; this says what is wrong, at once."""
+    if isinstance(value, dict):
+        met = value.get("allOf")
+        if isinstance(met, list):
+            check_count(param, len(met), MAX_ALL_OF, "schemas in one 'allOf'")
+            patterns = sum(isinstance(one, dict) and "pattern" in one for one in met)
+            check_count(param, patterns, MAX_MET_PATTERNS, "patterns in one 'allOf'")
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            check_schemas(param, one)

@@ -281,7 +281,9 @@ def _check_chat_sizes(body: ChatBody) -> None:
         *("tools", "tool_choice", "functions", "function_call"),
         *("response_format", "chat_template_kwargs"),
     ):
-        limits.check_tree(name, msgspec.to_builtins(getattr(body, name)))
+        value = msgspec.to_builtins(getattr(body, name))
+        limits.check_tree(name, value)
+        limits.check_schemas(name, value)
 
 
 def _check_chat_features(body: ChatBody) -> None:

@@ -2,10 +2,16 @@
 
 import asyncio
 import json
+import time
 
 import pytest
+from llguidance import LLMatcher
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from aegaeon.errors import Overloaded
+from aegaeon.proxy.bounded import BoundedProcess, Bounds
+from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.grammars import GrammarChecker
 from tests.proxy.test_logprobs import stream
 from tests.proxy.test_routes import CHAT_PATH, ask, error_of, post
 from tests.proxy.test_tools import tagged
@@ -187,24 +193,84 @@ def test_a_strict_function_that_cannot_be_followed_is_refused(proxy):
     assert (error["param"], error["code"]) == ("tools", "invalid_value")
 
 
-def test_a_schema_is_checked_once(tmp_path, monkeypatch):
-    checked = []
-    monkeypatch.setattr("aegaeon.proxy.grammars.check_grammar", checked.append)
+@pytest.mark.parametrize("schema", [SCHEMA, {"type": "integer", "if": {}}])
+def test_a_schema_is_checked_once_good_or_bad(tmp_path, monkeypatch, schema):
+    asked = []
+    original = BoundedProcess.ask
+    monkeypatch.setattr(
+        BoundedProcess, "ask", lambda self, it: asked.append(it) or original(self, it)
+    )
     proxy = serving(tmp_path, MARKS, "{}")
-    ask(proxy, *[("POST", CHAT_PATH, {"json": of_schema(SCHEMA)})] * 3)
-    assert len(checked) == 1
+    answers = ask(proxy, *[("POST", CHAT_PATH, {"json": of_schema(schema)})] * 3)
+    assert len({one.status_code for one in answers}) == 1
+    assert sum(it.startswith(b'{"grammars"') for it in asked) == 1
 
 
-def test_who_asks_while_many_schemas_are_checked_is_told_to_come_again(proxy, monkeypatch):
-    from aegaeon.errors import Overloaded  # noqa: PLC0415
-    from aegaeon.proxy.grammars import GrammarChecker  # noqa: PLC0415
+PATTERNS = [{"pattern": f".*a.*b.*c.*{letter}"} for letter in "defghijklmnopqrstuvw"]
+HEAVY = {
+    "of long computing": {"type": "integer", "multipleOf": 1_000_003},
+    "of much memory": {"type": "string", "allOf": PATTERNS},
+}
 
+
+@pytest.fixture
+def checker():
+    checker = GrammarChecker(Bounds(cpu_s=0.5, memory_bytes=256 << 20, count=2))
+    yield checker
+    checker.close()
+
+
+def grammar_of(schema):
+    return LLMatcher.grammar_from_json_schema(schema)
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_schema_of_much_work_is_refused_and_remembered(checker, name):
+    async def test():
+        for _ in range(2):
+            began_s = time.monotonic()
+            with pytest.raises(ApiError, match="too much") as caught:
+                await checker.check(grammar_of(HEAVY[name]), "tools")
+            assert (caught.value.status, caught.value.param) == (400, "tools")
+        assert time.monotonic() - began_s < 0.2  # nothing was computed
+        await checker.check(grammar_of(SCHEMA), "tools")
+
+    asyncio.run(test())
+
+
+def test_others_are_checked_beside_a_schema_of_much_work():
+    async def test():
+        checker = GrammarChecker(Bounds(cpu_s=2.0, memory_bytes=1 << 30, count=2))
+        slow = asyncio.ensure_future(checker.check(grammar_of(HEAVY["of long computing"]), "tools"))
+        await asyncio.sleep(0.1)
+        await checker.check(grammar_of(SCHEMA), "tools")
+        assert not slow.done()
+        slow.cancel()
+        checker.close()
+
+    asyncio.run(test())
+
+
+def test_a_checker_that_is_killed_is_replaced_and_blames_nobody(checker, monkeypatch):
+    def killed(self, asked):
+        self.process.kill()
+        return original(self, asked)
+
+    async def test():
+        with monkeypatch.context() as patch, pytest.raises(Overloaded):
+            patch.setattr(BoundedProcess, "ask", killed)
+            await checker.check(grammar_of(SCHEMA), "tools")
+        await checker.check(grammar_of(SCHEMA), "tools")
+
+    original = BoundedProcess.ask
+    asyncio.run(test())
+
+
+def test_who_asks_while_many_schemas_are_checked_is_told_to_come_again(checker, monkeypatch):
     monkeypatch.setattr("aegaeon.proxy.grammars.CHECK_S", 0.0)
 
     async def test():
-        checker = GrammarChecker()
         with pytest.raises(Overloaded):
             await checker.check("start: /a/", "tools")
-        checker.close()
 
     asyncio.run(test())

@@ -78,6 +78,8 @@ def shape(schema):
         ({"tools": [tool(parameters={"enum": ["x"] * 20_001})]}, "tools"),
         ({"tools": [tool(description="x" * (1 << 21))]}, "tools"),
         ({"tools": [tool(parameters={"x" * (1 << 21): 1})]}, "tools"),
+        ({"tools": [tool(parameters={"allOf": [{"pattern": "a"}] * 9})]}, "tools"),
+        ({"response_format": shape({"items": {"allOf": [{}] * 65}})}, "response_format"),
         ({"response_format": shape(nested(80))}, "response_format"),
         ({"functions": [nested(80)]}, "functions"),
         ({"chat_template_kwargs": nested(80)}, "chat_template_kwargs"),

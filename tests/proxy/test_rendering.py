@@ -130,11 +130,11 @@ def test_a_process_that_is_killed_is_replaced_and_closing_leaves_none():
     renderer = Renderer()
     template = renderer.template("{{ messages[0].content }}", {})
     assert template.render(HELLO) == "hello"
-    first = renderer._idle.queue[0].process
+    first = renderer._processes._idle.queue[0].process
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert template.render(HELLO) == "hello"
-    second = renderer._idle.queue[0].process.pid
+    second = renderer._processes._idle.queue[0].process.pid
     assert second != first.pid
     renderer.close()
     assert is_gone(second)
