@@ -1,7 +1,7 @@
 """What clients receive: completions and chunks in OpenAI's shapes, as JSON bytes."""
 
 import time
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -63,22 +63,26 @@ def _milliseconds(seconds: float) -> float:
     return round(1e3 * seconds, 1)
 
 
-class _CalledFunction(msgspec.Struct, frozen=True):
+class MadeFunction(msgspec.Struct, frozen=True):
+    """A function that was called; `arguments` is JSON as text."""
+
     name: str
     arguments: str
 
 
-class _Call(msgspec.Struct, frozen=True):
+class MadeCall(msgspec.Struct, frozen=True):
+    """One call of a tool."""
+
     id: str
     type: Literal["function"]
-    function: _CalledFunction
+    function: MadeFunction
 
 
 class _CallDelta(msgspec.Struct, frozen=True):
     index: int
     id: str
     type: Literal["function"]
-    function: _CalledFunction
+    function: MadeFunction
 
 
 class _Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -94,36 +98,47 @@ class _ChunkChoice(msgspec.Struct, frozen=True):
     finish_reason: AnswerFinish | None = None
 
 
-class _ChatMessage(msgspec.Struct, frozen=True):
+class ChatMessage(msgspec.Struct, frozen=True):
+    """What the assistant said, or called."""
+
     content: str | None
     role: str = "assistant"
     refusal: None = None
-    tool_calls: list[_Call] | UnsetType = UNSET
+    tool_calls: list[MadeCall] | UnsetType = UNSET
 
 
-class _ChatChoice(msgspec.Struct, frozen=True):
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One answer to a conversation."""
+
     index: int
-    message: _ChatMessage
+    message: ChatMessage
     finish_reason: AnswerFinish
     logprobs: ChatLogProbs | None = None
 
 
-class _TextChoice(msgspec.Struct, frozen=True):
+class TextChoice(msgspec.Struct, frozen=True):
+    """One way in which a text goes on."""
+
     index: int
     text: str
     logprobs: TextLogProbs | None = None
     finish_reason: AnswerFinish | None = None
 
 
-_Choice = _ChunkChoice | _ChatChoice | _TextChoice
+_Choice = _ChunkChoice | ChatChoice | TextChoice
 
 
-class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+_C = TypeVar("_C")
+
+
+class Answered(msgspec.Struct, Generic[_C], frozen=True, kw_only=True):
+    """An answer, whole or a chunk of it."""
+
     id: str
     object: str
     created: int
     model: str
-    choices: list[_Choice]
+    choices: list[_C]
     usage: Usage | UnsetType | None = UNSET
     aegaeon: Figures | UnsetType = UNSET
 
@@ -196,7 +211,7 @@ class Answer:
             delta = _Delta(content=text if is_said else UNSET, tool_calls=calls or UNSET)
             choice = _ChunkChoice(piece.index, delta, self._of_chat(piece.scores, True), finish)
         else:
-            choice = _TextChoice(piece.index, text, self._of_text(piece.scores, True), finish)
+            choice = TextChoice(piece.index, text, self._of_text(piece.scores, True), finish)
         ours = Figures(piece.instance)
         if finish is not None:
             ours = figures(piece.instance, piece.waited, piece.cached_tokens)
@@ -214,11 +229,11 @@ class Answer:
 
     def _choice(self, index: int, done: Text) -> _Choice:
         if self._is_chat:
-            calls = [_Call(*_called(call)) for call in done.calls]
+            calls = [MadeCall(*_called(call)) for call in done.calls]
             content = None if calls and not done.text else done.text
-            message = _ChatMessage(content, tool_calls=calls or UNSET)
-            return _ChatChoice(index, message, done.finish_reason, self._of_chat(done.scores))
-        return _TextChoice(index, done.text, self._of_text(done.scores), done.finish_reason)
+            message = ChatMessage(content, tool_calls=calls or UNSET)
+            return ChatChoice(index, message, done.finish_reason, self._of_chat(done.scores))
+        return TextChoice(index, done.text, self._of_text(done.scores), done.finish_reason)
 
     def _of_chat(
         self, scores: tuple[TokenScore, ...], is_chunk: bool = False
@@ -246,8 +261,8 @@ class Answer:
         choices: list[_Choice],
         usage: Usage | UnsetType | None,
         ours: Figures | None,
-    ) -> _Envelope:
-        return _Envelope(
+    ) -> Answered[_Choice]:
+        return Answered(
             id=self._id,
             object=name,
             created=self._created,
@@ -258,8 +273,8 @@ class Answer:
         )
 
 
-def _called(call: Call) -> tuple[str, Literal["function"], _CalledFunction]:
-    return call.id, "function", _CalledFunction(call.name, call.arguments)
+def _called(call: Call) -> tuple[str, Literal["function"], MadeFunction]:
+    return call.id, "function", MadeFunction(call.name, call.arguments)
 
 
 class Health(msgspec.Struct, frozen=True):

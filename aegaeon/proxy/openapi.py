@@ -11,7 +11,16 @@ from starlette.responses import Response
 from aegaeon import __version__
 from aegaeon.config import ModelSettings
 from aegaeon.explanations import Explanation
-from aegaeon.proxy.answers import Health, Live, ModelCard, ModelList, Ready
+from aegaeon.proxy.answers import (
+    Answered,
+    ChatChoice,
+    Health,
+    Live,
+    ModelCard,
+    ModelList,
+    Ready,
+    TextChoice,
+)
 from aegaeon.proxy.failures import ErrorBody
 from aegaeon.proxy.guard import NEEDS
 from aegaeon.proxy.models import ModelChange
@@ -38,9 +47,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 OPERATIONS = (
     Operation(path="/v1/chat/completions", method="post", summary="Answer a conversation",
-              takes=ChatBody, gives=dict, other=STREAM),
+              takes=ChatBody, gives=Answered[ChatChoice], other=STREAM),
     Operation(path="/v1/completions", method="post", summary="Go on with a text",
-              takes=CompletionBody, gives=dict, other=STREAM),
+              takes=CompletionBody, gives=Answered[TextChoice], other=STREAM),
     Operation(path="/v1/models", method="get", summary="List the served models", gives=ModelList),
     Operation(path="/v1/models/{model}", method="get", summary="One model", gives=ModelCard),
     Operation(path="/tokenize", method="post", summary="Count the tokens of a text",
