@@ -35,7 +35,7 @@ from aegaeon.types import ModelSpec, Request
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 15.0  # a second for the vocabulary, one for the grammar, and a busy machine
+ANSWER_S = 15.0  # two seconds for the vocabulary, one for the grammar, and a busy machine
 SLOW_S = 0.01  # an answer that is not there after this is not waited for
 LOOK_S = 1.0
 _COMMAND = (sys.executable, "-m", "aegaeon.engine.grammar_host")

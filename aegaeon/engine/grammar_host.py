@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLTokenizer
 from aegaeon.models.grammar import limits, plain
 from aegaeon.models.vocabulary import read_vocabulary
 
-# Kept for the next sequence: a vocabulary takes some 100 MB and a second to read.
+# Kept for the next sequence: a vocabulary takes some 170 MB and two seconds to read.
 MAX_VOCABULARIES = 4
 MAX_GRAMMARS = 64
 # What llguidance says of a token that no mask should have allowed. All else that ends a matcher is

@@ -40,7 +40,9 @@ def read_vocabulary(
     directory: str, vocab_tokens: int, stop_token_ids: tuple[int, ...]
 ) -> LLTokenizer:
     """Return the vocabulary of the checkpoint in `directory`, `vocab_tokens` wide as its logits
-    are. No control sign is text, nor are the stop tokens, nor ids without a token. Takes a second.
+    are. Neither control signs are text, nor stop tokens, nor ids without a token.
+
+    Takes two seconds.
 
     Raises OSError, msgspec.DecodeError, or what llguidance does for a file that it cannot read.
     """
