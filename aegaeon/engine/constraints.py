@@ -35,7 +35,7 @@ from aegaeon.types import ModelSpec, Request
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 15.0  # a second for the vocabulary, one for the grammar, and a busy machine
+ANSWER_S = 15.0  # two seconds for the vocabulary, one for the grammar, and a busy machine
 SLOW_S = 0.01  # an answer that is not there after this is not waited for
 LOOK_S = 1.0
 _COMMAND = (sys.executable, "-m", "aegaeon.engine.grammar_host")
@@ -84,8 +84,8 @@ class Constraint:
         return not self.is_ready and time.monotonic() - self._asked_s > SLOW_S
 
     def allowed(self) -> Tensor:
-        """Return the mask, int32 words. Raises InvalidRequest or Overloaded where the sequence
-        cannot go on."""
+        """Return the mask, int32 words. Raises where the sequence cannot go on: InvalidRequest,
+        Overloaded, or AegaeonError itself for a mistake of ours."""
         assert self.answer.done()
         try:
             mask = self.answer.result()
@@ -127,8 +127,8 @@ class GrammarHost:
         return next(self._keys)
 
     def ask(self, key: int, question: Question, life: int) -> "Future[bytearray]":
-        """Send a question to the process of this life; its answer comes as a mask, InvalidRequest,
-        HostLost or Overloaded."""
+        """Send a question to the process of this life; its answer comes as a mask, HostLost or
+        what Constraint.allowed raises."""
         answer: Future[bytearray] = Future()
         with self._lock:
             if life != self.life:
@@ -194,8 +194,8 @@ class GrammarHost:
                     continue  # its sequence has ended
                 case Allowed(mask=mask):
                     future.set_result(bytearray(mask))
-                case Refused(message=message):
-                    future.set_exception(InvalidRequest(f"the grammar cannot go on: {message}"))
+                case Refused():
+                    future.set_exception(_refusal(answer))
         with self._lock:
             lost, self._open = self._open, {}
             self._process = None
@@ -217,6 +217,13 @@ class GrammarHost:
             if asked_s and time.monotonic() - min(asked_s) > ANSWER_S:
                 log.error("grammar host does not answer open=%d", len(asked_s))
                 process.kill()
+
+
+def _refusal(refused: Refused) -> AegaeonError:
+    if not refused.is_ours:
+        return InvalidRequest(f"the grammar cannot go on: {refused.message}")
+    log.error("grammar failed sequence=%d: %s", refused.key, refused.message)
+    return AegaeonError(f"the grammar has failed: {refused.message}")
 
 
 def await_any(constraints: Sequence[Constraint], timeout_s: float) -> None:

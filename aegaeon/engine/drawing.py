@@ -109,7 +109,8 @@ def _is_slow(sequence: Sequence) -> bool:
 def change_of(sequence: Sequence) -> Change | None:
     """Return what is done to the sequence's logits before a draw.
 
-    Raises InvalidRequest where the sequence's grammar cannot go on.
+    Raises AegaeonError where the sequence's grammar cannot go on: InvalidRequest, but for
+    mistakes of ours.
     """
     allowed = None if sequence.constraint is None else sequence.constraint.allowed()
     if sequence.adjustment is None and allowed is None:

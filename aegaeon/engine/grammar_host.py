@@ -12,17 +12,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import IO
 
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
 
 from aegaeon.models.grammar import limits, plain
+from aegaeon.models.vocabulary import read_vocabulary
 
-# Kept for the next sequence: a vocabulary takes some 100 MB and a second to read.
+# Kept for the next sequence: a vocabulary takes some 170 MB and two seconds to read.
 MAX_VOCABULARIES = 4
 MAX_GRAMMARS = 64
+# What llguidance says of a token that no mask should have allowed. All else that ends a matcher is
+# a grammar that takes more than its bounds.
+NOT_ALLOWED = "satisfy the grammar"
 LENGTH = struct.Struct("<I")
 
 VocabularyKey = tuple[str, int, tuple[int, ...]]
@@ -60,10 +63,11 @@ class Allowed(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The sequence cannot go on."""
+    """The sequence cannot go on; `is_ours` where no other grammar would help."""
 
     key: int
     message: str
+    is_ours: bool
 
 
 Question = Begin | Push | End
@@ -116,7 +120,10 @@ class Host:
         try:
             matcher = self._built(begin).deep_copy()
         except Exception as error:  # whatever it is, it is this sequence's trouble
-            self._write(Refused(begin.key, f"the vocabulary cannot be read: {error}"))
+            self._write(Refused(begin.key, f"the vocabulary cannot be read: {error}", is_ours=True))
+            return
+        if matcher.is_error():
+            self._write(Refused(begin.key, plain(matcher.get_error()), is_ours=False))
             return
         matcher.consume_tokens(list(begin.tokens))
         self._matchers[begin.key] = matcher
@@ -136,9 +143,7 @@ class Host:
     def _vocabulary(self, key: VocabularyKey) -> LLTokenizer:
         vocabulary = self._vocabularies.get(key)
         if vocabulary is None:
-            directory, vocab_tokens, stops = key
-            file = str(Path(directory) / "tokenizer.json")
-            vocabulary = LLTokenizer(file, n_vocab=vocab_tokens, eos_token=list(stops) or None)
+            vocabulary = read_vocabulary(*key)
             self._vocabularies[key] = vocabulary
             if len(self._vocabularies) > MAX_VOCABULARIES:
                 gone, _ = self._vocabularies.popitem(last=False)
@@ -150,7 +155,8 @@ class Host:
     def _answer(self, key: int, matcher: LLMatcher) -> None:
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
-            self._write(Refused(key, plain(matcher.get_error())))
+            message = plain(matcher.get_error())
+            self._write(Refused(key, message, is_ours=NOT_ALLOWED in message))
         else:
             self._write(Allowed(key, mask))
 

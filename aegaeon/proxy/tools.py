@@ -3,6 +3,7 @@
 Which way a model has is told by its chat template, which taught it.
 """
 
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ MAX_READ = 128
 AS_DUMPED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Of a function that says nothing of its parameters.
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+# One that begins or ends a string of JSON.
+_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -119,11 +122,12 @@ class TaggedCalls(Dialect):
         start = '"<tool_call>\\n" call "\\n</tool_call>" ' + (more if is_many else "")
         if is_free:
             again = f"{{1,{MAX_CALLS}}}" if is_many else "{1,1}"
-            start = f'TEXT | (lead call "\\n</tool_call>"){again}'
+            start = f'TEXT | (lead "\\n" call "\\n</tool_call>"){again}'
         rules = [f"start: {start}", *_call_rules(functions, "arguments")]
         if is_free:
             rules += [
-                r"lead[lazy]: /(.|\n)*<tool_call>\n/",
+                # Up to the first tag, which is where a call begins to who reads it.
+                r"lead[lazy]: /(.|\n)*<tool_call>/",
                 r"TEXT: /(.|\n)*/ & ~/(.|\n)*<tool_call>(.|\n)*/",
             ]
         return "\n".join(rules) + "\n"
@@ -184,16 +188,18 @@ class _TaggedReader(CallReader):
         super().__init__(names, most)
         self._held = ""
         self._is_inside = False
+        self._in_strings = 0  # how much of `_held` ends in a tag that is in a string
 
     def push(self, text: str) -> tuple[str, list[Call]]:
         self._held += text
         words, calls = "", []
         while True:
             tag = self._CLOSE if self._is_inside else self._OPEN
-            at = self._held.find(tag)
+            at = self._find_close() if self._is_inside else self._held.find(tag)
             if at < 0:
                 break
             before, self._held = self._held[:at], self._held[at + len(tag) :]
+            self._in_strings = 0
             if not self._is_inside:
                 words += self._words(before)
             elif (call := self._call(before)) is not None:
@@ -215,6 +221,16 @@ class _TaggedReader(CallReader):
         held, self._held = self._held, ""
         words = self._words((self._OPEN if self._is_inside else "") + held)
         return words + self._rest(), []
+
+    def _find_close(self) -> int:
+        """Return where a call closes: not in one of its strings, which may have any text."""
+        while (at := self._held.find(self._CLOSE, self._in_strings)) >= 0:
+            # Up to the tag before, if there was one, a string is open.
+            quotes = len(_QUOTE.findall(self._held, self._in_strings, at))
+            if (quotes + (self._in_strings > 0)) % 2 == 0 or self._held.lstrip()[:1] != "{":
+                break
+            self._in_strings = at + len(self._CLOSE)
+        return at
 
 
 class _BareReader(CallReader):

@@ -10,8 +10,9 @@ import pytest
 from llguidance import LLMatcher
 
 from aegaeon.engine.constraints import Constraint, GrammarHost
-from aegaeon.errors import InvalidRequest
+from aegaeon.errors import AegaeonError, InvalidRequest
 from aegaeon.models.references import resolve
+from aegaeon.proxy.failures import as_api_error
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.sampling import SamplingParams
 from aegaeon.types import Prefill, Switch
@@ -156,6 +157,31 @@ def test_a_sequence_whose_host_dies_twice_before_it_answers_ends(host, spec, tex
     assert constraint.is_ready
     with pytest.raises(InvalidRequest, match="too much"):
         constraint.allowed()
+
+
+def test_a_token_that_no_mask_allowed_is_our_mistake_and_not_the_clients(host, spec, text):
+    constraint = Constraint(host, spec, constrained(spec, text), [])
+    token = text.encode("x")[0]
+    assert token not in follow(constraint)
+    constraint.push(token)
+    wait([constraint.answer], 30)
+    with pytest.raises(AegaeonError, match="has failed") as failure:
+        constraint.allowed()
+    assert as_api_error(failure.value).status == 500
+
+
+@pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{}"}])
+def test_a_vocabulary_that_cannot_be_read_is_not_the_clients_mistake(
+    host, spec, text, files, tmp_path
+):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    broken = msgspec.structs.replace(spec, path=str(tmp_path))
+    constraint = Constraint(host, broken, constrained(spec, text), [])
+    wait([constraint.answer], 30)
+    with pytest.raises(AegaeonError, match="cannot be read") as failure:
+        constraint.allowed()
+    assert failure.value.code == "internal_error"
 
 
 @pytest.mark.parametrize("grammar", ["no grammar", LLMatcher.grammar_from_json_schema({"if": 1})])

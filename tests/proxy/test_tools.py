@@ -6,12 +6,15 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from aegaeon.models.grammar import check_grammar
+from aegaeon.models.vocabulary import read_vocabulary
 from aegaeon.proxy.openai import Function
 from aegaeon.proxy.tools import BareCalls, TaggedCalls, dialect_of
+from tests.proxy.test_chat import QWEN3_DIR
 from tests.support.chat_templates import HEADERS, MARKS
+from tests.support.checkpoints import IM_END, VOCAB_TOKENS
 from tests.support.proxy_server import write_text_model
 
 PLACE = {
@@ -22,6 +25,7 @@ PLACE = {
 }
 WEATHER = Function("weather", "Tells the weather.", PLACE, strict=True)
 FUNCTIONS = [WEATHER, Function("now")]
+QWEN3_TOKENS, QWEN3_END = 151_936, 151_645
 TAGGED, BARE = TaggedCalls(), BareCalls()
 
 
@@ -55,6 +59,10 @@ TEXTS = {
     f"Let me look.\n{ONE}\n{tagged('now', {})}\n": (
         "Let me look.",
         [("weather", {"city": "Zürich {<tool_call}"}), ("now", {})],
+    ),
+    tagged("now", {"a\\\\": '"</tool_call></tool_call>'}): (
+        "",
+        [("now", {"a\\\\": '"</tool_call></tool_call>'})],
     ),
     f"{tagged('now', {})} then words": (" then words", [("now", {})]),
     tagged("nobody", {}): (tagged("nobody", {}), []),
@@ -112,9 +120,22 @@ def test_templates_tell_how_a_model_writes_calls():
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
+def plain_vocabulary(tmp_path_factory):
     directory = write_text_model(tmp_path_factory.mktemp("vocabulary"))
-    return LLTokenizer(str(directory / "tokenizer.json"))
+    return read_vocabulary(str(directory), VOCAB_TOKENS, (IM_END,))
+
+
+@pytest.fixture(scope="module")
+def qwen3_vocabulary():
+    if not (QWEN3_DIR / "tokenizer.json").is_file():
+        pytest.skip("needs Qwen3's tokenizer; run `make qwen3-tokenizer` once")
+    return read_vocabulary(str(QWEN3_DIR), QWEN3_TOKENS, (QWEN3_END,))
+
+
+@pytest.fixture(params=["plain", "qwen3"])
+def vocabulary(request):
+    """One that has tags in pieces, one that has a token for each."""
+    return request.getfixturevalue(f"{request.param}_vocabulary")
 
 
 def follows(vocabulary, lark, text):
@@ -123,7 +144,13 @@ def follows(vocabulary, lark, text):
     check_grammar(grammar)
     matcher = LLMatcher(vocabulary, grammar, log_level=0)
     tokens = vocabulary.tokenize_str(text)
-    is_beginning = matcher.try_consume_tokens(tokens) == len(tokens)
+    is_beginning = True
+    for token in tokens:
+        is_allowed = bool(matcher.compute_bitmask()[token // 8] >> token % 8 & 1)
+        is_beginning = matcher.try_consume_tokens([token]) == 1
+        assert is_beginning == is_allowed, "a mask says what may come, no more and no less"
+        if not is_beginning:
+            break
     return is_beginning and matcher.is_accepting(), is_beginning
 
 
@@ -142,6 +169,7 @@ WHOLE = [
     ("free", f"words\n{NOW}", True),
     ("free", NOW + NOW, True),
     ("free", f"words\n{tagged('weather', {'unit': 'x'})}", False),
+    ("free", f"<tool_call>{NOW}", False),
 ]
 CASES = {"forced": (True, False), "one": (False, False), "free": (True, True)}
 

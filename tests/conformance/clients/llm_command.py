@@ -8,9 +8,12 @@ from pathlib import Path
 from probe import BASE_URL, KEY, MODEL, feature, main
 
 home = Path(tempfile.mkdtemp())
+# Without a name for its key, `llm` sends none: not that of --key either.
 (home / "extra-openai-models.yaml").write_text(
     f"- model_id: ours\n  model_name: {MODEL}\n  api_base: {BASE_URL}/v1\n"
+    "  api_key_name: ours\n"
     f"- model_id: text\n  model_name: {MODEL}\n  api_base: {BASE_URL}/v1\n  completion: true\n"
+    "  api_key_name: ours\n"
 )
 
 

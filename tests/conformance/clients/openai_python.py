@@ -102,7 +102,8 @@ def _seed() -> None:
 
 @feature("penalties")
 def _penalties() -> None:
-    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 40, "temperature": 0}
+    again = [{"role": "user", "content": "Write the word hello twenty times."}]
+    asked = {"model": MODEL, "messages": again, "max_tokens": 60, "temperature": 0}
     plain = chat.create(**asked).choices[0].message.content
     asked |= {"frequency_penalty": 2, "presence_penalty": 2}
     assert chat.create(**asked).choices[0].message.content != plain
