@@ -14,8 +14,8 @@ from aegaeon.proxy import limits
 from aegaeon.proxy.failures import ApiError, invalid, unsupported
 
 MAX_CHOICES = 1024
-MAX_BIASES = 1024
 COMPLETION_DEFAULT_TOKENS = 16
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # no id has two spellings
 NAME = "^[a-zA-Z0-9_-]{1,64}$"
 
 _Positive = Annotated[int, Meta(ge=1, le=2**31)]
@@ -140,12 +140,11 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     def biases(self) -> tuple[tuple[int, float], ...]:
         """Return what is added to the logits of tokens, by id. Raises ApiError."""
         given = self.logit_bias or {}
-        if len(given) > MAX_BIASES:
-            text = f"'logit_bias' has {len(given)} tokens; at most {MAX_BIASES} are allowed"
-            raise invalid("logit_bias", text)
-        wrong = next((key for key in given if not (key.isascii() and key.isdecimal())), None)
+        limits.check_count("logit_bias", len(given), limits.MAX_BIASES, "tokens")
+        wrong = next((key for key in given if not _TOKEN_ID.fullmatch(key)), None)
         if wrong is not None:
-            raise invalid("logit_bias", f"'logit_bias' has {wrong!r}; its keys are token ids")
+            text = f"'logit_bias' has {wrong[:20]!r}; its keys are token ids, without zeros before"
+            raise invalid("logit_bias", text)
         return tuple((int(key), added) for key, added in given.items())
 
     @property
@@ -262,7 +261,6 @@ def _check_shared(body: Body) -> None:
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "'stream_options' is only allowed with 'stream': true")
     limits.check_stops(body.stops())
-    limits.check_count("logit_bias", len(body.logit_bias or ()), limits.MAX_BIASES, "tokens")
     limits.check_tree("metadata", body.metadata)
     body.biases()
 
