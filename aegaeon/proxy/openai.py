@@ -5,6 +5,7 @@ are errors that name the field.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -203,6 +204,10 @@ class CompletionBody(Body, frozen=True, kw_only=True):
 
 _Body = TypeVar("_Body")
 _AT = re.compile(r"^(.*) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_TREES = (
+    *("tools", "tool_choice", "functions", "function_call"),
+    *("response_format", "chat_template_kwargs"),
+)
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
@@ -210,10 +215,9 @@ def parse_chat(raw: bytes) -> ChatBody:
     """Decode and check the body of a chat completion. Raises ApiError."""
     body = decode_body(raw, ChatBody)
     _check_shared(body)
-    _check_chat_sizes(body)
+    check_messages(body.messages)
+    check_trees(body, _TREES)
     _check_chat_features(body)
-    for index, message in enumerate(body.messages):
-        check_message(message, f"messages[{index}]")
     return body
 
 
@@ -265,8 +269,8 @@ def _check_shared(body: Body) -> None:
     body.biases()
 
 
-def _check_chat_sizes(body: ChatBody) -> None:
-    messages = body.messages
+def check_messages(messages: list[Message]) -> None:
+    """Raise ApiError for messages that are too much of anything, or that nobody could send."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, "messages")
     parts = sum(len(one.content) for one in messages if isinstance(one.content, list))
     limits.check_count("messages", parts, limits.MAX_PARTS, "parts of content")
@@ -274,11 +278,13 @@ def _check_chat_sizes(body: ChatBody) -> None:
     limits.check_count("messages", len(calls), limits.MAX_CALLS, "tool calls")
     for call in calls:
         limits.check_tree("messages", call.function.arguments)
-    limits.check_count("tools", len(body.tools or ()), limits.MAX_TOOLS, "tools")
-    for name in (
-        *("tools", "tool_choice", "functions", "function_call"),
-        *("response_format", "chat_template_kwargs"),
-    ):
+    for index, message in enumerate(messages):
+        _check_message(message, f"messages[{index}]")
+
+
+def check_trees(body: msgspec.Struct, names: Sequence[str]) -> None:
+    """Raise ApiError where one of these fields is too deep or too large."""
+    for name in names:
         limits.check_tree(name, msgspec.to_builtins(getattr(body, name)))
 
 
@@ -325,8 +331,7 @@ def _check_format(body: ChatBody) -> None:
         raise invalid("response_format", text)
 
 
-def check_message(message: Message, where: str) -> None:
-    """Raise ApiError for a message, at `where` in the body, that nobody could send."""
+def _check_message(message: Message, where: str) -> None:
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
         raise invalid(f"{where}.content", f"'{where}.content' is missing")
     if message.tool_calls and message.role != "assistant":
