@@ -24,7 +24,7 @@ from aegaeon.logs import REQUEST_ID
 from aegaeon.models.references import served_models
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.guard import Guard, error_response
+from aegaeon.proxy.guard import Guard, error_response, is_loopback
 from aegaeon.proxy.models import Models
 from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.openapi import add_document
@@ -56,10 +56,9 @@ def create_app(
         chosen = settings or load_settings()
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
+            app.state.is_loopback = is_loopback(chosen.host)
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
-            joined = domain
-            if joined is None:
-                joined = await stack.enter_async_context(joined_domain(chosen))
+            joined: Domain = domain or await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served, address)
             await gateway.start()
             stack.push_async_callback(gateway.close)

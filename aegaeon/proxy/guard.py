@@ -1,7 +1,7 @@
 """Who may call which route: what is not in the table here nobody may.
 
-Without a keys file the models are open to whoever reaches the port, and what changes the server to
-callers on this machine.
+Without a keys file the models are open to whoever reaches the port, other sites' pages excepted,
+and what changes the server to callers on this machine.
 """
 
 import ipaddress
@@ -56,18 +56,20 @@ def error_response(error: ApiError) -> Response:
 
 class Caller(msgspec.Struct, frozen=True):
     """Who calls: the bearer of `key`, or anybody. `is_open` says that the server has no keys;
-    `is_local` that the call comes from this machine, and from no other site's page."""
+    `is_local` that the call comes from this machine, and from no other site's page; `is_foreign`
+    that it does come from such a page."""
 
     key: Key | None = None
     is_open: bool = False
     is_local: bool = False
+    is_foreign: bool = False
 
     def may(self, need: Need) -> bool:
         """Whether they may call what needs this."""
         if need == "public":
             return True
         if self.is_open:
-            return need != "admin" or self.is_local
+            return self.is_local if need == "admin" else not self.is_foreign
         return self.key is not None and self.key.may(need)
 
     def may_use(self, names: Sequence[ModelId]) -> bool:
@@ -118,7 +120,8 @@ def _admitted(scope: Scope) -> Caller:
     if is_admitted:
         return caller
     if caller.is_open:
-        raise ApiError(403, "permission_denied", _ONLY_LOCAL)
+        text = _ONLY_LOCAL if need == "admin" else _NO_OTHER_SITES
+        raise ApiError(403, "permission_denied", text)
     if caller.key is None:
         raise _unknown_key(has_key)
     text = f"the key {caller.key.name!r} is not good for this; it needs the scope {need}"
@@ -128,6 +131,10 @@ def _admitted(scope: Scope) -> Caller:
 _ONLY_LOCAL = (
     "without keys this is open only to programs on the server's own machine; start the server with "
     "--keys-file and send a key with the scope admin"
+)
+_NO_OTHER_SITES = (
+    "without keys this is not open to pages of other sites, and on a loopback address only under "
+    "that address or localhost; start the server with --keys-file and send a key"
 )
 
 
@@ -148,7 +155,10 @@ def _caller(scope: Scope, ring: KeyRing | None) -> tuple[Caller, bool]:
     """Return who calls, and whether they sent a key."""
     headers = Headers(scope=scope)
     if ring is None:
-        return Caller(is_open=True, is_local=_is_local(scope, headers)), False
+        # Who listens for others has names that nobody knows here.
+        is_own = scope["app"].state.is_loopback and is_loopback((scope.get("server") or ("",))[0])
+        is_foreign = _is_of_other_site(headers, has_other_names=not is_own)
+        return Caller(None, True, _is_local(scope, headers), is_foreign), False
     kind, _, secret = headers.get("authorization", "").strip().partition(" ")
     secret = secret.strip()
     if kind.lower() != "bearer" or not secret:
@@ -166,21 +176,27 @@ def _unknown_key(has_key: bool) -> ApiError:
 
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
-    """Whether a program on this machine calls by itself: for no proxy, and for no web page, neither
-    across sites nor under a name that was made to lead here."""
+    """Whether a program on this machine calls by itself: for no proxy, and for no web page."""
     peer = scope.get("client")
     if peer is not None and not is_loopback(peer[0]):  # None: a socket in the file system
         return False
     if any(name in headers for name in _FORWARDED):
         return False
+    return not _is_of_other_site(headers, has_other_names=False)
+
+
+def _is_of_other_site(headers: Headers, has_other_names: bool) -> bool:
+    """Whether a web page calls across sites, or, unless the server `has_other_names`, under a name
+    that was made to lead here."""
     host, origin = headers.get("host", ""), headers.get("origin")
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if origin is not None and urlsplit(origin).netloc != host:
-            return False
+            return True
     except ValueError:  # of brackets without an address
-        return False
-    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
+        return True
+    is_ours = name == "localhost" or name.endswith(".localhost") or _is_address(name)
+    return not (is_ours or has_other_names)
 
 
 def is_loopback(name: str) -> bool:

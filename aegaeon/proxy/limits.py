@@ -15,8 +15,7 @@ MAX_PARTS = 4096  # of all messages together
 MAX_CALLS = 4096  # likewise
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
-MAX_BIASES = 4096
-MAX_TOOLS = 256
+MAX_BIASES = 1024
 MAX_TREE_DEPTH = 64
 MAX_TREE_NODES = 20_000
 MAX_TREE_CHARS = 1 << 20
@@ -26,8 +25,10 @@ MAX_MET_PATTERNS = 8  # of those: what meets all of them may take as much as the
 
 async def read_json_body(request: Request, max_bytes: int, within_s: float = BODY_S) -> bytes:
     """Return the raw body. Raises ApiError 415 for another content type, 413 beyond `max_bytes`,
-    408 when it takes too long, 400 when the client goes away in the middle."""
-    kind = request.headers.get("content-type", "application/json")
+    408 when it takes too long, 400 when the client goes away in the middle.
+
+    One without a type is refused, too: a page of another site may send that without asking."""
+    kind = request.headers.get("content-type", "")
     if kind.split(";")[0].strip().lower() != "application/json":
         raise ApiError(
             415, "unsupported_media_type", "send the body with Content-Type: application/json"

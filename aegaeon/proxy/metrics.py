@@ -39,6 +39,7 @@ Blocking = Callable[[Callable[[], Any]], Awaitable[Any]]  # runs what may wait, 
 INTERVAL_S = 1.0
 OUTAGE_S = 10.0  # between attempts while there is no room or nobody answers
 SILENT_S = 15.0  # a proxy that publishes nothing for so long is dead
+MAX_REMOVED = 64  # models that are served no more, whose figures stay
 WINDOW_S, WINDOW_STEP_S = 60.0, 5.0  # of which `recent` tells
 # Faults of the request itself, by which no promise is broken.
 NOT_OURS = frozenset(
@@ -135,7 +136,8 @@ class Meter:
         self._target = Target(settings.slo_ttft_s, settings.slo_tbt_s)
         self._waiting = waiting
         self._own = ProxyFigures(starts=1)
-        self._targets: dict[ModelId, Target] = {}
+        self._targets: dict[ModelId, Target] = {}  # of those that are served
+        self._removed: dict[ModelId, None] = {}  # the last one last
         self._others: dict[str, ProxyFigures] = {}
         self._instances: dict[InstanceId, InstanceFigures] = {}
         self._heard: dict[str, tuple[bytes, float]] = {}  # by name the last record, and since when
@@ -147,12 +149,15 @@ class Meter:
         )
 
     def serve(self, specs: Iterable[ModelSpec]) -> None:
-        """These are served from here on; what was counted of others stays."""
+        """These are served from here on. What was counted of others stays, of the last MAX_REMOVED
+        of them and of those that have requests open."""
         default = self._target
+        self._targets.clear()
         for spec in specs:
             self._own.of(spec.id)
             times = spec.slo_ttft_s or default.ttft_s, spec.slo_tbt_s or default.tbt_s
             self._targets[spec.id] = Target(*times)
+        self._forget_removed()
 
     def target_of(self, model: ModelId) -> Target:
         """Return what is promised of a model."""
@@ -215,6 +220,7 @@ class Meter:
             for model in self._own.models:
                 before.of(model)
             self._own = before
+            self._forget_removed()
 
     async def tend(self, blocking: Blocking) -> None:
         """Publish our figures and read the others', if it is time to."""
@@ -269,6 +275,19 @@ class Meter:
                 instances[name] = figures
         # Replaced as wholes: the loop may be reading them.
         self._others, self._instances = others, instances
+
+    def _forget_removed(self) -> None:
+        for model in self._targets:
+            self._removed.pop(model, None)
+        self._removed |= {
+            m: None for m in self._own.models if m not in self._targets | self._removed
+        }
+        waiting = self._waiting(time.monotonic())
+        for model in tuple(self._removed)[: max(0, len(self._removed) - MAX_REMOVED)]:
+            if model not in waiting:
+                del self._removed[model], self._own.models[model]
+                for _, models in self._window:  # it may come again, and count from 0
+                    models.pop(model, None)
 
     def _note_waiting(self) -> None:
         waiting = self._waiting(time.monotonic())

@@ -5,6 +5,7 @@ are errors that name the field.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -14,8 +15,8 @@ from aegaeon.proxy import limits
 from aegaeon.proxy.failures import ApiError, invalid, unsupported
 
 MAX_CHOICES = 1024
-MAX_BIASES = 1024
 COMPLETION_DEFAULT_TOKENS = 16
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # no id has two spellings
 NAME = "^[a-zA-Z0-9_-]{1,64}$"
 
 _Positive = Annotated[int, Meta(ge=1, le=2**31)]
@@ -140,12 +141,11 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     def biases(self) -> tuple[tuple[int, float], ...]:
         """Return what is added to the logits of tokens, by id. Raises ApiError."""
         given = self.logit_bias or {}
-        if len(given) > MAX_BIASES:
-            text = f"'logit_bias' has {len(given)} tokens; at most {MAX_BIASES} are allowed"
-            raise invalid("logit_bias", text)
-        wrong = next((key for key in given if not (key.isascii() and key.isdecimal())), None)
+        limits.check_count("logit_bias", len(given), limits.MAX_BIASES, "tokens")
+        wrong = next((key for key in given if not _TOKEN_ID.fullmatch(key)), None)
         if wrong is not None:
-            raise invalid("logit_bias", f"'logit_bias' has {wrong!r}; its keys are token ids")
+            text = f"'logit_bias' has {wrong[:20]!r}; its keys are token ids, without zeros before"
+            raise invalid("logit_bias", text)
         return tuple((int(key), added) for key, added in given.items())
 
     @property
@@ -204,6 +204,10 @@ class CompletionBody(Body, frozen=True, kw_only=True):
 
 _Body = TypeVar("_Body")
 _AT = re.compile(r"^(.*) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_TREES = (
+    *("tools", "tool_choice", "functions", "function_call"),
+    *("response_format", "chat_template_kwargs"),
+)
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
@@ -211,10 +215,9 @@ def parse_chat(raw: bytes) -> ChatBody:
     """Decode and check the body of a chat completion. Raises ApiError."""
     body = decode_body(raw, ChatBody)
     _check_shared(body)
-    _check_chat_sizes(body)
+    check_messages(body.messages)
+    check_trees(body, _TREES)
     _check_chat_features(body)
-    for index, message in enumerate(body.messages):
-        check_message(message, f"messages[{index}]")
     return body
 
 
@@ -262,13 +265,12 @@ def _check_shared(body: Body) -> None:
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "'stream_options' is only allowed with 'stream': true")
     limits.check_stops(body.stops())
-    limits.check_count("logit_bias", len(body.logit_bias or ()), limits.MAX_BIASES, "tokens")
     limits.check_tree("metadata", body.metadata)
     body.biases()
 
 
-def _check_chat_sizes(body: ChatBody) -> None:
-    messages = body.messages
+def check_messages(messages: list[Message]) -> None:
+    """Raise ApiError for messages that are too much of anything, or that nobody could send."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, "messages")
     parts = sum(len(one.content) for one in messages if isinstance(one.content, list))
     limits.check_count("messages", parts, limits.MAX_PARTS, "parts of content")
@@ -276,11 +278,13 @@ def _check_chat_sizes(body: ChatBody) -> None:
     limits.check_count("messages", len(calls), limits.MAX_CALLS, "tool calls")
     for call in calls:
         limits.check_tree("messages", call.function.arguments)
-    limits.check_count("tools", len(body.tools or ()), limits.MAX_TOOLS, "tools")
-    for name in (
-        *("tools", "tool_choice", "functions", "function_call"),
-        *("response_format", "chat_template_kwargs"),
-    ):
+    for index, message in enumerate(messages):
+        _check_message(message, f"messages[{index}]")
+
+
+def check_trees(body: msgspec.Struct, names: Sequence[str]) -> None:
+    """Raise ApiError where one of these fields is too deep or too large, or a schema in it."""
+    for name in names:
         value = msgspec.to_builtins(getattr(body, name))
         limits.check_tree(name, value)
         limits.check_schemas(name, value)
@@ -329,8 +333,7 @@ def _check_format(body: ChatBody) -> None:
         raise invalid("response_format", text)
 
 
-def check_message(message: Message, where: str) -> None:
-    """Raise ApiError for a message, at `where` in the body, that nobody could send."""
+def _check_message(message: Message, where: str) -> None:
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
         raise invalid(f"{where}.content", f"'{where}.content' is missing")
     if message.tool_calls and message.role != "assistant":

@@ -49,6 +49,7 @@ from aegaeon.proxy.tokenize import (
     Detokenized,
     TokenizeBody,
     Tokenized,
+    chat_ids,
     detokenize,
     tokenize,
 )
@@ -99,7 +100,8 @@ class Service:
         self.is_draining = False
         self.complaint = ""  # what is wrong with the configuration, if anything
         self._catalog = Catalog(models=specs)
-        self._texts: dict[ModelId, asyncio.Task[TextModel]] = {}
+        # By id and path: another model may be served under an id that was another's.
+        self._texts: dict[tuple[ModelId, str], asyncio.Task[TextModel]] = {}
         self._renderer = Renderer()
         self._started_s = started_s
         self._checker = GrammarChecker()
@@ -121,10 +123,9 @@ class Service:
             changes = msgspec.structs.asdict(catalog.bounds)
             self.settings = msgspec.structs.replace(self.settings, **changes)
             self.gateway.bound(catalog.bounds)
-        served = {spec.id for spec in catalog.models}
         self.gateway.serve(catalog.models)
-        for model in self._texts.keys() - served:
-            del self._texts[model]
+        for gone in self._texts.keys() - {(spec.id, spec.path) for spec in catalog.models}:
+            del self._texts[gone]
         self.warm()
 
     def warm(self) -> None:
@@ -155,7 +156,7 @@ class Service:
         grammar = answer_grammar(body) if tools is None else tools.grammar()
         if grammar:
             await self._checker.check(grammar, "response_format" if tools is None else "tools")
-        encode = partial(text.encode_chat, messages, shown, body.chat_template_kwargs)
+        encode = partial(chat_ids, spec, text, messages, shown, body.chat_template_kwargs)
         try:
             prompt = await asyncio.to_thread(encode)
         except InvalidRequest as error:
@@ -236,10 +237,14 @@ class Service:
         return Health(status, self.gateway.open_requests, instances, self.complaint or None)
 
     async def ready(self) -> Ready:
-        """Return whether requests sent now will be served, and why not."""
+        """Return whether requests sent now will be served, and what is wrong."""
         if self.is_draining:
             return Ready("unready", ("the server is about to stop",))
-        return await self._readiness.look()
+        found = await self._readiness.look()
+        if not self.complaint:
+            return found
+        # What was valid before still serves, so it tells of it and stays ready.
+        return msgspec.structs.replace(found, reasons=(*found.reasons, self.complaint))
 
     def metrics(self, is_openmetrics: bool) -> bytes:
         """Return what has been counted, as text for Prometheus; waits for nobody."""
@@ -291,12 +296,12 @@ class Service:
         return spec
 
     def _reading(self, spec: ModelSpec) -> asyncio.Task[TextModel]:
-        task = self._texts.get(spec.id)
+        task = self._texts.get((spec.id, spec.path))
         if task is None or (task.done() and task.exception() is not None):
             task = asyncio.create_task(
                 asyncio.to_thread(TextModel, spec.path, self._renderer.template)
             )
-            self._texts[spec.id] = task
+            self._texts[spec.id, spec.path] = task
         return task
 
     async def _text(self, spec: ModelSpec) -> TextModel:

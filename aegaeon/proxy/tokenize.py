@@ -9,7 +9,15 @@ from msgspec import Meta
 from aegaeon.proxy.asked import check_length, check_token_ids
 from aegaeon.proxy.chat import messages_for_template
 from aegaeon.proxy.failures import invalid
-from aegaeon.proxy.openai import Message, check_message, decode_body
+from aegaeon.proxy.grammars import for_template
+from aegaeon.proxy.openai import (
+    ChatBody,
+    Message,
+    Tool,
+    check_messages,
+    check_trees,
+    decode_body,
+)
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.types import ModelSpec
 
@@ -21,6 +29,7 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     prompt: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -54,9 +63,15 @@ def parse_tokenize(raw: bytes) -> TokenizeBody:
     body = decode_body(raw, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise invalid("prompt", "send either 'prompt' or 'messages'")
-    for index, message in enumerate(body.messages or ()):
-        check_message(message, f"messages[{index}]")
+    check_messages(body.messages or [])
+    check_trees(body, ("tools", "chat_template_kwargs"))
     return body
+
+
+def _shown(body: TokenizeBody) -> list[dict[str, Any]] | None:
+    if not body.tools:
+        return None
+    return for_template(ChatBody(model=body.model, messages=[], tools=body.tools))
 
 
 def parse_detokenize(raw: bytes) -> DetokenizeBody:
@@ -74,12 +89,28 @@ def tokenize(spec: ModelSpec, text: TextModel, body: TokenizeBody) -> Tokenized:
         check_length(spec, text, sum(len(one["content"]) for one in messages), "messages")
         rendered = text.render_chat(
             messages,
-            extras=body.chat_template_kwargs,
+            _shown(body),
+            body.chat_template_kwargs,
             add_generation_prompt=body.add_generation_prompt is not False,
         )
+        check_length(spec, text, len(rendered), "messages")
         ids = text.encode(rendered, bool(body.add_special_tokens))
     names = [text.token_name(token) for token in ids] if body.return_token_strs else None
     return Tokenized(len(ids), spec.context_tokens, ids, names)
+
+
+def chat_ids(
+    spec: ModelSpec,
+    text: TextModel,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    extras: dict[str, Any] | None,
+) -> tuple[int, ...]:
+    """Return the ids of a conversation that is to be answered; the template may have made a lot of
+    it. Raises ApiError, and as `render_chat`."""
+    rendered = text.render_chat(messages, tools, extras)
+    check_length(spec, text, len(rendered), "messages")
+    return text.encode(rendered, add_special_tokens=False)
 
 
 def detokenize(spec: ModelSpec, text: TextModel, body: DetokenizeBody) -> Detokenized:

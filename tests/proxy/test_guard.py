@@ -242,6 +242,8 @@ def test_health_tells_strangers_only_whether_it_is_well(tmp_path, keys):
     ],
 )
 def test_without_keys_only_programs_of_this_machine_administer(tmp_path, headers, client, status):
+    is_foreign = "elsewhere" in str(headers) or headers.get("Origin") == "null"
+    is_foreign |= headers.get("Host") == "["
     proxy = Proxy(tmp_path)
 
     async def test():
@@ -252,13 +254,50 @@ def test_without_keys_only_programs_of_this_machine_administer(tmp_path, headers
             ) as caller:
                 response = await caller.get("/admin/decisions", headers=headers)
                 models = await caller.get("/v1/models", headers=headers)
-                assert (response.status_code, models.status_code) == (status, 200)
+                assert response.status_code == status
+                assert models.status_code == (403 if is_foreign else 200)
 
     proxy.add_instance()
     try:
         asyncio.run(asyncio.wait_for(test(), 60))
     finally:
         proxy.stop_instances()
+
+
+@pytest.mark.parametrize(
+    ("server", "settings", "headers", "status"),
+    [
+        ("127.0.0.1", {}, {}, 200),
+        ("127.0.0.1", {}, {"Origin": "http://127.0.0.1"}, 200),
+        ("127.0.0.1", {}, {"Origin": "https://elsewhere.example"}, 403),
+        ("127.0.0.1", {}, {"Host": "elsewhere.example"}, 403),  # a name made to lead here
+        ("127.0.0.1", {}, {"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}, 403),
+        ("127.0.0.1", {"host": "0.0.0.0"}, {"Host": "myself.lan"}, 200),
+        ("10.0.0.9", {}, {"Host": "myself.lan", "Origin": "http://myself.lan"}, 200),
+        ("10.0.0.9", {}, {"Host": "myself.lan", "Origin": "http://elsewhere.example"}, 403),
+    ],
+)
+def test_without_keys_other_sites_pages_get_no_answers(tmp_path, server, settings, headers, status):
+    proxy = Proxy(tmp_path, **settings)
+
+    async def test(client):
+        url = f"http://{server}/v1/chat/completions"
+        return await client.post(url, json=CHAT, headers=headers)
+
+    response = run(proxy, test)
+    assert response.status_code == status
+    assert len(proxy.instance.submitted) == (status == 200)
+
+
+def test_a_key_is_good_from_any_page_and_under_any_name(tmp_path, keys):
+    file, secrets = keys
+    headers = {"Host": "elsewhere.example", "Origin": "https://page.example"}
+    headers |= bearer(secrets["inference"])
+
+    async def test(client):
+        return await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+
+    assert run(Proxy(tmp_path, keys_file=str(file)), test).status_code == 200
 
 
 def test_an_application_that_was_not_started_lets_nobody_in(tmp_path):
@@ -281,9 +320,9 @@ def test_websockets_and_other_origins_are_turned_away(tmp_path):
     async def test(client):
         asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
         response = await client.options("/v1/chat/completions", headers=asked)
-        assert response.status_code == 405
         listed = await client.get("/v1/models", headers=asked)
         for one in (response, listed):
+            assert_error(one, 403, "permission_denied")
             assert not any(name.startswith("access-control") for name in one.headers)
 
     run(proxy, test)

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 
+from aegaeon.config import check_settings
 from aegaeon.errors import DeadlineExceeded, QueueFull, RegionError
 from aegaeon.figures import (
     ModelFigures,
@@ -17,7 +18,7 @@ from aegaeon.figures import (
 from aegaeon.measures import Waited
 from aegaeon.metrics import Target
 from aegaeon.proxy.gateway import Gateway
-from aegaeon.proxy.metrics import Meter, Timing
+from aegaeon.proxy.metrics import MAX_REMOVED, Meter, Timing
 from aegaeon.types import TokenEvent
 from tests.proxy.test_gateway import SPECS, Setup, collect, generation, run, until
 from tests.support.proxy_server import Proxy, in_memory
@@ -320,3 +321,33 @@ def test_an_answer_tells_what_its_choices_waited_for(proxy):
     assert (ends[1]["queue_ms"], ends[1]["preempted_ms"]) == (125.0, 1000.0)
     others = [c["aegaeon"] for c in chunks if not c["choices"][0]["finish_reason"]]
     assert all(set(one) == {"instance"} for one in others)
+
+
+def spec_named(name, **changes):
+    return msgspec.structs.replace(SPECS[0], id=name, **changes)
+
+
+def test_figures_of_models_that_are_gone_are_bounded():
+    opened = {"gone-0": (1, 0.0)}
+    meter = Meter(check_settings({}), lambda _: opened)
+    meter.serve([spec_named("stays")])
+    meter.begin("stays", 1, 0.0).note(3, 0.1)
+    for number in range(200):
+        meter.serve([spec_named("stays"), spec_named(f"gone-{number}", slo_ttft_s=0.5)])
+        meter.begin(f"gone-{number}", 1, 0.0).note(2, 0.1)
+    meter.serve([spec_named("stays")])
+    kept = meter.sums().models
+    last = [f"gone-{number}" for number in range(200 - MAX_REMOVED, 200)]
+    assert sorted(kept) == sorted(["stays", "gone-0", *last])  # gone-0 is still answered
+    assert kept["stays"].generated_tokens == 3 and kept["gone-199"].generated_tokens == 2
+    assert meter.target_of("gone-199") == meter.target
+    opened.clear()
+    meter.serve([spec_named("stays"), spec_named("gone-150")])
+    meter.serve([spec_named("stays")])
+    assert sorted(meter.sums().models) == sorted(["stays", *last])
+    # It is the last one that was removed now.
+    for number in range(MAX_REMOVED):
+        meter.serve([spec_named("stays"), spec_named(f"new-{number}")])
+        assert "gone-150" in meter.sums().models
+    meter.serve([spec_named("stays")])
+    assert "gone-150" not in meter.sums().models and len(meter.sums().models) == MAX_REMOVED + 1

@@ -9,7 +9,7 @@ import pytest
 from aegaeon.proxy import models as changes
 from aegaeon.specs import Bounds
 from tests.support.checkpoints import make_checkpoint
-from tests.support.proxy_server import Proxy, in_memory
+from tests.support.proxy_server import Proxy, in_memory, write_text_model
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
@@ -196,3 +196,17 @@ def test_bounds_and_complaints_come_with_the_catalogue(proxy):
         assert (await client.get("/health")).json()["complaint"] == "so"
 
     run(proxy, test)
+
+
+def test_a_model_under_an_old_name_is_read_by_its_own_tokenizer(proxy, tmp_path):
+    async def test(client):
+        body = {"model": "m", "messages": CHAT["messages"]}
+        before = (await client.post("/tokenize", json=body)).json()["tokens"]
+        other = write_text_model(tmp_path / "other", template="another one")
+        spec = msgspec.structs.replace(proxy.specs[0], path=str(other))
+        proxy.catalog.change(lambda catalog: catalog.with_model(spec))
+        await until(lambda: proxy.service.catalog.find("m").path == str(other))
+        return before, (await client.post("/tokenize", json=body)).json()["tokens"]
+
+    before, after = run(proxy, test)
+    assert before != after == list(proxy.text.encode("another one", False))

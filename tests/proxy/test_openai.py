@@ -57,6 +57,10 @@ def test_unknown_fields_are_ignored():
         ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
         ({"logit_bias": {"the": 1}}, "logit_bias"),
         ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"00005": 1}}, "logit_bias"),
+        ({"logit_bias": {"\u0665": 1}}, "logit_bias"),
+        ({"logit_bias": {"": 1}}, "logit_bias"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
         ({"user": 7}, "user"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -174,7 +178,7 @@ def test_a_chat_asks_for_log_probabilities_in_two_fields(fields, expected):
 
 
 def test_biases_are_by_token_id():
-    assert chat(logit_bias={"5": 1, "70": -100}).biases() == ((5, 1.0), (70, -100.0))
+    assert chat(logit_bias={"0": 1, "70": -100}).biases() == ((0, 1.0), (70, -100.0))
     assert chat(logit_bias=None).biases() == ()
 
 

@@ -37,6 +37,17 @@ def test_a_server_whose_instances_answer_is_ready(proxy):
     assert reasons(proxy) == []
 
 
+def test_a_wrong_configuration_is_told_and_leaves_it_ready(proxy):
+    async def whole():
+        async with in_memory(proxy) as client:
+            proxy.service.complaint = "the configuration file is not valid"
+            return await client.get("/health/ready")
+
+    answer = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    assert answer.json()["reasons"] == ["the configuration file is not valid"]
+
+
 def test_an_instance_that_does_not_answer_is_named(proxy):
     assert reasons(proxy, answers=False) == ["instance-0 does not answer"]
 

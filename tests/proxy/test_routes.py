@@ -209,7 +209,6 @@ ERRORS = [
     ("GET", "/v1/nothing", {}, 404, "not_found"),
     ("POST", "/v1/chat/completions/", {"json": CHAT}, 404, "not_found"),
     ("GET", "/docs", {}, 404, "not_found"),
-    ("GET", "/nothing.json", {}, 404, "not_found"),
     ("GET", CHAT_PATH, {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models", {}, 405, "method_not_allowed"),
     ("POST", "/health", {"json": {}}, 405, "method_not_allowed"),
@@ -222,6 +221,7 @@ ERRORS = [
     ("POST", CHAT_PATH, {"json": {**CHAT, "model": "x"}}, 404, "model_not_found"),
     ("POST", TEXT_PATH, {"json": {**TEXT_BODY, "model": "../m"}}, 404, "model_not_found"),
     ("POST", CHAT_PATH, {"content": b"a=b", "headers": {"content-type": "text/plain"}}, 415, None),
+    ("POST", CHAT_PATH, {"content": json.dumps(CHAT).encode(), "headers": {}}, 415, None),
     ("POST", CHAT_PATH, {"content": b" " * 3000}, 413, "request_too_large"),
 ]
 

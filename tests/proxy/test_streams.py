@@ -14,6 +14,10 @@ from openai.types.chat import ChatCompletionChunk
 from tests.support.fake_instance import wait_until
 from tests.support.proxy_server import NOT_WAITED, TEXT, Proxy, listening
 
+HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+)
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "m", "messages": HELLO}
 
@@ -214,7 +218,7 @@ def test_a_stream_survives_its_instance(proxy, address):
 def test_a_client_that_goes_away_cancels_its_work(proxy, address, stream, hold_after):
     proxy.instance.hold_after = hold_after
     body = json.dumps({**CHAT, "stream": stream, "n": 2}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = HEAD.format(len(body))
     url = httpx.URL(address)
     with closing(socket.create_connection((url.host, url.port))) as connection:
         connection.sendall(head.encode() + body)
@@ -228,7 +232,7 @@ def test_a_client_that_goes_away_before_dispatch_leaves_nothing(proxy, address):
     wait_until(lambda: not proxy.service.gateway.is_ready())
     gateway = proxy.service.gateway
     body = json.dumps(CHAT).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = HEAD.format(len(body))
     url = httpx.URL(address)
     with closing(socket.create_connection((url.host, url.port))) as connection:
         connection.sendall(head.encode() + body)
