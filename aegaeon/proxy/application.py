@@ -58,7 +58,9 @@ def create_app(
         async with AsyncExitStack() as stack:
             app.state.is_loopback = is_loopback(chosen.host)
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
-            joined: Domain = domain or await stack.enter_async_context(joined_domain(chosen))
+            joined = domain
+            if joined is None:
+                joined = await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served, address)
             await gateway.start()
             stack.push_async_callback(gateway.close)
@@ -67,8 +69,7 @@ def create_app(
             service.warm()
             store = joined.catalog()
             await stack.enter_async_context(kept_models(service, store))
-            app.state.models = Models(chosen, store, service)
-            app.state.service = service
+            app.state.models, app.state.service = Models(chosen, store, service), service
             yield
 
     app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)
