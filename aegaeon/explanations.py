@@ -44,7 +44,8 @@ class Explained(msgspec.Struct, frozen=True, tag=True):
 
 
 class Dispatched(msgspec.Struct, frozen=True, kw_only=True):
-    """A proxy sent an attempt of `request` to `instance`; `excluded` could not be chosen."""
+    """A proxy sent an attempt of `request` to `instance`; `excluded` could not be chosen. `key` is
+    the name of the key it was asked with."""
 
     at_s: float
     arrival_s: float
@@ -54,6 +55,7 @@ class Dispatched(msgspec.Struct, frozen=True, kw_only=True):
     instance: InstanceId
     reason: str
     excluded: tuple[InstanceId, ...]
+    key: str = ""
 
 
 class At(msgspec.Struct, frozen=True):

@@ -58,9 +58,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             app.state.is_loopback = is_loopback(chosen.host)
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
-            joined = domain
-            if joined is None:
-                joined = await stack.enter_async_context(joined_domain(chosen))
+            joined = domain if domain else await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served, address)
             await gateway.start()
             stack.push_async_callback(gateway.close)

@@ -279,9 +279,9 @@ class Meter:
     def _forget_removed(self) -> None:
         for model in self._targets:
             self._removed.pop(model, None)
-        self._removed |= {
-            m: None for m in self._own.models if m not in self._targets | self._removed
-        }
+        for model in self._own.models:
+            if model not in self._targets:
+                self._removed.setdefault(model)
         waiting = self._waiting(time.monotonic())
         for model in tuple(self._removed)[: max(0, len(self._removed) - MAX_REMOVED)]:
             if model not in waiting:

@@ -157,6 +157,7 @@ class Outbox:
                 instance=choice.instance,
                 reason=choice.reason,
                 excluded=tuple(sorted({target.instance for target in barred})),
+                key=request.key,
             )
         )
 

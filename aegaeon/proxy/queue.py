@@ -86,9 +86,9 @@ class Queue:
                 "other keys; try again later"
             )
         limit = self._max_open_mb * 1e6
-        room_bytes, most_bytes = limit * (1 - RESERVE), limit * (1 - RESERVE * NEWCOMERS)
-        bytes_ = self._bytes + more
-        if bytes_ > most_bytes or (bytes_ > room_bytes and held.bytes + more > room_bytes * share):
+        room_bytes, total_bytes = limit * (1 - RESERVE), self._bytes + more
+        is_over = total_bytes > room_bytes and held.bytes + more > room_bytes * share
+        if is_over or total_bytes > limit * (1 - RESERVE * NEWCOMERS):
             raise QueueFull(
                 f"this key has prompts of {held.bytes / 1e6:g} MB open, and the room that is left "
                 "is for other keys; try again later"
