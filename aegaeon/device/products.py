@@ -2,17 +2,20 @@
 
 A row's bits must not depend on its batch mates. The vendor's library chooses its algorithm by the
 shape, so every product of a weight is the same call: as many rows, the last tile padded with what
-nobody reads; the same strides and types; operands that begin at 256 bytes. That each row of a call
-is summed up alike is then a property of the one algorithm, which splits sums by their length or
-not at all; tests on a device look for it.
+nobody reads; the same strides and types; tiles of which x begins at a multiple of 64 bytes, and
+what is made of it always as far behind one. That each row of a call is summed up alike is then a
+property of the one algorithm, which splits sums by their length or not at all; tests on a device
+look for it.
 
 A tile costs what its rows do, so it has to stay below the ridge, where a device computes as long as
-it reads the weights: R rows make R operations of each byte of 16-bit weights. The ridge is at 989
+it moves: R rows make R operations of each byte of 16-bit weights that is read. The ridge is at 989
 TFLOP/s / 3.35 TB/s = 295 on H100 and H800, 206 on H200, 312 / 2.04 = 153 on A100 (1.56: 200), 165
 on RTX 4090: tiles of 128 rows leave a decode bound by memory on all of them. (Not on H20: 148 / 4.0
-= 37; there a tile of 128 takes 3.5 times what reading does.) Of float32 weights, at full precision,
-R rows make R / 2 a byte, and the ridge is at 67 / 3.35 = 20 on H100, 9.6 on A100 (19.5 / 2.04): 16
-rows.
+= 37; there a tile of 128 takes 3.5 times what reading does.) Beside the weights, N outputs of K
+inputs, a product writes its tile: 128 float32 rows are 512 bytes of each of N columns, 256 / K of
+the weights' 2 K: 6 % for K = 4096, the padding included. Of float32 weights, at full precision, R
+rows make R / 2 a byte, and the ridge is at 67 / 3.35 = 20 on H100, 9.6 on A100 (19.5 / 2.04): 16
+rows, 16 / K of the weights' bytes.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +29,8 @@ from aegaeon.errors import DeviceError
 
 HALF_TILE_ROWS = 128
 FLOAT_TILE_ROWS = 16
+# Bytes between tiles, of x and of what is made, are a multiple of it for rows of any length.
+TILE_ALIGNMENT = 64
 
 
 class Products(ABC):
@@ -57,7 +62,8 @@ class TorchProducts(Products):
         check_torch()
         self._device = torch.device("cuda", number)
         matmul = torch.backends.cuda.matmul
-        # Sums of partial sums are float32, too.
+        # Sums of partial sums are float32, too. That there be none (allow_splitk of newer ones) is
+        # for cuBLASLt alone: torch raises then for what goes to cuBLAS, as these products do.
         matmul.allow_bf16_reduced_precision_reduction = False
         matmul.allow_fp16_reduced_precision_reduction = False
         matmul.allow_fp16_accumulation = False
@@ -67,6 +73,9 @@ class TorchProducts(Products):
         return view_of(memory)
 
     def multiply(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        assert x.data_ptr() % TILE_ALIGNMENT == 0, (
+            "an operand's algorithm may go by where it begins"
+        )
         if weight.dtype == torch.float32:
             torch.mm(x, weight.T, out=out)
         else:

@@ -335,6 +335,13 @@ def test_any_call_may_fail_and_the_next_step_is_right(tmp_path, eager):
 # Products by torch
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_tiles_of_rows_of_any_length_begin_alike(dtype):
+    rows = products.Products.tile_rows(None, dtype)
+    assert rows * dtype.itemsize % products.TILE_ALIGNMENT == 0
+    assert rows * torch.float32.itemsize % products.TILE_ALIGNMENT == 0
+
+
 def test_this_torch_has_products_of_halves_in_float32():
     schema = torch.ops.aten.mm.dtype_out._schema
     assert [argument.name for argument in schema.arguments] == ["self", "mat2", "out_dtype", "out"]
