@@ -118,7 +118,8 @@ def test_a_bad_request_is_an_error_of_one_line_before_any_headers(
 ):
     if "json" in request_body:
         request_body = {"json": {**request_body["json"], "stream": is_stream}}
-    answer = post(server, **request_body)
+    headers = {"content-type": "application/json"}
+    answer = post(server, headers=headers, **request_body)
     error = answer.json()["error"]
     assert (answer.status_code, set(error)) == (status, {"message", "type", "param", "code"})
     assert hint in error["message"] and "\n" not in error["message"]
