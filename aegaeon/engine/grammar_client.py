@@ -108,8 +108,8 @@ class GrammarHost:
         return next(self._keys)
 
     def ask(self, key: int, question: Question, life: int) -> "Future[bytearray]":
-        """Send a question to the process of this life; its answer comes as a mask, InvalidRequest,
-        HostLost or Overloaded."""
+        """Send a question to the process of this life; its answer comes as a mask, HostLost or
+        what Constraint.allowed raises."""
         answer: Future[bytearray] = Future()
         digest = digest_of(question.grammar) if isinstance(question, Begin) else b""
         with self._lock:
