@@ -12,7 +12,7 @@ from torch import Tensor
 from aegaeon.device.base import Change, Device
 from aegaeon.engine.base import Engine, EngineUsage, check_request
 from aegaeon.engine.batch import Part, build_batch, plan_passes
-from aegaeon.engine.constraints import Constraint, GrammarHost
+from aegaeon.engine.constraints import Constraint
 from aegaeon.engine.drawing import (
     adjustment_of,
     change_of,
@@ -22,6 +22,7 @@ from aegaeon.engine.drawing import (
     split_late,
     split_logits,
 )
+from aegaeon.engine.grammar_client import GrammarHost
 from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
