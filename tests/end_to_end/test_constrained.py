@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -118,6 +119,21 @@ def test_a_grammar_that_becomes_too_much_ends_in_an_error(client):
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, "tagged", response_format={"type": "json_schema", "json_schema": asked})
     assert caught.value.status_code == 400
+
+
+def test_schemas_of_much_work_are_refused_beside_answers_that_go_on(client):
+    def heavy(number):
+        asked = {"name": "n", "schema": {"type": "integer", "multipleOf": 1_000_003 + 2 * number}}
+        with pytest.raises(openai.BadRequestError, match="too much"):
+            ask(client, "tagged", response_format={"type": "json_schema", "json_schema": asked})
+
+    alone = ask(client, "tagged", response_format=AS_PERSON).choices[0].message.content
+    with ThreadPoolExecutor(2) as pool:
+        refusals = [pool.submit(heavy, number) for number in range(2)]
+        beside = ask(client, "tagged", response_format=AS_PERSON).choices[0].message.content
+        assert beside == alone
+        for refusal in refusals:
+            refusal.result(60)
 
 
 NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 60, "maxItems": 60}
