@@ -115,7 +115,7 @@ class CudaOperators(Device):
         if not draws:
             compute.device.synchronize()
             return []
-        logits = logits.contiguous()
+        assert logits.is_contiguous(), "a step's logits are, and so is what is selected of them"
         native = _native.CudaDraws(draw_operands(draws), (logits.shape[0], logits.shape[1]))
         room = compute.rooms.draws.reserve(native.room_bytes)
         drawn = native.sample(compute.device, compute.exchange, logits.data_ptr(), room)

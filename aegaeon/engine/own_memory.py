@@ -60,7 +60,6 @@ def open_on(
         kv = SwappedKv(pools, copier, traffic, costs, settings.prefix_cache, lending)
         build = decoders_on(parts.device)
         weights = StagedWeights(parts.source, arena, copier, build, traffic)
-        pools = (pool, parts.pool)
         shelf = Shelf(settings, budgets, parts.source, pools, device.compute.check)
         held = EngineMemory(weights, kv, traffic, costs, shelf, parts.source.evictions)
         engine = ModelEngine(specs, parts.shapes, held, parts.device)

@@ -63,7 +63,14 @@ void bind_memory(py::module_& module) {
                              [](const cuda::Memory& self) { return address_of(self.base()); })
       .def_property_readonly("size_bytes", &cuda::Memory::bytes)
       .def_property_readonly("number", [](const cuda::Memory& self) { return self.device(); })
-      .def("handle", [](const cuda::Memory& self) { return py::bytes(self.handle()); });
+      .def("handle", [](const cuda::Memory& self) {
+        std::string handle;
+        {
+          const py::gil_scoped_release without_gil;
+          handle = self.handle();
+        }
+        return py::bytes(handle);
+      });
   py::class_<cuda::Peer, std::shared_ptr<cuda::Peer>>(module, "CudaPeer", py::module_local())
       .def_property_readonly("address",
                              [](const cuda::Peer& self) { return address_of(self.base()); });
@@ -97,13 +104,16 @@ void bind_device(py::module_& module) {
       .def_property_readonly("number", &Device::number)
       .def_property_readonly("stream",
                              [](const Device& self) { return address_of(self.compute()); })
-      .def_property_readonly("free_bytes",
-                             [](const Device& self) { return self.memory().free_bytes; })
-      .def_property_readonly("total_bytes",
-                             [](const Device& self) { return self.memory().total_bytes; })
+      .def_property_readonly(
+          "free_bytes",
+          py::cpp_function([](const Device& self) { return self.memory().free_bytes; }, released()))
+      .def_property_readonly(
+          "total_bytes",
+          py::cpp_function([](const Device& self) { return self.memory().total_bytes; },
+                           released()))
       .def_property_readonly("capability", &Device::capability)
       .def_property_readonly("block_shared_bytes", &Device::block_shared_bytes)
-      .def("check", &Device::check_alive)
+      .def("check", &Device::check_alive, released())
       .def("synchronize", &Device::synchronize, released())
       .def(
           "allocate",
@@ -116,7 +126,7 @@ void bind_device(py::module_& module) {
           [](std::shared_ptr<Device> self, const std::string& handle, std::size_t size_bytes) {
             return std::make_shared<cuda::Peer>(std::move(self), handle, size_bytes);
           },
-          py::arg("handle"), py::arg("size_bytes"))
+          py::arg("handle"), py::arg("size_bytes"), released())
       .def("copy_engine", &make_copy_engine, py::arg("chunk_bytes"));
   bind_pins(device);
 }

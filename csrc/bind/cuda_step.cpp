@@ -266,9 +266,9 @@ void bind_cuda_step(py::module_& module) {
       .def_property_readonly(
           "stream", [](const Recorder& self) { return reinterpret_cast<Address>(self.stream()); })
       .def("synchronize", &Recorder::synchronize, Shared())
-      .def("begin", &Recorder::begin)
-      .def("end", &Recorder::end)
-      .def("abandon", &Recorder::abandon);
+      .def("begin", &Recorder::begin, Shared())
+      .def("end", &Recorder::end, Shared())
+      .def("abandon", &Recorder::abandon, Shared());
 }
 
 }  // namespace aegaeon

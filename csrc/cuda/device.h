@@ -31,7 +31,7 @@ class Device {
   // What computes. Copies that are submitted to an engine of this device start behind all that it
   // has been given by then; so it must not be captured into a graph.
   cudaStream_t compute() const { return compute_.handle(); }
-  // Waits until the stream that computes has done all.
+  // Sleeps until the stream that computes has done all that it has been given by now.
   void synchronize() const;
   // Behind what the stream that computes was given, before what it will be.
   void zero(std::byte* place, std::size_t bytes) const;
@@ -55,6 +55,8 @@ class Device {
   const int number_;
   Places places_;
   Stream compute_;
+  // Where a thread waits; one that waits for the point of another waits for a later one.
+  mutable Event done_;
 };
 
 // Memory of `device`, zeroed, for copies too.

@@ -27,6 +27,7 @@ inline bool is_sticky(cudaError_t error) {
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorContextIsDestroyed:
     case cudaErrorExternalDevice:
+    case cudaErrorUnknown:  // of an internal error, which nothing has been seen to come back from
       return true;
     default:
       return false;

@@ -10,6 +10,7 @@
 #include "bind/cuda_ops.cpp"
 #include "bind/cuda_step.cpp"
 #include "bind/errors.h"
+#include "cuda/sticky.h"
 #include "testing/cudart/control.h"
 #include "testing/emulation/block.h"
 #include "testing/emulation/products.h"
@@ -47,6 +48,8 @@ PYBIND11_MODULE(cuda_stand_in, module) {
   module.def("fail_call", &cudart::fail_call);
   module.def("lose_device", &cudart::lose_device);
   module.def("has_failed", &cudart::has_failed);
+  module.def("is_sticky",
+             [](int code) { return aegaeon::cuda::is_sticky(static_cast<cudaError_t>(code)); });
   module.def("lock_read_only", &cudart::lock_read_only);
   module.def("set_capability", &cudart::set_capability);
   module.def("set_driver", &cudart::set_driver);

@@ -91,6 +91,18 @@ def test_a_load_under_way_is_told_and_not_tried_again(specs, call):
     with_engine(specs, scenario)
 
 
+# By the runtime's own codes. The last one is of a failure within the driver.
+@pytest.mark.parametrize("code", [214, 226, 700, 702, 710, 716, 719, 721, 999])
+def test_what_a_device_says_last_is_known(code):
+    assert stand_in().is_sticky(code)
+
+
+# Bad values, no memory, a system that refuses, a recording that was spoiled.
+@pytest.mark.parametrize("code", [0, 1, 2, 304, 600, 712, 800, 801, 900, 901])
+def test_what_a_device_survives_is_known(code):
+    assert not stand_in().is_sticky(code)
+
+
 def test_torchs_own_words_for_it_are_understood(specs, monkeypatch):
     """Torch raises RuntimeError for whatever a device tells it."""
 

@@ -15,11 +15,12 @@ struct alignas(16) Word {
   std::uint32_t of[4];
 };
 
-// Blocks: [piece of a block of KV][number of the block of KV].
+// Blocks: [number of the block of KV][piece of a block of KV]: there may be any count of the
+// former, and 65,535 of the latter, which are 2 GiB.
 template <bool is_gathering>
 __global__ void __launch_bounds__(kCopyThreads) copy_blocks(const CopyBlocksParams params) {
   const std::size_t words = params.block_pages * params.page_bytes / sizeof(Word);
-  const std::size_t first = blockIdx.x * kPieceWords, number = blockIdx.y;
+  const std::size_t number = blockIdx.x, first = blockIdx.y * kPieceWords;
   const auto id = static_cast<std::size_t>(params.blocks[number]);
   Word* const block = static_cast<Word*>(params.pages) + id * params.page_bytes / sizeof(Word);
   Word* const staged = static_cast<Word*>(params.stage) + number * words;
@@ -36,7 +37,7 @@ void copy(Stream stream, const CopyBlocksParams& params) {
   const std::size_t words = params.block_pages * params.page_bytes / sizeof(Word);
   const auto pieces = static_cast<unsigned>((words + kPieceWords - 1) / kPieceWords);
   launch(&copy_blocks<is_gathering>,
-         {{pieces, static_cast<unsigned>(params.count), 1}, kCopyThreads, 0}, stream, params);
+         {{static_cast<unsigned>(params.count), pieces, 1}, kCopyThreads, 0}, stream, params);
 }
 
 }  // namespace

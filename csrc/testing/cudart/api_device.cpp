@@ -16,7 +16,7 @@ cudaError_t CUDARTAPI cudaGetLastError() {
 }
 
 const char* CUDARTAPI cudaGetErrorName(cudaError_t error) {
-  return error == cudaErrorUnknown          ? "cudaErrorUnknown"
+  return error == cudaErrorOperatingSystem  ? "cudaErrorOperatingSystem"
          : error == cudaErrorIllegalAddress ? "cudaErrorIllegalAddress"
                                             : "another error of CUDA";
 }

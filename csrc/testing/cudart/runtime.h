@@ -77,7 +77,7 @@ cudaError_t told(bool is_good, cudaError_t otherwise);
 
 // Counts a call that may fail, under the lock; returns what it must fail with: `ordinary` if it is
 // the call that a test chose, the device's last word if that is lost, else success.
-cudaError_t failure(cudaError_t ordinary = cudaErrorUnknown);
+cudaError_t failure(cudaError_t ordinary = cudaErrorOperatingSystem);
 // What a call that gives back tells: it does so even of a device that is lost, and is not counted.
 cudaError_t last_word();
 
