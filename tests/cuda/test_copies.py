@@ -1,8 +1,9 @@
 """The copy engine's CUDA backend without a GPU: on a stand-in for the CUDA runtime, in eager, lazy
 and random orders, with calls that fail; and bugs put into it, which must all be found."""
 
-from pathlib import Path
+from pathlib import itertools
 
+import Path
 import pytest
 
 from tests.support.cuda_toolkit import the_toolkit
@@ -118,13 +119,30 @@ def flags() -> list[str]:
     return ["-isystem", str(the_toolkit() / "include")]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize(
+    ("sanitizer", "order"),
+    [
+        pytest.param(*case, marks=() if case[1] == "random" else pytest.mark.thorough)
+        for case in itertools.product(SANITIZERS, ORDERS)
+    ],
+)
 def test_copies_are_right_in_every_order_and_whatever_fails(sanitizer, order, flags):
     run_sanitized(PROGRAM, SOURCES, sanitizer, ORDERS[order], flags=flags)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+# The others are of the same kinds: `make check-cuda` runs them.
+QUICK = {
+    "a stage that is used again before it was read",
+    "a copy over what kernels still use",
+    "memory that is only read, locked to be written",
+    "a loss that nobody else is told",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in MUTANTS],
+)
 def test_a_bug_that_is_put_in_is_found(name, flags, tmp_path, record_property):
     original, changes = MUTANTS[name]
     text = original.read_text(encoding="utf-8")

@@ -77,7 +77,7 @@ def test_a_call_that_fails_is_told_or_made_good(specs, undisturbed, calls, recor
 
 @pytest.mark.parametrize(
     "calls",
-    [steps(2), *(pytest.param(steps(n), marks=pytest.mark.thorough) for n in OTHERS if n != 2)],
+    [pytest.param(steps(n), marks=pytest.mark.thorough) for n in OTHERS],
 )
 def test_a_lost_device_is_told_wherever_it_shows(specs, undisturbed, calls, record_property):
     errors = check_lives(specs, undisturbed, "lose_device", calls)
