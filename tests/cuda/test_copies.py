@@ -1,9 +1,10 @@
 """The copy engine's CUDA backend without a GPU: on a stand-in for the CUDA runtime, in eager, lazy
 and random orders, with calls that fail; and bugs put into it, which must all be found."""
 
-from pathlib import itertools
+import itertools
+from pathlib import Path
 
-import Path
+import pytest
 import pytest
 
 from tests.support.cuda_toolkit import the_toolkit
