@@ -5,7 +5,6 @@ import itertools
 from pathlib import Path
 
 import pytest
-import pytest
 
 from tests.support.cuda_toolkit import the_toolkit
 from tests.support.sanitized import CSRC, SANITIZERS, compile_one, link, run, run_sanitized
