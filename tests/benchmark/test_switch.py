@@ -13,6 +13,7 @@ from benchmark.random_model import SMALL, write_model
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_it_measures_every_row_when_started_by_its_path(tmp_path):
     command = [sys.executable, str(ROOT / "benchmark/switch.py"), "--quick", "--json"]

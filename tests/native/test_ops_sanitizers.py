@@ -1,6 +1,8 @@
 """Operators, recorded steps and their thread pool under the sanitizers, on every instruction set
 that is here."""
 
+import itertools
+
 import pytest
 
 from tests.support.sanitized import CSRC, SANITIZERS, run_sanitized
@@ -12,7 +14,16 @@ SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "ops" / "slot_l
 SOURCES += [CSRC / "shm" / "futex.cpp"]
 
 
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", ["ops_stress", "step_stress"])
+# Threads meet in recorded steps just the same.
+SLOW = {("ops_stress", "thread")}
+
+
+@pytest.mark.parametrize(
+    ("program", "sanitizer"),
+    [
+        pytest.param(*case, marks=pytest.mark.thorough if case in SLOW else ())
+        for case in itertools.product(["ops_stress", "step_stress"], SANITIZERS)
+    ],
+)
 def test_the_sanitizers_find_nothing_in_the_operators(program, sanitizer):
     run_sanitized(program, SOURCES, sanitizer)
