@@ -14,7 +14,7 @@ SHORT, LONG, CALL = "attend_short.h", "attend_long.h", "attend_call.h"
 LAUNCH, ROWS, BLOCK = "attend_launch.h", "cuda_rows_stress", "sampling_block.h"
 ATTEND = "cuda_attend_stress"
 SYNC = "__syncthreads();"
-SHORT = "kShared = sizeof(ShortMemory<T, head_dim>)"
+SHARED = "kShared = sizeof(ShortMemory<T, head_dim>)"
 
 
 def without(source: str, before: str, after: str = "") -> Mutant:
@@ -54,7 +54,7 @@ MUTANTS = {
     ),
     "shared memory is too short": (
         *(ATTEND, ADDRESS),
-        Mutant(LAUNCH, f"{SHORT};", f"{SHORT} - 64;"),
+        Mutant(LAUNCH, f"{SHARED};", f"{SHARED} - 64;"),
     ),
     "the block behind is read": (
         *(ATTEND, ADDRESS),

@@ -210,17 +210,19 @@ def test_embeddings_are_rows_and_of_no_token_are_no_numbers(cuda, features, dtyp
     ids = torch.tensor([0, 74, 31, 75, -1, 5])
     sequences = PagedSequences(KvShape(1, 1, 64), [6], area=cuda.area)
     batch = replace(sequences.batch([(0, 0, 6)]), logit_rows=torch.arange(6))
-    ones = cuda.put(torch.ones(features))
+    ones, eps = cuda.put(torch.ones(features)), 1e-6
     angles = torch.ones(6, FEATURES), torch.zeros(6, FEATURES)
-    added = Projection((cuda.matrix(torch.zeros(features, features), torch.float32),))
+    same = Projection((cuda.matrix(torch.eye(features), torch.float32),))
 
     def step(ops, given, _):
-        return ops.linear(ops.rms_norm(given.x, ones, 0.0), added, residual=given.x)
+        return ops.linear(ops.rms_norm(given.x, ones, eps, rows=given.batch.logit_rows), same)
 
     runner, embedding = cuda.operators().new_runner(), Embedding(ids, cuda.matrix(table, dtype))
     runner.prepare(step, features, FEATURES)
     made = cuda.get(runner.run_tokens(step, embedding, angles, batch, lambda _: None))
-    assert torch.equal(made[[0, 1, 2, 5]], table[[0, 74, 31, 5]].float())
+    rows = table[[0, 74, 31, 5]].double()
+    expected = rows / (rows.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    assert (made[[0, 1, 2, 5]].double() - expected).abs().max() < 1e-5
     assert made[3:5].isnan().all()
 
 
