@@ -39,6 +39,10 @@ BUDGETS = {
 }
 
 
+# The build has the same gates against spills; what is more is for `make check-cuda`.
+pytestmark = pytest.mark.thorough
+
+
 @pytest.fixture(scope="module")
 def kernels():
     return compile_all()
