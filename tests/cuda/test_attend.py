@@ -11,6 +11,9 @@ from torch import Tensor
 from tests.support.device_kv import DeviceKv, Shape
 from tests.support.emulated import library, set_schedule
 
+# It takes long; `make check-cuda` and `make test-all` run it.
+pytestmark = pytest.mark.thorough
+
 SCALE = 0.1
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Both half types take the same ways.

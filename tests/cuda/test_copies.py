@@ -9,6 +9,9 @@ import pytest
 from tests.support.cuda_toolkit import the_toolkit
 from tests.support.sanitized import CSRC, SANITIZERS, compile_one, link, run, run_sanitized
 
+# It takes long; `make check-cuda` and `make test-all` run it.
+pytestmark = pytest.mark.thorough
+
 PROGRAM = "cuda_copies"
 LAZY = "1"
 ORDERS = {"eager": "0", "lazy": LAZY, "random": "2"}

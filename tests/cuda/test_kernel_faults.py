@@ -10,6 +10,9 @@ from tests.support.kernel_stress import (
     run_stress,
 )
 
+# It takes long; `make check-cuda` and `make test-all` run it.
+pytestmark = pytest.mark.thorough
+
 SHORT, LONG, CALL = "attend_short.h", "attend_long.h", "attend_call.h"
 LAUNCH, ROWS, BLOCK = "attend_launch.h", "cuda_rows_stress", "sampling_block.h"
 ATTEND = "cuda_attend_stress"

@@ -12,6 +12,9 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.cuda_life import Life
 from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM, cuda_device
 
+# It takes long; `make check-cuda` and `make test-all` run it.
+pytestmark = pytest.mark.thorough
+
 ORDERS = (LAZY, RANDOM, EAGER)
 # A life has two hundred calls or so; without `thorough` some of them are tried.
 STEP = 12

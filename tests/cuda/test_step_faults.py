@@ -9,6 +9,9 @@ import pytest
 from tests.support.cuda_stand_in import MUTANT, build_stand_in
 from tests.support.sanitized import ROOT
 
+# It takes long; `make check-cuda` and `make test-all` run it.
+pytestmark = pytest.mark.thorough
+
 EXCHANGE, UPLOAD = "cuda/exchange.cpp", "ops/cuda/step_upload.cpp"
 UPLOADS = "test_steps_are_not_waited_for"
 GROWN = "test_a_room_that_has_grown"

@@ -14,8 +14,8 @@ SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "ops" / "slot_l
 SOURCES += [CSRC / "shm" / "futex.cpp"]
 
 
-# Threads meet in recorded steps just the same.
-SLOW = {("ops_stress", "thread")}
+# To compile all operators once more takes as long as all the rest; `make test-all` does.
+SLOW = {("ops_stress", "thread"), ("step_stress", "thread")}
 
 
 @pytest.mark.parametrize(
