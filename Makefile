@@ -12,8 +12,7 @@ DATA ?= ../shared/data
 SMOLLM2 := SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
-# Many tests wait for processes: one more than CI has processors.
-TEST_JOBS ?= 3
+TEST_JOBS ?= 2
 SERVE_ARGS ?= --models $(SMOLLM2)
 # Python compiles what is imported when it first is, a fraction of what there is.
 PIP_INSTALL = $(BIN)/pip install -q --no-compile -c $(CONSTRAINTS)
