@@ -4,6 +4,8 @@ Weights are row by row, as in their files. Only the stream of the native device 
 copies know what to start behind. Tokens are the CPU's for the same logits.
 """
 
+from __future__ import annotations  # a build without CUDA lacks the names
+
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 

@@ -4,6 +4,8 @@ A graph holds addresses and sizes, and none of what lies there: whoever has the 
 model that comes back to where its weights were, or another one of its form, takes it as it is.
 """
 
+from __future__ import annotations  # a build without CUDA lacks the names
+
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable

@@ -1,6 +1,8 @@
 """Memory of a CUDA device that steps use, and nothing outlives: what is not weights, KV or torch's
 own."""
 
+from __future__ import annotations  # a build without CUDA lacks the names
+
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakSet

@@ -1,6 +1,8 @@
 """Runs a model's step on a CUDA device: recorded once, then launched natively between products,
 after one upload of all that it needs; a decode of few shapes as a CUDA graph."""
 
+from __future__ import annotations  # a build without CUDA lacks the names
+
 import hashlib
 from dataclasses import dataclass, replace
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
+from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.engine.base import Engine, NullEngine
 from aegaeon.engine.regions import Regions
@@ -38,6 +39,7 @@ def _open_staged(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regi
 
 
 def _open_cuda(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> Engine:
+    _native.count_cuda_devices()  # a build without CUDA lacks the names that those modules take
     opener = cast(Opener, import_module("aegaeon.engine.cuda").open_cuda_engine)
     return opener(settings, specs, regions)
 

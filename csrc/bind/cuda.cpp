@@ -166,7 +166,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_total_bytes", [](int) { refuse(); }, py::arg("number"));
   module.def("CudaDevice", [](int) { refuse(); }, py::arg("number"));
   // Names that Python's side mentions in what it takes: nobody ever has one.
-  module.attr("CudaMemory") = module.attr("CudaPeer") = py::none();
+  for (const char* name : {"CudaMemory", "CudaPeer"}) module.attr(name) = py::none();
 }
 
 }  // namespace aegaeon

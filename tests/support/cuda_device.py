@@ -22,7 +22,7 @@ from aegaeon.engine import cuda as engine_cuda
 from aegaeon.errors import DeviceError
 from aegaeon.memory.area import Area
 from tests.support.cuda_products import HostProducts, host_view
-from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM, cuda_device
+from tests.support.cuda_stand_in import EAGER, LAZY, RANDOM, cuda_device, put_in_place
 
 STAND_IN, LATE, ANYHOW, DEVICE = "stand-in", "stand-in, late", "stand-in, anyhow", "cuda:0"
 ORDERS = {STAND_IN: EAGER, LATE: LAZY, ANYHOW: RANDOM}
@@ -60,9 +60,7 @@ def use_cuda(kind: str, is_torch_needed: bool = True) -> Iterator[None]:
         yield
         return
     with cuda_device(ORDERS[kind]) as module, pytest.MonkeyPatch.context() as patch:
-        for name in dir(module):
-            if hasattr(_native, name) or name.lower().startswith("cuda"):
-                patch.setattr(_native, name, getattr(module, name), raising=False)
+        put_in_place(module, patch)
         patch.setattr(engine_cuda, "view_of", host_view)
         products = HostProducts(module)
         patch.setattr(engine_cuda, "CudaOperators", partial(CudaOperators, products=products))

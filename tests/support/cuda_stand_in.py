@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from torch import Tensor
 
+from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix
@@ -94,6 +95,14 @@ def open_beside(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regio
     device = stand_in().CudaDevice(settings.cuda_number)
     compute = Compute(lambda _, budgets: CpuBeside(device, budgets.threads), pins=device)
     return open_on(on_device(device, host_view, compute), settings, specs, regions)
+
+
+def put_in_place(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """Have all that _native has of CUDA, or would have in a build with it, be the stand-in's."""
+    for name in dir(module):
+        is_ours = hasattr(_native, name) or name.lower().startswith("cuda")
+        if is_ours and not name.startswith("_"):
+            patch.setattr(_native, name, getattr(module, name), raising=False)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from aegaeon.models.packing import plan_pack
 from aegaeon.models.weights import PackedWeights, read_weights
 from tests.support.checkpoints import VOCAB_TOKENS, make_checkpoint
 from tests.support.cuda_products import HostProducts
-from tests.support.cuda_stand_in import cuda_device
+from tests.support.cuda_stand_in import cuda_device, put_in_place
 from tests.support.paged import PagedSequences
 
 # Of heads that the kernels have.
@@ -32,9 +32,7 @@ Part = tuple[int, int, int]  # sequence, start, rows
 def on_stand_in(order: int, monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> Iterator[ModuleType]:
     """Have all that _native has of CUDA on the stand-in and the emulation."""
     with cuda_device(order, seed) as module, monkeypatch.context() as patches:
-        for name in dir(module):
-            if hasattr(_native, name) and not name.startswith("_"):
-                patches.setattr(_native, name, getattr(module, name))
+        put_in_place(module, patches)
         yield module
 
 
