@@ -1,4 +1,5 @@
-"""Records of what was measured: what a request waited for, and what moved during switches.
+"""Records of what was measured: what a request waited for, what moved during switches, and how fast
+a model is.
 
 Only data lives here, as in `types`.
 """
@@ -18,6 +19,13 @@ class PhaseTotal(msgspec.Struct, frozen=True):
     count: int = 0
     moved_bytes: int = 0
     seconds: float = 0.0
+
+
+class Speed(msgspec.Struct, frozen=True, array_like=True):
+    """What a model takes at an instance, more or less: each token of a prompt, and its weights."""
+
+    token_s: float
+    load_s: float
 
 
 class Waited(msgspec.Struct, frozen=True, array_like=True):

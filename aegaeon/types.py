@@ -10,7 +10,7 @@ import msgspec
 
 from aegaeon.handles import DeviceKv as DeviceKv  # noqa: PLC0414  records of ours, too
 from aegaeon.handles import KvHandle as KvHandle  # noqa: PLC0414
-from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Waited
+from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Speed, Waited
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414
 from aegaeon.specs import Quantize as Quantize  # noqa: PLC0414
@@ -335,7 +335,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
     `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch.
     `refused` are models of the catalogue that cannot be served here, with the reason. `catalog` is
-    the version of it that is served."""
+    the version of it that is served. `ahead_s` of prefilling wait, by `speeds`, which are those of
+    models that have had requests."""
 
     state: InstanceState = "starting"
     current: ModelId | None = None
@@ -358,6 +359,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     looked_up_tokens: int = 0  # of prompts, of which `found_tokens` had not to be prefilled
     found_tokens: int = 0
     evicted_blocks: int = 0  # of KV that was kept to be found
+    ahead_s: float = 0.0
+    speeds: dict[ModelId, Speed] = {}
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
+from aegaeon.measures import Speed
 from aegaeon.scheduler.cost import Costs, ModelCost, Types, decode_costs
 from aegaeon.scheduler.refine import guessed_cost
 from aegaeon.types import ModelId, ModelSpec
@@ -14,6 +15,7 @@ from aegaeon.types import ModelId, ModelSpec
 log = logging.getLogger(__name__)
 
 LINK_GB_PER_S = 2.0  # guessed
+SPEED_TOKENS = 512  # of the prompt by which a model's speed is told
 SAME_SIZE = 1e-3  # weights that differ by no more of theirs are of copies of one model
 
 
@@ -52,6 +54,13 @@ def costs_of(
             model_mix=tuple(models),
         )
     return costs, frozenset(names)
+
+
+def speed_of(costs: Costs, model: ModelCost) -> Speed:
+    """Return what others are told of how fast `model` is, to two digits: finer changes are not
+    worth telling."""
+    token_s = model.prefill_s(SPEED_TOKENS) / SPEED_TOKENS
+    return Speed(float(f"{token_s:.2g}"), float(f"{costs.load_s(model):.2g}"))
 
 
 def _measured(known: Costs, spec: ModelSpec, types: Types) -> ModelCost | None:

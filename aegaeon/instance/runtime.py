@@ -280,6 +280,8 @@ class Runtime:
         snapshot = self._parts.scheduler.snapshot()
         self._is_ready = self._is_ready or not snapshot.preloading
         served = self._parts.served
+        speeds = {} if served is None else served.speeds(snapshot.to_prefill)
+        ahead_s = sum(snapshot.to_prefill[model] * one.token_s for model, one in speeds.items())
         progress = self._actions, usage.passes, usage.moved
         is_stuck = self._parts.watchdog.is_stuck(self._parts.compute.is_busy, progress, now)
         return InstanceStatus(
@@ -304,6 +306,8 @@ class Runtime:
             looked_up_tokens=usage.looked_up_tokens,
             found_tokens=usage.found_tokens,
             evicted_blocks=usage.evicted_blocks,
+            ahead_s=round(ahead_s, LOAD_DIGITS),
+            speeds=speeds,
         )
 
     def _state(self) -> Literal["starting", "ready", "draining"]:

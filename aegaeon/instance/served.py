@@ -4,15 +4,18 @@ Owned by the runtime. One that cannot be served here is refused, and others see 
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.errors import AegaeonError, StoreUnavailable
-from aegaeon.instance.costs import costs_of
+from aegaeon.instance.costs import costs_of, speed_of
 from aegaeon.instance.launch import Launch
 from aegaeon.instance.presence import Presence
+from aegaeon.measures import Speed
 from aegaeon.metrics import Target
+from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.scheduler.residency import Residency
@@ -56,6 +59,7 @@ class Served:
         self._seen = launch.catalog
         self._refused: dict[ModelId, tuple[ModelSpec, str]] = {}
         self._look_s = float("-inf")
+        self._speeds: dict[ModelId, tuple[ModelCost, Speed]] = {}  # and of what costs they are
 
     @property
     def version(self) -> int:
@@ -66,6 +70,20 @@ class Served:
     def refused(self) -> dict[ModelId, str]:
         """Models that cannot be served here, or not as wanted, and why."""
         return {model: why for model, (_, why) in self._refused.items()}
+
+    def speeds(self, models: Iterable[ModelId]) -> dict[ModelId, Speed]:
+        """Return how fast those of `models` are that are known here."""
+        costs = self._deciding.learning.costs
+        speeds = {}
+        for model in models:
+            cost = costs.models.get(model)
+            if cost is None:
+                continue
+            known = self._speeds.get(model)
+            if known is None or known[0] is not cost:
+                known = self._speeds[model] = cost, speed_of(costs, cost)
+            speeds[model] = known[1]
+        return speeds
 
     def preload(self, model: ModelId) -> None:
         """Bring a model in that is served, while there is free room."""
@@ -135,6 +153,7 @@ class Served:
             return False
         self._engine.end_model(model)
         self._deciding.learning.leave(model)
+        self._speeds.pop(model, None)
         if self._specs.pop(model, None) is not None:
             log.info("model removed model=%s", model)
         return True

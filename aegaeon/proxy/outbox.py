@@ -24,8 +24,9 @@ from aegaeon.errors import (
 )
 from aegaeon.explanations import Dispatched, Explain
 from aegaeon.proxy.questions import Asked, Choices
-from aegaeon.scheduler.dispatch import Choice, LiveDispatcher
+from aegaeon.scheduler.dispatch import Choice, LiveDispatcher, Prompt
 from aegaeon.scheduler.policies import POLICIES
+from aegaeon.scheduler.prompts import SentPrompts
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import encode
 from aegaeon.types import (
@@ -69,6 +70,7 @@ class Outbox:
         self._settings = settings
         self._store = domain.metadata()
         self._dispatcher = LiveDispatcher(POLICIES[settings.policy].dispatcher())
+        self._prompts = SentPrompts[Target]()
         self.choices = Choices()
         self._instances: tuple[Instance, ...] = ()
         self._read_s = float("-inf")
@@ -99,10 +101,12 @@ class Outbox:
         if len(record) > 1 << 20:
             raise RecordTooLarge("the prompt is too long for one message; shorten it")
         full: set[Target] = set()
+        keys = self._keys(request)
         while True:
             barred = refused | self._closed | full
             rows = tuple(row for row in self.snapshot() if target_of(row) not in barred)
-            choice = self._dispatcher.dispatch(rows, request.model, self._unseen(rows))
+            unseen, prompt = self._unseen(rows), self._prompt(request, keys, rows)
+            choice = self._dispatcher.dispatch(rows, request.model, unseen, prompt)
             if choice is None and full:
                 names = ", ".join(sorted(target.instance for target in full))
                 raise Overloaded(f"{names} take no messages just now; try again")
@@ -122,6 +126,7 @@ class Outbox:
                 full.add(target)
                 continue
             self.assign(target, request.model)
+            self._prompts.note(keys, target)
             self._note(request, choice, barred, sent_s)
             return target
 
@@ -143,6 +148,18 @@ class Outbox:
     def preload(self, model: ModelId, instance: InstanceId) -> None:
         """Have `instance` bring a model in. Raises StoreUnavailable."""
         self.ask(Preload(model), instance)
+
+    def _keys(self, request: Request) -> list[int]:
+        """The hashes of a prompt, where they say something: others may know it, too."""
+        if not self._settings.prefix_cache or len(self.snapshot()) < 2:
+            return []
+        return self._prompts.keys(request.model, request.prompt_token_ids)
+
+    def _prompt(self, request: Request, keys: list[int], rows: tuple[Instance, ...]) -> Prompt:
+        """What those of `rows` may know of a prompt: lives, for a new one knows nothing."""
+        sent = self._prompts.known(keys)
+        known = {row.record.id: sent.get(target_of(row), 0) for row in rows} if sent else {}
+        return Prompt(len(request.prompt_token_ids), known)
 
     def _note(
         self, request: Request, choice: Choice, barred: Collection[Target], sent_s: float

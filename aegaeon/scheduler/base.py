@@ -17,7 +17,8 @@ class SchedulerSnapshot(msgspec.Struct, frozen=True):
     `running` counts those on their way to another instance, too. `preloading` are models still to
     be loaded because the settings ask for it at start. `load` and `joins` are what a dispatcher
     goes by: how busy the device is in its policy's measure, and the models of which one request
-    more makes no switch more.
+    more makes no switch more. `to_prefill` are tokens that wait for it, of each model that has ever
+    had requests.
     """
 
     current: ModelId | None
@@ -29,6 +30,7 @@ class SchedulerSnapshot(msgspec.Struct, frozen=True):
     preloading: tuple[ModelId, ...] = ()
     load: float = 0.0
     joins: tuple[ModelId, ...] = ()
+    to_prefill: dict[ModelId, int] = {}
 
 
 class Scheduler(ABC):

@@ -56,6 +56,11 @@ class Group:
         return bool(self.waiting or self.running)
 
     @property
+    def to_prefill(self) -> int:
+        """Tokens of those that wait."""
+        return sum(entry.tokens for entry in self.waiting.values())
+
+    @property
     def load_at_s(self) -> float:
         """No load before this."""
         return max(self.load_retry.at_s, self.loss_retry.at_s)

@@ -204,6 +204,7 @@ class Ledger(Scheduler, Generic[GroupT]):
             preloading=self._loads.preloading,
             load=self.load,
             joins=tuple(model for model in self._groups if self.joins(model)),
+            to_prefill={g.model: g.to_prefill for g in groups},
         )
 
     def _group_of(self, request: Request) -> GroupT:
