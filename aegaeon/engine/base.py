@@ -64,6 +64,12 @@ class Engine(ABC):
         not fit even alone)."""
 
     @abstractmethod
+    def known_tokens(self, request: RequestId) -> int:
+        """Return how many tokens of a sequence, that is part of no running action, its next step
+        need not run, as things stand: others may take the room of what is kept for it. 0 for
+        unknown ids."""
+
+    @abstractmethod
     def release(self, request: RequestId) -> None:
         """Forget the sequence and free what of its KV is still ours; unknown ids are ignored. Never
         called for a request that is part of a running action."""
@@ -176,6 +182,9 @@ class NullEngine(Engine):
 
     def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:  # noqa: ARG002
         known = self._requests[request]
+    def known_tokens(self, request: RequestId) -> int:  # noqa: ARG002  it keeps nothing
+        return 0
+
         tokens = len(known.prompt_token_ids) + self._generated[request]
         kv_bytes = tokens * self._specs[known.model].kv_token_bytes
         return KvHandle(owner=0, blocks=(), cached_tokens=tokens - 1, kv_bytes=kv_bytes)

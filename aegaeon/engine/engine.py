@@ -114,6 +114,8 @@ class ModelEngine(Engine):
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
+        # What ran each model last: what is kept is of that.
+        self._identities: dict[ModelId, bytes] = {}
         self._looked_up_tokens = 0  # of all sequences that began
         self._found_tokens = 0  # of these, that others had left
 
@@ -123,6 +125,16 @@ class ModelEngine(Engine):
             sequence = self._sequences.add(request, self._shapes[spec.id], spec.context_tokens)
             self._count(spec.id, 1)
         self._begin(sequence)
+
+    def known_tokens(self, request: RequestId) -> int:
+        sequence = self._sequences.find(request)
+        if sequence is None or not self._kv.prefixes.is_on:
+            return 0
+        with self._lock:
+            identity = self._identities.get(sequence.request.model)
+            if identity is not None:
+                sequence.begin(identity)
+            return self._kv.known_tokens(sequence)
 
     def release(self, request: RequestId) -> None:
         self._forget(request)
@@ -208,6 +220,7 @@ class ModelEngine(Engine):
     def usage(self) -> EngineUsage:
         evictions = self._evictions
         return EngineUsage(
+        self._identities.pop(model, None)
             weight_bytes=self._weights.used_bytes,
             weight_budget_bytes=self._weights.budget_bytes,
             kv_bytes=self._kv.pool.charged_bytes,
@@ -267,6 +280,7 @@ class ModelEngine(Engine):
             wanted = [self._sequences.get(request) for request in action.requests]
             for sequence in wanted:
                 sequence.begin(model.identity)
+        self._identities[action.model] = model.identity
             ready, preempted = self._sequences.make_room(wanted)
             shortage = self._kv.shortage if preempted else ""
         ready = leave_out_slow(self._kv.await_any(ready))

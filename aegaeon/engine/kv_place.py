@@ -38,6 +38,10 @@ class KvPlace(ABC):
         """
 
     @abstractmethod
+    def known_tokens(self, sequence: Sequence) -> int:
+        """Return how many of its tokens `grow` would find, or has: a guess, for who plans."""
+
+    @abstractmethod
     def give_up(self, sequence: Sequence) -> bool:
         """Take its blocks away; say whether its KV is kept elsewhere. If not, nothing is cached."""
 
@@ -83,6 +87,12 @@ class InPlaceKv(KvPlace):
             self.shortage = str(error)
             return False
         return True
+
+    def known_tokens(self, sequence: Sequence) -> int:
+        if sequence.cached or not sequence.is_shareable:
+            return sequence.cached
+        most = sequence.findable_tokens // BLOCK_TOKENS
+        return self.prefixes.knows(sequence.chain, most) * BLOCK_TOKENS
 
     def give_up(self, sequence: Sequence) -> bool:
         self.free(sequence)

@@ -95,6 +95,14 @@ class SwappedKv(KvPlace):
     def grow(self, sequence: Sequence) -> bool:
         return self._grow(sequence, is_patient=True)
 
+    def known_tokens(self, sequence: Sequence) -> int:
+        if sequence.cached or not sequence.is_shareable:
+            return sequence.cached
+        chain, most = sequence.chain, sequence.findable_tokens // BLOCK_TOKENS
+        here = self.prefixes.knows(chain, most)
+        more = self._more_on_host(sequence, here, most)
+        return (here + more) * BLOCK_TOKENS
+
     def give_up(self, sequence: Sequence) -> bool:
         if not sequence.blocks and sequence.cached:
             return True  # it is away already
@@ -325,9 +333,7 @@ class SwappedKv(KvPlace):
         most = sequence.findable_tokens // BLOCK_TOKENS
         sequence.held = self.prefixes.find(shape, chain, most)
         found = len(sequence.blocks)
-        more = self._kept.knows(chain, most) - found
-        tokens, moved_bytes = more * BLOCK_TOKENS, more * shape.block_bytes
-        if more > 0 and self._costs.is_worth_copying(sequence.request.model, tokens, moved_bytes):
+        if self._more_on_host(sequence, found, most):
             kept = self._kept.find(shape, chain, most)
             if len(kept.blocks) > found:
                 found = len(kept.blocks)
@@ -335,6 +341,14 @@ class SwappedKv(KvPlace):
             else:
                 self._kept.free(shape, chain, kept)
         sequence.cached = sequence.sound = sequence.found = found * BLOCK_TOKENS
+
+    def _more_on_host(self, sequence: Sequence, found: int, most: int) -> int:
+        """How many blocks of a new sequence the host has beyond those `found`, `most` in all; 0
+        where they are not worth bringing in."""
+        more = self._kept.knows(sequence.chain, most) - found
+        tokens, moved_bytes = more * BLOCK_TOKENS, more * sequence.shape.block_bytes
+        model = sequence.request.model
+        return more if more > 0 and self._costs.is_worth_copying(model, tokens, moved_bytes) else 0
 
     def _unfind(self, sequence: Sequence, is_new: bool) -> None:
         """Take back what `_find` did, if it did, for a sequence that does not get on."""

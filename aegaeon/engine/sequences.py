@@ -41,6 +41,10 @@ class SequenceTable:
         """Return a known sequence."""
         return self._sequences[request]
 
+    def find(self, request: RequestId) -> Sequence | None:
+        """Return a sequence if it is known."""
+        return self._sequences.get(request)
+
     def remove(self, request: RequestId, is_poisoned: bool = False) -> Sequence | None:
         """Forget a sequence, free its KV and return it; None for unknown ids.
 

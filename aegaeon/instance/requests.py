@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import msgspec
 
@@ -40,6 +41,9 @@ from aegaeon.types import (
 )
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 0.1  # between looks at what is known of those that wait
+MOST_LOOKED_AT = 32  # of these, the first ones: others will not be prefilled before the next look
 
 
 @dataclass(slots=True)
@@ -79,6 +83,8 @@ class Requests:
         self._live: dict[RequestId, _Live] = {}
         self.waits = Waits()
         self._in_action: frozenset[RequestId] = frozenset()
+        self._is_prefilling = False
+        self._look_at_s = float("-inf")
         self._to_release: set[RequestId] = set()  # ended while part of the running action
         self._to_submit: dict[RequestId, Request] = {}  # a next attempt, behind that release
         self._is_draining = False
@@ -176,6 +182,21 @@ class Requests:
             self._post_failure(request, error.code, str(error))
             return
         self._live[request.id] = _Live(request, self.waits.enter(request, now))
+        self._scheduler.expect(request.id, self._engine.known_tokens(request.id), now)
+
+    def look_up(self, now: float) -> None:
+        """Tell the scheduler, now and then, how much of those that wait need not be run: prefills
+        have left more of it, or others have taken the room."""
+        if now < self._look_at_s:
+            return
+        self._look_at_s = now + LOOK_S
+        waiting = (
+            request_id
+            for request_id, live in self._live.items()
+            if live.wait.state is not State.AT_WORK and request_id not in self._in_action
+        )
+        for request_id in islice(waiting, MOST_LOOKED_AT):
+            self._scheduler.expect(request_id, self._engine.known_tokens(request_id), now)
 
     def _is_held(self, request_id: RequestId) -> bool:
         """Whether the engine still has an attempt that has ended."""
@@ -195,6 +216,7 @@ class Requests:
         self.waits.begin(action, now)
         if isinstance(action, Prefill | Decode):
             self._in_action = frozenset(action.requests)
+        self._is_prefilling = isinstance(action, Prefill)
         if isinstance(action, Prefill):
             self._note(action.requests, State.AT_WORK, now)
 
@@ -204,6 +226,8 @@ class Requests:
         Before the scheduler hears of it; next attempts that waited for this come behind it.
         """
         self._in_action = frozenset()
+        if self._is_prefilling:
+            self._look_at_s = float("-inf")
         for request_id in self._to_release:
             self._engine.release(request_id)
         self._to_release.clear()

@@ -124,6 +124,7 @@ class Runtime:
         if self._parts.served is not None:
             self._parts.served.look(now, is_free=not self._parts.copy.is_busy)
         self._start_actions(now)
+        self._requests.look_up(now)
         self._requests.send(now)
         self._publish(now)
 

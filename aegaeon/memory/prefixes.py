@@ -151,13 +151,21 @@ class Prefixes:
             self.pool.free(entry.shape, (block,))
 
     def knows(self, chain: Chain, most: int) -> int:
-        """Return how many blocks `find` may return; evicted ones may count."""
-        count = 0
+        """Return how many blocks `find` would return just now; others may be quicker."""
+        if not self.is_on:
+            return 0
+        found: list[Entry] = []
         for key in chain.walk(most):
-            if key not in self._entries:
+            entry = self._entries.get(key)
+            if entry is None:
                 break
-            count += 1
-        return count
+            found.append(entry)
+        at = [number for number, entry in enumerate(found) if not entry.uses]
+        if not at:
+            return len(found)
+        blocks, words = [found[n].block for n in at], [found[n].word for n in at]
+        rest = self.pool.still_rest(found[0].shape, blocks, words)
+        return next((n for n, rests in zip(at, rest, strict=True) if not rests), len(found))
 
     def find_border(
         self, shape: KvShape, before: Key, tokens: Sequence[int]

@@ -42,6 +42,11 @@ class Scheduler(ABC):
         """Take a request in. Raises Overloaded when the bound on waiting requests is reached."""
 
     @abstractmethod
+    def expect(self, request: RequestId, known_tokens: int, now: float) -> None:
+        """Learn that, as it looks, so many of the tokens of a request that waits need not be run;
+        others are ignored."""
+
+    @abstractmethod
     def adopt(self, request: Request, now: float) -> None:
         """Take a request in that another instance has prefilled: it runs, the engine has its KV.
 

@@ -30,8 +30,9 @@ class Busyness:
         return memory_share
 
     def sum_up(self, now: float, prefill_s: float = 0.0) -> None:
-        """`prefill_s` of prefilling have come; what came long ago counts no longer."""
+        """`prefill_s` of prefilling have come or, where negative, need not be done; what came long
+        ago counts no longer."""
         decay = math.exp((self._prefill_s - now) / RECENT_S)
-        self._prefill = self._prefill * decay + prefill_s / RECENT_S
+        self._prefill = max(0.0, self._prefill * decay + prefill_s / RECENT_S)
         self._prefill_s = now
         self.total = self.decode + self._prefill + self._memory

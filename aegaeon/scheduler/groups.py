@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.retries import Retry
 from aegaeon.types import ModelId, RequestId
 
@@ -17,10 +18,18 @@ class Entry:
 
     id: RequestId
     arrival_s: float
-    tokens: int  # that a prefill must run, while it waits; else those that its KV holds
+    tokens: int  # while it waits, those of which a prefill makes the KV; else those that it holds
     made: int = 0  # tokens since it came
     first_s: float = 0.0  # when the first of them was there
     is_here: bool = True  # its KV is on the device, or it has none
+    known: int = 0  # first tokens, while it waits, whose KV others have left, as it looks
+
+    def prefill_s(self, cost: ModelCost, known: int | None = None) -> float:
+        """How long its prefill takes behind the tokens that are known, or that were."""
+        known = self.known if known is None else known
+        if not known:
+            return cost.prefill_s(self.tokens)
+        return cost.prefill_s(self.tokens - known, self.tokens**2 - known**2)
 
     def due_s(self, tbt_s: float) -> float:
         """When its next token is, at that pace."""
@@ -57,8 +66,8 @@ class Group:
 
     @property
     def to_prefill(self) -> int:
-        """Tokens of those that wait."""
-        return sum(entry.tokens for entry in self.waiting.values())
+        """Tokens that those that wait have to run."""
+        return sum(entry.tokens - entry.known for entry in self.waiting.values())
 
     @property
     def load_at_s(self) -> float:
@@ -113,6 +122,7 @@ class Group:
             entry = self.running.pop(request, None)
             if entry is not None:
                 ran.append(entry)
+                entry.known = 0
                 self.away -= not entry.is_here
                 self.waiting[request] = entry
             if request in self.waiting:

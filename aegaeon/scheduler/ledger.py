@@ -68,6 +68,9 @@ class Ledger(Scheduler, Generic[GroupT]):
     def _entered(self, group: GroupT, entry: Entry, now: float) -> None:
         """A request came."""
 
+    def _expected(self, group: GroupT, entry: Entry, before: int, now: float) -> None:
+        """Of a request that waits another number of tokens is known than `before`."""
+
     def _changed(self, group: GroupT) -> None:
         """A request of `group` ended, or was put back."""
 
@@ -157,6 +160,16 @@ class Ledger(Scheduler, Generic[GroupT]):
         group.waiting[request.id] = entry
         self._waiting_count += 1
         self._enter(request, group, entry, now)
+
+    def expect(self, request: RequestId, known_tokens: int, now: float) -> None:
+        """Reckon with a shorter prefill of `request`, or a longer one again."""
+        model = self._model_of.get(request)
+        entry = None if model is None else self._groups[model].waiting.get(request)
+        if model is None or entry is None or entry.known == known_tokens:
+            return
+        before, entry.known = entry.known, known_tokens
+        self._expected(self._groups[model], entry, before, now)
+        self._something_happened()
 
     def adopt(self, request: Request, now: float) -> None:
         """Run `request` beside its model's others. Raises Overloaded, also when others here lack

@@ -26,7 +26,7 @@ class PaperPrefill(PaperDevice):
                 model = batch.model
                 seconds += self._load_s[model]
             cost = self._costs[model]
-            seconds += sum(cost.prefill_s(entry.tokens) for entry in self._waiting(batch))
+            seconds += sum(entry.prefill_s(cost) for entry in self._waiting(batch))
         return seconds
 
     def joins(self, model: ModelId) -> bool:

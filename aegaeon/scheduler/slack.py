@@ -79,6 +79,10 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._busy.sum_up(now, group.cost.prefill_s(entry.tokens))
         self._changed(group)
 
+    def _expected(self, group: SlackGroup, entry: Entry, before: int, now: float) -> None:
+        self._busy.sum_up(now, entry.prefill_s(group.cost) - entry.prefill_s(group.cost, before))
+        self._changed(group)
+
     def _changed(self, group: SlackGroup) -> None:
         group.changed()
 
@@ -171,7 +175,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         current = None if self._current is None else self._groups.get(self._current)
         if current is not None and current is not best and current in ready:
             current_s = slack_s[current.model]
-            if best_s >= min(self._leaves_below_s(current_s), current_s - self._set.guard_s):
+            if best_s >= min(self._set.leaves_below_s(current_s), current_s - self._set.guard_s):
                 best, other_s = current, best_s
                 self._reason = "turn_goes_on"
         self._newcomer = self._find_newcomer(best, now) if self._is_idle else None
@@ -191,11 +195,6 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         _, slack_s, ready, _ = self._look(now)
         waiting = [group for group in ready if group.waiting and self._pick_prefill(group)]
         return min(waiting, key=lambda group: slack_s[group.model], default=None)
-
-    def _leaves_below_s(self, current_s: float) -> float:
-        """How little slack others must have for a turn to end."""
-        is_ahead = current_s >= self._set.ahead_s
-        return self._set.ahead_s / 2 if is_ahead else self._set.guard_s
 
     def _makes_way(self, group: SlackGroup, now: float) -> bool:
         """Whether `group`, which is well ahead or holds up one that starves, stops so that another
@@ -251,11 +250,11 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         free = self._residency.free_bytes
         if group.running:
             free -= self._residency.kv_margin_bytes // 2
-        tokens = 0
+        tokens = known = 0
         picked: list[RequestId] = []
         for entry in self._urgency.in_order(group):
-            tokens += entry.tokens + 1
-            too_much = len(picked) >= most or (picked and tokens > limits.prefill_tokens)
+            tokens, known = tokens + entry.tokens + 1, known + entry.known
+            too_much = len(picked) >= most or (picked and tokens - known > limits.prefill_tokens)
             if too_much or self._residency.kv_bytes(group.model, tokens) > free:
                 break
             picked.append(entry.id)
@@ -280,15 +279,14 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             joins_s = waiting_s - settings.join_slack_s
             is_later = joins_s > 0 and not self._is_idle
             until_s = now + (joins_s if is_later else settings.look_s)
-        leaves_s = self._leaves_below_s(min(lead_s, waiting_s))
+        leaves_s = settings.leaves_below_s(min(lead_s, waiting_s))
         if other_s > leaves_s:
             until_s = min(until_s, now + other_s - leaves_s)
         elif waiting_s - settings.guard_s > other_s:
             behind_s = other_s + settings.guard_s - lead_s
             steps = min(steps, max(1, math.ceil(behind_s / tbt_s)))
         is_slow = group.cost.decode_s(group.here_tokens, len(requests)) >= tbt_s
-        has_absent = bool(self._look(now).absent)
-        if is_slow or has_absent:  # where nobody is well ahead, somebody may starve
+        if is_slow or self._look(now).absent:  # where nobody is well ahead, somebody may starve
             is_urgent = is_slow or lead_s >= settings.ahead_s
             until_s = min(until_s, now + settings.look_s * (1 if is_urgent else 4))
         retry_s = self._loads.next_retry_s(self._active, now)

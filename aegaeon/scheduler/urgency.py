@@ -28,6 +28,10 @@ class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
     look_s: float = 0.25  # between looks for room for a load
     share_s: float = 1.0  # of the device: who has had so much more than others yields a TTFT
 
+    def leaves_below_s(self, current_s: float) -> float:
+        """Return how little slack others must have for a turn to end, whose own is so much."""
+        return self.ahead_s / 2 if current_s >= self.ahead_s else self.guard_s
+
 
 def scaled(settings: SlackSettings, ttft_s: float) -> SlackSettings:
     """Return `settings` for another TTFT target."""
@@ -135,7 +139,7 @@ class Urgency:
         if due_s is None or due_s < now:
             due_s = math.inf
             for entry in group.waiting.values():
-                least_s = group.target.ttft_s - group.cost.prefill_s(entry.tokens)
+                least_s = group.target.ttft_s - entry.prefill_s(group.cost)
                 late_s = now - self.came_s(group, entry) - least_s
                 if late_s > 0 and not self._shares.is_owed(entry.id, self._share_s):
                     entry.arrival_s += self._moved_s(late_s)

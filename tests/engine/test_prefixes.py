@@ -93,6 +93,37 @@ def test_the_second_turn_of_a_chat_prefills_only_what_is_new(device):
     assert_nothing_is_held(engine)
 
 
+def test_what_a_prefill_will_find_is_known_before(device):
+    engine = make_engine(device=device)
+    second = make_request("2", [*SYSTEM, *words(9, 2)])
+    assert engine.known_tokens("2") == 0
+    engine.submit(second)
+    assert engine.known_tokens("2") == 0  # nothing has run yet
+    run(engine, make_request("1", SYSTEM))
+    assert engine.known_tokens("2") == len(SYSTEM) // BLOCK_TOKENS * BLOCK_TOKENS
+    engine.execute(Prefill("a", ("2",)))
+    assert engine.known_tokens("2") == len(second.prompt_token_ids)
+    engine.submit(make_request("3", SYSTEM[1:]))
+    assert engine.known_tokens("3") == 0
+    other = make_engine(device=device, is_sharing=False)
+    run(other, make_request("1", SYSTEM))
+    other.submit(second)
+    assert other.known_tokens("2") == 0
+
+
+def test_what_has_made_room_for_others_is_known_no_more():
+    engine = make_engine(kv_bytes=SHAPES["a"].block_bytes * 48)
+    run(engine, make_request("1", SYSTEM))
+    engine.submit(make_request("2", SYSTEM))
+    assert engine.known_tokens("2") == 64
+    pool = engine._kv.pool
+    held = pool.allocate(SHAPES["a"], pool.free_blocks(SHAPES["a"]))
+    assert engine.known_tokens("2") == 0
+    pool.free(SHAPES["a"], held)
+    engine.execute(Prefill("a", ("2",)))
+    assert engine.usage().found_tokens == 0
+
+
 def test_the_first_token_tells_how_many_were_found(device):
     engine = make_engine(device=device)
     for name, found in (("1", 0), ("2", 64)):
@@ -258,55 +289,6 @@ def test_without_sharing_nothing_is_found_or_kept(device):
     usage = engine.usage()
     assert (usage.found_tokens, usage.looked_up_tokens, usage.evicted_blocks) == (0, 0, 0)
     assert entries_of(engine) == []
-
-
-@pytest.mark.parametrize("room", ["enough", "none"])
-def test_what_is_handed_over_is_found_again_at_the_sender(device, room, tmp_path):
-    path = str(tmp_path / "pool")
-    first, second = (make_engine(kv_path=path, kv_bytes=1 << 20, device=device) for _ in range(2))
-    request = make_request("1", SYSTEM)
-    first.submit(request)
-    (token,) = first.execute(Prefill("a", ("1",))).tokens
-    told = msgspec.structs.replace(request, generated_token_ids=(token.token_id,))
-    shared = first._kv._kept.pool if device == "staged" else first._kv.pool
-    held = []
-    if room == "none":
-        first.execute(Switch("b"))  # so that on "staged" it is on the host
-        held = shared.allocate(SHAPES["a"], shared.free_blocks(SHAPES["a"]))
-    handle = first.hand_over("1")
-    second.adopt(told, handle)
-    first.release("1")
-    shared.free(SHAPES["a"], held)
-    runner = Runner(second)
-    runner.go_on("1", "a", [token.token_id])
-    assert runner.finish() == undisturbed(request)
-    again = make_request("2", SYSTEM)
-    assert run(first, again) == undisturbed(again)
-    is_found = first.usage().found_tokens > 0
-    assert is_found == (room == "enough" or device == "staged")
-    for engine in (first, second):
-        assert_nothing_is_held(engine)
-        engine.close()
-
-
-def test_what_two_use_is_not_given_away_without_a_copy(tmp_path):
-    path = str(tmp_path / "pool")
-    engine, other = (make_engine(kv_path=path, kv_bytes=1 << 20) for _ in range(2))
-    requests = [make_request(str(n), SYSTEM, max_tokens=20) for n in range(2)]
-    tokens = []
-    for request in requests:
-        engine.submit(request)
-        tokens += engine.execute(Prefill("a", (request.id,))).tokens
-    pool = engine._kv.pool
-    held = pool.allocate(SHAPES["a"], pool.free_blocks(SHAPES["a"]))
-    assert not engine.hand_over("0").blocks
-    pool.free(SHAPES["a"], held)
-    engine.release("0")
-    runner = Runner(engine)
-    runner.go_on("1", "a", [tokens[1].token_id])
-    assert runner.finish() == undisturbed(requests[1])
-    for one in (engine, other):
-        one.close()
 
 
 def test_what_a_switch_drives_off_the_device_is_found_on_the_host():

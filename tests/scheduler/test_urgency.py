@@ -1,5 +1,6 @@
 """Deadlines and slack."""
 
+import msgspec
 import pytest
 
 from aegaeon.metrics import Target
@@ -28,6 +29,16 @@ def make_group(waiting=(), running=()):
 
 def test_a_waiting_request_is_due_by_its_ttft_less_its_prefill():
     assert URGENCY.slack_s(make_group(waiting=[(2.0, 500)]), 4.0) == pytest.approx(7.0)
+
+
+def test_what_is_known_of_a_prompt_need_not_be_run():
+    group = make_group(waiting=[(2.0, 500)])
+    group.waiting["w0"].known = 480
+    assert URGENCY.slack_s(group, 4.0) == pytest.approx(7.48)
+    cost = msgspec.structs.replace(COST, prefill=(0.0, 1e-6, 0.5))
+    assert group.waiting["w0"].prefill_s(cost) == pytest.approx(0.5 + 1e-6 * (500**2 - 480**2))
+    assert group.waiting["w0"].prefill_s(cost, 0) == pytest.approx(0.5 + 1e-6 * 500**2)
+    assert group.to_prefill == 20
 
 
 def test_a_running_request_is_due_a_tbt_after_another_from_its_first_token():
