@@ -75,8 +75,14 @@ class Engine(ABC):
         called for a request that is part of a running action."""
 
     @abstractmethod
+    def set_apart(self, request: RequestId) -> None:
+        """A known sequence is to be handed over, once that costs nobody time: it is part of no
+        action any more, and nothing takes its blocks."""
+
+    @abstractmethod
     def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
-        """Name the KV of a known sequence so that another instance of the node may adopt it.
+        """Name the KV of a known sequence so that another instance of the node may adopt it. May
+        copy all of it; actions go on meanwhile.
 
         It stays ours until adopted or released, and nothing else takes its blocks meanwhile. The
         sequence is part of no action any more. `by_host`: one of them could not reach it where it
@@ -176,15 +182,18 @@ class NullEngine(Engine):
         self._requests[request.id] = request
         self._generated[request.id] = len(request.generated_token_ids)
 
+    def known_tokens(self, request: RequestId) -> int:  # noqa: ARG002  it keeps nothing
+        return 0
+
     def release(self, request: RequestId) -> None:
         self._requests.pop(request, None)
         self._generated.pop(request, None)
 
+    def set_apart(self, request: RequestId) -> None:
+        """Nothing takes anything."""
+
     def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:  # noqa: ARG002
         known = self._requests[request]
-    def known_tokens(self, request: RequestId) -> int:  # noqa: ARG002  it keeps nothing
-        return 0
-
         tokens = len(known.prompt_token_ids) + self._generated[request]
         kv_bytes = tokens * self._specs[known.model].kv_token_bytes
         return KvHandle(owner=0, blocks=(), cached_tokens=tokens - 1, kv_bytes=kv_bytes)

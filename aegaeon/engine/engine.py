@@ -139,6 +139,10 @@ class ModelEngine(Engine):
     def release(self, request: RequestId) -> None:
         self._forget(request)
 
+    def set_apart(self, request: RequestId) -> None:
+        with self._lock:
+            self._sequences.set_apart(request)
+
     def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         with self._lock:
             return self._sequences.hand_over(request, by_host)
@@ -216,11 +220,11 @@ class ModelEngine(Engine):
         self._weights.drop(model)
         self._shelf.take(model)
         del self._shapes[model]
+        self._identities.pop(model, None)
 
     def usage(self) -> EngineUsage:
         evictions = self._evictions
         return EngineUsage(
-        self._identities.pop(model, None)
             weight_bytes=self._weights.used_bytes,
             weight_budget_bytes=self._weights.budget_bytes,
             kv_bytes=self._kv.pool.charged_bytes,
@@ -276,11 +280,11 @@ class ModelEngine(Engine):
             self._weights.set_demand(model, not was_wanted)
 
     def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
+        self._identities[action.model] = model.identity
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
             for sequence in wanted:
                 sequence.begin(model.identity)
-        self._identities[action.model] = model.identity
             ready, preempted = self._sequences.make_room(wanted)
             shortage = self._kv.shortage if preempted else ""
         ready = leave_out_slow(self._kv.await_any(ready))

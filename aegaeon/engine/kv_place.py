@@ -113,7 +113,8 @@ class InPlaceKv(KvPlace):
         """Nothing moves."""
 
     def offer(self, sequence: Sequence, by_host: bool = False) -> KvHandle:  # noqa: ARG002
-        is_ours = self.prefixes.make_private(sequence.shape, sequence.chain, sequence.held)
+        shape, chain, held = sequence.shape, sequence.chain, sequence.held
+        is_ours = self.prefixes.make_private(shape, chain, held, self.lock)
         return offer_blocks(self.pool, sequence, sequence.blocks if is_ours else [])
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:

@@ -170,7 +170,7 @@ class SwappedKv(KvPlace):
         if not self._is_saved_in_time(sequence):
             return offer_blocks(self._host, sequence, [])
         copy = self._copies[sequence.order]
-        is_ours = self._kept.make_private(sequence.shape, sequence.chain, copy.held)
+        is_ours = self._kept.make_private(sequence.shape, sequence.chain, copy.held, self.lock)
         handle = offer_blocks(self._host, sequence, copy.blocks if is_ours else [])
         self._leave_device(sequence)
         return handle
@@ -286,8 +286,8 @@ class SwappedKv(KvPlace):
                     self._leave_device(sequence)
 
     def _leave_device(self, sequence: Sequence) -> None:
-        copy = self._copies[sequence.order]
-        if copy.coming_in is not None:
+        copy = self._copies.get(sequence.order)
+        if copy is not None and copy.coming_in is not None:
             copy.coming_in.cancel()
             copy.coming_in = None
         self.prefixes.free(sequence.shape, sequence.chain, sequence.held)

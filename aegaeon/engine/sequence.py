@@ -13,14 +13,16 @@ class Sequence:
     tokens `sound` ones are known to have finite keys and values.
 
     `found` tokens were cached when it began, as others had left them, and nobody has been told yet.
-    `offer` is under what its blocks were last offered to other instances (0: never). `adjustment`
-    is what it does to its logits, `constraint` says which tokens it may have; of the prompt's
+    `offer` is under what its blocks were last offered to other instances (0: never); `is_apart`
+    from when it is to go there: it computes no more, and yields to nobody. `adjustment` is what it
+    does to its logits, `constraint` says which tokens it may have; of the prompt's
     tokens, the first `scored` have their log-probabilities, or need none.
     """
 
     __slots__ = (
         *("adjustment", "cached", "chain", "constraint", "context_tokens", "found", "generated"),
-        *("held", "is_shareable", "offer", "order", "request", "scored", "shape", "sound"),
+        *("held", "is_apart", "is_shareable", "offer", "order", "request", "scored", "shape"),
+        *("sound",),
     )
 
     def __init__(self, request: Request, shape: KvShape, context_tokens: int, order: int) -> None:
@@ -34,6 +36,7 @@ class Sequence:
         self.held = Held()
         self.cached = self.sound = self.found = 0
         self.offer = 0
+        self.is_apart = False
         self.adjustment: Adjustment | None = None
         self.constraint: Constraint | None = None
         wants_scores = request.sampling.prompt_logprobs is not None and not self.generated

@@ -56,12 +56,17 @@ class SequenceTable:
             self._place.free(sequence, is_poisoned)
         return sequence
 
+    def set_apart(self, request: RequestId) -> Sequence:
+        """Have a sequence lose its KV to nobody here from now on; return it."""
+        sequence = self._sequences[request]
+        self._holders.pop(sequence.order, None)
+        sequence.is_apart = True
+        return sequence
+
     def hand_over(self, request: RequestId, by_host: bool = False) -> KvHandle:
         """Name the KV of a sequence, which loses it to nobody here from now on. Of what others may
         begin with it is a copy."""
-        sequence = self._sequences[request]
-        self._holders.pop(sequence.order, None)
-        return self._place.offer(sequence, by_host)
+        return self._place.offer(self.set_apart(request), by_host)
 
     def adopt(self, request: Request, shape: KvShape, context_tokens: int, kv: KvHandle) -> None:
         """Make `request` known with the KV of `kv`, or raise KvGone, KvUnreachable or OutOfBlocks
@@ -111,7 +116,7 @@ class SequenceTable:
         self._place.begin_turn(own, others)
         for sequence in own:
             # Nothing takes the blocks of one that is handed over.
-            if sequence.blocks and not sequence.offer:
+            if sequence.blocks and not sequence.is_apart:
                 self._holders[sequence.order] = sequence
 
     def clear(self) -> None:

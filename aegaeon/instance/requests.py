@@ -256,6 +256,11 @@ class Requests:
         live = self._live.get(request_id)
         return None if live is None else live.request.model
 
+    def set_apart(self, request_id: RequestId) -> None:
+        """A prefilled request will `leave`."""
+        if request_id in self._live:
+            self._engine.set_apart(request_id)
+
     def leave(self, request_id: RequestId, now: float) -> None:
         """Let a prefilled request go on elsewhere."""
         live = self._live.get(request_id)

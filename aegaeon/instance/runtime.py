@@ -37,6 +37,7 @@ from aegaeon.types import (
     LoadFailed,
     Outcome,
     Preload,
+    RequestId,
     Stepped,
     Submit,
     Switch,
@@ -123,8 +124,8 @@ class Runtime:
         self._requests.end_overdue(now)
         if self._parts.served is not None:
             self._parts.served.look(now, is_free=not self._parts.copy.is_busy)
-        self._start_actions(now)
         self._requests.look_up(now)
+        self._start_actions(now)
         self._requests.send(now)
         self._publish(now)
 
@@ -231,10 +232,11 @@ class Runtime:
             self._requests.on_load_failed(outcome, now)
 
     def _start_actions(self, now: float) -> None:
-        parts = self._parts
+        parts, leaving = self._parts, list[RequestId]()
         if not parts.compute.is_busy:
             while isinstance(action := parts.scheduler.next_action(now), Handoff):
-                self._requests.leave(action.request, now)
+                self._requests.set_apart(action.request)
+                leaving.append(action.request)
             self._note_stall(isinstance(action, Idle) and len(self._requests) > 0, now)
             if isinstance(action, Idle):
                 self._idle_until_s = action.until_s
@@ -248,6 +250,8 @@ class Runtime:
             load = parts.scheduler.next_load(now)
             if load is not None:
                 self._start_load(load, now)
+        for request in leaving:  # beside what computes: their KV may have to be copied
+            self._requests.leave(request, now)
 
     def _start_load(self, load: Load, now: float) -> None:
         parts, reason = self._parts, self._reason()

@@ -14,6 +14,7 @@ A sequence that goes on inside a block of another one, at the border of what the
 copies the tokens that it shares into a block of its own.
 """
 
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -233,10 +234,14 @@ class Prefixes:
                 if self.ended is not None:
                     self.ended[key] = self._entries[key]
 
-    def make_private(self, shape: KvShape, chain: Chain, held: Held) -> bool:
+    def make_private(self, shape: KvShape, chain: Chain, held: Held, lock: threading.Lock) -> bool:
         """Make all blocks of `held` those of its sequence alone, so that they may be given away:
         shared ones are copied, or taken off the index where there is no room for copies. False,
-        and nothing done, where that would harm others."""
+        and nothing done, where that would harm others.
+
+        Copies without `lock`, which the caller holds: nobody takes or writes to what is in use, and
+        the sequence computes no more. It may be freed meanwhile: then False, too.
+        """
         places = [at for at, is_shared in enumerate(held.shares) if is_shared]
         try:
             copies = self.pool.allocate(shape, len(places))
@@ -246,8 +251,18 @@ class Prefixes:
             for at in places:
                 del self._entries[chain.key(at)]
         else:
+            starts = [held.blocks[at] for at in places]
+            lock.release()
+            try:
+                for block, start in zip(copies, starts, strict=True):
+                    self.pool.copy(shape, block, start)
+            finally:
+                lock.acquire()
+            if places and not held.blocks:
+                # What was copied may be anything.
+                self.pool.free(shape, copies, is_poisoned=True)
+                return False
             for at, block in zip(places, copies, strict=True):
-                self.pool.copy(shape, block, held.blocks[at])
                 held.blocks[at] = block
             self.let_go(shape, [chain.key(at) for at in places])
         held.shares = []

@@ -62,6 +62,28 @@ def test_a_request_is_prefilled_here_and_decoded_there():
     assert {reply.instance for reply in tokens if reply.position > 0} == {"d"}
 
 
+def test_kv_is_handed_over_while_the_next_request_computes():
+    node = ready(make_node())
+    life, seen, apart = node.lives["p"], [], []
+    hand_over = life.engine.hand_over
+
+    def noted(request, by_host=False):
+        seen.append((request, life.compute.action))
+        return hand_over(request, by_host)
+
+    life.engine.hand_over = noted
+    life.engine.set_apart = lambda request: apart.append((request, life.compute.action))
+    node.proxy.ask("r")
+    until(node, lambda: isinstance(life.compute.action, Prefill))
+    node.proxy.ask("s")
+    node.proxy.pump()
+    life.turn()
+    assert apart == [("r", None)]  # first, so that nothing takes its blocks
+    assert seen == [("r", Prefill("a", ("s",)))]
+    settle(node)
+    assert_served(node)
+
+
 def test_no_kv_is_computed_twice():
     node = make_node()
     steps = []
