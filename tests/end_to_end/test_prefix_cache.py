@@ -66,6 +66,24 @@ def test_second_turns_begin_behind_the_first_ones(checkpoints, tmp_path, expecte
         eventually(lambda: found_by_all(server) >= told)
 
 
+@pytest.mark.parametrize("decode_count", [1, 2])
+def test_what_was_prefilled_for_others_to_decode_is_found_where_it_was(
+    checkpoints, tmp_path, decode_count
+):
+    """The first prompt is; the answer, which was made elsewhere, is run again with what is new."""
+    flags = ("--colocated-count=0", "--prefill-count=1", f"--decode-count={decode_count}")
+    with Server(tmp_path, checkpoints, *flags) as server:
+        for model in checkpoints:
+            first = list(range(3, 103))
+            _, usage = complete(server, model, first, ignore_eos=True)
+            assert cached(usage) == 0
+            second = [*first, *range(203, 243), *range(3, 13)]
+            _, usage = complete(server, model, second, ignore_eos=True)
+            assert cached(usage) == len(first) // 16 * 16
+            _, usage = complete(server, model, second, ignore_eos=True)
+            assert cached(usage) == (len(second) - 1) // 16 * 16
+
+
 def test_streams_say_so_in_their_usage(checkpoints, tmp_path):
     with Server(tmp_path, checkpoints) as server:
         for is_found in (False, True):
