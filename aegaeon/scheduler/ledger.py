@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.errors import InvalidRequest, KeyQueueFull, ModelNotFound, Overloaded
 from aegaeon.metrics import Target
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
@@ -234,8 +234,9 @@ class Ledger(Scheduler, Generic[GroupT]):
         )
 
     def _check_room(self, request: Request) -> None:
-        """Raise Overloaded where `request` would be one too many to wait here. As at the proxies'
-        door: of the last room no key has more than its share, no low priority any."""
+        """Raise Overloaded, or KeyQueueFull, where `request` would be one too many to wait here. As
+        at the proxies' door: of the last room no key has more than its share, no low priority any.
+        """
         most, taken = self._limits.max_waiting, self._waiting_count
         model = request.model
         if taken >= most:
@@ -256,7 +257,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         own = sum(key_of(one) == request.key for one in waiting)
         share = self._shares.share_of(request.key, request.weight)
         if own and is_beyond_share(most, taken, own, share):
-            raise Overloaded(
+            raise KeyQueueFull(
                 f"this key has {own} requests waiting here, and the room that is left is for other "
                 "keys; try again later"
             )
