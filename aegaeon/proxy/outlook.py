@@ -28,6 +28,8 @@ LOOK_AHEAD = 64  # requests of an instance whose beginning is looked at
 LEAST_PACE, MOST_PACE = 0.02, 50.0
 FADE = 0.9  # what the mean length of answers keeps of itself with each that ends
 
+OTHERS = "\n"  # the key of other proxies' requests; none is called so
+
 Room = Literal["waiting", "bytes"]
 
 
@@ -86,7 +88,11 @@ class Outlook:
         events: tuple[Event, ...] = getattr(
             self._forecast, "begins" if room == "waiting" else "ends"
         )
-        free_s = [self._made_s + one.after_s for one in events if key is None or one.key == key]
+        free_s = [
+            self._made_s + one.after_s
+            for one in events
+            if (one.key != OTHERS if key is None else one.key == key)
+        ]
         return self._lines[room, key or ""].promise(free_s, free, now)
 
     def _look(self, now: float) -> Forecast:
@@ -114,7 +120,12 @@ class Outlook:
             least = min(able, key=lambda name: len(asked[name]))
             asked[least] += asked[None]
         return [
-            Site(asked[row.record.id], frozenset(row.status.resident), _pace(row)) for row in rows
+            Site(
+                _with_others(asked[row.record.id], row),
+                frozenset(row.status.resident),
+                _pace(row),
+            )
+            for row in rows
         ]
 
     def _ahead(self, one: OpenRequest) -> Ahead:
@@ -130,6 +141,19 @@ class Outlook:
             max(1.0, wanted - one.made),
             one.has_tokens,
         )
+
+
+def _with_others(ours: list[Ahead], row: Instance) -> list[Ahead]:
+    """Return `ours` among those that other proxies have there, which are taken to be alike."""
+    there = sum(row.status.waiting.values()) + sum(row.status.running.values())
+    if not ours or there <= len(ours):
+        return ours
+    found: list[Ahead] = []
+    for number, one in enumerate(ours, 1):
+        found.append(one)
+        missing = number * there // len(ours) - len(found)
+        found += [one._replace(key=OTHERS)] * missing
+    return found
 
 
 def _pace(row: Instance) -> float:

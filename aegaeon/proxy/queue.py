@@ -1,5 +1,6 @@
 """How much may be open at a proxy: requests that wait, bytes of prompts, and for how long."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from aegaeon.scheduler.fairness import NEWCOMERS, RESERVE, is_beyond_share
 from aegaeon.scheduler.ranks import level, room_of
 from aegaeon.specs import Bounds
 from aegaeon.types import ModelId, ModelSpec
+
+MOST_KEPT = 3 / 4  # of the room, for those who were told to come
 
 
 class _Held(msgspec.Struct):
@@ -117,8 +120,8 @@ class Queue:
         """Raise QueueFull where what is left is for those who were told to come about now."""
         free = self._max_waiting - self._waiting
         kept = 0 if self._outlook is None else self._outlook.kept()
-        # Half of the room at the most: they may not come.
-        if free <= min(kept, (self._max_waiting + 1) // 2):
+        # Not all of a large room: they may not come.
+        if free <= min(kept, math.ceil(self._max_waiting * MOST_KEPT)):
             text = "the room to wait that is left is for those who were told to come now"
             raise self._full("waiting", f"{self._waiting} requests are waiting, and {text}")
 

@@ -19,7 +19,8 @@ from aegaeon.types import ModelId
 LEAST_LEFT = 0.1
 LONGEST_S = 120  # that clients wait; above it they give up at once
 MOST_PROMISED = 4096
-GRACE_S = 0.5  # in which whoever was told to come is on the way
+KEPT_S = 2.0  # before somebody comes: longer ones leave more places empty, and few come for nothing
+GRACE_S = 0.5  # and behind that
 
 
 class Ahead(NamedTuple):
@@ -82,20 +83,20 @@ def forecast(sites: Sequence[Site], pace: Pace, most: int) -> Forecast:
 class Line:
     """Those who were refused and told when to come again: the next one is told a later time.
 
-    A place that is free by then is kept for whoever comes at that time, for a moment. Who it was
-    that was told, nobody knows; others seldom come in just that moment.
+    Places are kept for those who are to come soon, so that nobody comes in between: else it would
+    be whoever has just been served. Who it was that was told is not known; others seldom come in
+    just that moment.
     """
 
     def __init__(self) -> None:
-        # When to come, and when there is room, less than a second before; the first first.
-        self._promised: list[tuple[float, float]] = []
+        self._promised: list[float] = []  # when to come, the first first
 
     def promise(self, free_s: Sequence[float], free: int, now: float) -> float:
         """Return how long to wait for room of which pieces come free at `free_s`, in order, where
         `free` are free now. At least a second, in whole ones, as HTTP has it."""
+        self._forget(now)
         coming = [at_s for at_s in free_s if at_s > now]
-        kept = self.kept(now)
-        place = len(self._promised) - kept + max(0, kept - free)
+        place = max(0, len(self._promised) - free)
         if place < len(coming):
             at_s = coming[place]
         elif coming:
@@ -105,29 +106,30 @@ class Line:
             at_s = now + place + 1.0
         wait_s = float(min(max(1, math.ceil(at_s - now)), LONGEST_S))
         if len(self._promised) < MOST_PROMISED:
-            bisect.insort(self._promised, (now + wait_s, max(at_s, now + wait_s - 1.0)))
+            bisect.insort(self._promised, now + wait_s)
         return wait_s
 
     def kept(self, now: float) -> int:
-        """Return for how many places that are free now, if all went as predicted, somebody was told
-        to come."""
-        promised = self._promised
-        del promised[: bisect.bisect_left(promised, (now - GRACE_S, 0.0))]
-        soon = bisect.bisect_left(promised, (now + 1.0, math.inf))
-        return sum(free_s <= now for _, free_s in promised[:soon])
+        """Return for how many who come soon there must be room."""
+        self._forget(now)
+        return bisect.bisect_right(self._promised, now + KEPT_S)
 
     def redeem(self, now: float) -> bool:
         """Whether somebody was told to come now; nobody else was, from here on."""
-        self.kept(now)
-        if not self._promised or self._promised[0][0] > now:
+        self._forget(now)
+        if not self._promised or self._promised[0] > now:
             return False
         del self._promised[0]
         return True
 
     def is_over(self, now: float) -> bool:
         """Whether nobody comes any more."""
-        self.kept(now)
+        self._forget(now)
         return not self._promised
+
+    def _forget(self, now: float) -> None:
+        """Whoever has not come by now does not."""
+        del self._promised[: bisect.bisect_left(self._promised, now - GRACE_S)]
 
 
 @dataclass(slots=True)

@@ -103,6 +103,19 @@ def test_those_on_their_way_count_and_instances_work_side_by_side(tmp_path):
     assert [bench.wait_s() for _ in range(2)] == [2.0, 2.0]
 
 
+def test_requests_of_other_proxies_are_in_the_way_and_give_no_place(tmp_path):
+    bench = Bench(tmp_path)
+    for _ in range(2):
+        bench.open()
+    bench.rows = (make_instance("i", ("a", "b"), resident=("a",), waiting={"a": 4}),)
+    waits = [bench.wait_s() for _ in range(2)]
+    other = Bench(tmp_path)
+    for _ in range(4):
+        other.open()
+    alone = [other.wait_s() for _ in range(4)]
+    assert waits == [alone[0], alone[2]]
+
+
 @pytest.mark.parametrize("rows", [(), (make_instance("i", ("a",), state="starting"),)])
 def test_without_an_instance_they_come_one_a_second(tmp_path, rows):
     bench = Bench(tmp_path)
