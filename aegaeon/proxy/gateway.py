@@ -296,7 +296,7 @@ class Gateway:
         target = self._detach(opened)
         opened.count_end(time.monotonic())
         if opened.is_over:
-            self._outlook.note_end(opened.generation.model, opened.made)
+            self._outlook.note_end(opened.generation, opened.made)
         elif target is not None or opened.placing is not None:
             self._soon(self._cancel(opened, opened.attempt, target))
 

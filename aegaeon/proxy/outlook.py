@@ -14,7 +14,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError
 from aegaeon.measures import Phase
-from aegaeon.proxy.generation import OpenRequest
+from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.scheduler.cost import Costs, decode_costs
 from aegaeon.scheduler.dispatch import PREFILLING
 from aegaeon.scheduler.forecast import Ahead, Event, Forecast, Line, Pace, Site, forecast
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FRESH_S = 0.5  # a forecast is good for so long
 LOOK_AHEAD = 64  # requests of an instance whose beginning is looked at
 LEAST_PACE, MOST_PACE = 0.02, 50.0
-FADE = 0.9  # what the mean length of answers keeps of itself with each that ends
+FADE = 0.9  # what the mean of answers keeps of itself with each that ends
 
 OTHERS = "\n"  # the key of other proxies' requests; none is called so
 
@@ -49,7 +49,8 @@ class Outlook:
         self._clock = clock
         self._known = _read_costs(settings.costs_file)
         self._costs: Costs | None = None
-        self._mean_tokens: dict[ModelId, float] = {}
+        # Of the tokens that were asked for, the part that was made, on the average.
+        self._made: dict[ModelId, float] = {}
         self._forecast = Forecast((), ())
         self._made_s = float("-inf")
         self._lines: defaultdict[tuple[Room, str], Line] = defaultdict(Line)
@@ -58,14 +59,13 @@ class Outlook:
         """These are served from here on."""
         served = tuple(specs)
         self._costs = known_costs(self._known, self._settings, served, 1 << 30).costs
-        self._mean_tokens = {
-            spec.id: self._mean_tokens[spec.id] for spec in served if spec.id in self._mean_tokens
-        }
+        self._made = {spec.id: self._made[spec.id] for spec in served if spec.id in self._made}
 
-    def note_end(self, model: ModelId, tokens: int) -> None:
+    def note_end(self, generation: Generation, tokens: int) -> None:
         """An answer has ended after so many tokens."""
-        mean = self._mean_tokens.get(model, float(tokens))
-        self._mean_tokens[model] = FADE * mean + (1.0 - FADE) * tokens
+        made = min(tokens / generation.max_tokens, 1.0)
+        mean = self._made.get(generation.model, made)
+        self._made[generation.model] = FADE * mean + (1.0 - FADE) * made
 
     def was_told(self, key: str) -> bool:
         """Whether one of `key`, or of any, was told to come and wait from now on; once."""
@@ -130,15 +130,12 @@ class Outlook:
 
     def _ahead(self, one: OpenRequest) -> Ahead:
         generation = one.generation
-        wanted = float(generation.max_tokens)
-        mean = self._mean_tokens.get(generation.model)
-        if mean is not None:
-            wanted = min(wanted, max(mean, one.made + 1.0))
+        left = (generation.max_tokens - one.made) * self._made.get(generation.model, 1.0)
         return Ahead(
             generation.key,
             generation.model,
             len(generation.prompt_token_ids),
-            max(1.0, wanted - one.made),
+            max(1.0, left),
             one.has_tokens,
         )
 

@@ -81,7 +81,7 @@ def test_where_no_more_may_run_answers_end_as_they_did_lately(tmp_path):
     bench.open(made=1, max_tokens=1001)
     bench.open()
     assert bench.wait_s() == 52.0  # 1000 steps, then the prefill
-    bench.outlook.note_end("a", 101)
+    bench.outlook.note_end(generation(model="a", max_tokens=1000), 100)
     bench.later(200.0)
     assert bench.wait_s() == 7.0
     assert bench.wait_s("bytes") == 5.0  # its prompt is let go a little earlier
