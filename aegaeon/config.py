@@ -17,6 +17,8 @@ import yaml
 from msgspec import Meta
 
 from aegaeon.errors import ConfigError
+from aegaeon.specs import ModelSettings as ModelSettings  # noqa: PLC0414  one of the settings
+from aegaeon.specs import doc as _doc
 from aegaeon.types import Quantize, Role
 
 if sys.version_info >= (3, 11):
@@ -36,25 +38,6 @@ ActivationDtype = Literal["auto", Activations]
 DEVICE = re.compile(r"cpu|staged|null|cuda:(?P<number>[0-9]{1,3})")
 # It becomes part of file names and keys.
 DOMAIN = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?")
-
-
-def _doc(text: str, **bounds: Any) -> Meta:
-    return Meta(description=text, **bounds)
-
-
-class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model with settings of its own, a table of the file."""
-
-    reference: Annotated[str, _doc("a directory, a name in models_dir, or a hub id", min_length=1)]
-    id: Annotated[str, _doc("what clients ask for (default: from the reference)")] = ""
-    aliases: Annotated[tuple[str, ...], _doc("other names for it")] = ()
-    slo_ttft_s: Annotated[
-        float, _doc("its own time to a first token (0: as for all)", ge=0, le=1e6)
-    ] = 0.0
-    slo_tbt_s: Annotated[
-        float, _doc("its own time from token to token (0: as for all)", ge=0, le=1e6)
-    ] = 0.0
-    pinned: Annotated[bool, _doc("loaded at start, and making room for no other")] = False
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +130,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _doc("models that each instance loads at start (0: as many as fit)", ge=0)
     ] = 0
     max_batch: Annotated[int, _doc("sequences of a model that decode together", ge=1)] = 16
+    max_running: Annotated[
+        int,
+        _doc(
+            "sequences of a model that run at one instance, those beyond max_batch in rotation (0: "
+            "twice as many as max_batch)",
+            ge=0,
+        ),
+    ] = 0
+    max_loading: Annotated[
+        int, _doc("models that load at once on the node (0: one at each instance)", ge=0, le=1024)
+    ] = 0
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
     max_open_mb: Annotated[
         float, _doc("prompts of open requests that a proxy holds in memory, MB", gt=0)
@@ -198,6 +192,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def has_own_memory(self) -> bool:
         """Whether devices have memory of their own, to which weights and KV are copied."""
         return self.device == "staged" or self.cuda_number is not None
+
+    @property
+    def running(self) -> int:
+        """Sequences of a model that run at one instance, as chosen."""
+        return self.max_running or 2 * self.max_batch
 
     @property
     def stored_kv(self) -> StoredKv:

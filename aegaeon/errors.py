@@ -98,9 +98,17 @@ class Overloaded(AegaeonError):
 
 
 class QueueFull(Overloaded):
-    """As many requests are open as the server takes."""
+    """As many requests are open as the server takes. `retry_after_s`: when there is room again, by
+    prediction; 0: nobody knows."""
 
     code = "queue_full"
+    retry_after_s: float = 0.0
+
+
+class KeyQueueFull(QueueFull):
+    """As many requests of one key are open as may be: what room is left is for others."""
+
+    code = "rate_limit_exceeded"
 
 
 class Draining(AegaeonError):

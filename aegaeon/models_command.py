@@ -17,6 +17,7 @@ from aegaeon.config import api_key, load_settings
 from aegaeon.flags import Parser
 from aegaeon.models.hub import pull
 from aegaeon.models.references import ModelEntry, list_models
+from aegaeon.specs import PRIORITIES
 
 CHANGES = ("add", "remove", "load", "pin", "unpin")  # of a running server
 
@@ -76,6 +77,12 @@ def _add_changes(commands: "argparse._SubParsersAction[Parser]") -> None:
     adding.add_argument("--aliases", metavar="A,B", default="", help="other names for it")
     adding.add_argument("--slo-ttft-s", metavar="X", type=float, help="its own time to a token")
     adding.add_argument("--slo-tbt-s", metavar="X", type=float, help="its own time between tokens")
+    adding.add_argument(
+        "--priority", choices=PRIORITIES, help="who comes first where not all can be done"
+    )
+    adding.add_argument(
+        "--idle-s", metavar="X", type=float, help="not asked for so long, it makes room for others"
+    )
     adding.add_argument("--pinned", action="store_true", help="load it, and let it stay loaded")
     for name, text in (
         ("remove", "serve one no more, once its requests have ended"),
@@ -92,7 +99,8 @@ def _change(options: argparse.Namespace) -> str:
     if options.command == "add":
         body: dict[str, Any] = {"reference": options.reference, "pinned": options.pinned}
         body["aliases"] = [part.strip() for part in options.aliases.split(",") if part.strip()]
-        given = {name: getattr(options, name) for name in ("id", "slo_ttft_s", "slo_tbt_s")}
+        names = ("id", "slo_ttft_s", "slo_tbt_s", "priority", "idle_s")
+        given = {name: getattr(options, name) for name in names}
         body |= {name: value for name, value in given.items() if value is not None}
         answer = client.call("POST", "/admin/models", body)
     elif options.command == "remove":

@@ -1,13 +1,46 @@
 """The models that are served: where their files are, what they cost, what is promised of them.
 
-Only data, frozen; it stands beside types.py, whose names these are, too.
+Only data, frozen; it stands beside types.py, whose names these are, too, and config.py.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")  # who comes last first
+
+
+def doc(text: str, **bounds: Any) -> Meta:
+    """Return what documents a setting, and bounds it."""
+    return Meta(description=text, **bounds)
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model with settings of its own, a table of the file."""
+
+    reference: Annotated[str, doc("a directory, a name in models_dir, or a hub id", min_length=1)]
+    id: Annotated[str, doc("what clients ask for (default: from the reference)")] = ""
+    aliases: Annotated[tuple[str, ...], doc("other names for it")] = ()
+    slo_ttft_s: Annotated[
+        float, doc("its own time to a first token (0: as for all)", ge=0, le=1e6)
+    ] = 0.0
+    slo_tbt_s: Annotated[
+        float, doc("its own time from token to token (0: as for all)", ge=0, le=1e6)
+    ] = 0.0
+    pinned: Annotated[bool, doc("loaded at start, and making room for no other")] = False
+    priority: Annotated[
+        Priority,
+        doc("who comes first where a device, or the room to wait, is not enough for all"),
+    ] = "normal"
+    idle_s: Annotated[
+        float,
+        doc(
+            "not asked for so long, it leaves devices and cache to others (0: never)", ge=0, le=1e6
+        ),
+    ] = 0.0
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +50,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it. Its
     times are promised in place of the server's (0: those hold). A pinned one is loaded at start
     and makes room for no other; one that drains takes no new requests, and goes when it has none.
+    Those of a higher `priority` come first where a device cannot do all. One that nobody has asked
+    for `idle_s` leaves devices and the node's cache (0: it waits for others to need the room).
     """
 
     id: str
@@ -34,6 +69,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     slo_tbt_s: float = 0.0
     is_pinned: bool = False
     is_draining: bool = False
+    priority: Priority = "normal"
+    idle_s: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -48,13 +48,15 @@ def test_models_have_settings_of_their_own(tmp_path):
     file = tmp_path / "server.yaml"
     file.write_text(
         "models:\n- plain=a\n- {reference: a, id: mine, aliases: [x, y], slo_tbt_s: 0.5,"
-        " slo_ttft_s: 3, pinned: true}\n"
+        " slo_ttft_s: 3, pinned: true, priority: low, idle-s: 60}\n"
     )
     settings = load_settings({"models_dir": str(tmp_path)}, {}, str(file))
     plain, mine = resolve_all(settings.models, settings.models_dir)
     assert (plain.id, plain.aliases, plain.slo_ttft_s) == ("plain", (), 0.0)
     assert (mine.id, mine.names, mine.is_pinned) == ("mine", ("mine", "x", "y"), True)
     assert (mine.slo_ttft_s, mine.slo_tbt_s) == (3.0, 0.5)
+    assert (plain.priority, plain.idle_s) == ("normal", 0.0)
+    assert (mine.priority, mine.idle_s) == ("low", 60.0)
     again = check_settings(msgspec.to_builtins(settings))
     assert again == settings
     with pytest.raises(ConfigError, match="both be served as 'plain'"):

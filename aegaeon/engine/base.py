@@ -117,6 +117,12 @@ class Engine(ABC):
         Unknown ids are ignored."""
 
     @abstractmethod
+    def let_go(self, model: ModelId, idle_s: float | None) -> None:
+        """Give up the weights of a model that is part of no action; no load is under way. The
+        node's cache gives them up, too, soon, where nobody has used them for `idle_s` (None: it
+        keeps them)."""
+
+    @abstractmethod
     def usage(self) -> EngineUsage:
         """Return the bytes held now."""
 
@@ -231,6 +237,9 @@ class NullEngine(Engine):
         self._specs.pop(model, None)
         self._resident.pop(model, None)
         self._troubles.pop(model, None)
+
+    def let_go(self, model: ModelId, idle_s: float | None) -> None:  # noqa: ARG002  no cache
+        self._resident.pop(model, None)
 
     def usage(self) -> EngineUsage:
         kv_bytes = sum(

@@ -222,6 +222,11 @@ class ModelEngine(Engine):
         del self._shapes[model]
         self._identities.pop(model, None)
 
+    def let_go(self, model: ModelId, idle_s: float | None) -> None:
+        self._weights.drop(model)
+        if self._shelf is not None and idle_s is not None:
+            self._shelf.source.let_go(model, idle_s)
+
     def usage(self) -> EngineUsage:
         evictions = self._evictions
         return EngineUsage(

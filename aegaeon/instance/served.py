@@ -11,6 +11,7 @@ from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.errors import AegaeonError, StoreUnavailable
 from aegaeon.instance.costs import costs_of, speed_of
+from aegaeon.instance.idle import IdleModels
 from aegaeon.instance.launch import Launch
 from aegaeon.instance.presence import Presence
 from aegaeon.measures import Speed
@@ -60,6 +61,7 @@ class Served:
         self._refused: dict[ModelId, tuple[ModelSpec, str]] = {}
         self._look_s = float("-inf")
         self._speeds: dict[ModelId, tuple[ModelCost, Speed]] = {}  # and of what costs they are
+        self._idle = IdleModels(engine, deciding.scheduler, presence)
 
     @property
     def version(self) -> int:
@@ -96,6 +98,8 @@ class Served:
         if now - self._look_s < LOOK_S:
             return
         self._look_s = now
+        if is_free:
+            self._idle.look(self._specs.values(), now)
         try:
             catalog = self._store.read()
         except (StoreUnavailable, AegaeonError) as error:
@@ -162,9 +166,10 @@ class Served:
 def settle_model(
     scheduler: AnyScheduler, residency: Residency, spec: ModelSpec, settings: Settings
 ) -> None:
-    """Promise and pin as the spec says. Raises BudgetTooSmall."""
+    """Promise, rank and pin as the spec says. Raises BudgetTooSmall."""
     ttft_s, tbt_s = spec.slo_ttft_s or settings.slo_ttft_s, spec.slo_tbt_s or settings.slo_tbt_s
     scheduler.promise(spec.id, Target(ttft_s, tbt_s))
+    scheduler.prioritise(spec.id, spec.priority)
     if not spec.is_pinned:
         residency.unpin(spec.id)
     elif not residency.is_pinned(spec.id):

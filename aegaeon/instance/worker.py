@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
@@ -30,6 +31,7 @@ from aegaeon.instance.launch import (
     Launch,
     mailbox_address,
 )
+from aegaeon.instance.load_slots import LoadSlots
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
@@ -44,7 +46,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import open_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
-from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load
+from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def build_scheduler(launch: Launch, residency: Residency, learning: LearningCost
     limits = Limits(
         max_batch=settings.max_batch,
         max_waiting=settings.max_waiting,
-        max_running=2 * settings.max_batch,
+        max_running=settings.running,
     )
     role = settings.role_of(launch.index)
     fleet = Fleet(target=Target(settings.slo_ttft_s, settings.slo_tbt_s), limits=limits)
@@ -110,7 +112,7 @@ def build_runtime(
     owned.callback(outbox.close)
     compute = ThreadLane[ComputeAction]("compute", engine.execute, inbox.wake)
     owned.callback(compute.close, LANE_CLOSE_S)
-    copy = ThreadLane[Load]("copy", engine.load, inbox.wake)
+    copy = ThreadLane[Load]("copy", _load_of(settings, engine, deciding.residency), inbox.wake)
     owned.callback(copy.close, LANE_CLOSE_S)
     presence = _presence(domain, record, settings.lease_s, owned)
     parts = Parts(
@@ -130,6 +132,14 @@ def build_runtime(
         watchdog=Watchdog(settings.watchdog_s),
     )
     return Runtime(parts, settings.drain_s)
+
+
+def _load_of(settings: Settings, engine: Engine, residency: Residency) -> Callable[[Load], Outcome]:
+    """Return what the copy lane does, within the node's bound on loads."""
+    if not settings.max_loading:
+        return engine.load
+    slots = LoadSlots(SHARED_MEMORY, settings.domain_name, settings.max_loading)
+    return slots.bounded(engine.load, residency.is_resident)
 
 
 def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:

@@ -48,6 +48,10 @@ class EvictionLog:
             return  # closed, or the lock was not to be had
         self._held = tuple(sorted(one.model for one in entries if one.state == "ready"))
 
+    def forget(self) -> None:
+        """Look again with the next `look`: what is held has changed."""
+        self._looked_s = float("-inf")
+
     def write(self) -> None:
         """Log what is new."""
         new = [one for one in self._cache.evictions() if one.number >= self._next]

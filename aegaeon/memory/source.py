@@ -38,6 +38,7 @@ class WeightSource:
         self._coming: dict[ModelId, HostModel] = {}  # stalled, to be waited for again
         self._lock = threading.Lock()
         self._mapped: dict[ModelId, HostModel] = {}  # taken back whole, and nobody's now
+        self._idle_s: dict[ModelId, float] = {}  # to leave the cache when unused for so long
         self._spare = SpareKeeper(cache, specs, self._tidy)
 
     @property
@@ -66,6 +67,15 @@ class WeightSource:
         for left in (self._coming.pop(model, None), self._take_mapped(model)):
             if left is not None:
                 left.close()
+
+    def let_go(self, model: ModelId, idle_s: float) -> None:
+        """Have the cache drop a model that nobody has open here, where no process wants it or has
+        used it for `idle_s`. Soon, and by another thread: somebody may hold the cache's lock."""
+        mapped = self._take_mapped(model)
+        if mapped is not None:
+            mapped.close()
+        self._idle_s[model] = idle_s
+        self._spare.look_soon()
 
     def open(self, model: ModelId) -> HostModel:
         """Return the model when its first stages are in. Raises BudgetTooSmall when others pin all
@@ -175,6 +185,8 @@ class WeightSource:
     def _tidy(self) -> None:
         """Let go of what others have evicted: pages that are locked stay until then. Also see what
         is held at all, on this thread, for which nobody waits."""
+        for model in tuple(self._idle_s):
+            self._drop_idle(model, self._idle_s.pop(model))
         self.evictions.look()
         if self._reading.locks is None:
             return
@@ -186,6 +198,17 @@ class WeightSource:
                     continue
                 del self._mapped[model]
             host.close()
+
+    def _drop_idle(self, model: ModelId, idle_s: float) -> None:
+        planned = self._plans.get(model)
+        if planned is None or planned.key is None or planned.is_wanted:
+            return
+        for entry in self._cache.status():
+            is_idle = entry.idle_s >= idle_s and not entry.demand_pids
+            if entry.model == model and is_idle and self._cache.evict(planned.key):
+                self.evictions.write()
+                self.evictions.forget()
+                return
 
     def _take_mapped(self, model: ModelId) -> HostModel | None:
         with self._lock:

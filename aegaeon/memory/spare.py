@@ -63,6 +63,10 @@ class SpareKeeper:
         self._loading.append(memory)
         self._wake.set()
 
+    def look_soon(self) -> None:
+        """Look now rather than later. Any thread may call it."""
+        self._wake.set()
+
     def stop(self) -> None:
         """Look no more. What is being made ready goes on until the cache is closed."""
         self._closing.set()

@@ -79,6 +79,8 @@ def with_settings(spec: ModelSpec, one: ModelSettings) -> ModelSpec:
         slo_ttft_s=one.slo_ttft_s,
         slo_tbt_s=one.slo_tbt_s,
         is_pinned=one.pinned,
+        priority=one.priority,
+        idle_s=one.idle_s,
     )
 
 

@@ -16,6 +16,7 @@ from aegaeon.proxy.logprobs import (
 )
 from aegaeon.proxy.tools import Call
 from aegaeon.proxy.transcript import AnswerFinish, Piece, TokenScore
+from aegaeon.specs import Priority
 from aegaeon.types import Quantize
 
 
@@ -334,6 +335,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["running", "resident", "loading", "idle", "draining"]
     aliases: tuple[str, ...] = ()
     pinned: bool = False
+    priority: Priority = "normal"
+    idle_s: float = 0.0
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

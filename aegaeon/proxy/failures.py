@@ -16,6 +16,7 @@ _STATUS_OF_CODE = {
     "out_of_blocks": 400,
     "model_not_found": 404,
     "queue_full": 429,
+    "rate_limit_exceeded": 429,
     "overloaded": 503,
     "draining": 503,
     "instance_lost": 503,

@@ -18,6 +18,7 @@ from aegaeon.errors import (
     DeadlineExceeded,
     InstanceLost,
     ModelNotFound,
+    Overloaded,
     QueueFull,
 )
 from aegaeon.explanations import Explain, Explained, Explanation
@@ -25,6 +26,7 @@ from aegaeon.proxy.generation import Delta, Generation, OpenRequest, waits
 from aegaeon.proxy.living import Living
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
+from aegaeon.proxy.outlook import Outlook
 from aegaeon.proxy.questions import Asked, Questions
 from aegaeon.proxy.queue import Queue
 from aegaeon.proxy.receiver import Receiver
@@ -63,8 +65,9 @@ class Gateway:
         self._models: set[ModelId] = set()
         self._address = address or f"proxy-{os.getpid()}-{secrets.token_hex(4)}"
         self._patience_s = patience_s
-        self._queue = Queue(settings)
         self._open: dict[RequestId, OpenRequest] = {}
+        self._outlook = Outlook(settings, self._open.values, lambda: self._instances)
+        self._queue = Queue(settings, self._outlook)
         self._living = Living()
         self._instances: tuple[Instance, ...] = ()
         self._seen_s = float("-inf")
@@ -72,7 +75,6 @@ class Gateway:
         self._questions = Questions()
         self.meter = Meter(settings, lambda now: waits(self._open.values(), now))
         self.serve(specs)
-        self._mean_request_s = 1.0
         self.is_broken = False  # no answer can come any more
         self._tasks: set[asyncio.Task[None]] = set()  # cancels and records under way
         self._loop: asyncio.AbstractEventLoop
@@ -84,8 +86,11 @@ class Gateway:
 
     def serve(self, specs: Iterable[ModelSpec]) -> None:
         """Take requests for these from here on; open ones go on."""
-        self._models = {spec.id for spec in specs}
-        self.meter.serve(specs)
+        served = tuple(specs)
+        self._models = {spec.id for spec in served}
+        self.meter.serve(served)
+        self._queue.serve(served)
+        self._outlook.serve(served)
 
     async def preload(self, model: ModelId, instance: InstanceId) -> None:
         """Have `instance` bring a model in. Raises StoreUnavailable."""
@@ -154,10 +159,11 @@ class Gateway:
         """Requests that have neither ended nor been left."""
         return len(self._open)
 
-    @property
-    def mean_request_s(self) -> float:
-        """How long requests have taken lately: the best prediction of when room comes free."""
-        return self._mean_request_s
+    def retry_after_s(self, error: AegaeonError) -> float:
+        """Return when to try again after `error`; where it was for want of room, by prediction."""
+        if isinstance(error, QueueFull) and error.retry_after_s:
+            return error.retry_after_s
+        return self._queue.retry_after_s() if isinstance(error, Overloaded) else 1.0
 
     async def stream(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         """Yield the tokens of `generation` as they come; the last delta has a finish reason.
@@ -236,13 +242,15 @@ class Gateway:
         if self.is_broken:
             raise InstanceLost("the server has lost its mailbox; it must be started again")
         try:
-            self._queue.enter(generation)
+            place = self._queue.enter(generation)
         except QueueFull as error:
             self.meter.refused(generation.model, error.code)
             raise
         now = time.monotonic()
         name = generation.id or f"req-{secrets.token_hex(12)}"
         opened = OpenRequest(name, generation, now, now + self._queue.request_timeout_s)
+        opened.on_begun = partial(self._queue.begin, place)
+        opened.on_left = partial(self._queue.leave, place)
         opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
         self._open[opened.id] = opened
         return opened
@@ -284,12 +292,11 @@ class Gateway:
         """Forget the request; what still runs for it anywhere is cancelled. Idempotent."""
         if self._open.pop(opened.id, None) is None:
             return
-        self._queue.leave(opened.generation)
+        opened.on_left()
         target = self._detach(opened)
-        took_s = time.monotonic() - opened.arrival_s
         opened.count_end(time.monotonic())
         if opened.is_over:
-            self._mean_request_s += 0.1 * (took_s - self._mean_request_s)
+            self._outlook.note_end(opened.generation, opened.made)
         elif target is not None or opened.placing is not None:
             self._soon(self._cancel(opened, opened.attempt, target))
 

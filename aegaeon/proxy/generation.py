@@ -89,6 +89,9 @@ class OpenRequest:
         self.error: AegaeonError | None = None
         self.is_stopped = False  # its text ended before its tokens did
         self.timing: Timing | None = None
+        # Told of the first token, and of the end.
+        self.on_begun: Callable[[], None] = _nothing
+        self.on_left: Callable[[], None] = _nothing
         self.waited = NOT_WAITED
         # Told of more tokens or scores, instead of those who `wait`, who hear of all else.
         self.on_tokens: Callable[[], None] | None = None
@@ -128,6 +131,11 @@ class OpenRequest:
     def finish_reason(self) -> FinishReason | None:
         """Why it has all it wanted, if so."""
         return "stop" if self.is_stopped else self._finish
+
+    @property
+    def made(self) -> int:
+        """Tokens that have come."""
+        return len(self._tokens)
 
     @property
     def has_tokens(self) -> bool:
@@ -290,6 +298,7 @@ class OpenRequest:
             return
         if event.position == 0:
             self._cached_tokens = event.cached_tokens
+            self.on_begun()
         new = event.token_ids[known:]
         self._tokens.extend(new)
         self._log_probs.extend(event.log_probs[known:])
@@ -301,6 +310,10 @@ class OpenRequest:
         self._finish = event.finish_reason
         self._instance = event.instance
         self._received_s = received_s
+
+
+def _nothing() -> None:
+    """Nobody wants to be told."""
 
 
 def waits(opened: Iterable[OpenRequest], now: float) -> dict[ModelId, tuple[int, float]]:

@@ -364,7 +364,7 @@ def _api_error(error: Exception, service: Service) -> ApiError:
         return error
     if isinstance(error, AegaeonError):
         log.info("request failed code=%s error=%s", error.code, error)
-        return as_api_error(error, service.gateway.mean_request_s)
+        return as_api_error(error, service.gateway.retry_after_s(error))
     return internal_error()
 
 

@@ -351,6 +351,8 @@ class Service:
             status="draining" if spec.is_draining else whereabouts(spec.id, rows),
             aliases=spec.aliases,
             pinned=spec.is_pinned,
+            priority=spec.priority,
+            idle_s=spec.idle_s,
         )
 
 

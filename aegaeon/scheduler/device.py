@@ -185,10 +185,10 @@ class DeviceScheduler(Ledger[GroupT]):
         self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
         self._hold_kv(group, self._arriving_tokens)
 
-    def end_model(self, model: ModelId) -> bool:
-        """As of the base; False while it computes."""
+    def _is_used(self, model: ModelId) -> bool:
+        """As of the base; also while it computes."""
         in_flight = self._in_flight
-        return (in_flight is None or in_flight.model != model) and super().end_model(model)
+        return (in_flight is not None and in_flight.model == model) or super()._is_used(model)
 
     def _forget_weights(self, model: ModelId) -> None:
         self._drop(model)

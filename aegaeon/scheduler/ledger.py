@@ -9,15 +9,17 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from aegaeon.errors import InvalidRequest, ModelNotFound, Overloaded
+from aegaeon.errors import InvalidRequest, KeyQueueFull, ModelNotFound, Overloaded
 from aegaeon.metrics import Target
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
-from aegaeon.scheduler.fairness import Shares
+from aegaeon.scheduler.fairness import RESERVE, Shares, is_beyond_share
 from aegaeon.scheduler.groups import Entry, Group
 from aegaeon.scheduler.kv_line import KvLine
 from aegaeon.scheduler.loads import Loads
+from aegaeon.scheduler.ranks import Ranks, room_of
 from aegaeon.scheduler.residency import Residency
+from aegaeon.specs import Priority
 from aegaeon.types import Failure, InstanceId, ModelId, Request, RequestId, Role
 
 GroupT = TypeVar("GroupT", bound=Group)
@@ -54,6 +56,8 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._waiting_count = 0
         self._deadlines = Deadlines()
         self._shares = Shares()
+        self._ranks = Ranks(self._active)
+        self._asked_s: dict[ModelId, float] = {}  # when a model's last request came
         self._hopeless: list[Failure] = []
         self._current: ModelId | None = None
         self._switches = 0
@@ -117,6 +121,12 @@ class Ledger(Scheduler, Generic[GroupT]):
         """Promise something else of `model` than of all. Not every policy goes by it."""
         self._targets[model] = target
 
+    def prioritise(self, model: ModelId, priority: Priority) -> None:
+        """Let `model` come before others, or behind them, where not all can be done. Of the
+        policies only `slack` goes by it; the bound on those that wait does with all."""
+        self._ranks.set(model, priority)
+        self._something_happened()
+
     def preload(self, models: Iterable[ModelId]) -> None:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
         self._loads.preload(models)
@@ -131,17 +141,38 @@ class Ledger(Scheduler, Generic[GroupT]):
     def end_model(self, model: ModelId) -> bool:
         """Serve `model` no more, and count its weights as gone; or return False: it has requests,
         or its weights are on their way."""
-        group = self._groups.get(model)
-        is_used = group is not None and bool(group.has_requests or group.leaving)
-        if is_used or self._residency.loading == model:
+        if self._is_used(model):
             return False
         self._forget_weights(model)
         self._loads.forget(model)
         self._models.discard(model)
         self._targets.pop(model, None)
+        self._asked_s.pop(model, None)
+        self._ranks.set(model, "normal")
         self._residency.leave(model)
         self._something_happened()
         return True
+
+    def asked_s(self, model: ModelId, now: float) -> float | None:
+        """Return when `model` was last asked for, `now` while it has requests or is on its way;
+        None: never."""
+        return now if self._is_used(model) else self._asked_s.get(model)
+
+    def let_go(self, model: ModelId) -> bool:
+        """Count the weights of `model`, which the caller drops, as gone; or return False: they are
+        not here, or are to stay."""
+        is_kept = self._residency.is_pinned(model) or self._is_used(model)
+        if is_kept or not self._residency.is_resident(model):
+            return False
+        self._forget_weights(model)
+        self._something_happened()
+        return True
+
+    def _is_used(self, model: ModelId) -> bool:
+        """Whether it has requests, or its weights are on their way."""
+        group = self._groups.get(model)
+        has_requests = group is not None and bool(group.has_requests or group.leaving)
+        return has_requests or self._residency.loading == model
 
     def _forget_weights(self, model: ModelId) -> None:
         """The weights of `model` are dropped."""
@@ -151,11 +182,7 @@ class Ledger(Scheduler, Generic[GroupT]):
     def submit(self, request: Request, now: float) -> None:
         """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
         group = self._group_of(request)
-        if self._waiting_count >= self._limits.max_waiting:
-            raise Overloaded(
-                f"{self._limits.max_waiting} requests are waiting; try again later, or raise "
-                "--max-waiting"
-            )
+        self._check_room(request)
         entry = Entry(request.id, request.arrival_s, _tokens(request))
         group.waiting[request.id] = entry
         self._waiting_count += 1
@@ -220,6 +247,35 @@ class Ledger(Scheduler, Generic[GroupT]):
             to_prefill={g.model: g.to_prefill for g in groups},
         )
 
+    def _check_room(self, request: Request) -> None:
+        """Raise Overloaded, or KeyQueueFull, where `request` would be one too many to wait here. As
+        at the proxies' door: of the last room no key has more than its share, no low priority any.
+        """
+        most, taken = self._limits.max_waiting, self._waiting_count
+        model = request.model
+        if taken >= most:
+            raise Overloaded(
+                f"{most} requests are waiting; try again later, or raise --max-waiting"
+            )
+        if self._ranks.are_used:
+            served = map(self._ranks.of, self._models)
+            if taken >= room_of(most, self._ranks.of(model), served):
+                raise Overloaded(
+                    f"{taken} requests are waiting, and the room that is left is for models of a "
+                    "higher priority; try again later"
+                )
+        if not request.key or taken < most * (1 - RESERVE):
+            return
+        key_of = self._shares.key_of
+        waiting = [r for group in self._active.values() for r in group.waiting]
+        own = sum(key_of(one) == request.key for one in waiting)
+        share = self._shares.share_of(request.key, request.weight)
+        if own and is_beyond_share(most, taken, own, share):
+            raise KeyQueueFull(
+                f"this key has {own} requests waiting here, and the room that is left is for other "
+                "keys; try again later"
+            )
+
     def _group_of(self, request: Request) -> GroupT:
         if request.model not in self._models:
             raise ModelNotFound(f"model {request.model} is not served here; see GET /v1/models")
@@ -232,9 +288,11 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._something_happened()
         self._model_of[request.id] = request.model
         self._deadlines.add(request.id, request.deadline_s)
-        self._shares.enter(request.id, request.key, request.weight)
+        self._shares.enter(request.id, request.key, request.weight, request.model)
+        self._asked_s[request.model] = now
         self._entered(group, entry, now)
         self._active[request.model] = group
+        self._ranks.changed()
 
     def _hold_kv(self, group: GroupT, tokens: int) -> None:
         group.here_tokens += tokens
@@ -268,6 +326,7 @@ class Ledger(Scheduler, Generic[GroupT]):
 
     def _quiet(self, group: GroupT) -> None:
         if not group.has_requests and self._active.pop(group.model, None) is not None:
+            self._ranks.changed()
             self._quieted(group)
 
     def _steps_that_fit(self, group: GroupT, requests: int) -> int:

@@ -32,7 +32,7 @@ class Loads:
 
     def preload(self, models: Iterable[ModelId]) -> None:
         """Load `models` when the copy lane has nothing else to do and there is free room."""
-        self._preload.extend(models)
+        self._preload.extend(model for model in models if model not in self._preload)
 
     def forget(self, model: ModelId) -> None:
         """Preload `model` no more."""

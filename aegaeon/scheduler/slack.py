@@ -38,7 +38,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._costs = costs
         self._target = target
         self._set = scaled(settings, target.ttft_s)
-        self._urgency = Urgency(self._set, self._shares)
+        self._urgency = Urgency(self._set, self._shares, self._ranks)
         self._busy = Busyness()
         self._has_shed = False
         self._survey: Survey | None = None  # while nothing has happened since
@@ -135,7 +135,7 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             self._is_idle = self._busy.is_idle
         if self._busy.decode > 1.0 or self._has_shed:
             self._shed(now)
-        if self._has_shed or has_late:
+        if self._has_shed or has_late or self._ranks.are_used:
             for model, group in runnable.items():
                 slacks[model] = self._urgency.slack_s(group, now)
         return survey
@@ -202,9 +202,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         if self._residency.loading is not None:
             return False
         is_ahead = self._look(now).slack_s[group.model] >= self._set.ahead_s
-        if not (is_ahead or self._look(now).starves(self._set.starve_s)) or self._find_load(
-            now, group.model
-        ):
+        is_pressed = is_ahead or self._urgency.is_pressed(group, self._look(now))
+        if not is_pressed or self._find_load(now, group.model):
             return False
         self._planned = self._find_load(now, None)
         if self._planned is None:

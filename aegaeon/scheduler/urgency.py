@@ -10,6 +10,7 @@ from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.fairness import Shares
 from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.scheduler.ranks import Ranks
 from aegaeon.types import ModelId
 
 LEAST_TTFT_S = 0.01  # by which settings are scaled; at 0 nothing would ever yield
@@ -27,6 +28,8 @@ class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
     margin_s: float = 1.5  # by which a victim's slack must be above that of who displaces it
     look_s: float = 0.25  # between looks for room for a load
     share_s: float = 1.0  # of the device: who has had so much more than others yields a TTFT
+    yield_s: float = 2.5  # slack that one of a lower priority always seems to have
+    press_s: float = 2.0  # and that one of a higher priority seems to have less
 
     def leaves_below_s(self, current_s: float) -> float:
         """Return how little slack others must have for a turn to end, whose own is so much."""
@@ -83,10 +86,14 @@ class Survey(NamedTuple):
 class Urgency:
     """Deadlines of requests: a waiting one is due by its TTFT, the k-th token of a running one k
     TBT after its first. Those that are hopelessly late get new deadlines, later by `starve_s`; a
-    model that has had no step for so long since then comes before all others."""
+    model that has had no step for so long since then comes before all others. Until then one of a
+    lower priority than others here never seems to be late, and so yields to those that are."""
 
-    def __init__(self, settings: SlackSettings, shares: Shares) -> None:
+    def __init__(self, settings: SlackSettings, shares: Shares, ranks: Ranks) -> None:
         self._shares = shares
+        self._ranks = ranks
+        self._yield_s = settings.yield_s
+        self._press_s = settings.press_s
         self._share_s = settings.share_s
         self._hope_s = settings.hope_s
         self._starve_s = settings.starve_s
@@ -98,7 +105,29 @@ class Urgency:
             self.refresh(group, now)
         if now - group.late_since_s >= self._starve_s:
             return min(group.due_s, group.late_since_s) - now
-        return max(group.due_s, group.shed_until_s) - now
+        slack_s = max(group.due_s, group.shed_until_s) - now
+        return self._ranked_s(group, slack_s, now) if self._ranks.are_used else slack_s
+
+    def _ranked_s(self, group: SlackGroup, slack_s: float, now: float) -> float:
+        """Return the slack as those of other priorities are to see it."""
+        below, above = self._ranks.below(group.model), self._ranks.above(group.model)
+        if above:
+            # Its late requests have new deadlines, for each other's sake and for nobody else's.
+            slack_s = min(slack_s, group.late_since_s - now)
+        if below:
+            # Less than the half of `ahead_s`, below which those that are well ahead make way.
+            slack_s = max(slack_s, self._yield_s * (1 + below) / 2)
+        return slack_s - self._press_s if above else slack_s
+
+    def is_pressed(self, group: SlackGroup, survey: Survey) -> bool:
+        """Whether `group` should make way though it is not well ahead: for one that starves, or is
+        of a higher priority."""
+        if survey.starves(self._starve_s):
+            return True
+        own = self._ranks.of(group.model)
+        return self._ranks.are_used and any(
+            self._ranks.of(other.model) > own for other in survey.absent
+        )
 
     def refresh(self, group: SlackGroup, now: float) -> None:
         """Find out anew when `group`, which has requests, is due."""
@@ -158,7 +187,8 @@ class Urgency:
     def worth(self, group: SlackGroup) -> float:
         """Return how many requests `group` serves and has served, as much as those here count."""
         requests = (*group.running, *group.waiting)
-        return (len(requests) + 3 * group.came) * self._shares.worth(requests)
+        worth = self._shares.worth(requests) * self._ranks.worth(group.model)
+        return (len(requests) + 3 * group.came) * worth
 
     def in_order(self, group: SlackGroup) -> list[Entry]:
         """Return those waiting of `group`, the first to be prefilled first."""

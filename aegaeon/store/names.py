@@ -15,6 +15,7 @@ MAILBOX = "mailbox"
 KV = "kv"
 CATALOG = "catalog"
 WEIGHTS = "weights"
+LOADS = "loads"
 BOARDS = ("boarda", "boardb")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

@@ -1,5 +1,7 @@
 """Models that come to an engine that is open compute as if they had always been there."""
 
+import time
+
 import msgspec
 import pytest
 
@@ -11,6 +13,7 @@ from aegaeon.models.references import resolve
 from tests.engine.test_checkpoints import DEVICES, SETTINGS
 from tests.support.checkpoints import make_checkpoint
 from tests.support.decoder import load_in_thread, make_request
+from tests.support.polling import eventually
 from tests.support.regions import own_regions
 from tests.support.runner import Runner
 
@@ -99,3 +102,32 @@ def test_shapes_of_which_no_block_fits_are_left_out(settings, specs):
             engine.begin_model(deep)
         assert answers(engine, small.id)
         engine.close()
+
+
+def test_one_that_is_let_go_leaves_device_and_cache_unless_another_wants_it(settings, specs):
+    small, other, _ = specs
+    with own_regions() as regions:
+        engine = open_engine(settings, (small, other), regions)
+        second = open_engine(settings, (small, other), regions)
+        expected = answers(engine, small.id)
+        cache = engine._shelf.source._cache
+
+        def held():
+            return [one.model for one in cache.status()]
+
+        second.submit(make_request("wants", [3], model=small.id))
+        load_in_thread(second, small.id)
+        engine.let_go(small.id, 0.0)
+        time.sleep(0.3)
+        assert held() == [small.id]
+        second.release("wants")
+        second.let_go(small.id, 1e6)
+        time.sleep(0.3)
+        assert held() == [small.id]  # it was used a moment ago
+        engine.let_go(small.id, 0.0)
+        eventually(lambda: held() == [], 10.0)
+        eventually(lambda: engine.usage().cached == (), 10.0)
+        assert settings.has_own_memory is False or engine.usage().weight_bytes == 0
+        assert answers(engine, small.id) == expected
+        for one in (engine, second):
+            one.close()

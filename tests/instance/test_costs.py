@@ -143,3 +143,14 @@ def test_every_policy_is_built_for_every_role(policy, role):
 
 def test_the_policies_are_those_of_the_settings():
     assert set(POLICIES) == set(get_args(get_type_hints(Settings)["policy"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "running"),
+    [({}, 32), ({"max_batch": 3}, 6), ({"max_batch": 3, "max_running": 4}, 4)],
+)
+def test_as_many_run_as_the_settings_say(settings, running):
+    chosen = launch(**settings)
+    learning = LearningCosts(*costs_of(chosen.settings, SPECS, 10**10))
+    residency = Residency({spec.id: spec.weight_bytes for spec in SPECS}, 10**10)
+    assert build_scheduler(chosen, residency, learning)._limits.max_running == running

@@ -262,3 +262,17 @@ def test_residency_keeps_its_books_as_models_come_and_go():
         residency.pin("a")
     residency.leave("c")
     assert not residency.serves("c") and residency.serves("b")
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_a_priority_follows_the_catalogue_and_goes_with_its_model(policy):
+    bench = ServingBench(policy)
+    ranks = bench.runtime._parts.scheduler._ranks
+    bench.add("b", priority="low")
+    bench.add("a", priority="high")
+    bench.row()
+    assert ranks.are_used and (ranks.of("a"), ranks.of("b")) == (2, 0)
+    bench.add("a")
+    bench.remove("b")
+    bench.row()
+    assert not ranks.are_used

@@ -1,7 +1,6 @@
 """What a proxy counts and what it says of all: read back by the parsers of Prometheus's library."""
 
 import asyncio
-from contextlib import aclosing
 
 import msgspec
 import pytest
@@ -145,11 +144,13 @@ def test_errors_cancels_and_stops_are_told_apart(proxy):
 def test_a_request_refused_at_the_door_counts_too():
     async def test():
         async with Setup(max_waiting=1) as setup:
-            setup.instance().hold_after = 1
-            async with aclosing(setup.gateway.stream(generation())) as stream:
-                await anext(stream)
-                with pytest.raises(QueueFull):
-                    await collect(setup.gateway, generation())
+            setup.instance().hold_after = 0
+            waiting = asyncio.ensure_future(collect(setup.gateway, generation()))
+            await until(lambda: setup.gateway.open_requests == 1)
+            with pytest.raises(QueueFull):
+                await collect(setup.gateway, generation())
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
             figures = setup.gateway.meter.sums().models["m"]
             assert (figures.failed, figures.cancelled) == ({"queue_full": 1}, 1)
 

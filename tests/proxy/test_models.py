@@ -57,10 +57,12 @@ def code(response):
 def test_a_model_is_added_under_all_its_names(proxy):
     async def test(client):
         body = {"reference": "new", "id": "org/n", "aliases": ["x"], "slo_ttft_s": 2}
+        body |= {"priority": "high", "idle_s": 30}
         response = await answered(proxy, client.post("/admin/models", json=body))
         assert (response.status_code, response.json()["status"]) == (201, "served")
         card = (await client.get("/v1/models/x")).json()
         assert (card["id"], card["aliases"], card["status"]) == ("org/n", ["x"], "idle")
+        assert (card["priority"], card["idle_s"]) == ("high", 30.0)
         spec = proxy.catalog.read().find("x")
         assert spec.slo_ttft_s == 2.0 and spec.path.endswith("/models/new")
         assert str(spec.path) not in (await client.get("/v1/models")).text
@@ -108,6 +110,8 @@ def test_what_an_instance_refuses_is_taken_back_with_its_reason(proxy, tmp_path)
         ({"reference": "new", "aliases": ["new"]}, (400, "invalid_value")),
         ({"reference": "new", "id": "a\nb"}, (400, "invalid_value")),
         ({"reference": "new", "path": "/x"}, (400, "invalid_value")),
+        ({"reference": "new", "priority": "urgent"}, (400, "invalid_value")),
+        ({"reference": "new", "idle_s": -1}, (400, "invalid_value")),
         ({"reference": 1}, (400, "invalid_value")),
         ({}, (400, "invalid_value")),
         ([], (400, "invalid_value")),

@@ -1,14 +1,17 @@
 """Room at a proxy: bounded for all together, and of the last of it no key takes another's share."""
 
 import random
+from collections import Counter
 
+import msgspec
 import pytest
 
 from aegaeon.config import check_settings
-from aegaeon.errors import QueueFull
+from aegaeon.errors import KeyQueueFull, QueueFull
 from aegaeon.proxy.generation import TOKEN_BYTES
 from aegaeon.proxy.queue import Queue
 from tests.proxy.test_gateway import generation
+from tests.support.specs import make_spec
 
 
 def make(**settings):
@@ -19,28 +22,57 @@ def asked(key="", weight=1.0, tokens=1):
     return generation(key=key, weight=weight, prompt_token_ids=(1,) * tokens)
 
 
-def fill(queue, one):
+def fill(queue, one, places=None):
     """Enter `one` until there is no room for it; return how often that was."""
     for count in range(10_000):
         try:
-            queue.enter(one)
+            place = queue.enter(one)
         except QueueFull:
             return count
+        if places is not None:
+            places.append(place)
     raise AssertionError("the room has no end")
 
 
 def test_without_keys_all_room_is_there_for_whoever_comes():
-    queue = make(max_waiting=64)
-    assert fill(queue, asked()) == 64
-    queue.leave(asked())
+    queue, places = make(max_waiting=64), []
+    assert fill(queue, asked(), places) == 64
+    queue.leave(places[0])
     assert fill(queue, asked()) == 1
+
+
+def test_those_that_have_begun_wait_no_more():
+    queue, places = make(max_waiting=4), []
+    assert fill(queue, asked("a"), places) == 4
+    for _ in range(2):  # told twice
+        queue.begin(places[0])
+    assert fill(queue, asked("a")) == 1
+    for place in places:
+        queue.leave(place)
+    assert fill(queue, asked("a")) == 3
+    assert queue._held["a"].requests == queue._held["a"].waiting == 4
+
+
+def test_lower_priorities_have_less_room():
+    queue = make(max_waiting=64)
+    names = ("low", "normal", "high")
+    ranked = [msgspec.structs.replace(make_spec(name), priority=name) for name in names]
+    queue.serve(ranked)
+    for name, room in (("low", 48), ("normal", 8), ("high", 8)):
+        assert fill(queue, generation(model=name)) == room
+    queue = make(max_waiting=64)
+    queue.serve(ranked[:2])
+    assert fill(queue, generation(model="low")) == 56
+    with pytest.raises(QueueFull, match="higher priority"):
+        queue.enter(generation(model="low"))
+    assert fill(queue, generation(model="normal")) == 8
 
 
 @pytest.mark.parametrize("most", [8, 64, 1000])
 def test_a_flood_of_one_key_leaves_room_for_others(most):
     queue = make(max_waiting=most)
     assert fill(queue, asked("flood")) == most - most // 8
-    with pytest.raises(QueueFull, match="for other keys"):
+    with pytest.raises(KeyQueueFull, match="for other keys"):
         queue.enter(asked("flood"))
     others = [fill(queue, asked("other")), fill(queue, asked("third"))]
     assert others[0] >= 1
@@ -56,28 +88,71 @@ def test_one_key_alone_may_have_the_only_room():
 def test_room_that_comes_free_goes_to_keys_below_their_share():
     queue, chance = make(max_waiting=800), random.Random(5)
     keys = {"light": 1.0, "heavy": 3.0}
-    held = dict.fromkeys(keys, 0)
-    held["light"] = fill(queue, asked("light"))
+    places = []
+    fill(queue, asked("light"), places)
     for _ in range(20_000):
         # Both ask for more all the time, and requests end in no particular order.
         for key, weight in sorted(keys.items(), key=lambda _: chance.random()):
-            held[key] += fill(queue, asked(key, weight))
-        over = chance.choices(list(held), list(held.values()))[0]
-        queue.leave(asked(over, keys[over]))
-        held[over] -= 1
+            fill(queue, asked(key, weight), places)
+        over = chance.randrange(len(places))
+        places[over], places[-1] = places[-1], places[over]
+        queue.leave(places.pop())
+    held = Counter(place.generation.key for place in places)
     assert held["light"] == pytest.approx(700 / 4, abs=2)
     assert held["heavy"] == pytest.approx(700 * 3 / 4, abs=2)
 
 
 def test_prompts_are_shared_like_requests():
     queue = make(max_waiting=1024, max_open_mb=80 * 100 * TOKEN_BYTES / 1e6)
-    large = asked("flood", tokens=100)
-    assert fill(queue, large) == 70
-    with pytest.raises(QueueFull, match="MB open"):
+    large, places = asked("flood", tokens=100), []
+    assert fill(queue, large, places) == 70
+    with pytest.raises(KeyQueueFull, match="MB open"):
         queue.enter(large)
-    assert fill(queue, asked("other", tokens=100)) == 7
-    assert fill(queue, asked("third", tokens=100)) == 1
-    for key, count in (("flood", 70), ("other", 7), ("third", 1)):
-        for _ in range(count):
-            queue.leave(asked(key, tokens=100))
+    assert fill(queue, asked("other", tokens=100), places) == 7
+    assert fill(queue, asked("third", tokens=100), places) == 1
+    for place in places:
+        queue.begin(place)  # it still holds its prompt
+    assert fill(queue, asked("flood", tokens=100)) == 0
+    for place in places:
+        queue.leave(place)
     queue.enter(asked("flood", tokens=100_000))  # alone, it may be of any size
+
+
+class Told:
+    """An outlook that keeps `places`, of which `due` are to be taken now."""
+
+    def __init__(self, places, due=0):
+        self.places, self.due, self.waits = places, due, []
+
+    def kept(self):
+        return self.places
+
+    def was_told(self, _):
+        self.due -= 1
+        return self.due >= 0
+
+    def wait_s(self, *asked):
+        self.waits.append(asked)
+        return 7.0
+
+
+def test_room_is_kept_for_those_who_were_told_to_come():
+    outlook = Told(places=3)
+    queue = Queue(check_settings({"max_waiting": 16}), outlook)
+    assert fill(queue, asked()) == 13
+    with pytest.raises(QueueFull, match="told to come") as refused:
+        queue.enter(asked())
+    assert refused.value.retry_after_s == 7.0
+    assert outlook.waits[-1] == ("waiting", None, 3)
+    outlook.due = 1
+    assert fill(queue, asked()) == 1
+    # A key that has nothing open is nobody's flood.
+    assert fill(queue, asked("new")) == 1
+    outlook.due = 5
+    assert fill(queue, asked()) == 1  # no more than there is
+    assert outlook.waits[-1] == ("waiting", None, 0)
+
+
+@pytest.mark.parametrize(("most", "room"), [(1, 0), (2, 0), (4, 1), (16, 4)])
+def test_not_all_of_a_large_room_is_kept(most, room):
+    assert fill(Queue(check_settings({"max_waiting": most}), Told(places=99)), asked()) == room

@@ -71,8 +71,8 @@ def test_keys_that_are_gone_take_bounded_memory():
     for number in range(3 * MAX_REMEMBERED):
         shares.enter("r", f"key-{number}", 1.0)
         shares.leave("r")
-    assert len(shares._gone) == MAX_REMEMBERED
-    assert not shares._keys and not shares._key_of
+    assert len(shares._keys.gone) == MAX_REMEMBERED
+    assert not shares._keys.known and not shares._asker_of
 
 
 def test_all_requests_of_a_key_together_count_as_its_weight():
@@ -98,12 +98,14 @@ def test_nor_does_one_that_goes_on():
 
     def kept(key):
         rng = random.Random(1)
-        many = [Arrival(rng.uniform(0, 120), "a", 100, 40, "greedy") for _ in range(2000)]
+        floods = key and "greedy"
+        many = [Arrival(rng.uniform(0, 120), "a", 100, 40, floods) for _ in range(2000)]
         few = [Arrival(3.0 * number, "b", 100, 41, key) for number in range(40)]
         return sum(ttft_s < 10.0 for ttft_s in ttfts(run([*many, *few]), tokens=41))
 
     assert kept("modest") == 40
-    assert kept("greedy") < 20
+    assert kept("greedy") == 40  # its models share what it has
+    assert kept("") < 20  # who asks without a key is everybody and nobody
 
 
 def test_both_are_served_whole_and_the_device_never_rests():
@@ -130,9 +132,46 @@ def test_a_heavier_key_gets_more():
     assert half_done_s(3.0) == pytest.approx(3.0, rel=0.02)
 
 
-def test_with_one_key_nothing_is_decided_otherwise():
-    load = [*flood(), *flood("b", count=200)]
+def test_with_one_key_and_one_model_nothing_is_decided_otherwise():
+    load = flood()
     named = run(load)
     plain = run([Arrival(one.at_s, one.model, 100, one.output_tokens) for one in load])
     times = [[tuple(one.token_times_s) for one in result.served] for result in (named, plain)]
     assert times[0] == times[1]
+
+
+def test_models_share_what_their_key_has_and_no_more():
+    shares = Shares()
+    shares.enter("a", "one", 1.0, "a")
+    shares.charge(["a"], 5.0)
+    assert not shares.is_shared
+    shares.enter("b", "one", 1.0, "b")
+    assert shares.is_shared and shares.ahead_s("a") == shares.ahead_s("b") == 0.0
+    shares.charge(["a"], 3.0)
+    assert (shares.ahead_s("a"), shares.ahead_s("b")) == (3.0, 0.0)
+    assert shares.is_owed("b", 2.0) and not shares.is_owed("a", 2.0)
+    # What the models of a key have had is its own: half of the device is the other one's.
+    shares.enter("x", "two", 1.0, "a")
+    assert shares.ahead_s("x") == 0.0
+    shares.charge(["x"], 4.0)
+    assert shares.ahead_s("x") == 4.0 and shares.is_owed("b", 3.5)
+    assert shares.worth(["x"]) == pytest.approx(1.5)
+    assert shares.worth(["a"]) == shares.worth(["b"]) == pytest.approx(0.75)
+    for request in "abx":
+        shares.leave(request)
+    assert not shares.is_shared and shares._split == 0
+
+
+def test_a_model_that_comes_back_keeps_its_debt_and_one_without_a_key_has_none():
+    shares = Shares()
+    shares.enter("a", "one", 1.0, "a")
+    shares.enter("b", "one", 1.0, "b")
+    shares.charge(["a"], 3.0)
+    shares.leave("a")
+    assert not shares.is_shared
+    shares.enter("again", "one", 1.0, "a")
+    assert shares.ahead_s("again") == 3.0
+    nobody = Shares()
+    nobody.enter("a", "", 1.0, "a")
+    nobody.enter("b", "", 1.0, "b")
+    assert not nobody.is_shared

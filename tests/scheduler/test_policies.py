@@ -201,7 +201,9 @@ def test_a_model_that_never_fits_is_refused_with_the_numbers():
 
 def test_preloads_fill_free_room_and_evict_nobody(policy):
     device = make_device(policy, {"a": 1, "b": 2, "c": 1}, 2)
-    device.scheduler.preload(["a", "b", "c"])
+    for _ in range(3):
+        device.scheduler.preload(["a", "b", "c"])
+    assert device.scheduler.snapshot().preloading == ("a", "b", "c")
     device.advance(5.0)
     assert device.loads == [Load("a"), Load("c")]
     assert device.scheduler.snapshot().preloading == ()

@@ -7,6 +7,7 @@ from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.fairness import Shares
 from aegaeon.scheduler.groups import Entry
+from aegaeon.scheduler.ranks import Ranks
 from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Urgency, scaled
 
 COST = ModelCost(
@@ -14,7 +15,7 @@ COST = ModelCost(
     decode=(0.0, 0.0, 0.02),
 )  # fmt: skip
 SETTINGS = SlackSettings()
-URGENCY = Urgency(SETTINGS, Shares())
+URGENCY = Urgency(SETTINGS, Shares(), Ranks({}))
 
 
 def make_group(waiting=(), running=()):
