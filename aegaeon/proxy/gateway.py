@@ -244,6 +244,9 @@ class Gateway:
         name = generation.id or f"req-{secrets.token_hex(12)}"
         opened = OpenRequest(name, generation, now, now + self._queue.request_timeout_s)
         opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
+        if generation.trace is not None:
+            prompt_tokens = len(generation.prompt_token_ids)
+            opened.timing.run = generation.trace.run(generation.model, prompt_tokens, now)
         self._open[opened.id] = opened
         return opened
 

@@ -28,9 +28,10 @@ from aegaeon.figures import (
 )
 from aegaeon.measures import Waited
 from aegaeon.metrics import Target
+from aegaeon.proxy.traces import Run
 from aegaeon.specs import ModelSpec
 from aegaeon.store.base import Board, Domain
-from aegaeon.types import InstanceId, ModelId
+from aegaeon.types import InstanceId, ModelId, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,13 @@ class Timing:
     """Of one request: when its tokens came. Counts them as they come."""
 
     __slots__ = ("_figures", "_prompt", "_target", "arrival_s", "cached_tokens", "count", "first_s",
-                 "last_s")  # fmt: skip
+                 "last_s", "run")  # fmt: skip
 
     def __init__(
         self, figures: ModelFigures, target: Target, prompt_tokens: int, arrival_s: float
     ) -> None:
         """Counts into `figures`, which are its model's."""
+        self.run: Run | None = None  # where it is traced
         self._figures = figures
         self._target = target
         self._prompt = prompt_tokens
@@ -87,8 +89,15 @@ class Timing:
         for token in range(first, self.count):
             figures.tokens_in_time += at_s <= self._target.due_s(self.arrival_s, token)
 
+    def heard(self, event: TokenEvent, at_s: float) -> None:
+        """With tokens that are not counted yet, it was told what had been waited for."""
+        if self.run is not None:
+            self.run.heard(event, self.last_s, self.count, at_s)
+
     def finished(self, reason: str, waited: Waited, now: float) -> None:
         """The request has got what it wanted."""
+        if self.run is not None:
+            self.run.finish_reason = reason
         gaps = max(1, self.count - 1)
         ttft_s, tbt_s = self.first_s - self.arrival_s, (self.last_s - self.first_s) / gaps
         self._end(within(ttft_s, tbt_s, self._target), waited, now)
@@ -96,6 +105,8 @@ class Timing:
 
     def failed(self, code: str, waited: Waited, now: float) -> None:
         """The request ended in an error with `code`."""
+        if self.run is not None:
+            self.run.error = code
         self._end(None if code in NOT_OURS else "neither", waited, now)
         _count(self._figures, "failed", code)
 
@@ -106,6 +117,9 @@ class Timing:
 
     def _end(self, kept: str | None, waited: Waited, now: float) -> None:
         figures = self._figures
+        if (run := self.run) is not None:
+            run.tokens, run.cached_tokens = self.count, self.cached_tokens
+            run.first_s, run.last_s, run.end_s = self.first_s, self.last_s, now
         figures.request.note(now - self.arrival_s)
         figures.queue.note(waited.queue_s)
         figures.switch_s += waited.switch_s

@@ -37,6 +37,7 @@ from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
 from aegaeon.proxy.tokenize import parse_detokenize, parse_tokenize
 from aegaeon.proxy.tools import Call
+from aegaeon.proxy.tracing import TRACE
 from aegaeon.proxy.transcript import Piece, TokenScore
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ async def _body(request: Request, service: Service) -> bytes:
 
 
 async def _answer(request: Request, service: Service, job: Job) -> Response:
-    job = job.asked_with(_caller(request).key)
+    job = job.asked_with(_caller(request).key).traced(request.scope.get(TRACE))
     if job.body.stream:
         return TokenStream(service, job)
     try:

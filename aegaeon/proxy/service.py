@@ -54,6 +54,7 @@ from aegaeon.proxy.tokenize import (
     tokenize,
 )
 from aegaeon.proxy.tokenizer import TextModel
+from aegaeon.proxy.traces import Trace
 from aegaeon.proxy.transcript import Echo, Transcript
 from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
@@ -79,6 +80,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def is_chat(self) -> bool:
         """Whether the answer has the shape of a chat."""
         return isinstance(self.body, ChatBody)
+
+    def traced(self, trace: Trace | None) -> "Job":
+        """Return it as part of what `trace` is of, if anything."""
+        if trace is None:
+            return self
+        trace.asks(self.body, self.id, self.generations[0].model, self.prompt_tokens)
+        traced = (msgspec.structs.replace(one, trace=trace) for one in self.generations)
+        return msgspec.structs.replace(self, generations=tuple(traced))
 
     def asked_with(self, key: Key | None) -> "Job":
         """Return it as of whoever bears `key`, among whom devices are shared."""
