@@ -87,7 +87,7 @@ async def chat_completions(request: Request) -> Response:
     service = _service(request)
     body = parse_chat(await _body(request, service))
     _caller(request).check_model(service.names_of(body.model))
-    return await _answer(request, service, await service.chat(body))
+    return await _answer(request, service, await service.chat(body, _asker(request)))
 
 
 async def completions(request: Request) -> Response:
@@ -173,6 +173,14 @@ async def decisions(request: Request) -> Response:
         raise invalid("limit", f"limit must be from 1 to {MAX_DECISIONS}, not {limit!r}")
     explain = _service(request).explain
     return _json(await explain(asked.get("request"), asked.get("instance"), int(limit)))
+
+
+def _asker(request: Request) -> str:
+    """Who asks, as far as it can be told: by the key or, without, by the address."""
+    key = _caller(request).key
+    if key is not None:
+        return f"key {key.name}"
+    return f"address {request.client.host if request.client is not None else ''}"
 
 
 async def _body(request: Request, service: Service) -> bytes:

@@ -153,8 +153,9 @@ class Service:
         await asyncio.gather(*self._texts.values(), return_exceptions=True)
         await asyncio.to_thread(self._renderer.close)
 
-    async def chat(self, body: ChatBody) -> Job:
-        """Prepare a chat completion. Raises ApiError, or AegaeonError with a code of a request."""
+    async def chat(self, body: ChatBody, asker: str = "") -> Job:
+        """Prepare a chat completion, for `asker`. Raises ApiError, or AegaeonError with a code of a
+        request."""
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
@@ -164,7 +165,8 @@ class Service:
         check_length(spec, text, chars + len(msgspec.json.encode(shown)), "messages")
         grammar = answer_grammar(body) if tools is None else tools.grammar()
         if grammar:
-            await self._checker.check(grammar, "response_format" if tools is None else "tools")
+            param = "response_format" if tools is None else "tools"
+            await self._checker.check(grammar, param, asker)
         encode = partial(chat_ids, spec, text, messages, shown, body.chat_template_kwargs)
         try:
             prompt = await asyncio.to_thread(encode)
