@@ -34,6 +34,7 @@ from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables
 from aegaeon.plan_devices import plan_devices_command
 from aegaeon.proxy.keys import read_keys
+from aegaeon.proxy.tracing import check_tracing
 from aegaeon.reload import Reloader
 from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
@@ -69,6 +70,7 @@ GROUPS = {
         "lease_s",
         "watchdog_s",
         "drain_s",
+        "trace_endpoint",
         "log_level",
     ),
 }
@@ -251,6 +253,7 @@ def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) ->
         settings = msgspec.structs.replace(settings, port=free_port(settings.host))
     if settings.keys_file:
         read_keys(Path(settings.keys_file).expanduser())
+    check_tracing(settings)
     specs = served_models(settings)
     supervisor = Supervisor(settings, specs, with_proxy)
     reloader = Reloader(file, load, loaded, supervisor, specs)

@@ -170,6 +170,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 120.0
     drain_s: Annotated[float, _doc("time for running requests to end at shutdown", ge=0)] = 30.0
     max_body_bytes: Annotated[int, _doc("largest HTTP body accepted", ge=1024)] = 8 << 20
+    trace_endpoint: Annotated[
+        str,
+        _doc(
+            "where traces of requests go: a collector of OpenTelemetry, by OTLP over HTTP, like "
+            "http://localhost:4318 (default: nowhere; needs the extra otel)"
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _doc("how much to log, on stderr")
     ] = "info"

@@ -33,13 +33,15 @@ class Waited(msgspec.Struct, frozen=True, array_like=True):
 
     `queue_s` before its first step, but for `switch_s`: in which its model's weights came or the
     device was given to it, at any time; `switches` times. `preempted_s` since its first step while
-    another model had the device, or after it had lost its keys and values.
+    another model had the device, or after it had lost its keys and values. `load_s` is the part of
+    `switch_s` in which weights, or keys and values, were brought.
     """
 
     queue_s: float = 0.0
     switch_s: float = 0.0
     switches: int = 0
     preempted_s: float = 0.0
+    load_s: float = 0.0
 
     def longest(self, other: "Waited") -> "Waited":
         """Return the more of each: what waits side by side came to."""
@@ -48,6 +50,7 @@ class Waited(msgspec.Struct, frozen=True, array_like=True):
             max(self.switch_s, other.switch_s),
             max(self.switches, other.switches),
             max(self.preempted_s, other.preempted_s),
+            max(self.load_s, other.load_s),
         )
 
 

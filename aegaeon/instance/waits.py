@@ -49,22 +49,29 @@ class _Clock:
 
 @dataclass(slots=True)
 class _Clocks:
-    """Of one model: how long it has been coming and had the device, and how often it got it."""
+    """Of one model: how long it has been coming, of that been loaded, and had the device, and how
+    often it got it."""
 
     coming: _Clock = field(default_factory=_Clock)
+    loading: _Clock = field(default_factory=_Clock)
     turn: _Clock = field(default_factory=_Clock)
     switches: int = 0
     coming_lanes: int = 0
+    loads: int = 0
     has_turn: bool = False
 
-    def change(self, now: float, lanes: int = 0, has_turn: bool | None = None) -> None:
-        """So many more lanes bring it, and it has the device or not. What comes while it has the
-        device, keys and values of some of its requests, holds up nobody else's."""
+    def change(
+        self, now: float, lanes: int = 0, has_turn: bool | None = None, loads: int = 0
+    ) -> None:
+        """So many more lanes bring it, by loads or not, and it has the device or not. What comes
+        while it has the device, keys and values of some of its requests, holds up nobody else's."""
         self.coming_lanes += lanes
+        self.loads += loads
         if has_turn is not None:
             self.has_turn = has_turn
         self.turn.run(self.has_turn, now)
         self.coming.run(self.coming_lanes > 0 and not self.has_turn, now)
+        self.loading.run(self.loads > 0 and not self.has_turn, now)
 
 
 @dataclass(slots=True)
@@ -76,6 +83,7 @@ class Wait:
     state: State
     since_s: float
     coming_s: float
+    loading_s: float
     turn_s: float
     switches: int
     told: Waited | None = None
@@ -112,18 +120,18 @@ class Waits:
         """The copy lane begins `load`."""
         if self._turn in load.evict:
             self._end_turn(now)
-        self._of(load.model).change(now, lanes=1)
+        self._of(load.model).change(now, lanes=1, loads=1)
 
     def end_load(self, load: Load, now: float) -> None:
         """The copy lane has ended `load`."""
-        self._of(load.model).change(now, lanes=-1)
+        self._of(load.model).change(now, lanes=-1, loads=-1)
 
     # Requests
 
     def enter(self, request: Request, now: float) -> Wait:
         """A request came. One without tokens has been waiting since its arrival, wherever."""
         has_begun = bool(request.generated_token_ids)
-        wait = Wait(request.model, request.waited, State.PUT_BACK, now, 0.0, 0.0, 0)
+        wait = Wait(request.model, request.waited, State.PUT_BACK, now, 0.0, 0.0, 0.0, 0)
         if not has_begun:
             wait.state = State.QUEUED
             before_s = max(0.0, now - request.arrival_s - _total_s(request.waited))
@@ -151,6 +159,7 @@ class Waits:
         clocks, so_far = self._of(wait.model), wait.so_far
         elapsed_s = max(0.0, now - wait.since_s)
         switch_s = min(elapsed_s, clocks.coming.at(now) - wait.coming_s)
+        load_s = min(switch_s, clocks.loading.at(now) - wait.loading_s)
         rest_s = elapsed_s - switch_s
         if wait.state is State.AT_WORK:
             rest_s = max(0.0, rest_s - (clocks.turn.at(now) - wait.turn_s))
@@ -160,6 +169,7 @@ class Waits:
             so_far.switch_s + switch_s,
             so_far.switches + clocks.switches - wait.switches,
             so_far.preempted_s + (0.0 if is_queued else rest_s),
+            so_far.load_s + load_s,
         )
 
     def news(self, wait: Wait, is_last: bool, now: float) -> Waited | None:
@@ -175,7 +185,8 @@ class Waits:
     def _read(self, wait: Wait, now: float) -> None:
         clocks = self._of(wait.model)
         wait.since_s = now
-        wait.coming_s, wait.turn_s = clocks.coming.at(now), clocks.turn.at(now)
+        wait.coming_s, wait.loading_s = clocks.coming.at(now), clocks.loading.at(now)
+        wait.turn_s = clocks.turn.at(now)
         wait.switches = clocks.switches
 
     def _end_turn(self, now: float) -> None:

@@ -32,6 +32,7 @@ from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
 from aegaeon.proxy.routes import SERVER_SEND, add_routes, handle_errors
 from aegaeon.proxy.service import Service
+from aegaeon.proxy.tracing import TRACED, Tracer, kept_tracer
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec
 
@@ -57,6 +58,7 @@ def create_app(
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
             app.state.is_loopback = is_loopback(chosen.host)
+            app.state.tracer = await stack.enter_async_context(kept_tracer(chosen))
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
             joined = domain if domain else await stack.enter_async_context(joined_domain(chosen))
             gateway = Gateway(joined, chosen, served, address)
@@ -82,12 +84,16 @@ def create_app(
 
 
 class _Application(FastAPI):
-    """Notes the server's own `send`, for streams."""
+    """Notes the server's own `send`, for streams; has the tracer, if any, see all of a request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         scope[SERVER_SEND] = send
-        await super().__call__(scope, receive, send)
+        tracer: Tracer | None = getattr(self.state, "tracer", None)
+        if tracer is None or scope.get("path") not in TRACED or scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        else:
+            await tracer.serve(super().__call__, scope, receive, send)
 
 
 class RequestIds:

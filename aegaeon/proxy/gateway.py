@@ -252,6 +252,9 @@ class Gateway:
         opened.on_begun = partial(self._queue.begin, place)
         opened.on_left = partial(self._queue.leave, place)
         opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
+        if generation.trace is not None:
+            prompt_tokens = len(generation.prompt_token_ids)
+            opened.timing.run = generation.trace.run(generation.model, prompt_tokens, now)
         self._open[opened.id] = opened
         return opened
 

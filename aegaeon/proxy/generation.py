@@ -13,6 +13,7 @@ from aegaeon.errors import AegaeonError, HandoffLost, InstanceLost
 from aegaeon.measures import NOT_WAITED, Waited
 from aegaeon.proxy.metrics import Timing
 from aegaeon.proxy.outbox import Target
+from aegaeon.proxy.traces import Trace
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.types import (
     FinishReason,
@@ -49,6 +50,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     id: RequestId = ""
     key: str = ""
     weight: float = 1.0
+    trace: Trace | None = None  # of the HTTP request that it is part of, where that is traced
 
     @property
     def held_bytes(self) -> int:
@@ -304,6 +306,8 @@ class OpenRequest:
         self._log_probs.extend(event.log_probs[known:])
         if event.waited is not None:
             self.waited = event.waited
+            if self.timing is not None:
+                self.timing.heard(event, received_s)
         if self.timing is not None and new:
             self.timing.cached_tokens = self._cached_tokens
             self.timing.note(len(new), received_s)

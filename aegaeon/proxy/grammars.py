@@ -4,6 +4,7 @@ to an instance."""
 import asyncio
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ CHECK_S = 10.0
 # Of one check; an ordinary one takes milliseconds and megabytes.
 BOUNDS = Bounds(cpu_s=2.0, memory_bytes=512 << 20, count=2)
 MAX_CHECKED = 4096  # remembered, by their digests
+MAX_LINE = 16  # of one who asks, behind the one that is checked
 # Small models put blanks after blanks for ever where they may.
 _BLANKS = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{1,40}"}
 
@@ -96,9 +98,22 @@ def answer_grammar(body: ChatBody) -> str:
         raise invalid("response_format", f"the schema cannot be followed: {error}") from None
 
 
+class _Line:
+    """The checks of one who asks: one is at work, the others wait for it in order."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.checks = 0  # with the one at work
+
+
 class GrammarChecker:
     """Says no to what no instance could follow, and remembers what it said. Owns its threads and
-    processes, until `close`; whatever is at work in them ends at its bounds."""
+    processes, until `close`; whatever is at work in them ends at its bounds. `check` is called on
+    one event loop.
+
+    Whoever asks has one check at work at a time: heavy schemas hold up their own. Those who ask for
+    the same grammar share a check.
+    """
 
     def __init__(self, bounds: Bounds = BOUNDS) -> None:
         self._processes = BoundedProcesses("aegaeon.proxy.grammar_worker", bounds)
@@ -106,22 +121,51 @@ class GrammarChecker:
         self._threads = ThreadPoolExecutor(bounds.count, thread_name_prefix="aegaeon-grammars")
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, str] = OrderedDict()  # what is wrong with it, if anything
+        self._lines: dict[str, _Line] = {}
+        self._asked_for: dict[bytes, asyncio.Future[str]] = {}
+        self._mean_s = 0.01  # of a check, lately
 
-    async def check(self, grammar: str, param: str) -> None:
-        """Raise ApiError, for the field `param`, or Overloaded with too many to check."""
+    async def check(self, grammar: str, param: str, asker: str = "") -> None:
+        """Raise ApiError, for the field `param` or with too many of `asker` to check, or Overloaded
+        with too many of all."""
         name = hashlib.blake2b(grammar.encode(), digest_size=16).digest()
         wrong = self._told(name)
         if wrong is None:
             try:
-                wrong = await within(CHECK_S, self._checked(name, grammar))
+                wrong = await within(CHECK_S, self._checked(name, grammar, asker))
             except asyncio.TimeoutError:
                 raise Overloaded("many schemas are being checked; try again later") from None
         if wrong:
             raise invalid(param, wrong)
 
-    async def _checked(self, name: bytes, grammar: str) -> str:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._check, name, grammar)
+    async def _checked(self, name: bytes, grammar: str, asker: str) -> str:
+        """Return what is wrong. Who asked may go away; a check goes on, and so keeps its place."""
+        asked = self._asked_for.get(name)
+        if asked is None:
+            asked = self._asked_for[name] = self._enter(name, grammar, asker)
+            asked.add_done_callback(lambda _: self._asked_for.pop(name))
+        return await asyncio.shield(asked)
+
+    def _enter(self, name: bytes, grammar: str, asker: str) -> asyncio.Future[str]:
+        line = self._lines.setdefault(asker, _Line())
+        if line.checks > MAX_LINE:
+            text = f"{MAX_LINE} schemas of yours wait to be checked; try again later"
+            wait_s = line.checks * self._mean_s
+            raise ApiError(429, "queue_full", text, retry_after_s=wait_s)
+        line.checks += 1
+        return asyncio.ensure_future(self._in_turn(name, grammar, asker, line))
+
+    async def _in_turn(self, name: bytes, grammar: str, asker: str, line: _Line) -> str:
+        try:
+            async with line.lock:
+                began_s, loop = time.monotonic(), asyncio.get_running_loop()
+                wrong = await loop.run_in_executor(self._threads, self._check, name, grammar)
+                self._mean_s += 0.1 * (time.monotonic() - began_s - self._mean_s)
+                return wrong
+        finally:
+            line.checks -= 1
+            if not line.checks:
+                del self._lines[asker]
 
     def _check(self, name: bytes, grammar: str) -> str:
         """Return what is wrong. On a thread, which remembers it whether or not somebody waits."""

@@ -37,6 +37,7 @@ from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
 from aegaeon.proxy.tokenize import parse_detokenize, parse_tokenize
 from aegaeon.proxy.tools import Call
+from aegaeon.proxy.tracing import TRACE
 from aegaeon.proxy.transcript import Piece, TokenScore
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ async def chat_completions(request: Request) -> Response:
     service = _service(request)
     body = parse_chat(await _body(request, service))
     _caller(request).check_model(service.names_of(body.model))
-    return await _answer(request, service, await service.chat(body))
+    return await _answer(request, service, await service.chat(body, _asker(request)))
 
 
 async def completions(request: Request) -> Response:
@@ -174,6 +175,14 @@ async def decisions(request: Request) -> Response:
     return _json(await explain(asked.get("request"), asked.get("instance"), int(limit)))
 
 
+def _asker(request: Request) -> str:
+    """Who asks, as far as it can be told: by the key or, without, by the address."""
+    key = _caller(request).key
+    if key is not None:
+        return f"key {key.name}"
+    return f"address {request.client.host if request.client is not None else ''}"
+
+
 async def _body(request: Request, service: Service) -> bytes:
     if service.is_draining:
         wait_s = service.settings.drain_s
@@ -182,7 +191,7 @@ async def _body(request: Request, service: Service) -> bytes:
 
 
 async def _answer(request: Request, service: Service, job: Job) -> Response:
-    job = job.asked_with(_caller(request).key)
+    job = job.asked_with(_caller(request).key).traced(request.scope.get(TRACE))
     if job.body.stream:
         return TokenStream(service, job)
     try:

@@ -54,6 +54,7 @@ from aegaeon.proxy.tokenize import (
     tokenize,
 )
 from aegaeon.proxy.tokenizer import TextModel
+from aegaeon.proxy.traces import Trace
 from aegaeon.proxy.transcript import Echo, Transcript
 from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
@@ -79,6 +80,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def is_chat(self) -> bool:
         """Whether the answer has the shape of a chat."""
         return isinstance(self.body, ChatBody)
+
+    def traced(self, trace: Trace | None) -> "Job":
+        """Return it as part of what `trace` is of, if anything."""
+        if trace is None:
+            return self
+        trace.asks(self.body, self.id, self.generations[0].model, self.prompt_tokens)
+        traced = (msgspec.structs.replace(one, trace=trace) for one in self.generations)
+        return msgspec.structs.replace(self, generations=tuple(traced))
 
     def asked_with(self, key: Key | None) -> "Job":
         """Return it as of whoever bears `key`, among whom devices are shared."""
@@ -144,8 +153,9 @@ class Service:
         await asyncio.gather(*self._texts.values(), return_exceptions=True)
         await asyncio.to_thread(self._renderer.close)
 
-    async def chat(self, body: ChatBody) -> Job:
-        """Prepare a chat completion. Raises ApiError, or AegaeonError with a code of a request."""
+    async def chat(self, body: ChatBody, asker: str = "") -> Job:
+        """Prepare a chat completion, for `asker`. Raises ApiError, or AegaeonError with a code of a
+        request."""
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
@@ -155,7 +165,8 @@ class Service:
         check_length(spec, text, chars + len(msgspec.json.encode(shown)), "messages")
         grammar = answer_grammar(body) if tools is None else tools.grammar()
         if grammar:
-            await self._checker.check(grammar, "response_format" if tools is None else "tools")
+            param = "response_format" if tools is None else "tools"
+            await self._checker.check(grammar, param, asker)
         encode = partial(chat_ids, spec, text, messages, shown, body.chat_template_kwargs)
         try:
             prompt = await asyncio.to_thread(encode)

@@ -57,7 +57,7 @@ def test_a_cold_request_waits_in_the_queue_then_for_its_weights():
     story.switch("a", 0.5)
     story.put(wait, State.AT_WORK)
     story.step("a", 2.0)
-    assert story.waited(wait) == Waited(3.0, 5.5, 1, 0.0)
+    assert story.waited(wait) == Waited(3.0, 5.5, 1, 0.0, 5.0)
 
 
 def test_the_turns_of_others_are_pre_emption_and_the_way_back_is_a_switch():
@@ -94,7 +94,7 @@ def test_a_load_beside_anothers_turn_counts_once():
     story.now += 1.0
     story.waits.end(Switch("a"), Switched("a", 1.0), story.now)
     story.waits.end_load(Load("a"), story.now)
-    assert story.waited(wait) == Waited(0.0, 3.0, 1, 0.0)
+    assert story.waited(wait) == Waited(0.0, 3.0, 1, 0.0, 3.0)
 
 
 @pytest.mark.parametrize("how", ["lost", "evicted"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from aegaeon.errors import Overloaded
 from aegaeon.proxy.bounded import BoundedProcess, Bounds
 from aegaeon.proxy.failures import ApiError
-from aegaeon.proxy.grammars import GrammarChecker
+from aegaeon.proxy.grammars import MAX_LINE, GrammarChecker
 from tests.proxy.test_logprobs import stream
 from tests.proxy.test_routes import CHAT_PATH, ask, error_of, post
 from tests.proxy.test_tools import tagged
@@ -241,14 +242,93 @@ def test_a_schema_of_much_work_is_refused_and_remembered(checker, name):
 def test_others_are_checked_beside_a_schema_of_much_work():
     async def test():
         checker = GrammarChecker(Bounds(cpu_s=2.0, memory_bytes=1 << 30, count=2))
-        slow = asyncio.ensure_future(checker.check(grammar_of(HEAVY["of long computing"]), "tools"))
+        heavy = grammar_of(HEAVY["of long computing"])
+        slow = asyncio.ensure_future(checker.check(heavy, "tools", "one"))
         await asyncio.sleep(0.1)
-        await checker.check(grammar_of(SCHEMA), "tools")
+        await checker.check(grammar_of(SCHEMA), "tools", "another")
         assert not slow.done()
         slow.cancel()
         checker.close()
 
     asyncio.run(test())
+
+
+class Held(GrammarChecker):
+    """Its checks take until they are let go."""
+
+    def __init__(self):
+        super().__init__(Bounds(cpu_s=1.0, memory_bytes=1 << 30, count=2))
+        self.at_work, self.most, self.asked = 0, 0, []
+        self.go = threading.Event()
+
+    def _asked(self, grammar):
+        self.asked.append(grammar)
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        if grammar.startswith("heavy"):
+            assert self.go.wait(20)
+        self.at_work -= 1
+        return ""
+
+
+def held(test):
+    async def whole():
+        checker = Held()
+        try:
+            return await asyncio.wait_for(test(checker), 30)
+        finally:
+            checker.go.set()
+            checker.close()
+
+    return asyncio.run(whole())
+
+
+def test_schemas_of_one_who_asks_without_pause_leave_a_process_to_others():
+    async def test(checker):
+        heavy = [checker.check(f"heavy {n}", "tools", "greedy") for n in range(MAX_LINE + 1)]
+        tasks = [asyncio.ensure_future(one) for one in heavy]
+        await asyncio.sleep(0.1)
+        with pytest.raises(ApiError) as caught:
+            await checker.check("heavy and too much", "tools", "greedy")
+        assert (caught.value.status, caught.value.code) == (429, "queue_full")
+        assert int(caught.value.headers()["retry-after"]) >= 1
+        await checker.check("light", "tools", "another")
+        assert checker.asked == ["heavy 0", "light"] and checker.most == 2
+        checker.go.set()
+        await asyncio.gather(*tasks)
+        assert len(checker.asked) == MAX_LINE + 2 and not checker._lines
+        await checker.check("heavy and too much", "tools", "greedy")
+
+    held(test)
+
+
+def test_a_check_keeps_its_place_though_who_asked_has_gone():
+    async def test(checker):
+        gone = asyncio.ensure_future(checker.check("heavy 1", "tools", "a"))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        waits = asyncio.ensure_future(checker.check("heavy 2", "tools", "a"))
+        await asyncio.sleep(0.1)
+        assert checker.asked == ["heavy 1"]
+        checker.go.set()
+        await waits
+        await checker.check("heavy 1", "tools", "a")
+        assert checker.asked == ["heavy 1", "heavy 2"]
+
+    held(test)
+
+
+def test_many_who_ask_for_the_same_schema_share_its_check():
+    async def test(checker):
+        many = [checker.check("heavy", "tools", "a") for _ in range(3 * MAX_LINE)]
+        tasks = [asyncio.ensure_future(one) for one in many]
+        await asyncio.sleep(0.1)
+        checker.go.set()
+        await asyncio.gather(*tasks)
+        assert checker.asked == ["heavy"]
+
+    held(test)
 
 
 def test_a_checker_that_is_killed_is_replaced_and_blames_nobody(checker, monkeypatch):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from aegaeon.errors import AegaeonError
 from aegaeon.explanations import Decision, Explain, Explained
+from aegaeon.measures import Waited
 from aegaeon.sampling import PromptScores, TokenLogProbs
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_instance_message, encode
@@ -43,8 +44,10 @@ def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 class FakeInstance:
     """Sends `reply(request)` token by token. A request stops after `hold_after` tokens until
-    `release`; with `fail_with`, requests end in that error. One that `is_hung` reads nothing until
-    `recover`."""
+    `release`; with `fail_with`, requests end in that error. `waited` is told with first
+    tokens. One that `is_hung` reads nothing until `recover`."""
+
+    waited: Waited | None = None
 
     def __init__(
         self,
@@ -181,6 +184,7 @@ class FakeInstance:
             event = TokenEvent(
                 request.id, request.attempt, position, (token,), self.id, finish,
                 () if best is None else (log_probs_of(token, best),),
+                waited=None if position else self.waited,
             )  # fmt: skip
             self._send(request, event)
             if finish is not None:
