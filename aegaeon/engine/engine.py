@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from aegaeon.engine.drawing import (
 )
 from aegaeon.engine.grammar_client import GrammarHost
 from aegaeon.engine.kv_place import KvPlace
+from aegaeon.engine.made import Made
 from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
 from aegaeon.engine.shelf import Shelf
@@ -42,11 +43,9 @@ from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.kv import KvShape
 from aegaeon.memory.traffic import Traffic
 from aegaeon.memory.weights import ResidentModel, Weights
-from aegaeon.sampling import PromptScores
 from aegaeon.types import (
     ComputeAction,
     Decode,
-    Failure,
     KvHandle,
     Load,
     Loaded,
@@ -298,7 +297,7 @@ class ModelEngine(Engine):
         self._count_found(ready)
         missing = sum(sequence.tokens - sequence.cached for sequence in ready)
         is_scoring = not all(sequence.is_scored for sequence in ready)
-        made = _Made()
+        made = Made()
         for parts in plan_passes(ready):
             logits = model.forward(build_batch(parts, self._kv.pool))
             self._passes += 1
@@ -340,7 +339,7 @@ class ModelEngine(Engine):
                     sequence.shape, sequence.chain, sequence.held, sequence.whole_blocks
                 )
 
-    def _take_logits(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
+    def _take_logits(self, parts: list[Part], logits: Tensor, made: Made) -> None:
         """Make of a pass's logits what its parts want of them."""
         logits, scored = split_logits(self._device, parts, logits)
         for part, rows in scored:
@@ -352,7 +351,7 @@ class ModelEngine(Engine):
             part.sequence.scored = part.scored.stop + 1
         self._draw([part for part in parts if part.is_last], logits, made)
 
-    def _draw(self, parts: list[Part], logits: Tensor, made: "_Made") -> None:
+    def _draw(self, parts: list[Part], logits: Tensor, made: Made) -> None:
         """Make the next tokens of the parts' sequences, each of its row of `logits`."""
         rows: list[int] = []
         drawing: list[Sequence] = []
@@ -384,24 +383,3 @@ class ModelEngine(Engine):
             made.tokens.append(NewToken(sequence.request.id, token_id, reason, log_probs, found))
             if reason is not None:
                 self.release(sequence.request.id)
-
-
-@dataclass(slots=True)
-class _Made:
-    """What the passes of a step have made so far. Who is `lost` keeps its blocks to the end: later
-    passes write to them."""
-
-    tokens: list[NewToken] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    scores: list[PromptScores] = field(default_factory=list)
-    lost: dict[RequestId, bool] = field(default_factory=dict)  # and whether its KV is poisoned
-
-    def fail(self, sequence: Sequence, error: AegaeonError | None = None) -> None:
-        """The sequence ends in `error`, or because what it has computed is not finite."""
-        request = sequence.request
-        if request.id in self.lost:
-            return
-        self.lost[request.id] = error is None
-        message = f"{request.model} made logits that are not finite; the request ends"
-        code = AegaeonError.code if error is None else error.code
-        self.failed.append((request.id, code, message if error is None else str(error)))
