@@ -5,6 +5,7 @@ What was acknowledged survives a restart of the server as far as its persistence
 """
 
 import weakref
+from typing import cast
 
 from redis.exceptions import WatchError
 
@@ -156,12 +157,14 @@ class RedisBoard(Board):
 
         def fold() -> bool:
             with client.pipeline() as all_or_nothing:
-                all_or_nothing.watch(self._key, lease)
+                all_or_nothing.watch(self._key, lease)  # type: ignore[no-untyped-call]
                 records = all_or_nothing.hmget(self._key, [name, into])
                 if all_or_nothing.exists(lease) or records[0] is None:
                     return False
                 all_or_nothing.multi()
-                all_or_nothing.hset(self._key, into, join(records[1], records[0]))
+                all_or_nothing.hset(
+                    self._key, into, join(cast("bytes | None", records[1]), cast(bytes, records[0]))
+                )
                 all_or_nothing.hdel(self._key, name)
                 try:
                     all_or_nothing.execute()
