@@ -19,6 +19,8 @@ BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0),
 )
+MAX_FOLDED = 256  # names that figures remember to have
+MAX_GONE_MODELS = 1024  # of proxies that have ended
 WITHIN = ("both", "ttft", "tbt", "neither")  # of the two targets, by request
 
 
@@ -103,12 +105,15 @@ _SUMS = (
 
 class ProxyFigures(msgspec.Struct, tag="proxy", kw_only=True, omit_defaults=True):
     """What a proxy publishes. `starts` counts how often its name began anew, `beats` how often it
-    was published; `responses` are those by route and status."""
+    was published; `responses` are those by route and status. A name that `is_passing` is not used
+    again. `folded` are the last names whose figures have been added to these."""
 
     starts: int = 0
     beats: int = 0
     models: dict[ModelId, ModelFigures] = {}
     responses: dict[str, dict[str, int]] = {}
+    is_passing: bool = False
+    folded: tuple[str, ...] = ()
 
     def of(self, model: ModelId) -> ModelFigures:
         """Return the figures of `model`, to be added to."""
@@ -204,6 +209,23 @@ def summed_up(proxies: Iterable[ProxyFigures]) -> Sums:
 
 def summed(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     """Return the counts of both, by name."""
+def folded_up(gone: ProxyFigures | None, name: str, figures: ProxyFigures) -> ProxyFigures:
+    """Return the figures of those that have ended: of `gone`, and of `name`, if they lack them."""
+    known = () if gone is None else gone.folded
+    if name in known:
+        assert gone is not None
+        return gone
+    sums = summed_up([figures] if gone is None else [gone, figures])
+    for one in sums.models.values():
+        one.open, one.oldest_wait_s = 0, 0.0
+    return ProxyFigures(
+        starts=1,
+        models=dict(tuple(sums.models.items())[-MAX_GONE_MODELS:]),
+        responses=sums.responses,
+        folded=(*known, name)[-MAX_FOLDED:],
+    )
+
+
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 

@@ -5,6 +5,7 @@ sender thread. Whoever asks gets what was read last and waits for nobody.
 """
 
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,6 +24,7 @@ from aegaeon.figures import (
     Sums,
     decode_figures,
     encode_figures,
+    folded_up,
     summed_up,
     within,
 )
@@ -40,6 +42,7 @@ Blocking = Callable[[Callable[[], Any]], Awaitable[Any]]  # runs what may wait, 
 INTERVAL_S = 1.0
 OUTAGE_S = 10.0  # between attempts while there is no room or nobody answers
 SILENT_S = 15.0  # a proxy that publishes nothing for so long is dead
+GONE = "gone-proxies"  # whose record has the figures of those that have ended
 MAX_REMOVED = 64  # models that are served no more, whose figures stay
 WINDOW_S, WINDOW_STEP_S = 60.0, 5.0  # of which `recent` tells
 # Faults of the request itself, by which no promise is broken.
@@ -157,6 +160,7 @@ class Meter:
         self._heard: dict[str, tuple[bytes, float]] = {}  # by name the last record, and since when
         self._board: Board
         self._name = ""
+        self._is_folded = False
         self._due_s = 0.0
         self._window: deque[tuple[float, dict[ModelId, ModelFigures]]] = deque(
             maxlen=int(WINDOW_S / WINDOW_STEP_S)
@@ -227,7 +231,8 @@ class Meter:
         behind what the one before it counted. May block; raises StoreUnavailable."""
         self._board = domain.board()
         self._read()
-        self._name = name = address.partition(".")[0]
+        self._name, _, life = address.partition(".")
+        name = self._name
         before = self._others.pop(name, None)
         if before is not None:
             before.starts += 1
@@ -235,6 +240,7 @@ class Meter:
                 before.of(model)
             self._own = before
             self._forget_removed()
+        self._own.is_passing = not life
 
     async def tend(self, blocking: Blocking) -> None:
         """Publish our figures and read the others', if it is time to."""
@@ -242,6 +248,8 @@ class Meter:
         if now < self._due_s:
             return
         self._due_s = now + INTERVAL_S
+        if self._is_folded:
+            self._begin_anew()
         try:
             await blocking(partial(self._exchange, self._record()))
         except AegaeonError as error:
@@ -269,13 +277,15 @@ class Meter:
 
     def _read(self) -> None:
         others, instances, now = dict(self._others), dict(self._instances), time.monotonic()
-        for name, record in self._board.read().items():
+        records = self._board.read()
+        self._heard = {name: heard for name, heard in self._heard.items() if name in records}
+        for name, record in records.items():
             heard = self._heard.get(name, (b"", 0.0))
             if name == self._name:
                 continue
             if heard[0] == record:
-                if now - heard[1] > SILENT_S and name in others:
-                    others[name] = _silent(others[name])
+                if now - heard[1] > SILENT_S and name not in instances:
+                    self._on_silent(name, others)
                 continue
             try:
                 figures = decode_figures(record)
@@ -287,8 +297,38 @@ class Meter:
                 others[name] = figures
             else:
                 instances[name] = figures
+        gone = others.get(GONE, ProxyFigures()).folded
+        for name in gone:
+            others.pop(name, None)
+        self._is_folded = self._name in gone
         # Replaced as wholes: the loop may be reading them.
         self._others, self._instances = others, instances
+
+    def _on_silent(self, name: str, others: dict[str, ProxyFigures]) -> None:
+        """A proxy has ended. What it has counted is added, where nobody goes on behind it, to what
+        all such have: or there would be more and more of them on the board."""
+        if name in others:  # else it has been added, and is still there
+            others[name] = _silent(others[name])
+            if not others[name].is_passing:
+                return
+
+        def join(before: bytes | None, record: bytes) -> bytes:
+            gone = None if before is None else decode_figures(before)
+            ended = decode_figures(record)
+            assert isinstance(ended, ProxyFigures) and not isinstance(gone, InstanceFigures)
+            return encode_figures(folded_up(gone, name, ended))
+
+        if self._board.fold(name, GONE, join):
+            log.info("figures of an ended proxy folded name=%s", name)
+
+    def _begin_anew(self) -> None:
+        """We were taken for dead, and what we had counted was folded: count from 0, renamed."""
+        log.warning("figures begin anew name=%s", self._name)
+        models = {model: ModelFigures() for model in self._own.models}
+        self._own = ProxyFigures(starts=1, models=models, is_passing=True)
+        self._name = f"{self._name}-{secrets.token_hex(2)}"
+        self._is_folded = False
+        self._window.clear()
 
     def _forget_removed(self) -> None:
         for model in self._targets:

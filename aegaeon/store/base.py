@@ -5,6 +5,7 @@ in tests/store runs against all three.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
@@ -86,6 +87,9 @@ class Mailbox(ABC):
         """Remove the mailbox's name and records. Idempotent."""
 
 
+Join = Callable[[bytes | None, bytes], bytes]  # of a record, if there is one, and what to add
+
+
 class Board(ABC):
     """What processes tell of themselves to whoever looks: a record each, only the last one. It
     stays when they end, as long as the domain."""
@@ -100,6 +104,14 @@ class Board(ABC):
     @abstractmethod
     def read(self) -> dict[str, bytes]:
         """Return the last record of each name, all of them whole; never waits for a writer."""
+
+    @abstractmethod
+    def fold(self, name: str, into: str, join: Join) -> bool:
+        """Take the record of `name` off the board, and make that of `into` what `join` makes of it
+        and of this one; False, with nothing done, unless the writer of `name` has surely ended.
+
+        No two do so at a time. Not for a name that is used again. Raises as `publish`.
+        """
 
     @abstractmethod
     def close(self) -> None:

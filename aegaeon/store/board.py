@@ -4,14 +4,15 @@ Each holds a record behind its number, length and checksum. A writer that is kil
 spoils one; the other has the record before. Nobody waits for anybody.
 """
 
+import fcntl
 import os
 import struct
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from aegaeon.errors import RegionError
-from aegaeon.store.base import Board
+from aegaeon.store.base import Board, Join
 from aegaeon.store.names import BOARDS, SHARED_MEMORY, check_name, region_path
 
 MAGIC = b"aegboar1"
@@ -31,6 +32,9 @@ class _Writer:
             for path in paths:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
                 self._files.append(os.open(path, flags, 0o600))
+            with suppress(BlockingIOError):
+                # Until the end of this process or its own: by which others know that it lives.
+                fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
             raise
@@ -64,14 +68,10 @@ class FileBoard(Board):
         try:
             writer = self._writers.get(name)
             if writer is None:
-                paths = [region_path(self._directory, self._domain, x, name) for x in BOARDS]
-                writer = self._writers[name] = _Writer(paths)
+                writer = self._writers[name] = _Writer(self._paths(name))
             writer.write(record)
         except OSError as error:
-            raise RegionError(
-                f"cannot publish {len(record)} bytes in {self._directory} ({error}); free memory "
-                "there or make it larger"
-            ) from None
+            raise self._no_room(record, error) from None
 
     def read(self) -> dict[str, bytes]:
         """See Board."""
@@ -84,10 +84,62 @@ class FileBoard(Board):
                     last[name] = found
         return {name: record for name, (_, record) in sorted(last.items())}
 
+    def fold(self, name: str, into: str, join: Join) -> bool:
+        """See Board. A writer has ended when the kernel has dropped its lock."""
+        ended, joined = self._paths(check_name("record", name)), self._paths(into)
+        record = b""
+        try:
+            with ExitStack() as held:
+                descriptor = _locked(ended[0], os.O_RDWR, held)
+                if descriptor is None or not os.fstat(descriptor).st_nlink:
+                    return False
+                if _locked(joined[0], os.O_RDWR | os.O_CREAT, held) is None:
+                    return False  # somebody else folds
+                last = _last(ended)
+                if last is not None:
+                    record = join(_last(joined), last)
+                    writer = _Writer(joined)
+                    held.callback(writer.close)
+                    writer.write(record)
+                # In this order: who reads both is to know from `into` that it has the other.
+                for path in ended:
+                    path.unlink(missing_ok=True)
+                return last is not None
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._no_room(record, error) from None
+
     def close(self) -> None:
         """See Board."""
         while self._writers:
             self._writers.popitem()[1].close()
+
+    def _paths(self, name: str) -> list[Path]:
+        return [region_path(self._directory, self._domain, kind, name) for kind in BOARDS]
+
+    def _no_room(self, record: bytes, error: OSError) -> RegionError:
+        return RegionError(
+            f"cannot publish {len(record)} bytes in {self._directory} ({error}); free memory "
+            "there or make it larger"
+        )
+
+
+def _locked(path: Path, flags: int, held: ExitStack) -> int | None:
+    """Open a file and keep others from locking it as long as it is `held`; None where somebody
+    does so already. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    return descriptor
+
+
+def _last(paths: list[Path]) -> bytes | None:
+    found = [one for one in map(_read, paths) if one is not None]
+    return max(found)[1] if found else None
 
 
 def _read(path: Path) -> tuple[int, bytes] | None:

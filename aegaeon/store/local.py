@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from aegaeon.errors import RecordTooLarge, RegionError, RingClosed, RingFull, StaleIncarnation
-from aegaeon.store.base import LOOK_S, Board, Domain, Mailbox, MetadataStore
+from aegaeon.store.base import LOOK_S, Board, Domain, Join, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, LocalCatalogStore
 from aegaeon.store.names import check_name
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
@@ -202,16 +202,32 @@ class LocalBoard(Board):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, bytes] = {}
+        self._living: set[str] = set()
 
     def publish(self, name: str, record: bytes) -> None:
         """See Board."""
         with self._lock:
             self._records[check_name("record", name)] = record
+            self._living.add(name)
 
     def read(self) -> dict[str, bytes]:
         """See Board."""
         with self._lock:
             return dict(self._records)
+
+    def fold(self, name: str, into: str, join: Join) -> bool:
+        """See Board. Writers end with this process, or by `end`."""
+        with self._lock:
+            if name in self._living or name not in self._records:
+                return False
+            self._records[into] = join(self._records.get(into), self._records[name])
+            del self._records[name]
+            return True
+
+    def end(self, name: str) -> None:
+        """The writer of `name` has ended."""
+        with self._lock:
+            self._living.discard(name)
 
     def close(self) -> None:
         """See Board."""
@@ -220,6 +236,7 @@ class LocalBoard(Board):
         """Take all records off."""
         with self._lock:
             self._records.clear()
+            self._living.clear()
 
 
 class _Shared:

@@ -6,8 +6,10 @@ What was acknowledged survives a restart of the server as far as its persistence
 
 import weakref
 
+from redis.exceptions import WatchError
+
 from aegaeon.errors import StaleIncarnation
-from aegaeon.store.base import LOOK_S, Board, Domain, Mailbox, MetadataStore
+from aegaeon.store.base import LOOK_S, Board, Domain, Join, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, RedisCatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
 from aegaeon.store.names import check_name
@@ -17,6 +19,7 @@ from aegaeon.store.redis_scripts import REGISTER, REMOVE, SYNC, UPDATE
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
 
 PATIENCE_S = 5.0
+WRITER_LEASE_S = 60.0  # of a record on the board
 
 
 class RedisMetadataStore(MetadataStore):
@@ -117,7 +120,7 @@ class RedisMetadataStore(MetadataStore):
 
 
 class RedisBoard(Board):
-    """The board as a hash at `key`."""
+    """The board as a hash at `key`, and a lease of each name beside it."""
 
     def __init__(self, link: RedisLink, key: str) -> None:
         """Use `link`, which stays its owner's."""
@@ -127,7 +130,15 @@ class RedisBoard(Board):
     def publish(self, name: str, record: bytes) -> None:
         """See Board."""
         check_name("record", name)
-        self._link.call(lambda: self._link.client.hset(self._key, name, record))
+        client, lease_ms = self._link.client, int(WRITER_LEASE_S * 1000)
+
+        def put() -> None:
+            with client.pipeline() as both:
+                both.hset(self._key, name, record)
+                both.set(self._lease(name), b"", px=lease_ms)
+                both.execute()
+
+        self._link.call(put)
 
     def read(self) -> dict[str, bytes]:
         """See Board."""
@@ -138,8 +149,34 @@ class RedisBoard(Board):
             if isinstance(name, bytes) and isinstance(record, bytes)
         }
 
+    def fold(self, name: str, into: str, join: Join) -> bool:
+        """See Board. A writer has ended when its lease has; who changes the board meanwhile comes
+        first."""
+        client, lease = self._link.client, self._lease(name)
+
+        def fold() -> bool:
+            with client.pipeline() as all_or_nothing:
+                all_or_nothing.watch(self._key, lease)  # type: ignore[no-untyped-call]
+                ended, before = all_or_nothing.hmget(self._key, [name, into])
+                if all_or_nothing.exists(lease) or not isinstance(ended, bytes):
+                    return False
+                joined = join(before if isinstance(before, bytes) else None, ended)
+                all_or_nothing.multi()
+                all_or_nothing.hset(self._key, into, joined)
+                all_or_nothing.hdel(self._key, name)
+                try:
+                    all_or_nothing.execute()
+                except WatchError:
+                    return False
+                return True
+
+        return self._link.call(fold)
+
     def close(self) -> None:
         """See Board. The connection belongs to the domain."""
+
+    def _lease(self, name: str) -> str:
+        return f"{self._key}:{name}"
 
 
 class RedisDomain(Domain):

@@ -1,5 +1,8 @@
 """What every Board promises (aegaeon/store/base.py), and how files keep it."""
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from aegaeon.errors import ConfigError, RegionError
-from aegaeon.store.base import Domain
+from aegaeon.store.base import Board, Domain
 from aegaeon.store.board import _HEADER, FileBoard
+from aegaeon.store.local import LocalBoard
 from aegaeon.store.names import BOARDS, region_path
+from aegaeon.store.redis import RedisBoard
 
 
 def test_the_last_record_of_each_name_is_seen_by_everyone(
@@ -45,6 +50,77 @@ def test_it_goes_with_the_domain(open_domain: Callable[[], Domain]) -> None:
     domain.board().publish("i", b"x")
     domain.unlink()
     assert open_domain().board().read() == {}
+
+
+def end(board: Board, name: str) -> None:
+    """Let the writer of `name` end."""
+    match board:
+        case LocalBoard():
+            board.end(name)
+        case RedisBoard():
+            board._link.client.delete(board._lease(name))
+        case FileBoard():
+            board.close()
+
+
+def joined(before: bytes | None, added: bytes) -> bytes:
+    return (b"" if before is None else before) + added
+
+
+def test_the_record_of_one_that_has_ended_is_folded_into_anothers(
+    open_domain: Callable[[], Domain],
+) -> None:
+    writers = {name: open_domain().board() for name in ("a", "b", "c")}
+    reader, other = open_domain().board(), open_domain().board()
+    for name, writer in writers.items():
+        writer.publish(name, name.encode() * 2)
+    for name in writers:
+        assert not reader.fold(name, "gone", joined)  # it lives
+    end(writers["a"], "a")
+    assert reader.fold("a", "gone", joined)
+    assert not reader.fold("a", "gone", joined) and not other.fold("a", "gone", joined)
+    assert not reader.fold("never", "gone", joined)
+    end(writers["b"], "b")
+    assert other.fold("b", "gone", joined)
+    assert reader.read() == {"c": b"cc", "gone": b"aabb"}
+    writers["c"].publish("c", b"x")
+    assert reader.read()["c"] == b"x"
+
+
+def test_a_join_that_fails_leaves_the_record(open_domain: Callable[[], Domain]) -> None:
+    writer, reader = open_domain().board(), open_domain().board()
+    writer.publish("a", b"x")
+    end(writer, "a")
+
+    def fail(*_: object) -> bytes:
+        raise RegionError("not readable")
+
+    with pytest.raises(RegionError):
+        reader.fold("a", "gone", fail)
+    assert reader.read() == {"a": b"x"}
+    assert reader.fold("a", "gone", joined)
+
+
+def test_many_fold_at_once_and_each_record_counts_once(open_domain: Callable[[], Domain]) -> None:
+    for number in range(20):
+        writer = open_domain().board()
+        writer.publish(f"p-{number}", b"x")
+        end(writer, f"p-{number}")
+
+    def fold(board: Board) -> None:
+        while True:
+            left = [name for name in board.read() if name != "gone"]
+            if not left:
+                return
+            for name in left:
+                board.fold(name, "gone", joined)
+
+    threads = [threading.Thread(target=fold, args=(open_domain().board(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert open_domain().board().read() == {"gone": b"x" * 20}
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a+b", ".a"])
@@ -109,3 +185,42 @@ def test_what_is_written_after_the_domain_was_removed_leaves_nothing(
 def test_a_directory_that_takes_nothing_is_an_error_with_its_numbers(tmp_path: Path) -> None:
     with pytest.raises(RegionError, match="cannot publish 1 bytes"):
         FileBoard("d", tmp_path / "gone").publish("i", b"x")
+
+
+def test_a_writer_that_is_killed_has_ended_and_one_that_is_stopped_has_not(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from aegaeon.store.board import FileBoard
+board = FileBoard("d", Path(sys.argv[1]))
+board.publish("i", b"x")
+print("published", flush=True)
+time.sleep(60)
+"""
+    reader = FileBoard("d", tmp_path)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"published\n"
+        process.send_signal(signal.SIGSTOP)
+        assert not reader.fold("i", "gone", joined)
+        process.kill()
+        process.wait(20)
+    assert reader.fold("i", "gone", joined)
+    assert reader.read() == {"gone": b"x"}
+    assert not any(path.exists() for path in (region_path(tmp_path, "d", k, "i") for k in BOARDS))
+
+
+def test_a_death_between_joining_and_removing_leaves_both(paths: list[Path]) -> None:
+    """Whoever reads then is to know, from what is in the joined record, what it has."""
+    writer = FileBoard("d", paths[0].parent)
+    writer.publish("i", b"x")
+    writer.close()
+    reader = FileBoard("d", paths[0].parent)
+    seen = []
+
+    def look(before: bytes | None, added: bytes) -> bytes:
+        seen.append(reader.read())
+        return joined(before, added)
+
+    assert reader.fold("i", "gone", look)
+    assert seen == [{"i": b"x"}]
