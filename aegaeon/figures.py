@@ -153,6 +153,8 @@ class InstanceFigures(msgspec.Struct, tag="instance", kw_only=True, omit_default
     weight_budget_bytes: int = 0
     kv_bytes: int = 0
     kv_budget_bytes: int = 0
+    stage_bytes: int = 0
+    grammar_host_bytes: int = 0  # of its process that follows schemas
     cached: tuple[ModelId, ...] = ()
     compute_s: float = 0.0
     expected_s: float = 0.0
@@ -207,8 +209,6 @@ def summed_up(proxies: Iterable[ProxyFigures]) -> Sums:
     return sums
 
 
-def summed(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    """Return the counts of both, by name."""
 def folded_up(gone: ProxyFigures | None, name: str, figures: ProxyFigures) -> ProxyFigures:
     """Return the figures of those that have ended: of `gone`, and of `name`, if they lack them."""
     known = () if gone is None else gone.folded
@@ -226,6 +226,8 @@ def folded_up(gone: ProxyFigures | None, name: str, figures: ProxyFigures) -> Pr
     )
 
 
+def summed(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    """Return the counts of both, by name."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from aegaeon.memory.budget import PROCESS_BYTES, SHARED_RESERVE_BYTES, NodeBudget, gb
+from aegaeon.memory.budget import (
+    GRAMMAR_HOST_MOST_BYTES,
+    PROCESS_BYTES,
+    SHARED_RESERVE_BYTES,
+    NodeBudget,
+    gb,
+)
 from aegaeon.memory.machine import DiskRate
 from aegaeon.memory.plan import Plan
 from aegaeon.memory.room import crowded
@@ -15,6 +21,8 @@ TIERS = {
     "memory": "cache",
     "disk": "disk: cache full",
 }
+
+_GRAMMARS = f"schemas; at most {gb(GRAMMAR_HOST_MOST_BYTES)}"
 
 
 def layout_rows(node: NodeBudget) -> Iterator[tuple[str, int, int, str]]:
@@ -31,6 +39,7 @@ def layout_rows(node: NodeBudget) -> Iterator[tuple[str, int, int, str]]:
         ("stage", count, each.stage_bytes, "chunks being read or copied"),
         ("workspace", count, each.workspace_bytes, "a forward pass, estimated"),
         ("process", count, PROCESS_BYTES, "interpreter and libraries"),
+        ("grammar host", count, each.grammar_host_bytes, _GRAMMARS),
         ("tables and mailboxes", 1, SHARED_RESERVE_BYTES, "/dev/shm"),
         ("supervisor and proxy", 1, node.front_bytes, "memory"),
     )

@@ -38,7 +38,8 @@ class EngineUsage(msgspec.Struct, frozen=True):
     """Bytes held now, against their budgets; what the node's cache holds; and since the start:
     bytes moved, evictions from that cache by model and reason, forward passes, tokens that
     sequences began with, those of them whose KV was found, and blocks of KV that were kept to be
-    found and made room for others."""
+    found and made room for others. `stage_bytes` are those of the buffers that loads and copies go
+    through, `grammar_host_bytes` what the process that follows schemas has in memory now."""
 
     weight_bytes: int
     weight_budget_bytes: int
@@ -51,6 +52,8 @@ class EngineUsage(msgspec.Struct, frozen=True):
     looked_up_tokens: int = 0
     found_tokens: int = 0
     evicted_blocks: int = 0
+    stage_bytes: int = 0
+    grammar_host_bytes: int = 0
 
 
 class Engine(ABC):

@@ -219,6 +219,8 @@ class ModelEngine(Engine):
             looked_up_tokens=self._looked_up_tokens,
             found_tokens=self._found_tokens,
             evicted_blocks=self._kv.pool.evicted_blocks,
+            stage_bytes=0 if self._shelf is None else self._shelf.budgets.stage_bytes,
+            grammar_host_bytes=self._grammars.resident_bytes(),
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ it may ask again, of the process that takes its place.
 import itertools
 import logging
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -34,11 +36,11 @@ from aegaeon.engine.grammar_host import (
     write_frame,
 )
 from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
+from aegaeon.memory.budget import GRAMMAR_HOST_MOST_BYTES
 
 log = logging.getLogger(__name__)
 
 BUILD_CPU_S = 4.0  # of one grammar; an ordinary one takes milliseconds, a large one a second
-MEMORY_BYTES = 3 << 29  # addresses of the process: vocabularies, grammars, sequences
 # By the clock, for a process that is not even given the processor: then nobody is to blame.
 ANSWER_S = 15.0
 BUILD_S = 30.0
@@ -91,7 +93,9 @@ class GrammarHost:
     """Owns the process, which starts with the first question, and the threads that write to it,
     read from it and watch it. No verb waits for the process, but for `close`."""
 
-    def __init__(self, cpu_s: float = BUILD_CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, cpu_s: float = BUILD_CPU_S, memory_bytes: int = GRAMMAR_HOST_MOST_BYTES
+    ) -> None:
         self._bounds = str(cpu_s), str(memory_bytes)
         self._keys = itertools.count()
         self._lock = threading.Lock()
@@ -142,6 +146,18 @@ class GrammarHost:
             self._open.pop(key, None)
             if self._process is not None:
                 self._process.unsent.put(End(key))
+
+    def resident_bytes(self) -> int:
+        """Return what the process has in memory; 0 where there is none."""
+        with self._lock:
+            process = self._process
+        if process is None:
+            return 0
+        try:
+            text = Path(f"/proc/{process.popen.pid}/statm").read_text(encoding="ascii")
+        except OSError:  # it has just ended
+            return 0
+        return int(text.split()[1]) * resource.getpagesize()
 
     def close(self) -> None:
         """End the process. Idempotent."""

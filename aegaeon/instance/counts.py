@@ -98,6 +98,10 @@ class Counts:
         figures.weight_bytes = usage.weight_bytes
         figures.weight_budget_bytes = usage.weight_budget_bytes
         figures.kv_bytes, figures.kv_budget_bytes = usage.kv_bytes, usage.kv_budget_bytes
+        figures.stage_bytes, figures.grammar_host_bytes = (
+            usage.stage_bytes,
+            usage.grammar_host_bytes,
+        )
         figures.cached = usage.cached
         figures.compute_s = before.compute_s + status.compute_s
         figures.expected_s = before.expected_s + status.expected_s

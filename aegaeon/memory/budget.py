@@ -43,6 +43,14 @@ CUDA_STAGE_CHUNKS = 6  # csrc/cuda/copies.h, of the host
 CUDA_SCRATCH_CHUNKS = 2  # likewise, of the device
 # Interpreter and libraries of a process (measured: 150 MB with torch).
 PROCESS_BYTES = 200_000_000
+# What follows schemas, a process that an instance starts for the first one: interpreter and
+# library, and for each token of a vocabulary that it keeps (measured: 27 MB; 86 MB with one of
+# 49,152 tokens and 20 grammars). Its bound, in addresses, is on what the grammars of strangers may
+# make of it; most of that is never asked for.
+GRAMMAR_HOST_BYTES = 40_000_000
+GRAMMAR_TOKEN_BYTES = 1200
+GRAMMAR_VOCABULARIES = 4
+GRAMMAR_HOST_MOST_BYTES = 3 << 29
 # The table, the mailboxes, and the directories of cache and pool.
 SHARED_RESERVE_BYTES = 64 << 20
 PAGE_BYTES = 4096
@@ -58,7 +66,8 @@ class Budgets(msgspec.Struct, frozen=True):
     `weight_bytes` are those of the node's cache, which all instances share; `kv_bytes` its quota of
     the node's pool. The device areas are in the device's own memory, `staged` has them in this
     host's (`is_device_in_host`). `workspace_bytes` are the host's, `device_workspace_bytes` those
-    that a device takes beside its one allocation.
+    that a device takes beside its one allocation. `grammar_host_bytes` are of the process that
+    follows schemas, at rest.
     """
 
     weight_bytes: int
@@ -69,6 +78,7 @@ class Budgets(msgspec.Struct, frozen=True):
     stage_bytes: int = 0
     workspace_bytes: int = 0
     device_workspace_bytes: int = 0
+    grammar_host_bytes: int = 0
     is_device_in_host: bool = True
 
     @property
@@ -80,7 +90,8 @@ class Budgets(msgspec.Struct, frozen=True):
     def private_bytes(self) -> int:
         """Bytes that are in no shared memory, its process included."""
         device = self.device_bytes if self.is_device_in_host else 0
-        return device + self.stage_bytes + self.workspace_bytes + PROCESS_BYTES
+        own = device + self.stage_bytes + self.workspace_bytes
+        return own + PROCESS_BYTES + self.grammar_host_bytes
 
 
 class NodeBudget(msgspec.Struct, frozen=True):
@@ -140,7 +151,8 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     has_own, is_in_host = settings.has_own_memory, settings.cuda_number is None
     stage = _stage_bytes(settings)
     workspace = workspace_bytes(settings, specs) if is_in_host else 0
-    private_bytes = stage + workspace + PROCESS_BYTES
+    grammars = grammar_host_bytes(specs)
+    private_bytes = stage + workspace + PROCESS_BYTES + grammars
     memory_room = int((1 - HEADROOM_SHARE) * machine.memory_bytes) - (
         SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes
     )
@@ -161,6 +173,7 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
         stage_bytes=stage,
         workspace_bytes=workspace,
         device_workspace_bytes=beside,
+        grammar_host_bytes=grammars,
         is_device_in_host=is_in_host,
     )
     check_budgets(budgets, specs)
@@ -308,6 +321,13 @@ def workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> int:
         ),
         default=0,
     )
+
+
+def grammar_host_bytes(specs: Sequence[ModelSpec]) -> int:
+    """Return what an instance's process that follows schemas takes at rest, with the largest
+    vocabularies that it keeps; models of the same one may be counted as of several."""
+    sizes = sorted((spec.vocab_tokens for spec in specs), reverse=True)[:GRAMMAR_VOCABULARIES]
+    return GRAMMAR_HOST_BYTES + GRAMMAR_TOKEN_BYTES * sum(sizes)
 
 
 def check_budgets(budgets: Budgets, specs: Sequence[ModelSpec]) -> None:

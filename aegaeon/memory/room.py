@@ -64,8 +64,8 @@ def check_room(node: NodeBudget, specs: Sequence[ModelSpec], machine: Machine) -
             f"the layout takes {gb(node.total_bytes)} of memory, there are "
             f"{gb(machine.memory_bytes)}: {cached}, {node.instances} x (device "
             f"{gb(each.device_bytes)}, stage {gb(each.stage_bytes)}, workspace "
-            f"{gb(each.workspace_bytes)}, process {gb(PROCESS_BYTES)}), proxy "
-            f"{gb(node.front_bytes)}; "
+            f"{gb(each.workspace_bytes)}, processes "
+            f"{gb(PROCESS_BYTES + each.grammar_host_bytes)}), proxy {gb(node.front_bytes)}; "
             + _lower(node, specs, is_shared=False, otherwise="serve smaller models, or add memory")
         )
 

@@ -238,6 +238,8 @@ def _write_instances(text: Text, sums: Sums, rows: tuple[Instance, ...]) -> None
         ("weight_budget_bytes", "The most that those may be."),
         ("kv_bytes", "Keys and values of an instance."),
         ("kv_budget_bytes", "The most that those may be."),
+        ("stage_bytes", "Buffers that an instance's loads and copies go through."),
+        ("grammar_host_bytes", "Memory of the process that follows schemas; 0: there is none."),
     ):
         text.gauge(name, told, ((_at(i), getattr(one, name)) for i, one in present))
     text.gauge(

@@ -15,6 +15,7 @@ from aegaeon.engine.constraints import MAX_LOSSES, Constraint
 from aegaeon.engine.grammar_client import BUILD_S, SILENT_S, GrammarHost, _Asked
 from aegaeon.engine.grammar_host import Began, Begin, Crowded, Host, read_frame
 from aegaeon.errors import InvalidRequest, Overloaded
+from aegaeon.memory.budget import GRAMMAR_VOCABULARIES, grammar_host_bytes
 from aegaeon.models.references import resolve
 from aegaeon.proxy.tokenizer import TextModel
 from tests.engine.test_constraints import constrained, follow
@@ -157,3 +158,17 @@ def test_what_is_kept_is_bounded_by_bytes(spec, text, monkeypatch):
     for number in range(4):
         host._built((name, grammar_of({"type": "integer", "minimum": number})), vocabulary)
     assert len(host._grammars) == 2
+
+
+def test_what_its_process_has_in_memory_is_told_and_near_what_is_set_aside(host, spec, text):
+    assert host.resident_bytes() == 0
+    one = begin(host, spec, text)
+    eventually(lambda: one.is_ready, 30)
+    aside_bytes = grammar_host_bytes((spec,))
+    assert aside_bytes / 2 < host.resident_bytes() < aside_bytes
+    host.close()
+    assert host.resident_bytes() == 0
+
+
+def test_as_many_vocabularies_are_set_aside_as_are_kept():
+    assert GRAMMAR_VOCABULARIES == grammar_host.MAX_VOCABULARIES

@@ -23,6 +23,8 @@ USAGE = EngineUsage(
     moved={"disk": PhaseTotal(1, 10, 0.5)},
     cached=("a",),
     evicted={"a": {"room": 2}},
+    stage_bytes=30,
+    grammar_host_bytes=40,
 )
 STATUS = InstanceStatus(compute_s=1.0, expected_s=2.0, stall_s=3.0)
 
@@ -78,6 +80,7 @@ def test_a_successor_goes_on_where_the_last_one_ended():
         assert found.moved["disk"] == PhaseTotal(start, 10 * start, 0.5 * start)
         assert (found.compute_s, found.expected_s, found.stall_s) == (start, 2 * start, 3 * start)
         assert (found.weight_bytes, found.kv_budget_bytes, found.cached) == (10, 200, ("a",))
+        assert (found.stage_bytes, found.grammar_host_bytes) == (30, 40)
 
 
 @pytest.mark.parametrize("before", [b"\xc1", b"", b"\x80"])

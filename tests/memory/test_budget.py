@@ -13,9 +13,12 @@ from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.memory.budget import (
     CUDA_CHUNK_BYTES,
+    GRAMMAR_HOST_BYTES,
+    GRAMMAR_TOKEN_BYTES,
     PROCESS_BYTES,
     SHARED_RESERVE_BYTES,
     choose_budgets,
+    grammar_host_bytes,
     lay_out,
 )
 from aegaeon.memory.cuda_room import cuda_workspace_bytes
@@ -272,9 +275,10 @@ def test_a_layout_holds_its_models_adds_up_and_is_the_same_once_settled(
     assert node == lay_out(settings, specs, machine)
     each = node.instance
     shared = each.weight_bytes + count * each.kv_bytes + SHARED_RESERVE_BYTES
+    processes = PROCESS_BYTES + each.grammar_host_bytes
     own = each.device_weight_bytes + each.device_kv_bytes + each.stage_bytes + each.workspace_bytes
     assert node.shared_bytes == shared <= machine.shared_free_bytes
-    assert node.total_bytes == shared + count * (own + PROCESS_BYTES) + node.front_bytes
+    assert node.total_bytes == shared + count * (own + processes) + node.front_bytes
     assert node.total_bytes <= machine.memory_bytes
     weights = min(each.weight_bytes, each.device_weight_bytes or each.weight_bytes)
     assert all(spec.weight_bytes <= weights for spec in specs)
@@ -287,6 +291,19 @@ def test_defaults_fit_any_machine_that_holds_the_least(count, device, gigabytes_
     specs = (make_spec("a", weight_bytes=1 << 20),)
     if machine.memory_bytes > 2 * (count + 1) * PROCESS_BYTES:
         settle(Settings(device=device, colocated_count=count), specs, machine)
+
+
+def test_the_process_that_follows_schemas_is_in_the_layout_with_the_largest_vocabularies():
+    sizes = (1000, 5000, 2000, 4000, 3000)
+    specs = [msgspec.structs.replace(SPECS[0], id=f"m{n}", vocab_tokens=n) for n in sizes]
+    node = lay_out(Settings(colocated_count=3), specs, MACHINE)
+    aside_bytes = GRAMMAR_HOST_BYTES + GRAMMAR_TOKEN_BYTES * 14000
+    assert node.instance.grammar_host_bytes == aside_bytes == grammar_host_bytes(specs)
+    without = msgspec.structs.replace(node.instance, grammar_host_bytes=0)
+    rest = msgspec.structs.replace(node, instance=without)
+    assert node.total_bytes - rest.total_bytes == 3 * aside_bytes
+    lines = [line for line in layout_lines(node) if line.startswith("grammar host: 3 x 0.057 GB")]
+    assert lines and "1.611 GB" in lines[0]
 
 
 def test_the_null_device_has_no_layout():

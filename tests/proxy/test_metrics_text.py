@@ -26,6 +26,8 @@ PUBLISHED = InstanceFigures(
     weight_budget_bytes=10,
     kv_bytes=5,
     kv_budget_bytes=20,
+    stage_bytes=30,
+    grammar_host_bytes=40,
     cached=("m",),
 )
 
@@ -44,6 +46,8 @@ def test_what_instances_publish_is_told_by_model_instance_and_reason():
     assert value(found, "num_preemptions_total", **at) == 5
     assert value(found, "moved_bytes_total", instance="i", phase="disk") == 300
     assert value(found, "kv_cache_usage_perc", instance="i") == 0.25
+    assert value(found, "stage_bytes", instance="i") == 30
+    assert value(found, "grammar_host_bytes", instance="i") == 40
     assert value(found, "instance_restarts_total", instance="i") == 2
     assert value(found, "num_requests_waiting", model_name="m") == 2
     assert value(found, "num_requests_waiting", model_name="n") == 0
