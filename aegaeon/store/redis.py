@@ -5,7 +5,6 @@ What was acknowledged survives a restart of the server as far as its persistence
 """
 
 import weakref
-from typing import cast
 
 from redis.exceptions import WatchError
 
@@ -158,13 +157,12 @@ class RedisBoard(Board):
         def fold() -> bool:
             with client.pipeline() as all_or_nothing:
                 all_or_nothing.watch(self._key, lease)  # type: ignore[no-untyped-call]
-                records = all_or_nothing.hmget(self._key, [name, into])
-                if all_or_nothing.exists(lease) or records[0] is None:
+                ended, before = all_or_nothing.hmget(self._key, [name, into])
+                if all_or_nothing.exists(lease) or not isinstance(ended, bytes):
                     return False
+                joined = join(before if isinstance(before, bytes) else None, ended)
                 all_or_nothing.multi()
-                all_or_nothing.hset(
-                    self._key, into, join(cast("bytes | None", records[1]), cast(bytes, records[0]))
-                )
+                all_or_nothing.hset(self._key, into, joined)
                 all_or_nothing.hdel(self._key, name)
                 try:
                     all_or_nothing.execute()
