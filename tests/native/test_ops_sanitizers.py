@@ -10,8 +10,9 @@ from tests.support.sanitized import CSRC, SANITIZERS, run_sanitized
 # The first to need a program compiles it, maybe on a busy machine; programs have a limit of theirs.
 pytestmark = pytest.mark.timeout(300)
 
-SOURCES = [*sorted((CSRC / "ops" / "cpu").glob("*.cpp")), CSRC / "ops" / "slot_layout.cpp"]
-SOURCES += [CSRC / "shm" / "futex.cpp"]
+SOURCES = [
+    source for part in ("ops", "ops/cpu") for source in sorted((CSRC / part).glob("*.cpp"))
+] + [CSRC / "shm" / "futex.cpp"]
 
 
 # To compile all operators once more takes as long as all the rest; `make test-all` does.

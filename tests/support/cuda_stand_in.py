@@ -60,7 +60,7 @@ def build_stand_in(mutant: tuple[str, str, str] | None = None, home: Path | None
     sources = [CSRC / "testing" / "cuda_module.cpp", CSRC / "bind" / "errors.cpp"]
     for part in ("copy", "cuda", "testing/cudart", "ops/cuda"):
         sources += sorted((CSRC / part).glob("*.cpp"))
-    sources += [CSRC / "shm" / "futex.cpp", CSRC / "ops" / "slot_layout.cpp"]
+    sources += [CSRC / "shm" / "futex.cpp", *sorted((CSRC / "ops").glob("*.cpp"))]
     if mutant is not None and home is not None:
         name, before, after = mutant
         text = (CSRC / name).read_text(encoding="utf-8")
