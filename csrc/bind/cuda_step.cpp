@@ -27,8 +27,8 @@ namespace {
 
 using cuda::Device;
 using cuda::Exchange;
+using ops::View;
 using ops::cuda::StepPlan;
-using ops::cuda::View;
 
 using Columns = std::array<std::size_t, 3>;  // slot, first column, columns
 using Shared = py::call_guard<py::gil_scoped_release>;
@@ -53,15 +53,15 @@ std::vector<ops::cuda::Part> parts_of(const py::tuple& given) {
 class CudaStepPlan {
  public:
   ops::cuda::StepRecord& record() {
-    ops::cuda::require(!plan_, "a plan that is finished takes no more operators");
+    ops::require(!plan_, "a plan that is finished takes no more operators");
     return record_;
   }
-  void finish(ops::cuda::Slot result) {
+  void finish(ops::Slot result) {
     plan_.emplace(record(), result);
     identity_ = ops::cuda::identity_of(record_);
   }
   const StepPlan& plan() const {
-    ops::cuda::require(plan_.has_value(), "a plan is finished before it runs");
+    ops::require(plan_.has_value(), "a plan is finished before it runs");
     return *plan_;
   }
   py::bytes identity() const { return identity_; }
@@ -80,9 +80,7 @@ class CudaStepPlan {
 // Of each product its factors: where x begins (bytes of a row before it), its type and columns;
 // whether the product goes to the result, else where it begins, how wide it is; column, outputs.
 py::list CudaStepPlan::products() const {
-  const auto begin_of = [this](ops::cuda::Slot slot) {
-    return plan().place(slot).begin * sizeof(float);
-  };
+  const auto begin_of = [this](ops::Slot slot) { return plan().place(slot).begin * sizeof(float); };
   py::list products;
   for (const ops::cuda::Product& product : plan().products()) {
     py::list factors;
@@ -125,7 +123,7 @@ ops::cuda::HostStep host_step(const StepGiven& given, const StepTable& table) {
 }
 
 void check_pages(const StepPlan& plan, const PagedRows& rows, std::size_t count) {
-  const ops::cuda::KvForm& form = plan.kv_form();
+  const ops::KvForm& form = plan.kv_form();
   if (form.layers == 0) return;
   rows.check(form.layers - 1, count);
   if (rows.kv.kv_heads != form.kv_heads || rows.kv.head_dim != form.head_dim) {
@@ -168,7 +166,7 @@ class CudaPass {
 
  private:
   std::byte* base() const {
-    ops::cuda::require(base_ != nullptr, "a pass is placed before it runs");
+    ops::require(base_ != nullptr, "a pass is placed before it runs");
     return base_;
   }
 
@@ -180,8 +178,8 @@ class CudaPass {
   float* workspace_ = nullptr;
 };
 
-ops::cuda::Slot add_product(CudaStepPlan& plan, const Columns& x, const py::tuple& parts,
-                            const std::optional<Columns>& residual) {
+ops::Slot add_product(CudaStepPlan& plan, const Columns& x, const py::tuple& parts,
+                      const std::optional<Columns>& residual) {
   if (!residual) return plan.record().linear(columns_of(x), parts_of(parts), nullptr);
   const View added = columns_of(*residual);
   return plan.record().linear(columns_of(x), parts_of(parts), &added);

@@ -129,6 +129,16 @@ class Bench {
     }
     return engine->submit(std::move(order));
   }
+  // Until both copy threads have begun: their first calls are counted too, and may be those that a
+  // test has fail. Writes the first bytes of `memory`.
+  void wait_for_threads() {
+    Memory host(kChunk);
+    for (const bool is_outward : {false, true}) {
+      std::byte* const to = is_outward ? host.data() : memory.base();
+      std::byte* const from = is_outward ? memory.base() : host.data();
+      require(wait(submit(to, from, kChunk, 1, is_outward)), "a copy thread does not begin");
+    }
+  }
   bool wait(const TicketPtr& ticket) {
     return engine->wait(*ticket, ticket->total_bytes, kPatience);
   }

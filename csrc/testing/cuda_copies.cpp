@@ -215,10 +215,7 @@ void a_chunk_that_failed_is_over(cudart::Order order) {
     Bench bench;
     std::byte* const to = bench.memory.base();
     const Memory host = filled(1, kChunk);
-    Memory out(kChunk);
-    // Both threads have begun then.
-    require(bench.wait(bench.submit(to, host.data(), kChunk)), "a copy starved");
-    require(bench.wait(bench.submit(out.data(), to, kChunk, 1, true)), "a copy starved");
+    bench.wait_for_threads();
     std::memset(to, 0, kChunk);
     cudart::fail_call(call);
     try {

@@ -60,6 +60,7 @@ inline void much_memory_is_locked_piece_by_piece() {
   std::byte* const border = host.base + cuda::kPinPieceBytes - kBytes / 2;
   for (std::size_t at = 0; at < kBytes; ++at) border[at] = pattern(9, at);
   Bench bench;
+  bench.wait_for_threads();
   const std::size_t before = cudart::left_over();
   for (std::uint64_t piece = 0; piece < 3; ++piece) {
     cudart::fail_call(3 + piece);  // behind two calls that ask for the device

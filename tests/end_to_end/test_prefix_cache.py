@@ -84,20 +84,26 @@ def test_what_was_prefilled_for_others_to_decode_is_found_where_it_was(
             assert cached(usage) == (len(second) - 1) // 16 * 16
 
 
-def test_streams_say_so_in_their_usage(checkpoints, tmp_path):
-    with Server(tmp_path, checkpoints) as server:
-        for is_found in (False, True):
-            options = {"stream": True, "stream_options": {"include_usage": True}}
-            body = {"model": "ada", "prompt": FIRST, "max_tokens": 5, **options}
-            lines = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).text
-            assert ('"cached_tokens":0}' in lines) == (not is_found)
+@pytest.fixture(scope="module")
+def server(checkpoints, tmp_path_factory):
+    """One for tests that ask a model each: what is kept of one is of no use to another."""
+    with Server(tmp_path_factory.mktemp("server"), checkpoints) as server:
+        yield server
 
 
-def test_choices_of_one_prompt_count_it_once(checkpoints, tmp_path):
-    with Server(tmp_path, checkpoints) as server:
-        _, usage = complete(server, "ada", FIRST)
-        _, usage = complete(server, "ada", [FIRST, FIRST + "more"], n=3)
-        assert 0 < cached(usage) < usage["prompt_tokens"]
+def test_streams_say_so_in_their_usage(server):
+    for is_found in (False, True):
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {"model": "ada", "prompt": FIRST, "max_tokens": 5, **options}
+        lines = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).text
+        assert ('"cached_tokens":0}' in lines) == (not is_found)
+
+
+def test_choices_of_one_prompt_count_it_once(server):
+    _, usage = complete(server, "bob", FIRST)
+    assert cached(usage) == 0
+    _, usage = complete(server, "bob", [FIRST, FIRST + "more"], n=3)
+    assert 0 < cached(usage) < usage["prompt_tokens"]
 
 
 def test_what_a_killed_instance_kept_is_in_nobodys_way(checkpoints, tmp_path, expected):

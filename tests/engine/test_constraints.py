@@ -13,13 +13,10 @@ from aegaeon.engine import grammar_client
 from aegaeon.engine.constraints import MAX_LOSSES, Constraint
 from aegaeon.engine.grammar_client import GrammarHost
 from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
-from aegaeon.models.references import resolve
 from aegaeon.proxy.failures import as_api_error
-from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.sampling import SamplingParams
 from aegaeon.types import Prefill, Switch
 from tests.engine.test_checkpoints import DEVICES, SETTINGS, opened
-from tests.support.checkpoints import make_checkpoint
 from tests.support.decoder import load_in_thread, make_request
 from tests.support.polling import eventually
 from tests.support.runner import Runner
@@ -40,18 +37,6 @@ GRAMMAR = LLMatcher.grammar_from_json_schema(PERSON, overrides=COMPACT)
 TOO_MUCH = LLMatcher.grammar_from_json_schema(
     {"type": "string", "pattern": "^(([a-z]{1,100}){1,100}){1,100}$"}
 )
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    path = make_checkpoint(root / "m", "llama", max_position_embeddings=1024)
-    return resolve(str(path), str(root))
-
-
-@pytest.fixture(scope="module")
-def text(spec):
-    return TextModel(spec.path)
 
 
 @pytest.fixture

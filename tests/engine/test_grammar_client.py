@@ -16,10 +16,7 @@ from aegaeon.engine.grammar_client import BUILD_S, SILENT_S, GrammarHost, _Asked
 from aegaeon.engine.grammar_host import Began, Begin, Crowded, Host, read_frame
 from aegaeon.errors import InvalidRequest, Overloaded
 from aegaeon.memory.budget import GRAMMAR_VOCABULARIES, grammar_host_bytes
-from aegaeon.models.references import resolve
-from aegaeon.proxy.tokenizer import TextModel
 from tests.engine.test_constraints import constrained, follow
-from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
 
 
@@ -30,18 +27,6 @@ def grammar_of(schema):
 def slow(number=0):
     """Return a grammar that takes seconds to build, and hundreds of MB."""
     return grammar_of({"type": "integer", "multipleOf": 1_000_003 + 2 * number})
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    path = make_checkpoint(root / "m", "llama", max_position_embeddings=1024)
-    return resolve(str(path), str(root))
-
-
-@pytest.fixture(scope="module")
-def text(spec):
-    return TextModel(spec.path)
 
 
 @pytest.fixture

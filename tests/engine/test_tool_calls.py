@@ -9,7 +9,6 @@ from llguidance import LLMatcher
 
 from aegaeon.models.references import resolve
 from aegaeon.proxy.openai import Function
-from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.proxy.tools import TaggedCalls
 from aegaeon.sampling import SamplingParams
 from benchmark.random_model import write_model
@@ -55,11 +54,6 @@ def spec(tmp_path_factory):
     for file in QWEN3_DIR.iterdir():
         shutil.copy(file, root / "m")
     return resolve(str(root / "m"), str(root))
-
-
-@pytest.fixture(scope="module")
-def text(spec):
-    return TextModel(spec.path)
 
 
 def answers(spec, text, lark, **params):

@@ -7,6 +7,7 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +27,7 @@ from aegaeon.types import ModelSpec
 from tests.support.cuda_products import host_view
 from tests.support.cuda_toolkit import the_toolkit
 from tests.support.emulated import EMULATION, KERNELS, compile_object
-from tests.support.sanitized import CSRC, ROOT, compile_one, link
+from tests.support.sanitized import CSRC, ROOT, compile_all, compile_one, link
 
 EAGER, LAZY, RANDOM = 0, 1, 2
 HOME = ROOT / "build" / "stand_in"
@@ -60,7 +61,7 @@ def build_stand_in(mutant: tuple[str, str, str] | None = None, home: Path | None
     sources = [CSRC / "testing" / "cuda_module.cpp", CSRC / "bind" / "errors.cpp"]
     for part in ("copy", "cuda", "testing/cudart", "ops/cuda"):
         sources += sorted((CSRC / part).glob("*.cpp"))
-    sources += [CSRC / "shm" / "futex.cpp", CSRC / "ops" / "slot_layout.cpp"]
+    sources += [CSRC / "shm" / "futex.cpp", *sorted((CSRC / "ops").glob("*.cpp"))]
     if mutant is not None and home is not None:
         name, before, after = mutant
         text = (CSRC / name).read_text(encoding="utf-8")
@@ -69,10 +70,10 @@ def build_stand_in(mutant: tuple[str, str, str] | None = None, home: Path | None
         mutated.write_text(text.replace(before, after), encoding="utf-8")
         sources[sources.index(CSRC / name)] = mutated
     homes = {source: HOME if CSRC in source.parents else home for source in sources}
-    objects = [compile_one(source, "", flags, homes[source]) for source in sources]
-    objects += [compile_object(source, ROOT / "build" / "emulated") for source in KERNELS]
-    objects += [compile_object(source, ROOT / "build" / "emulated") for source in EMULATION]
-    return link("cuda_stand_in.so", objects, "", home or HOME, "-shared")
+    jobs = [partial(compile_one, source, "", flags, homes[source]) for source in sources]
+    emulated = [*KERNELS, *EMULATION]
+    jobs += [partial(compile_object, source, ROOT / "build" / "emulated") for source in emulated]
+    return link("cuda_stand_in.so", compile_all(jobs), "", home or HOME, "-shared")
 
 
 class CpuBeside(CpuDevice):

@@ -1,18 +1,16 @@
 """CUDA kernels on the emulation of csrc/testing: built by the plain compiler, called by ctypes."""
 
 import ctypes
-import fcntl
 import functools
 import os
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torch import Tensor
 
 from tests.support import kernel_coverage
-from tests.support.sanitized import CSRC, ROOT, compiler, is_newer
+from tests.support.sanitized import CSRC, ROOT, alone_at, compile_all, compiler, is_newer
 
 # Sums and products are fused where the code says so, as nvcc is told.
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
@@ -34,14 +32,14 @@ def run(command: Sequence[str]) -> None:
 def compile_object(source: Path, home: Path, *flags: str) -> Path:
     """Compile into `home` unless nothing that it includes has changed; return the object."""
     made = home / f"{source.name}.o"
-    if not is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
-        home.mkdir(parents=True, exist_ok=True)
-        fresh = made.with_name(f"{made.name}.{os.getpid()}")
-        language = ["-x", "c++"] if source.suffix == ".cu" else []
-        # The emulation is compiled once and runs most of the time.
-        level = "-O2" if source in EMULATION else "-O1"
-        run([compiler(), level, *flags, *FLAGS, *language, "-c", str(source), "-o", str(fresh)])
-        fresh.replace(made)
+    with alone_at(made):
+        if not is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
+            fresh = made.with_name(f"{made.name}.{os.getpid()}")
+            language = ["-x", "c++"] if source.suffix == ".cu" else []
+            # The emulation is compiled once and runs most of the time.
+            level = "-O2" if source in EMULATION else "-O1"
+            run([compiler(), level, *flags, *FLAGS, *language, "-c", str(source), "-o", str(fresh)])
+            fresh.replace(made)
     return made
 
 
@@ -50,12 +48,7 @@ def library() -> ctypes.CDLL:
     """Build what is needed and load it. Skips the test where there is no compiler."""
     coverage = os.environ.get(COVERAGE)
     home, flags = (Path(coverage), kernel_coverage.FLAGS) if coverage else (HOME, ())
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("w") as lock:
-        # Others that test beside us wait, and find it made.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = _make_library(home, flags)
-    loaded = ctypes.CDLL(str(made))
+    loaded = ctypes.CDLL(str(_make_library(home, flags)))
     loaded.last_error.restype = loaded.misuse.restype = ctypes.c_char_p
     loaded.shared_bytes.restype = loaded.attend_shared_bytes.restype = ctypes.c_int64
     return loaded
@@ -64,13 +57,13 @@ def library() -> ctypes.CDLL:
 def _make_library(home: Path, flags: Sequence[str]) -> Path:
     # Steps, which are plain C++ around kernels, run on the stand-in for the runtime.
     sources = [*KERNELS, CSRC / "ops" / "cuda" / "tables.cpp", *EMULATION, *CALLED]
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda source: compile_object(source, home, *flags), sources))
+    objects = compile_all(functools.partial(compile_object, one, home, *flags) for one in sources)
     made = home / "cuda_kernels.so"
-    if not is_newer(made, objects):
-        fresh = made.with_name(f"{made.name}.{os.getpid()}")
-        run([compiler(), "-shared", *flags, *map(str, objects), "-o", str(fresh)])
-        fresh.replace(made)
+    with alone_at(made):
+        if not is_newer(made, objects):
+            fresh = made.with_name(f"{made.name}.{os.getpid()}")
+            run([compiler(), "-shared", *flags, *map(str, objects), "-o", str(fresh)])
+            fresh.replace(made)
     return made
 
 

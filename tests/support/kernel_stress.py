@@ -5,14 +5,14 @@ import platform
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.emulated import EMULATION, compile_object, run
-from tests.support.sanitized import CSRC, ROOT, compiler
+from tests.support.sanitized import CSRC, ROOT, compile_all, compiler
 
 THREAD = "thread"
 # Of what is undefined, that which kernels could well do: a device stops at what is not aligned.
@@ -64,15 +64,13 @@ def _build(program: str, sanitizer: str, mutant: Mutant | None, home: Path) -> P
         changed.add(path)
     _skip_without(sanitizer)
     kept, mark = _kept(sanitizer), MARKS[sanitizer]
-    with ThreadPoolExecutor(2) as pool:
-        objects = [pool.submit(compile_object, source, kept, mark) for source in EMULATION]
-        for source in sources:
-            place = home if source in changed else kept
-            objects.append(pool.submit(compile_object, source, place, *flags))
-        made = [str(done.result()) for done in objects]
+    jobs = [partial(compile_object, source, kept, mark) for source in EMULATION]
+    for source in sources:
+        jobs.append(partial(compile_object, source, home if source in changed else kept, *flags))
+    made = compile_all(jobs)
     result = home / program
     fresh = result.with_name(f"{result.name}.{os.getpid()}")
-    run([compiler(), f"-fsanitize={sanitizer}", *made, "-o", str(fresh)])
+    run([compiler(), f"-fsanitize={sanitizer}", *map(str, made), "-o", str(fresh)])
     return fresh.replace(result)
 
 

@@ -1,10 +1,14 @@
 """Programs of csrc/testing/ under a sanitizer: each source compiled once, each program linked."""
 
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +41,8 @@ def run_sanitized(
 ) -> None:
     """Build the program `name` of csrc/testing/ with `sources`, run it, see that all is well."""
     sources = [*sources, CSRC / "testing" / f"{name}.cpp"]
-    program = link(name, [compile_one(one, sanitizer, flags) for one in sources], sanitizer)
+    jobs = [partial(compile_one, source, sanitizer, flags) for source in sources]
+    program = link(name, compile_all(jobs), sanitizer)
     result = run(program, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{name}: ok\n"
@@ -57,8 +62,9 @@ def link(
 ) -> Path:
     """Link the program; kept in build/, as its objects are, until a source or header changes."""
     program = (kept or _kept(sanitizer)) / name
-    if not is_newer(program, objects):
-        _make(program, sanitizer, *flags, *map(str, objects))
+    with alone_at(program):
+        if not is_newer(program, objects):
+            _make(program, sanitizer, *flags, *map(str, objects))
     return program
 
 
@@ -68,14 +74,29 @@ def compile_one(
     """Compile a source of csrc/, or one of elsewhere that includes what is there."""
     home = CSRC if CSRC in source.parents else source.parent
     made = (kept or _kept(sanitizer)) / f"{source.relative_to(home)}.o"
-    if is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
-        return made
     flags = [*flags, *(OPS if "ops" in source.parts else [])]
     if platform.machine() == "x86_64":
         flags = [*flags, *ISA.get(source.name, [])]
     flags = [*FLAGS, *CHECKS.get(sanitizer, []), *flags]
-    _make(made, sanitizer, *flags, f"-I{CSRC}", "-c", str(source))
+    with alone_at(made):
+        if not is_newer(made, [source, *CSRC.rglob("*.h"), Path(__file__)]):
+            _make(made, sanitizer, *flags, f"-I{CSRC}", "-c", str(source))
     return made
+
+
+def compile_all(jobs: Iterable[Callable[[], Path]]) -> list[Path]:
+    """Return what each of `jobs` makes; the compilers are other processes, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return [done.result() for done in [pool.submit(job) for job in jobs]]
+
+
+@contextmanager
+def alone_at(made: Path) -> Iterator[None]:
+    """Have whoever tests beside us wait, who then finds `made`: nothing is compiled twice."""
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with made.with_name(f"{made.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _kept(sanitizer: str) -> Path:
@@ -89,8 +110,7 @@ def is_newer(made: Path, sources: list[Path]) -> bool:
 
 
 def _make(made: Path, sanitizer: str, *arguments: str) -> None:
-    """Run the compiler and put what it makes in place at once, for others may build beside us."""
-    made.parent.mkdir(parents=True, exist_ok=True)
+    """Run the compiler and put what it makes in place at once, for others may look."""
     fresh = made.with_name(f"{made.name}.{os.getpid()}")
     command = [compiler(), "-pthread", *arguments, "-o", str(fresh)]
     if sanitizer:

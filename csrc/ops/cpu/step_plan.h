@@ -10,25 +10,9 @@
 #include "ops/cpu/thread_pool.h"
 #include "ops/cpu/workspace.h"
 #include "ops/ops.h"
+#include "ops/step_slots.h"
 
 namespace aegaeon::ops {
-
-// What an operator makes, or an input of the step: rows of so many floats.
-using Slot = std::size_t;
-
-// The columns first .. first + width - 1 of a slot.
-struct View {
-  Slot slot;
-  std::size_t first;
-  std::size_t width;
-};
-
-// The keys and values that a plan's attention is made for.
-struct KvForm {
-  std::size_t layers = 0;
-  std::size_t kv_heads = 0;
-  std::size_t head_dim = 0;
-};
 
 // What one pass is given.
 struct StepInputs {
@@ -64,7 +48,7 @@ class StepPlan {
   std::size_t operators() const { return operators_.size(); }
   // The stages that the operator `at` needs.
   std::size_t stages_of(std::size_t at) const { return operators_.at(at).stages; }
-  const KvForm& kv_form() const { return kv_form_; }
+  const KvForm& kv_form() const { return slots_.kv_form(); }
   // Floats of the workspace for each row.
   std::size_t row_floats() const { return row_floats_; }
 
@@ -81,8 +65,6 @@ class StepPlan {
   enum class Home { workspace, input, result };
 
   struct Place {
-    std::size_t width;
-    bool is_of_outputs;
     Home home;
     std::size_t begin;  // in the workspace, in floats of a row; of an input, its number
   };
@@ -95,13 +77,10 @@ class StepPlan {
   };
 
   Slot add(std::size_t width, const std::vector<View>& reads, Run run);
-  void check(const View& view) const;
-  void check_whole(const View& view, const char* what) const;
-  void check_heads(const View& view, std::size_t heads) const;
 
-  std::vector<Place> places_;
+  StepSlots slots_;
+  std::vector<Place> places_;  // of each slot
   std::vector<Operator> operators_;
-  KvForm kv_form_;
   std::size_t inputs_ = 0;
   std::size_t stages_ = 0;
   std::size_t row_floats_ = 0;

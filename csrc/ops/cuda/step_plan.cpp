@@ -29,7 +29,8 @@ Rows StepPass::rows_of(const View& view) const {
 
 StepPlan::StepPlan(const StepRecord& record, Slot result)
     : lowered_(lower(record, result)),
-      kv_form_(record.kv_form()),
+      kv_form_(record.slots().kv_form()),
+      heads_(record.heads()),
       result_width_(record.slots()[result].width),
       head_dim_(record.slots()[1].width) {
   lay_out_slots();

@@ -96,6 +96,7 @@ class StepPlan {
   const std::vector<Product>& products() const { return lowered_.products; }
   const Place& place(Slot slot) const { return lowered_.places[slot]; }
   const KvForm& kv_form() const { return kv_form_; }
+  std::size_t heads() const { return heads_; }  // of the queries; none without attention
   // Bytes that a row of all slots takes together.
   std::size_t row_bytes() const { return row_floats_ * sizeof(float); }
   std::size_t result_width() const { return result_width_; }
@@ -111,6 +112,7 @@ class StepPlan {
 
   Lowered lowered_;
   const KvForm kv_form_;
+  const std::size_t heads_;
   const std::size_t result_width_;
   const std::size_t head_dim_;
   std::size_t row_floats_ = 0;

@@ -7,18 +7,9 @@
 #include <vector>
 
 #include "ops/cuda/ops.h"
+#include "ops/step_slots.h"
 
 namespace aegaeon::ops::cuda {
-
-// What an operator makes, or an input of the step: rows of so many elements.
-using Slot = std::size_t;
-
-// The columns first .. first + width - 1 of a slot.
-struct View {
-  Slot slot;
-  std::size_t first;
-  std::size_t width;
-};
 
 // One of the matrices of a product; its weights are row by row, and for whoever multiplies.
 struct Part {
@@ -26,14 +17,6 @@ struct Part {
   std::size_t outputs;
   WeightType type;
   const float* bias;  // [outputs], or null
-};
-
-// The keys and values that a step's attention is made for.
-struct KvForm {
-  std::size_t layers = 0;
-  std::size_t kv_heads = 0;
-  std::size_t head_dim = 0;
-  std::size_t heads = 0;  // of queries
 };
 
 enum class Kind { linear, gated, rms_norm, rotate, append_kv, attend };
@@ -51,11 +34,6 @@ struct Recorded {
   bool is_choosing = false;
   Slot makes = 0;
   std::size_t stages = 0;  // of the weights, that it needs
-};
-
-struct SlotForm {
-  std::size_t width;
-  bool is_of_outputs;
 };
 
 // A step has three inputs: the tokens' embeddings, cosines, sines.
@@ -78,25 +56,20 @@ class StepRecord {
   void need_stages(std::size_t stages) { stages_ = stages; }
 
   const std::vector<Recorded>& operators() const { return operators_; }
-  const std::vector<SlotForm>& slots() const { return slots_; }
-  const KvForm& kv_form() const { return kv_form_; }
+  const StepSlots& slots() const { return slots_; }
+  // Of the queries, in all layers alike; none before the first `attend`.
+  std::size_t heads() const { return heads_; }
 
  private:
   Slot add(std::size_t width, Recorded added);
-  void check(const View& view) const;
-  void check_whole(const View& view, const char* what) const;
-  void check_heads(const View& view, std::size_t heads) const;
 
-  std::vector<SlotForm> slots_;
+  StepSlots slots_;
   std::vector<Recorded> operators_;
-  KvForm kv_form_;
+  std::size_t heads_ = 0;
   std::size_t stages_ = 0;
 };
 
 // All that launches depend on, as bytes: the same of two records means the same launches.
 std::string identity_of(const StepRecord& record);
-
-// Throws std::invalid_argument.
-void require(bool claim, const std::string& what);
 
 }  // namespace aegaeon::ops::cuda

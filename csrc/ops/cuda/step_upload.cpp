@@ -13,7 +13,7 @@ std::size_t aligned(std::size_t bytes) {
 }
 
 std::size_t heads_of(const StepPlan& plan, const PagedKv& kv) {
-  return plan.kv_form().heads > 0 ? plan.kv_form().heads : kv.kv_heads;
+  return plan.heads() > 0 ? plan.heads() : kv.kv_heads;
 }
 
 // Of a bucket, as StepTables would count them for a full one.
