@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""The prefix cache: the second turn of a chat with it and without, and what looking costs."""
+"""The prefix cache: the second turn of a chat with it and without, at one instance and, with
+--model, at a server of two, and what looking costs."""
 
 import argparse
-import random
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 # Started by its path, Python looks beside this file and not in the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,32 +19,16 @@ from aegaeon.memory.kv import BLOCK_TOKENS, KvPool, KvShape, blocks_for
 from aegaeon.memory.prefixes import Chain, Held, Prefixes
 from aegaeon.models.references import resolve
 from aegaeon.types import ModelSpec
+from benchmark.prefix_instances import Turns, measure_instances, token_ids
 from benchmark.random_model import SMALL, write_model
 from benchmark.report_rows import Aim, Row, measured, progress, publish
-from benchmark.switch_engine import PROMPT_IDS, Driver
+from benchmark.serving import ServerError
+from benchmark.switch_engine import Driver
 
 KV_GB = 0.5
 # Of a block as small as there are: what is measured is the index, not memory.
 TINY = KvShape(1, 1, 16)
 IDENTITY = b"a model"
-
-
-class Turns(NamedTuple):
-    """Tokens of a chat: its first prompt, the answer, and what is said then."""
-
-    prompt: int
-    answer: int
-    more: int
-
-    @property
-    def second(self) -> int:
-        """Tokens of the second prompt."""
-        return self.prompt + self.answer + self.more
-
-
-def token_ids(count: int, seed: str) -> list[int]:
-    """Return ids that every vocabulary has."""
-    return random.Random(seed).choices(range(1, PROMPT_IDS), k=count)
 
 
 def first_token_s(driver: Driver, model: str, prompt: Sequence[int], answer: int = 1) -> float:
@@ -148,7 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made = Path(directory)
         reference = options.model or f"small={write_model(made / 'small', SMALL).parent}"
         spec = resolve(reference, made, "float32", "none")
-        rows = measure_turns(spec, Turns(480, 40, 24), repeats)
+        turns = Turns(480, 40, 24)
+        rows = measure_turns(spec, turns, repeats)
+        if options.model:  # the small one has no tokenizer, which a server needs
+            try:
+                rows += measure_instances(spec.path, spec.id, turns, repeats)
+            except ServerError as error:
+                raise SystemExit(str(error)) from None
     rows += measure_looks(2048 if options.quick else 32_768, repeats)
     publish("Prefix cache", rows, options.json)
 
