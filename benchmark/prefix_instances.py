@@ -1,11 +1,14 @@
-"""Second turns of chats at a server of several instances, over HTTP: each may go to any of them."""
+"""Second turns of chats at a server of two instances, over HTTP, while a stream of another model
+runs where the first turn was: the other instance is idle, and knows nothing of the chat."""
 
+import contextlib
+import http.client
 import json
 import random
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -16,6 +19,10 @@ from benchmark.switch_engine import PROMPT_IDS
 
 PATIENCE_S = 60.0
 INSTANCES = 2
+CHAT, BESIDE, BEFORE = MODELS = ("chat", "beside", "before")
+# What instances publish is seen by then.
+SETTLED_S = 0.5
+STREAM_TOKENS = 1000
 
 
 class Turns(NamedTuple):
@@ -44,10 +51,10 @@ class Heard(NamedTuple):
     cached: int
 
 
-def ask(url: str, prompt: Sequence[int], tokens: int) -> Heard:
-    """Have the model `chat` answer with so many tokens."""
+def send(url: str, model: str, prompt: Sequence[int], tokens: int) -> http.client.HTTPResponse:
+    """Ask for so many tokens; return the stream."""
     body = {
-        "model": "chat",
+        "model": model,
         "prompt": list(prompt),
         "max_tokens": tokens,
         "temperature": 0,
@@ -58,8 +65,24 @@ def ask(url: str, prompt: Sequence[int], tokens: int) -> Heard:
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
+    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=PATIENCE_S)
+    return answer
+
+
+@contextlib.contextmanager
+def running(url: str, model: str) -> Iterator[None]:
+    """Have a model make tokens meanwhile."""
+    with send(url, model, token_ids(8, model), STREAM_TOKENS) as answer:
+        while not answer.readline().startswith(b"data: {"):
+            pass
+        time.sleep(SETTLED_S)
+        yield
+
+
+def ask(url: str, prompt: Sequence[int], tokens: int) -> Heard:
+    """Have the model of the chats answer with so many tokens."""
     first_s, cached, began_s = 0.0, 0, time.perf_counter()
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+    with send(url, CHAT, prompt, tokens) as answer:
         for line in answer:
             event = line.removeprefix(b"data: ").strip()
             if not event.startswith(b"{"):
@@ -75,10 +98,15 @@ def talk(url: str, turns: Turns, repeats: int) -> tuple[list[Heard], list[Heard]
     second, other = [], []
     for at in range(repeats):
         prompt = token_ids(turns.prompt, f"chat {at}")
-        ask(url, prompt, turns.answer)
         more = token_ids(turns.answer + turns.more, f"more {at}")
-        second.append(ask(url, [*prompt, *more], 1))
-        other.append(ask(url, token_ids(turns.second, f"other {at}"), 1))
+        with contextlib.ExitStack() as beside:
+            with running(url, BEFORE):  # so that the chat begins at the other instance
+                ask(url, prompt, turns.answer)
+                beside.enter_context(running(url, BESIDE))
+            time.sleep(SETTLED_S)
+            second.append(ask(url, [*prompt, *more], 1))
+            other.append(ask(url, token_ids(turns.second, f"other {at}"), 1))
+        time.sleep(SETTLED_S)
     return second, other
 
 
@@ -87,7 +115,7 @@ def measure_instances(model: str, name: str, turns: Turns, repeats: int) -> list
     as in `prefixes.py`. What is found is told. Raises ServerError."""
     progress(f"{name}: {INSTANCES} instances, turns of {turns.prompt} and {turns.second} tokens")
     flags = [
-        f"--models=chat={model}",
+        f"--models={','.join(f'{one}={model}' for one in MODELS)}",
         f"--colocated-count={INSTANCES}",
         "--threads-per-instance=1",
         f"--domain=prefixes-{random.randrange(1 << 32):08x}",
@@ -96,16 +124,16 @@ def measure_instances(model: str, name: str, turns: Turns, repeats: int) -> list
     with tempfile.TemporaryFile("w+", prefix="aegaeon-prefixes-") as log:
         try:
             with running_server(flags, log) as url:
-                for at in range(INSTANCES):
-                    ask(url, token_ids(turns.second, f"warm {at}"), 1)
+                for one in MODELS:
+                    send(url, one, token_ids(turns.more, one), 1).read()
                 second, other = talk(url, turns, repeats)
         except (ServerError, OSError) as error:
             log.seek(0)
             raise ServerError(f"{error}; it said: {log.read()[-2000:]}") from None
     found = sum(heard.cached >= turns.prompt // BLOCK_TOKENS * BLOCK_TOKENS for heard in second)
     row = Row(
-        case=f"{name}, {INSTANCES} instances: first token of a second turn, {turns.second} tokens "
-        f"after {turns.prompt} ({found} of {repeats} found them)",
+        case=f"{name}, {INSTANCES} instances, of which one is busy: first token of a second turn, "
+        f"{turns.second} tokens after {turns.prompt} ({found} of {repeats} found them)",
         unit="ms",
         ours=1e3 * median(heard.first_s for heard in second),
         peer="all of it prefilled",

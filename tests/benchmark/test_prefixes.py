@@ -5,14 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.checkpoints import make_checkpoint
+
 SCRIPT = Path(__file__).parents[2] / "benchmark" / "prefixes.py"
 
 
-def test_a_quick_run_reports_a_second_turn_and_the_index(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--quick", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def rows(directory, *flags):
+    command = [sys.executable, str(SCRIPT), "--quick", "--json", *flags]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    turn, at_two, *looks = json.loads(done.stdout)["rows"]
-    assert turn["ratio_to_peer"] > 1 and at_two["ratio_to_peer"] > 1
-    assert "2 instances" in at_two["case"] and "(2 of 2 found them)" in at_two["case"]
+    return json.loads(done.stdout)["rows"]
+
+
+def test_a_quick_run_reports_a_second_turn_and_the_index(tmp_path):
+    turn, *looks = rows(tmp_path)
+    assert turn["ratio_to_peer"] > 1
     assert len(looks) == 4 and all(row["ours"] > 0 for row in looks)
+
+
+def test_with_a_checkpoint_a_server_of_two_instances_is_measured(tmp_path):
+    model = make_checkpoint(tmp_path / "model", vocab_size=1024, max_position_embeddings=4096)
+    _, at_two, *looks = rows(tmp_path, "--model", str(model))
+    assert "2 instances" in at_two["case"] and " of 2 found them)" in at_two["case"]
+    assert at_two["ours"] > 0 and at_two["peer_value"] > 0 and len(looks) == 4
