@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
-from tests.support.server import Server, Streamed, run_cli
+from tests.support.server import Server, Streamed
 
 PROMPT = "the quick brown fox"
 
@@ -98,25 +98,6 @@ def test_a_model_that_is_removed_ends_its_streams_first_and_may_come_again(serve
     added = call(server, "POST", "/admin/models", json={"reference": "bob"})
     assert added.status_code == 201, added.text
     assert Streamed(server.url, "bob", PROMPT, 900).whole() == whole
-    call(server, "DELETE", "/admin/models/bob")
-    eventually(lambda: ids(server) == ["ada"], 20)
-
-
-def test_one_that_nobody_asks_for_leaves_devices_and_cache_until_somebody_does(server):
-    given = ("--priority", "high", "--idle-s", "1", "--url", server.url)
-    added = run_cli("models", "add", "bob", *given)
-    assert added.returncode == 0, added.stderr
-    (card,) = [
-        card for card in call(server, "GET", "/v1/models").json()["data"] if card["id"] == "bob"
-    ]
-    assert (card["priority"], card["idle_s"]) == ("high", 1.0)
-    answer = Streamed(server.url, "bob", PROMPT, 60).whole()
-    Streamed(server.url, "ada", PROMPT, 10).whole()
-    eventually(lambda: "bob" not in server.resident() | server.cached(), 30)
-    assert "ada" in server.cached()
-    assert call(server, "GET", "/v1/models/bob").json()["status"] == "idle"
-    assert Streamed(server.url, "bob", PROMPT, 60).whole() == answer
-    assert "bob" in server.cached()
     call(server, "DELETE", "/admin/models/bob")
     eventually(lambda: ids(server) == ["ada"], 20)
 
