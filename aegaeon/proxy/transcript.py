@@ -59,6 +59,7 @@ class Transcript:
         echo: Echo | None = None, is_scored: bool = False, calls: CallReader | None = None,
     ) -> None:  # fmt: skip
         """Of `detokenizers`, both fresh, one is for the prompt; `calls` reads calls of the text."""
+        self.index = 0  # of the choice, where there are several
         self._of_prompt, self._detokenizer = detokenizers
         self._stops = StopMatcher(stops)
         self._echo = echo
@@ -121,7 +122,7 @@ class Transcript:
         if text or calls or finish is not None:
             scores, self._held = tuple(self._held), []
         return Piece(
-            index=0,
+            index=self.index,
             text=text,
             tokens=tokens,
             finish_reason=finish,
