@@ -65,8 +65,8 @@ class Choices:
 
     @contextlib.contextmanager
     def told(self, take: Callable[[], None]) -> Iterator[None]:
-        """Within it, `take` is called where `ready` has something new to return or to raise, instead
-        of waking who awaits `next`."""
+        """Within it, `take` is called where `ready` has more to return or to raise, instead of
+        waking who awaits `next`."""
         self._tell = take
         try:
             yield

@@ -61,12 +61,15 @@ class Tally:
         self._instance = ""
         self._waited = NOT_WAITED
         self._cached: dict[int, int] = {}  # by prompt: of the choice that found least
+        self._details = PromptDetails(0)
 
     def add(self, piece: Piece) -> None:
         """Count a piece's tokens."""
         self._completion += piece.tokens
         prompt, cached = piece.index // self._choices, piece.cached_tokens
-        self._cached[prompt] = min(cached, self._cached.get(prompt, cached))
+        if prompt not in self._cached or cached < self._cached[prompt]:
+            self._cached[prompt] = cached
+            self._details = PromptDetails(sum(self._cached.values()))
         self._instance = piece.instance
         if piece.finish_reason is not None:
             self._waited = self._waited.longest(piece.waited)
@@ -74,18 +77,18 @@ class Tally:
     @property
     def figures(self) -> Figures:
         """What its choices have waited for."""
-        return figures(self._instance, self._waited, sum(self._cached.values()))
+        return figures(self._instance, self._waited, self._details.cached_tokens)
 
     @property
     def usage(self) -> Usage:
         """The usage so far."""
-        total, cached = self._prompt + self._completion, sum(self._cached.values())
-        return Usage(self._prompt, self._completion, total, PromptDetails(cached))
+        total = self._prompt + self._completion
+        return Usage(self._prompt, self._completion, total, self._details)
 
 
 class Relay:
-    """Takes pieces of choices to a connection as they come: where they come, and in `run`'s task
-    whatever the connection does not take at once. While it takes nothing, only token ids pile up."""
+    """Takes pieces of choices to a connection: where they come in, and in `run`'s task what the
+    connection does not take at once. While it takes nothing, only token ids pile up."""
 
     def __init__(
         self, choices: Choices, outlet: Outlet, frames: Callable[[Piece], bytes], ping_s: float
@@ -205,7 +208,8 @@ class TokenStream(Response):
             # Tokens of which no text is certain yet.
             return opening
         usage = self._tally.usage if self._with_running_usage else None
-        return opening + self._answer.piece(piece, usage)
+        frames = self._answer.piece(piece, usage)
+        return opening + frames if opening else frames
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:

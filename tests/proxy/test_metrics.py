@@ -1,7 +1,6 @@
 """What a proxy counts and what it says of all: read back by the parsers of Prometheus's library."""
 
 import asyncio
-from contextlib import aclosing
 
 import msgspec
 import pytest
@@ -21,6 +20,7 @@ from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.metrics import MAX_REMOVED, Meter, Timing
 from aegaeon.types import TokenEvent
 from tests.proxy.test_gateway import SPECS, Setup, collect, generation, run, until
+from tests.support.deltas import deltas_of
 from tests.support.proxy_server import Proxy, in_memory
 
 OPEN = {"accept": "application/openmetrics-text; version=1.0.0"}
@@ -146,7 +146,7 @@ def test_a_request_refused_at_the_door_counts_too():
     async def test():
         async with Setup(max_waiting=1) as setup:
             setup.instance().hold_after = 1
-            async with aclosing(setup.gateway.stream(generation())) as stream:
+            async with deltas_of(setup.gateway, generation()) as stream:
                 await anext(stream)
                 with pytest.raises(QueueFull):
                     await collect(setup.gateway, generation())
