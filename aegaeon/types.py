@@ -112,7 +112,7 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
 InstanceMessage = Submit | Cancel | Drain | Preload | Transfer | Accepted | Declined
 
 
-class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, gc=False):
     """Instance to proxy: tokens of one request, the first at `position` among the generated ones.
 
     The event with a `finish_reason` is the request's last one. With `stop`, the stop token itself

@@ -201,11 +201,18 @@ async def serve_one(
     arrival_s = time.monotonic() - began_s
     times: list[float] = []
     instance, error = "", None
+
+    def note() -> None:
+        nonlocal instance
+        delta = opened.take()
+        assert delta is not None, "told of tokens"
+        times.extend([delta.received_s - began_s] * len(delta.token_ids))
+        instance = delta.instance
+        bar.update(len(delta.token_ids))
+
     try:
-        async for delta in gateway.stream(generation):
-            times += [delta.received_s - began_s] * len(delta.token_ids)
-            instance = delta.instance
-            bar.update(len(delta.token_ids))
+        opened = gateway.open(generation, note)
+        await gateway.keep(opened)
     except AegaeonError as failure:
         error = f"{failure.code}: {failure}"
     return Served(

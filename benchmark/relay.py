@@ -150,15 +150,14 @@ async def _stream(
     samples: list[Sample] = []
 
     def look() -> None:
-        tokens = [len(one.token_times_s) for one in exchanges]
-        samples.append(Sample(time.monotonic(), processor_s(pid), tuple(tokens)))
+        samples.append(Sample(time.monotonic(), processor_s(pid)))
 
     async def sample() -> None:
         while True:
             look()
             await asyncio.sleep(SAMPLE_S)
 
-    async with StreamClient(url) as client:
+    async with StreamClient(url, reads_at_end=True) as client:
         await send_on_time(client, warm, PATIENCE_S)
         sampling = asyncio.create_task(sample())
         await send_on_time(client, exchanges, PATIENCE_S)

@@ -29,11 +29,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Sample:
-    """At `at_s` (monotonic clock): the relaying process's processor time, each stream's tokens."""
+    """At `at_s` (monotonic clock): the relaying process's processor time so far."""
 
     at_s: float
     processor_s: float
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ def relayed(exchanges: Sequence[Exchange], samples: Sequence[Sample], stamps: by
     begun_s = max(one.token_times_s[0] for one in exchanges)
     first = next((one for one in samples if one.at_s > begun_s), samples[-1])
     last = samples[-1]
-    tokens = sum(last.tokens) - sum(first.tokens)
+    times_s = [at_s for one in exchanges for at_s in one.token_times_s]
+    tokens = sum(first.at_s < at_s <= last.at_s for at_s in times_s)
     if tokens <= 0:
         raise ServerError("the streams are too short to be all open for a while; raise --tokens")
-    total = sum(last.tokens)
     frames = sum(one.chunks for one in exchanges)
     delays = _delays_s(exchanges, stamps)
     if not delays:
@@ -67,7 +66,7 @@ def relayed(exchanges: Sequence[Exchange], samples: Sequence[Sample], stamps: by
         p99_s=percentile(delays, 99),
         tokens_per_processor_s=tokens / (last.processor_s - first.processor_s),
         tokens_per_s=tokens / (last.at_s - first.at_s),
-        frames=frames / total,
+        frames=frames / len(times_s),
     )
 
 

@@ -14,6 +14,7 @@ import httptools
 import msgspec
 
 CONNECT_S = 30.0
+LAST_CHUNK = b"0\r\n\r\n"
 ERROR_BYTES = 1 << 16  # of the body of an error that are read
 
 
@@ -85,8 +86,13 @@ _error_body = msgspec.json.Decoder(_ErrorBody)
 class StreamClient:
     """Asks one server. Use it from one event loop, in an `async with`."""
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
-        """Raises StreamError when `base_url` is no address."""
+    def __init__(
+        self, base_url: str, api_key: str | None = None, reads_at_end: bool = False
+    ) -> None:
+        """With `reads_at_end`, what comes is stamped and kept, and read when its answer is whole:
+        where many streams have a token at once, reading the first keeps the last ones' stamps
+        waiting. Exchanges are empty until then. Raises StreamError when `base_url` is no address.
+        """
         address = urlsplit(base_url.rstrip("/"))
         try:
             port = address.port
@@ -104,6 +110,7 @@ class StreamClient:
             f"host: {address.netloc.rpartition('@')[2]}\r\n{key}content-type: application/json\r\n"
             "accept: text/event-stream\r\n"
         )
+        self._reads_at_end = reads_at_end
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 
@@ -129,7 +136,7 @@ class StreamClient:
                 return
         try:
             connecting = asyncio.get_running_loop().create_connection(
-                lambda: _Connection(self._idle, self._all),
+                lambda: _Connection(self._idle, self._all, self._reads_at_end),
                 *(self._host, self._port),
                 ssl=self._has_tls or None,
             )
@@ -142,8 +149,13 @@ class StreamClient:
 class _Connection(asyncio.Protocol):
     """One connection, one exchange at a time; puts itself among the idle ones between them."""
 
-    def __init__(self, idle: "list[_Connection]", everyone: "set[_Connection]") -> None:
+    def __init__(
+        self, idle: "list[_Connection]", everyone: "set[_Connection]", reads_at_end: bool
+    ) -> None:
         self._idle, self._all = idle, everyone
+        self._reads_at_end = reads_at_end
+        self._unread: list[tuple[float, bytes]] = []
+        self._tail = b""
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._exchange: Exchange | None = None
@@ -179,6 +191,7 @@ class _Connection(asyncio.Protocol):
         self._all.discard(self)
         if self in self._idle:
             self._idle.remove(self)
+        self._read()
         if self._exchange is not None:
             if self._has_answer:
                 self._exchange.error = self._exchange.error or "incomplete"
@@ -186,10 +199,19 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop: stamp, then read."""
-        self._now_s = time.monotonic()
+        self._unread.append((time.monotonic(), data))
         self._has_answer = True
+        if self._reads_at_end and self._exchange is not None and self._exchange.status == 200:
+            self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
+            if self._tail != LAST_CHUNK:
+                return
+        self._read()
+
+    def _read(self) -> None:
+        unread, self._unread, self._tail = self._unread, [], b""
         try:
-            self._parser.feed_data(data)
+            for self._now_s, data in unread:
+                self._parser.feed_data(data)
         except httptools.HttpParserError:  # that of a callback, too
             if self._exchange is not None:
                 self._exchange.error = "unreadable"

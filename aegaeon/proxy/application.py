@@ -30,8 +30,9 @@ from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
-from aegaeon.proxy.routes import SERVER_SEND, add_routes, handle_errors
+from aegaeon.proxy.routes import add_routes, handle_errors
 from aegaeon.proxy.service import Service
+from aegaeon.proxy.streams import SERVER_SEND
 from aegaeon.proxy.tracing import TRACED, Tracer, kept_tracer
 from aegaeon.store.base import Domain
 from aegaeon.types import ModelSpec

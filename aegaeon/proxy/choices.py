@@ -1,11 +1,10 @@
 """The choices of one answer: generations whose text is merged in order of arrival."""
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-
-import msgspec
 
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import Generation, OpenRequest
@@ -31,6 +30,7 @@ class Choices:
         self._changed: dict[int, None] = {}
         self._error: Exception | None = None
         self._alarm = Alarm()
+        self._tell = self._alarm.wake
         self._tasks: list[asyncio.Task[None]] = []
         self._unfinished = len(self._texts)
 
@@ -63,8 +63,18 @@ class Choices:
                 pass
         return piece
 
+    @contextlib.contextmanager
+    def told(self, take: Callable[[], None]) -> Iterator[None]:
+        """Within it, `take` is called where `ready` has more to return or to raise, instead of
+        waking who awaits `next`."""
+        self._tell = take
+        try:
+            yield
+        finally:
+            self._tell = self._alarm.wake
+
     def ready(self) -> Piece | None:
-        """Return a piece that is there already, or None."""
+        """Return a piece that is there already, or None. Raises as `next`."""
         while self._changed:
             index = next(iter(self._changed))
             del self._changed[index]
@@ -80,7 +90,7 @@ class Choices:
 
     def _note(self, index: int) -> None:
         self._changed[index] = None
-        self._alarm.wake()
+        self._tell()
 
     async def _keep(self, text: "_Text") -> None:
         try:
@@ -89,7 +99,7 @@ class Choices:
         except Exception as error:
             # The one that awaits the pieces raises it, with its traceback.
             self._error = self._error or error
-            self._alarm.wake()
+            self._tell()
 
 
 class _Text:
@@ -103,6 +113,7 @@ class _Text:
         self.opened: OpenRequest | None = None
         self._gateway = gateway
         self._transcript = transcript
+        transcript.index = index
         self._is_over = False
 
     def take(self) -> Piece | None:
@@ -117,4 +128,4 @@ class _Text:
         if piece.finish_reason not in {None, delta.finish_reason}:
             # Its tokens may go on: leaving them is no cancel.
             self._gateway.finish(self.generation.id)
-        return msgspec.structs.replace(piece, index=self.index)
+        return piece

@@ -32,6 +32,8 @@ class ByteLevelVocabulary:
         self._tokenizer = tokenizer
         self._alphabet = _byte_alphabet()
         self._bytes = dict.fromkeys(special_ids(tokenizer), b"")
+        # The text of tokens of whole characters, and None for the others; as they come.
+        self._texts: dict[int, str | None] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
         """Return the token's bytes; special and unknown ids have none."""
@@ -41,6 +43,19 @@ class ByteLevelVocabulary:
             known = b"" if text is None else _token_bytes(text, self._alphabet)
             self._bytes[token_id] = known
         return known
+
+    def text_of(self, token_id: int) -> str | None:
+        """Return the token's text, or None where it begins or ends within a character."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            pass
+        try:
+            text = self.bytes_of(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self._texts[token_id] = text
+        return text
 
 
 class ByteLevelDetokenizer(Detokenizer):
@@ -52,9 +67,14 @@ class ByteLevelDetokenizer(Detokenizer):
     def __init__(self, vocabulary: ByteLevelVocabulary) -> None:
         self._vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_torn = False  # part of a character is held back
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._vocabulary.bytes_of(token_id))
+        if not self._is_torn and (text := self._vocabulary.text_of(token_id)) is not None:
+            return text
+        text = self._decoder.decode(self._vocabulary.bytes_of(token_id))
+        self._is_torn = bool(self._decoder.getstate()[0])
+        return text
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

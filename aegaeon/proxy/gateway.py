@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -22,7 +22,7 @@ from aegaeon.errors import (
     QueueFull,
 )
 from aegaeon.explanations import Explain, Explained, Explanation
-from aegaeon.proxy.generation import Delta, Generation, OpenRequest, waits
+from aegaeon.proxy.generation import Generation, OpenRequest, waits
 from aegaeon.proxy.living import Living
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
@@ -165,45 +165,18 @@ class Gateway:
             return error.retry_after_s
         return self._queue.retry_after_s() if isinstance(error, Overloaded) else 1.0
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[Delta, None]:
-        """Yield the tokens of `generation` as they come; the last delta has a finish reason.
-
-        Closing the iterator early cancels the request at its instance. Survives the loss of
-        instances. Raises ModelNotFound, QueueFull, Overloaded, DeadlineExceeded, InstanceLost, or
-        the class of the code with which the instance failed the request.
-        """
-        opened = self._enter(generation)
-        try:
-            await self._place(opened)
-            while True:
-                delta = opened.take()
-                if delta is not None:
-                    yield delta
-                    if delta.finish_reason is not None:
-                        return
-                    continue
-                if opened.error is not None:
-                    raise opened.error
-                if opened.target is None:
-                    await self._place(opened)
-                await opened.wait()
-        except AegaeonError as error:
-            opened.fail(error)
-            raise
-        finally:
-            self._leave(opened)
-
     def open(self, generation: Generation, on_tokens: Callable[[], None]) -> OpenRequest:
-        """As `stream`, for who wants no task switch at a token: enter `generation`, to be run by
-        `keep`. `on_tokens` is called when there are tokens to take from what is returned. Raises
-        ModelNotFound, QueueFull, InstanceLost."""
+        """Enter `generation`, to be run by `keep`. `on_tokens` is called when there are tokens to
+        take from what is returned. Raises ModelNotFound, QueueFull, InstanceLost."""
         opened = self._enter(generation)
         opened.on_tokens = on_tokens
         return opened
 
     async def keep(self, opened: OpenRequest) -> None:
-        """Keep what was opened running at some instance; return when all its tokens have come. It
-        is cancelled at its instance if this is. Raises as `stream`."""
+        """Keep what was opened running at some instance, whichever are lost; return when all its
+        tokens have come. It is cancelled at its instance if this is. Raises Overloaded,
+        DeadlineExceeded, InstanceLost, or the class of the code with which the instance failed the
+        request."""
         try:
             await self._place(opened)
             while not opened.is_over:
@@ -392,9 +365,12 @@ class Gateway:
     def _take_in(self, reply: Reply | Explained, received_s: float) -> None:
         if isinstance(reply, Explained):
             self._questions.take(reply)
-        elif isinstance(reply, Moved):
+            return
+        if isinstance(reply, Moved):
             self._on_moved(reply)
-        elif (opened := self._open.get(reply.request_id)) and opened.take_in(reply, received_s):
+            return
+        opened = self._open.get(reply.request_id)
+        if opened is not None and opened.take_in(reply, received_s):
             target = self._detach(opened)
             if target is not None and not opened.has_ended:
                 self._soon(self._cancel(opened, reply.attempt, target))

@@ -58,7 +58,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.prompt_token_ids) * TOKEN_BYTES
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """New tokens. `received_s` is when the last of them reached this process (monotonic clock);
     with finish reason `stop` the last id is the stop token. `log_probs` are those of the tokens,
     `scores` more of those of the prompt, where they were asked for; `waited` is the last known."""
@@ -200,7 +200,7 @@ class OpenRequest:
 
     def take_in(self, reply: TokenEvent | PromptScores | RequestFailed, received_s: float) -> bool:
         """Take an instance's word in; True when the request no longer runs at its instance."""
-        if reply.attempt != self._attempt or self.has_ended:
+        if reply.attempt != self._attempt or self._finish is not None or self.error is not None:
             return False
         match reply:
             case TokenEvent() | PromptScores():
@@ -210,7 +210,7 @@ class OpenRequest:
                     self._take_scores(reply)
                 if self.on_tokens is not None:
                     self.on_tokens()
-                    if not self.is_over and reply.attempt == self._attempt:
+                    if self._finish is None and reply.attempt == self._attempt:
                         return False
             case RequestFailed(instance=instance) if self._lives_elsewhere(instance):
                 return False  # it has moved on; whoever has it speaks for it
@@ -249,19 +249,17 @@ class OpenRequest:
         is_new = self._taken < len(self._tokens) or self._taken_scores < len(self._scores)
         if not is_new and self._finish is None:
             return None
-        new = tuple(self._tokens[self._taken :])
-        log_probs = tuple(self._log_probs[self._taken :])
-        scores = tuple(self._scores[self._taken_scores :])
+        taken, taken_scores = self._taken, self._taken_scores
         self._taken, self._taken_scores = len(self._tokens), len(self._scores)
         return Delta(
-            new,
+            tuple(self._tokens[taken:]),
             self._finish,
             self._instance,
             self._received_s,
-            log_probs,
-            scores,
-            waited=self.waited,
-            cached_tokens=self._cached_tokens,
+            tuple(self._log_probs[taken:]) if self._log_probs else (),
+            tuple(self._scores[taken_scores:]) if self._scores else (),
+            self.waited,
+            self._cached_tokens,
         )
 
     async def wait(self) -> None:
@@ -301,9 +299,10 @@ class OpenRequest:
         if event.position == 0:
             self._cached_tokens = event.cached_tokens
             self.on_begun()
-        new = event.token_ids[known:]
+        new = event.token_ids[known:] if known else event.token_ids
         self._tokens.extend(new)
-        self._log_probs.extend(event.log_probs[known:])
+        if event.log_probs:
+            self._log_probs.extend(event.log_probs[known:])
         if event.waited is not None:
             self.waited = event.waited
             if self.timing is not None:

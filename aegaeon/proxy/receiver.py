@@ -1,6 +1,7 @@
 """Takes what instances say from the proxy's mailbox to its event loop, in batches."""
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -84,11 +85,11 @@ class Receiver:
         replies = self._replies
         while self._records:
             record, received_s = self._records.popleft()
-            replies.extend((reply, received_s) for reply in _decoded(record))
+            replies.extend(zip(_decoded(record), itertools.repeat(received_s)))
+        if self._closed.is_set():
+            replies.clear()
         for _ in range(len(replies) if len(replies) > _BEHIND else min(len(replies), _SLICE)):
-            reply, received_s = replies.popleft()
-            if not self._closed.is_set():
-                self._take(reply, received_s)
+            self._take(*replies.popleft())
         if replies and not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._hand_on)

@@ -24,7 +24,7 @@ class TokenScore(msgspec.Struct, frozen=True):
     log_probs: TokenLogProbs | None
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """New text of choice `index`, made of `tokens` more tokens; the last has a finish reason.
 
     `scores` are those of the tokens whose text it is, where they were asked for; `calls` are in the
@@ -59,8 +59,11 @@ class Transcript:
         echo: Echo | None = None, is_scored: bool = False, calls: CallReader | None = None,
     ) -> None:  # fmt: skip
         """Of `detokenizers`, both fresh, one is for the prompt; `calls` reads calls of the text."""
+        self.index = 0  # of the choice, where there are several
         self._of_prompt, self._detokenizer = detokenizers
         self._stops = StopMatcher(stops)
+        # Whether tokens become text and nothing else, once what is to be echoed is.
+        self._is_plain = not (stops or is_scored or calls is not None)
         self._echo = echo
         self._is_scored = is_scored
         self._calls = calls
@@ -72,6 +75,8 @@ class Transcript:
 
     def take(self, delta: Delta) -> Piece:
         """Return what `delta` adds; nothing more comes behind a piece with a finish reason."""
+        if self._is_plain and delta.finish_reason is None and self._echo is None:
+            return self._plain(delta)
         self._prompt_scores += delta.scores
         if self._echo is not None and (delta.token_ids or delta.finish_reason):
             self._begin_with(self._echo)
@@ -94,6 +99,16 @@ class Transcript:
             text += rest if is_stopped else rest + self._stops.finish()
             finish = "stop" if is_stopped else finish
         return self._piece(delta, text, finish)
+
+    def _plain(self, delta: Delta) -> Piece:
+        """As `take`, for nearly all there is: more text in the middle of a choice."""
+        text = self._held_text
+        for token_id in delta.token_ids:
+            text += self._detokenizer.push(token_id)
+        self._held_text = ""
+        made = len(delta.token_ids)
+        waits = delta.waited, delta.cached_tokens
+        return Piece(self.index, text, made, None, delta.instance, (), (), *waits)
 
     def _push(self, token_id: int, delta: Delta, at: int) -> str:
         if self._is_scored:
@@ -121,7 +136,7 @@ class Transcript:
         if text or calls or finish is not None:
             scores, self._held = tuple(self._held), []
         return Piece(
-            index=0,
+            index=self.index,
             text=text,
             tokens=tokens,
             finish_reason=finish,

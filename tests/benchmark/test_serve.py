@@ -32,7 +32,7 @@ def usage(made):
 
 
 @asynccontextmanager
-async def serving(answer):
+async def serving(answer, **options):
     """A server whose `answer(number, body, writer)` writes the response to request `number`."""
     numbers = itertools.count()
     heads = []
@@ -53,7 +53,7 @@ async def serving(answer):
     server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        async with StreamClient(f"http://127.0.0.1:{port}/v1", "secret") as client:
+        async with StreamClient(f"http://127.0.0.1:{port}/v1", "secret", **options) as client:
             yield client, heads
 
 
@@ -66,14 +66,33 @@ def exchanges_of(count, due_s=0.0):
     return [Exchange("/v1/completions", b"{}", due_s) for _ in range(count)]
 
 
-def ask(answer, count=1, patience_s=10.0):
+def ask(answer, count=1, patience_s=10.0, **options):
     async def run():
-        async with serving(answer) as (client, heads):
+        async with serving(answer, **options) as (client, heads):
             exchanges = exchanges_of(count)
             punctuality = await send_on_time(client, exchanges, patience_s)
             return exchanges, punctuality, heads
 
     return asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_what_is_read_at_the_end_was_stamped_when_it_came():
+    async def answer(number, _, writer):
+        writer.write(HEADERS.encode())
+        for made in (1, 2):
+            writer.write(part(text_frame("a", usage=usage(made))))
+            await asyncio.sleep(0.1)
+        frames = [text_frame("", "length", usage=usage(2)), DONE]
+        whole = b"".join(map(part, frames)) + b"0\r\n\r\n"
+        for torn in (whole[:-3], whole[-3:]):
+            writer.write(torn)
+            await asyncio.sleep(0.01)
+
+    exchanges, _, _ = ask(answer, count=2, reads_at_end=True)
+    for exchange in exchanges:
+        assert exchange.error is None
+        first_s, second_s = exchange.token_times_s
+        assert 0.05 < second_s - first_s < 5
 
 
 def test_tokens_are_counted_by_the_servers_usage_and_else_by_frames():

@@ -1,7 +1,6 @@
 """The gateway alone, over the local store and scripted instances."""
 
 import asyncio
-from contextlib import aclosing
 
 import pytest
 
@@ -17,6 +16,7 @@ from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import MAX_LOSSES, PROGRESS_TOKENS, Generation
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import ModelSpec, SamplingParams
+from tests.support.deltas import deltas_of
 from tests.support.fake_instance import FakeInstance, wait_until
 
 SPECS = (
@@ -75,7 +75,7 @@ class Setup:
 
 
 async def collect(gateway, asked):
-    async with aclosing(gateway.stream(asked)) as deltas:
+    async with deltas_of(gateway, asked) as deltas:
         parts = [delta async for delta in deltas]
     return tuple(t for part in parts for t in part.token_ids), parts[-1]
 
@@ -116,7 +116,7 @@ def test_a_lost_instance_is_replaced_without_a_token_missing_or_twice():
             first = setup.instance(id="a")
             first.hold_after = 10
             got = []
-            async with aclosing(setup.gateway.stream(generation())) as deltas:
+            async with deltas_of(setup.gateway, generation()) as deltas:
                 async for delta in deltas:
                     got.extend(delta.token_ids)
                     if len(got) == 10:
@@ -183,7 +183,7 @@ def test_one_that_makes_progress_between_them_goes_on():
             tokens = []
 
             async def read():
-                async with aclosing(setup.gateway.stream(generation())) as deltas:
+                async with deltas_of(setup.gateway, generation()) as deltas:
                     async for delta in deltas:
                         tokens.extend(delta.token_ids)
 
@@ -205,7 +205,7 @@ def test_closing_the_stream_cancels_at_the_instance():
         async with Setup() as setup:
             instance = setup.instance()
             instance.hold_after = 5
-            async with aclosing(setup.gateway.stream(generation())) as deltas:
+            async with deltas_of(setup.gateway, generation()) as deltas:
                 async for _ in deltas:
                     break
             await until(lambda: instance.cancelled)

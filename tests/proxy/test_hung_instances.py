@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from contextlib import aclosing
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -10,6 +10,7 @@ from aegaeon.errors import DeadlineExceeded, Overloaded
 from aegaeon.store.local import RECORD_OVERHEAD_BYTES
 from aegaeon.types import TokenEvent
 from tests.proxy.test_gateway import TOKENS, Setup, collect, generation, run, until
+from tests.support.deltas import deltas_of
 from tests.support.fake_instance import wait_until
 
 FULL_BYTES = 1 << 10
@@ -61,13 +62,11 @@ async def leave_at_a_hung_instance(setup, count=20):
     """Begin and leave `count` requests at an instance that reads nothing any more."""
     hung = setup.instance(id="a", capacity_bytes=FULL_BYTES)
     hung.hold_after = 1
-    streams = [setup.gateway.stream(generation()) for _ in range(count)]
-    for stream in streams:
-        await anext(stream)
-    await asyncio.to_thread(hung.hang)
-    fill(setup, hung)
-    for stream in streams:
-        await stream.aclose()
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            await anext(await stack.enter_async_context(deltas_of(setup.gateway, generation())))
+        await asyncio.to_thread(hung.hang)
+        fill(setup, hung)
     return hung
 
 
@@ -109,7 +108,7 @@ def test_deadlines_are_kept_while_the_table_does_not_answer():
             store, answers = setup.gateway._outbox._store, threading.Event()
             read = store.sync_for_routing
             try:
-                async with aclosing(setup.gateway.stream(generation())) as deltas:
+                async with deltas_of(setup.gateway, generation()) as deltas:
                     await anext(deltas)
                     store.sync_for_routing = lambda: (answers.wait(), read())[1]
                     with pytest.raises(DeadlineExceeded):

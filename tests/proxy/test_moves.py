@@ -1,10 +1,10 @@
 """The gateway where a request is handed from instance to instance."""
 
 import asyncio
-from contextlib import aclosing
 
 from aegaeon.types import Moved, RequestFailed
 from tests.proxy.test_gateway import TOKENS, Setup, collect, generation, run, until
+from tests.support.deltas import deltas_of
 
 
 def split(setup, hold_after=3):
@@ -47,7 +47,7 @@ def test_leaving_a_moved_request_cancels_it_where_it_is():
     async def test():
         async with Setup() as setup:
             first, second = split(setup)
-            async with aclosing(setup.gateway.stream(generation())) as deltas:
+            async with deltas_of(setup.gateway, generation()) as deltas:
                 async for _ in deltas:
                     break
                 request = await held(first)

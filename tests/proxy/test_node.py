@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -59,6 +59,19 @@ def test_uvicorn_starts_and_stops_instances_of_its_own(tmp_path):
     assert process.returncode in (0, -signal.SIGTERM)
     assert not domain_is_live(check_settings({"domain": domain}))
     assert not list(Path("/dev/shm").glob(f"aegaeon-{domain}*"))
+
+
+def test_several_that_start_at_once_share_the_instances_of_one(tmp_path):
+    model, domain = make_checkpoint(tmp_path / "m"), f"test-node-many-{os.getpid()}"
+    options = {"models": f"m={model}", "domain": domain, "device": "null", "drain_s": "5"}
+    ports = [free_port() for _ in range(3)]
+    with ExitStack() as stack:
+        several = [stack.enter_context(uvicorn_process(port, **options)) for port in ports]
+        for port, process in zip(ports, several, strict=True):
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: is_up(address) or process.poll() is not None, timeout_s=60)  # noqa: B023
+            answer = httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=30)
+            assert answer.status_code == 200, answer.text
 
 
 def test_settings_that_cannot_be_end_uvicorn_with_the_reason():

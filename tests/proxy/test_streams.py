@@ -166,7 +166,7 @@ def test_pings_come_while_a_request_waits(proxy, address):
 
 
 def test_pings_come_while_tokens_have_no_text(proxy, address, monkeypatch):
-    monkeypatch.setattr("aegaeon.proxy.routes.PING_S", 0.3)
+    monkeypatch.setattr("aegaeon.proxy.streams.PING_S", 0.3)
     instance = proxy.instance
     instance.reply = lambda _: (1,) * 40  # a mark, which is not shown
     instance.hold_after = 1
