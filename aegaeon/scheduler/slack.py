@@ -2,7 +2,8 @@
 prefetched so that switching costs little.
 
 A turn makes its tokens well ahead of their deadlines, so that others can have the device
-meanwhile. What is needed last makes room for what is needed next.
+meanwhile; where there is time to spare, turns are as short as switching allows (`rotation`). What
+is needed last makes room for what is needed next (`slack_loads`).
 """
 
 import math
@@ -197,11 +198,12 @@ class SlackScheduler(SlackLoads):
         return best
 
     def _take_turns(self, now: float) -> Turn | None:
-        """Whose turn it is where all models are here and in time, and none need be; else None."""
+        """Whose turn it is where there is time to spare, and all models are here and in time; else
+        None: who then gets ahead ends sooner, and leaves the others more."""
         _, slack_s, ready, absent = self._look(now)
         if len(ready) < 2 or absent or self._planned is not None or self._has_shed:
             return None
-        if self._busy.decode > 1.0 or self._kv.first() is not None:
+        if not self._is_idle or self._kv.first() is not None:
             return None
         if self._rotation.turn_s > min(group.target.tbt_s for group in ready):
             return None
