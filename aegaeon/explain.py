@@ -39,6 +39,7 @@ REASONS = {
     "prefix": "it has what the prompt begins with, so the first token comes sooner",
     "least_slack": "its model is the next to be late of those on the device",
     "turn_goes_on": "others have time enough",
+    "takes_turns": "all are in time, and take turns",
     "newcomer": "it is new, and the device has time",
     "goes_on": "nothing has changed since",
     "least_slack_absent": "its model is the next to be late of those not on the device",

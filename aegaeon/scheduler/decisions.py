@@ -1,33 +1,64 @@
 """What a scheduler decided lately, and why: a bounded ring."""
 
 from collections import deque
+from dataclasses import dataclass
 
 from aegaeon.explanations import Decision, is_of
 from aegaeon.types import Action, Handoff, Idle, Load, ModelId, RequestId, Switch
 
 MAX_DECISIONS = 2048
+ROUND_S = 1.0
+TAKES_TURNS = "takes_turns"  # the reason where models have the device by turns
 GOES_ON = "goes_on"  # the reason of what was decided before and is still right
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A decision, how often it was taken, first and last."""
+
+    at_s: float
+    action: Action | Load
+    reason: str
+    times: int = 0
+    last_s: float = 0.0
+
+
 class Decisions:
-    """The last ones, oldest first. The same decision again and again is one entry."""
+    """The last ones, oldest first. The same decision again and again is one entry; so is, for a
+    second, what comes round again while models take turns."""
 
     def __init__(self, most: int = MAX_DECISIONS) -> None:
-        self._ring: deque[tuple[float, Action | Load, str]] = deque(maxlen=most)
-        self._times: deque[int] = deque(maxlen=most)
-        self._last_s: deque[float] = deque(maxlen=most)
+        self._ring: deque[_Entry] = deque(maxlen=most)
+        self._last: _Entry | None = None  # the one taken last
+        self._round: dict[tuple[str, ModelId], _Entry] = {}  # of turns, since `_round_s`
+        self._round_s = 0.0
 
     def note(self, now: float, action: Action | Load, reason: str) -> None:
         """Remember that `action` was decided at `now`."""
-        if self._ring:
-            _, last, last_reason = self._ring[-1]
-            if reason in (last_reason, GOES_ON) and _is_same(last, action):
-                self._times[-1] += 1
-                self._last_s[-1] = now
-                return
-        self._ring.append((now, action, reason))
-        self._times.append(1)
-        self._last_s.append(now)
+        entry = self._again(now, action, reason)
+        if entry is None:
+            entry = _Entry(now, action, reason)
+            self._ring.append(entry)
+            if reason == TAKES_TURNS:
+                self._round[_name_of(action)] = entry
+        entry.times += 1
+        entry.last_s = now
+        self._last = entry
+
+    def _again(self, now: float, action: Action | Load, reason: str) -> _Entry | None:
+        """The entry of the same decision: the last, or one of this second of turns."""
+        last = self._last
+        if last is None:
+            return None
+        if reason in (last.reason, GOES_ON) and _is_same(last.action, action):
+            return last
+        if reason != TAKES_TURNS:
+            return None
+        if last.reason != TAKES_TURNS or now - self._round_s >= ROUND_S:
+            self._round.clear()
+            self._round_s = now
+        entry = self._round.get(_name_of(action))
+        return entry if entry is not None and _is_same(entry.action, action) else None
 
     def recent(
         self,
@@ -40,14 +71,11 @@ class Decisions:
         With `request`, of those that concern it, and of those on the weights and turns of `model`.
         """
         found: list[Decision] = []
-        entries = zip(
-            reversed(self._ring), reversed(self._times), reversed(self._last_s), strict=True
-        )
-        for (at_s, action, reason), times, last_s in entries:
+        for entry in reversed(self._ring):
             if len(found) >= limit:
                 break
-            if request is None or _concerns(action, request, model):
-                found.append(_told(at_s, action, reason, times, last_s))
+            if request is None or _concerns(entry.action, request, model):
+                found.append(_told(entry))
         return tuple(reversed(found))
 
 
@@ -77,14 +105,19 @@ def _requests(action: Action | Load) -> tuple[RequestId, ...]:
     return getattr(action, "requests", ())
 
 
-def _told(at_s: float, action: Action | Load, reason: str, times: int, last_s: float) -> Decision:
+def _name_of(action: Action | Load) -> tuple[str, ModelId]:
+    return type(action).__name__, getattr(action, "model", "")
+
+
+def _told(entry: _Entry) -> Decision:
+    action = entry.action
     return Decision(
-        at_s,
-        last_s,
+        entry.at_s,
+        entry.last_s,
         type(action).__name__.lower(),
         getattr(action, "model", None),
         _requests(action),
         action.evict if isinstance(action, Load) else (),
-        reason,
-        times,
+        entry.reason,
+        entry.times,
     )

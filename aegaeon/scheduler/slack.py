@@ -2,26 +2,28 @@
 prefetched so that switching costs little.
 
 A turn makes its tokens well ahead of their deadlines, so that others can have the device
-meanwhile. What is needed last makes room for what is needed next.
+meanwhile; where there is time to spare, turns are as short as switching allows (`rotation`). What
+is needed last makes room for what is needed next (`slack_loads`).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.busyness import Busyness
 from aegaeon.scheduler.cost import ModelCost
-from aegaeon.scheduler.device import DeviceScheduler
+from aegaeon.scheduler.decisions import TAKES_TURNS
 from aegaeon.scheduler.groups import Entry
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.room import Holder, Room, find_room
+from aegaeon.scheduler.rotation import Newcomer, Rotation, Stream, Turn
 from aegaeon.scheduler.shedding import Demand, shed
+from aegaeon.scheduler.slack_loads import SlackLoads
 from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Survey, Urgency, scaled
 from aegaeon.types import Decode, Load, ModelId, Prefill, RequestId, Role, Stretch
 
 
-class SlackScheduler(DeviceScheduler[SlackGroup]):
+class SlackScheduler(SlackLoads):
     """Least slack first, over models that are on the device; see the module."""
 
     def __init__(
@@ -46,6 +48,9 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         self._is_idle: bool | None = None  # since something happened; None: to be found
         self._newcomer: SlackGroup | None = None  # that an idle device turns to
         self._planned: Load | None = None  # decided with a turn's end, taken by next_load
+        self._rotation = Rotation()
+        self._turn: Turn | None = None  # of it, while all get on by turns
+        self._chose_s = 0.0  # whose step is next
 
     def _new_group(self, model: ModelId) -> SlackGroup:
         target = self._targets.get(model, self._target)
@@ -91,16 +96,19 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         group.late_since_s = math.inf
         self._busy.hold(-group.memory_share)
 
-    def _turn_began(self, group: SlackGroup, now: float) -> None:  # noqa: ARG002
+    def _turn_began(self, group: SlackGroup, now: float) -> None:
         group.joining = len(group.waiting)
+        self._rotation.switched(now - self._chose_s, now)
 
     def _turn_ended(self, group: SlackGroup) -> None:
         group.joining = 0
 
-    def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:  # noqa: ARG002
+    def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:
         group.late_since_s = math.inf
+        group.ran_s = now
         group.cost = self._costs[group.model]  # refined meanwhile
         if isinstance(action, Prefill):
+            self._rotation.prefilled(now)
             group.joining = max(0, group.joining - len(action.requests))
         elif len(group.running) <= len(action.requests):
             group.holds_s = -math.inf  # the same one is the most urgent
@@ -161,6 +169,11 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
                 group.shed_until_s = now + self._set.starve_s
 
     def _choose(self, now: float) -> SlackGroup | None:
+        self._chose_s = now
+        self._turn = self._take_turns(now)
+        if self._turn is not None:
+            self._reason = TAKES_TURNS
+            return self._turn.group
         _, slack_s, ready, absent = self._look(now)
         best, best_s, other_s = None, math.inf, math.inf
         for group in ready:
@@ -188,6 +201,45 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
             return None
         return best
 
+    def _take_turns(self, now: float) -> Turn | None:
+        """Whose turn it is where there is time to spare, and all models are here and in time; else
+        None: who then gets ahead ends sooner, and leaves the others more."""
+        _, slack_s, ready, absent = self._look(now)
+        if len(ready) < 2 or absent or self._planned is not None or self._has_shed:
+            return None
+        if not self._is_idle or self._kv.first() is not None:
+            return None
+        if self._rotation.turn_s > min(group.target.tbt_s for group in ready):
+            return None
+        if min(slack_s[group.model] for group in ready) < -self._set.guard_s:
+            return None
+        streams = [Stream(g, self._urgency.lead_s(g, now)) for g in ready if g.running]
+        newcomers = [found for g in ready if (found := self._newcomer_of(g, now)) is not None]
+        if not (streams or newcomers):
+            return None
+        newcomer = min(newcomers, key=lambda one: one.slack_s, default=None)
+        current = None if self._current is None else self._groups.get(self._current)
+        turn = self._rotation.next(current, streams, newcomer, now)
+        self._other_s = min(slack_s[group.model] for group in ready if group is not turn.group)
+        return turn
+
+    def _newcomer_of(self, group: SlackGroup, now: float) -> Newcomer | None:
+        """Those of `group` that may be prefilled: more than one only if that takes no longer than
+        a token may."""
+        if not group.waiting or len(group.running) >= self._limits.max_running:
+            return None
+        picked = self._pick_prefill(group)
+        while picked:
+            entries = [group.waiting[request] for request in picked]
+            squares = sum(entry.tokens**2 - entry.known**2 for entry in entries)
+            new = sum(entry.tokens - entry.known for entry in entries)
+            prefill_s = group.cost.prefill_s(new, squares)
+            if len(picked) == 1 or prefill_s <= group.target.tbt_s:
+                slack_s = self._urgency.waiting_due_s(group, now) - now
+                return Newcomer(group, picked, prefill_s, slack_s)
+            picked = picked[:-1]
+        return None
+
     def _find_newcomer(self, best: SlackGroup, now: float) -> SlackGroup | None:
         """Of those ready the most urgent that has a request to prefill; None if `best` has one."""
         if self._kv.first() is not None or (best.waiting and self._pick_prefill(best)):
@@ -196,25 +248,12 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         waiting = [group for group in ready if group.waiting and self._pick_prefill(group)]
         return min(waiting, key=lambda group: slack_s[group.model], default=None)
 
-    def _makes_way(self, group: SlackGroup, now: float) -> bool:
-        """Whether `group`, which is well ahead or holds up one that starves, stops so that another
-        one can be loaded in its place; then that is planned."""
-        if self._residency.loading is not None:
-            return False
-        is_ahead = self._look(now).slack_s[group.model] >= self._set.ahead_s
-        is_pressed = is_ahead or self._urgency.is_pressed(group, self._look(now))
-        if not is_pressed or self._find_load(now, group.model):
-            return False
-        self._planned = self._find_load(now, None)
-        if self._planned is None:
-            return False
-        self._reason = "makes_way"
-        return True
-
     # What step
 
     def _step(self, group: SlackGroup, now: float) -> Prefill | Decode | None:
-        if group.waiting and self._admits(group, now):
+        if self._turn is not None and self._turn.prefill:
+            return Prefill(group.model, self._turn.prefill)
+        if self._turn is None and group.waiting and self._admits(group, now):
             picked = self._pick_prefill(group)
             if picked:
                 return Prefill(group.model, picked)
@@ -261,6 +300,8 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
 
     def _stretch(self, group: SlackGroup, requests: tuple[RequestId, ...], now: float) -> Stretch:
         """How long nothing changes in what `_choose` and `_step` say if nothing else happens."""
+        if self._turn is not None:
+            return self._turn_stretch(group, requests, now)
         settings, other_s = self._set, self._other_s
         urgent, tbt_s = self._urgency.urgent(group, now), group.target.tbt_s
         lead_s = urgent.due_s(tbt_s) - now
@@ -292,106 +333,15 @@ class SlackScheduler(DeviceScheduler[SlackGroup]):
         until_s = until_s if retry_s is None else min(until_s, retry_s)
         return Stretch(steps, until_s, ahead_s, urgent.first_s, urgent.made, tbt_s)
 
-    # Loads
-
-    def _pick_load(self, now: float) -> Load | None:
-        if self._planned is not None:
-            planned, self._planned = self._planned, None
-            self._reason = "makes_way"
-            return planned
-        computing = None if self._in_flight is None else self._in_flight.model
-        busy = computing or (self._current if self._current in self._look(now).slack_s else None)
-        load = self._find_load(now, busy) or self._find_relief(now, busy)
-        if load is None and computing is None and not self._look(now).ready:
-            # All are too urgent to make way for each other: somebody has to.
-            load = self._find_load(now, None, margin_s=-math.inf)
-        return load
-
-    def _find_load(
-        self, now: float, busy: ModelId | None, margin_s: float | None = None
-    ) -> Load | None:
-        """The most urgent model of those whose weights or KV are not here, with who makes room for
-        it; `busy` stays, and so do those that have not `margin_s` more slack."""
-        margin_s = self._set.margin_s if margin_s is None else margin_s
-        _, slack_s, _, absent = self._look(now)
-        most = 1 if self._look(now).starves(self._set.starve_s) else 2
-        for group in sorted(absent, key=lambda group: slack_s[group.model])[:most]:
-            holders = self._holders(now, {group.model, busy})
-            room = self._room_for(group, busy, holders, slack_s[group.model] + margin_s)
-            if room is not None:
-                self._reason = "least_slack_absent"
-                bring = tuple(e.id for e in group.running.values() if not e.is_here)
-                return Load(group.model, room.evict, self._kv_of(room.offload), bring)
-        return None
-
-    def _room_for(
-        self, group: SlackGroup, busy: ModelId | None, holders: Iterable[Holder], above_s: float
-    ) -> Room | None:
-        """Who of `holders` makes room for the weights of `group`, its KV and that of its prompts,
-        beside `busy`: those with more slack than `above_s`."""
-        residency, model = self._residency, group.model
-        most = residency.budget_bytes - residency.kv_margin_bytes - residency.bytes_of(model)
-        away = self._away_that_fits(group, most)
-        need = residency.kv_margin_bytes + away
-        if not residency.is_resident(model):
-            need += residency.bytes_of(model)
-        # Prompts for which the device is too small even so have to wait for those before them.
-        most -= residency.kv_bytes(model, group.here_tokens) + away
-        most -= residency.bytes_of(busy) if busy and busy != model else 0
-        waiting = sum(entry.tokens for entry in group.waiting.values())
-        need += min(residency.kv_bytes(model, waiting), max(most, self._first_prompt_bytes(group)))
-        return find_room(need - residency.free_bytes, holders, above_s)
-
-    def _away_that_fits(self, group: SlackGroup, most: int) -> int:
-        """The KV to be brought back, in bytes. While that of all who run is more than `most`, the
-        last to come is put back, to be prefilled again behind the others."""
-        size, model, running = self._residency.kv_bytes, group.model, group.running
-        away = sum(e.tokens for e in running.values() if not e.is_here) if group.away else 0
-        while size(model, group.here_tokens + away) > most and len(running) > 1:
-            last = max(running.values(), key=lambda entry: entry.arrival_s)
-            away -= 0 if last.is_here else last.tokens
-            self._put_back(group, (last.id,))
-            self._changed(group)
-        return size(model, away)
-
-    def _first_prompt_bytes(self, group: SlackGroup) -> int:
-        """The KV of the request of `group` that has waited longest, if it cannot wait for those
-        that run."""
-        if group.running or not group.waiting:
-            return 0
-        first = self._urgency.in_order(group)[0]
-        return self._residency.kv_bytes(group.model, first.tokens + 1)
-
-    def _find_relief(self, now: float, busy: ModelId | None) -> Load | None:
-        """Make room in time for the KV of those who compute."""
-        current, residency = self._current, self._residency
-        if current is None:
-            return None
-        missing = residency.kv_margin_bytes - residency.free_bytes
-        group = self._active.get(current)
-        if group is not None and not group.running:
-            missing = max(missing, self._first_prompt_bytes(group) - residency.free_bytes)
-        elif missing <= residency.kv_margin_bytes // 2:
-            return None
-        if missing <= 0:
-            return None
-        room = find_room(missing, self._holders(now, {current, busy}), -math.inf)
-        if room is None or not residency.is_resident(current):
-            return None
-        self._reason = "room_for_kv"
-        return Load(current, room.evict, self._kv_of(room.offload))
-
-    def _holders(self, now: float, but: set[ModelId | None]) -> Iterable[Holder]:
-        """Who holds memory, with its slack: idle models have all the time in the world."""
-        slack_s, residency = self._look(now).slack_s, self._residency
-        for model in residency.resident:
-            if model not in but:
-                group = self._active.get(model)
-                kv = 0 if group is None else residency.kv_bytes(model, group.here_tokens)
-                holder_s = slack_s.get(model, math.inf)
-                yield Holder(model, holder_s, residency.evictable_bytes(model), kv)
-        for model, group in self._active.items():
-            if group.here_tokens and model not in but and not residency.is_resident(model):
-                kv = residency.kv_bytes(model, group.here_tokens)
-                if kv and model != residency.loading:
-                    yield Holder(model, slack_s.get(model, math.inf), 0, kv)
+    def _turn_stretch(
+        self, group: SlackGroup, requests: tuple[RequestId, ...], now: float
+    ) -> Stretch:
+        """As `_stretch`, in a turn of a rotation: to its end, or till a newcomer may begin."""
+        turn, tbt_s = self._turn, group.target.tbt_s
+        assert turn is not None
+        urgent = self._urgency.urgent(group, now)
+        steps = self._steps_that_fit(group, len(requests))
+        if len(group.running) > len(requests):
+            steps = min(steps, 1)
+        until_s = min(self._rotation.ends_s, now + self._other_s + self._set.guard_s)
+        return Stretch(steps, until_s, turn.lead_s, urgent.first_s, urgent.made, tbt_s)

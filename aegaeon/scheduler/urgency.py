@@ -56,6 +56,7 @@ class SlackGroup(Group):
     memory_share: float = 0.0  # that it wants of the device
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
     late_since_s: float = math.inf  # no step since a request was hopelessly late
+    ran_s: float = -math.inf  # when its last step ended
     # What follows from its requests, until `holds_s` or a change of them.
     due_s: float = math.inf
     step_s: float = 0.0  # of decoding all of them

@@ -114,3 +114,31 @@ def test_the_page_delays_and_loads_nothing(server):
         expect(page.locator("#model-rows tr")).to_have_count(3)
         page.wait_for_timeout(2500)
     assert server.switches() == before
+
+
+def test_models_that_take_turns_have_shares_of_their_time_in_the_lane(server):
+    told = [
+        {"action": action, "model": model, "at_s": at_s, "until_s": until_s}
+        for action, model, at_s, until_s in (
+            ("prefill", "ada", 9.0, 9.0),
+            ("switch", "ada", 10.0, 10.9),
+            ("decode", "ada", 10.01, 11.0),
+            ("switch", "bob", 10.02, 10.95),
+            ("decode", "bob", 10.03, 10.98),
+            ("decode", "cleo", 11.5, 12.0),
+        )
+    ]
+    decisions = [{"instance": "i", "decision": one} for one in told]
+    with opened(server.url) as page:
+        lane = page.evaluate(
+            "async (told) => (await import('/static/spans.js')).toSpans(told, 20).get('i')",
+            decisions,
+        )
+    spans = [(one["model"], one["start"], one["end"]) for one in lane["spans"]]
+    assert spans == [
+        ("ada", 9.0, 10.0),
+        ("ada", 10.0, pytest.approx(10.5)),
+        ("bob", pytest.approx(10.5), 11.5),
+        ("cleo", 11.5, 12.0),
+    ]
+    assert [one["model"] for one in lane["switches"]] == ["ada", "bob"]

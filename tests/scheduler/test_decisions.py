@@ -52,3 +52,34 @@ def test_a_decode_that_goes_on_is_one_entry_with_its_first_reason():
     ring.note(1.0, Decode("a", ("r",)), GOES_ON)
     (only,) = ring.recent()
     assert (only.reason, only.times, only.until_s) == ("least_slack", 2, 1.0)
+
+
+def test_what_comes_round_by_turns_is_one_entry_a_second():
+    ring = Decisions()
+    for number in range(100):  # two seconds
+        name = "ab"[number % 2]
+        ring.note(number / 50, Switch(name), "takes_turns")
+        ring.note(number / 50 + 0.01, Decode(name, (f"r{name}",)), "takes_turns")
+    told = ring.recent()
+    assert [(d.action, d.model) for d in told[:4]] == [
+        *(("switch", "a"), ("decode", "a")),
+        *(("switch", "b"), ("decode", "b")),
+    ]
+    assert len(told) == 8 and sum(d.times for d in told) == 200
+    assert told[1].times == 25 and 0.9 < told[1].until_s < 1.0 < told[5].at_s < 1.1
+    assert [d.model for d in ring.recent("ra", "a")] == ["a"] * 4
+
+
+def test_what_goes_on_of_a_turn_is_its_entry_and_another_batch_is_not():
+    ring = Decisions()
+    ring.note(0.0, Decode("a", ("r",)), "takes_turns")
+    ring.note(0.1, Decode("b", ("s",)), "takes_turns")
+    ring.note(0.2, Decode("a", ("r",)), "takes_turns")
+    ring.note(0.3, Decode("a", ("r",)), GOES_ON)
+    ring.note(0.4, Decode("b", ("s", "t")), "takes_turns")
+    ring.note(0.5, Decode("a", ("r",)), "least_slack")
+    ring.note(0.6, Decode("b", ("s", "t")), "takes_turns")
+    assert [(d.model, d.times) for d in ring.recent()] == [
+        *(("a", 3), ("b", 1), ("b", 1)),
+        *(("a", 1), ("b", 1)),
+    ]

@@ -1,5 +1,6 @@
 """Stretches only save time: policies decide the same when they are asked after every step."""
 
+import msgspec
 import pytest
 
 from aegaeon.metrics import Target
@@ -21,17 +22,21 @@ CASES = {
 }
 
 
-def times(policy, case, prefill):
+def times(policy, case, prefill, switch_s):
     load, models = case
     fleet = make_fleet(policy.name, 4, Target(), prefill)
-    served = simulate(load, models, COSTS, policy, fleet).served
+    costs = msgspec.structs.replace(COSTS, switch_s=switch_s)
+    served = simulate(load, models, costs, policy, fleet).served
     return sorted((one.arrival_s, one.model, tuple(one.token_times_s)) for one in served)
 
 
 @pytest.mark.parametrize("prefill", [0, 2])
+@pytest.mark.parametrize("switch_s", [0.005, 2.0**-12])  # seldom, or after every few steps
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_comes_out_otherwise_when_every_step_is_a_decision(name, prefill, monkeypatch):
+def test_nothing_comes_out_otherwise_when_every_step_is_a_decision(
+    name, switch_s, prefill, monkeypatch
+):
     case = make_case(models=12, rate=0.3, horizon_s=15.0, seed=3)
-    in_stretches = times(CASES[name], case, prefill)
+    in_stretches = times(CASES[name], case, prefill, switch_s)
     monkeypatch.setattr(Pace, "steps_of", lambda *_: 1)
-    assert times(CASES[name], case, prefill) == in_stretches
+    assert times(CASES[name], case, prefill, switch_s) == in_stretches

@@ -18,13 +18,39 @@ export function toSpans(decisions, nowS) {
 function laneSpans({ computing, loading }, nowS) {
   const spans = [];
   const switches = [];
-  computing.forEach((one, index) => {
-    const next = computing[index + 1];
+  const apart = inTurn(computing);
+  apart.forEach((one, index) => {
+    const next = apart[index + 1];
     const end = next ? next.at_s : nowS - one.until_s < FRESH_S ? nowS : one.until_s;
     if (one.action === "switch") switches.push({ at: one.at_s, model: one.model });
     else if (one.model && one.action !== "idle") extend(spans, one, Math.max(end, one.until_s));
   });
   return { spans, switches, loads: loading.map((one) => loadSpan(one, computing, nowS)) };
+}
+
+// While models take turns of a few steps, what they do overlaps for a second or so: each step gets its
+// share of that.
+function inTurn(computing) {
+  const apart = [];
+  for (let first = 0; first < computing.length; ) {
+    let end = computing[first].until_s;
+    let next = first + 1;
+    for (; next < computing.length && computing[next].at_s < end; next++)
+      end = Math.max(end, computing[next].until_s);
+    const together = computing.slice(first, next);
+    const steps = together.filter((one) => one.action !== "switch");
+    const share = (end - together[0].at_s) / steps.length;
+    if (steps.length < 2) apart.push(...together);
+    else {
+      apart.push(...together.filter((one) => one.action === "switch"));
+      steps.forEach((one, index) => {
+        const at_s = together[0].at_s + index * share;
+        apart.push({ ...one, at_s, until_s: at_s + share });
+      });
+    }
+    first = next;
+  }
+  return apart;
 }
 
 // A batch that grows or shrinks by a request is another decision, but the same to look at.
