@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from aegaeon import _native
 from aegaeon.config import Settings
-from aegaeon.errors import ConfigError
+from aegaeon.errors import ConfigError, RegionError
 from aegaeon.store.base import Domain
 from aegaeon.store.names import (
     LOCK,
+    MAILBOX,
     SHARED_MEMORY,
     check_name,
     domain_files,
@@ -164,6 +166,21 @@ def sweep_domains(directory: Path = SHARED_MEMORY) -> int:
         os.close(lock)
         swept += 1
         log.info("left-overs removed domain=%s regions=%d", name, removed)
+    return swept
+
+
+def sweep_mailboxes(domain: str, directory: Path = SHARED_MEMORY) -> int:
+    """Remove the mailboxes of `domain` whose readers are dead; return how many. Processes that no
+    supervisor buries leave theirs: workers of a server that is not ours."""
+    swept = 0
+    for path in directory.glob(f"aegaeon-{domain}.{MAILBOX}+*"):
+        try:
+            has_reader = _native.Ring.attach(str(path)).has_reader
+        except RegionError:
+            continue  # removed meanwhile, or being made
+        if not has_reader and _native.unlink(str(path)):
+            swept += 1
+            log.info("mailbox of a dead process removed path=%s", path)
     return swept
 
 
