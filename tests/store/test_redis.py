@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import aegaeon.store.redis
 from aegaeon.errors import ConfigError, RingClosed, StaleIncarnation, StoreUnavailable
 from aegaeon.store.redis import RedisDomain
 from aegaeon.store.redis_link import RedisLink, without_password
@@ -141,6 +143,51 @@ def test_a_lease_that_ended_without_an_outage_stays_ended(
     eventually(lambda: store.sync_for_routing() == ())
     with pytest.raises(StaleIncarnation):
         store.update_instance_status("i", 3, InstanceStatus())
+
+
+def paused(server: RedisServer, seconds: float) -> threading.Timer:
+    """Pause the server for so long, from now; returns what ends that."""
+    server.pause()
+    timer = threading.Timer(seconds, server.go_on)
+    timer.start()
+    return timer
+
+
+def test_a_lease_that_ended_while_the_server_was_silent_goes_on(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    store = domain.metadata()
+    store.register_instance(RECORD, 0.5)
+    timer = paused(server, 1.0)
+    store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    assert store.sync_for_routing()[0].status.state == "ready"
+    timer.join()
+    newer = msgspec.structs.replace(RECORD, incarnation=4)
+    domain.metadata().register_instance(newer, 60)
+    with pytest.raises(StaleIncarnation):
+        store.update_instance_status("i", 3, InstanceStatus())
+
+
+def test_a_row_that_somebody_removed_is_not_entered_again(domain: RedisDomain) -> None:
+    store = domain.metadata()
+    store.register_instance(RECORD, 60)
+    domain._link.client.delete(domain._store._instance_key("i"))
+    with pytest.raises(StaleIncarnation):
+        store.update_instance_status("i", 3, InstanceStatus())
+
+
+def test_those_who_look_wait_for_instances_whose_leases_ended_in_a_silence(
+    server: RedisServer, domain: RedisDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aegaeon.store.redis, "OUTAGE_S", 0.2)
+    monkeypatch.setattr(aegaeon.store.redis, "REENTRY_S", 0.5)
+    owner, looking = domain.metadata(), RedisDomain("d", server.url).metadata()
+    owner.register_instance(RECORD, 0.5)
+    assert [row.record.id for row in looking.sync_for_routing()] == ["i"]
+    timer = paused(server, 1.0)
+    assert [row.record.id for row in looking.sync_for_routing()] == ["i"]
+    timer.join()
+    eventually(lambda: looking.sync_for_routing() == ())
 
 
 def test_a_replaced_reader_learns_that_it_is_closed(domain: RedisDomain) -> None:
