@@ -18,7 +18,8 @@ from tests.chaos.proxies import Deaths, Proxies
 WHOLE_S = 180.0  # for an answer, however often it is disturbed
 BACKOFF_S = 0.3  # after a refusal
 SETTLE_S = 0.5
-RESTART_S = 15.0  # in which a proxy that nobody else stands in for is there again
+# In which a proxy that nobody else stands in for is there again, though Redis may be silent.
+RESTART_S = 40.0
 
 
 class Question(msgspec.Struct, frozen=True):

@@ -10,8 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import aegaeon.store.domains
 import aegaeon.store.redis
+from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, RingClosed, StaleIncarnation, StoreUnavailable
+from aegaeon.store.domains import join_domain
 from aegaeon.store.redis import RedisDomain
 from aegaeon.store.redis_link import RedisLink, without_password
 from aegaeon.types import InstanceRecord, InstanceStatus
@@ -215,6 +218,21 @@ def test_a_server_that_stays_away_is_said_with_the_remedy(tmp_path: Path) -> Non
             use()
         assert "s3cret" not in str(e.value)
     domain.close()
+
+
+def test_who_joins_a_server_that_runs_waits_for_a_store_that_is_silent_just_now(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aegaeon.store.domains, "JOIN_PAUSE_S", 0.01)
+    monkeypatch.setattr(RedisDomain.__init__, "__defaults__", (0.05,))
+    settings = Settings(domain="d", metadata_backend="redis", redis_url=server.url)
+    server.kill()
+    with pytest.raises(StoreUnavailable):
+        join_domain(settings, patience_s=0.1)
+    timer = threading.Timer(0.5, server.start)
+    timer.start()
+    join_domain(settings, patience_s=20.0).close()
+    timer.join()
 
 
 def test_waking_a_reader_needs_no_server(server: RedisServer, domain: RedisDomain) -> None:
