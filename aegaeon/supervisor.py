@@ -97,7 +97,8 @@ class Supervisor:
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
             first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
-            self._keeper = CatalogKeeper(self._domain.catalog(), self._store, first)
+            catalog, board = self._domain.catalog(), self._domain.board()
+            self._keeper = CatalogKeeper(catalog, self._store, board, first)
             if self._settings.device != "null":
                 self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
                 self._kv_spare = kv_sizes(model_directories(self._settings.models_dir))
