@@ -58,7 +58,7 @@ class RedisMetadataStore(MetadataStore):
         record, lease_s, run = self._registered.get(instance, (None, 0.0, ""))
         renewals = self._renewals.setdefault(instance, _Renewals())
         began_s = time.monotonic()
-        silent_s = began_s - renewals.tried_s
+        silent_s = began_s - max(renewals.tried_s, self._link.unheard_s)
         try:
             answer = self._link.call(lambda: self._update(keys, args))
         finally:
@@ -69,8 +69,8 @@ class RedisMetadataStore(MetadataStore):
         is_ours = record is not None and record.incarnation == incarnation
         if answer == 0 or record is None or not is_ours:
             raise _stale(instance, incarnation)
-        # It ended in the server's silence, not in ours.
-        was_unheard = silent_s < lease_s <= renewals.tried_s - renewals.done_s
+        # It ended in the server's silence, not in ours, of which it bears some.
+        was_unheard = 2 * silent_s < lease_s <= renewals.tried_s - renewals.done_s
         if not was_unheard and run == self._link.server_run():
             raise _stale(instance, incarnation)
         self._enter(record, lease_s, status)

@@ -12,6 +12,7 @@ import pytest
 
 import aegaeon.store.domains
 import aegaeon.store.redis
+import aegaeon.store.redis_link
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, RingClosed, StaleIncarnation, StoreUnavailable
 from aegaeon.store.domains import join_domain
@@ -169,6 +170,22 @@ def test_a_lease_that_ended_while_the_server_was_silent_goes_on(
     domain.metadata().register_instance(newer, 60)
     with pytest.raises(StaleIncarnation):
         store.update_instance_status("i", 3, InstanceStatus())
+
+
+def test_a_lease_goes_on_that_ended_while_something_else_was_asked_in_vain(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aegaeon.store.redis_link, "SOCKET_TIMEOUT_S", 0.8)
+    domain = RedisDomain("d", server.url, patience_s=0.1)
+    store, inbox = domain.metadata(), domain.create_mailbox("box")
+    store.register_instance(RECORD, 0.5)
+    timer = paused(server, 1.2)
+    with pytest.raises(StoreUnavailable):
+        inbox.receive(0.1)
+    store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    assert store.sync_for_routing()[0].status.state == "ready"
+    timer.join()
+    domain.close()
 
 
 def test_a_row_that_somebody_removed_is_not_entered_again(domain: RedisDomain) -> None:
