@@ -11,7 +11,7 @@ from typing import TypeVar
 import httpx
 
 from tests.chaos.plan import Done, Planned
-from tests.chaos.proxies import Deaths, Proxies, Proxy
+from tests.chaos.proxies import Deaths, Proxies, Proxy, instance_pids
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 
@@ -70,27 +70,22 @@ class Faults:
     # Instances
 
     async def _kill_instance(self, planned: Planned) -> str:
-        name, pid = await self._one_instance(planned)
-        return name if pid is not None and _signal(pid, signal.SIGKILL) else NOBODY
+        pid = _picked(instance_pids(self._server), planned)
+        return f"pid {pid}" if pid is not None and _signal(pid, signal.SIGKILL) else NOBODY
 
     async def _kill_all(self, planned: Planned) -> str:
-        found = await asyncio.to_thread(self._server.instance_pids)
-        killed = [name for name, pid in found.items() if _signal(pid, signal.SIGKILL)]
-        return ", ".join(killed)
+        pids = [pid for pid in instance_pids(self._server) if _signal(pid, signal.SIGKILL)]
+        return f"pids {pids}" if pids else NOBODY
 
     async def _pause_instance(self, planned: Planned) -> str:
-        name, pid = await self._one_instance(planned)
+        pid = _picked(instance_pids(self._server), planned)
         if pid is None or not _signal(pid, signal.SIGSTOP):
             return NOBODY
         try:
             await asyncio.sleep(planned.lasts_s)
         finally:
             has_lasted = _signal(pid, signal.SIGCONT)
-        return name if has_lasted else f"{name}, given up before"
-
-    async def _one_instance(self, planned: Planned) -> tuple[str, int | None]:
-        found = await asyncio.to_thread(self._server.instance_pids)
-        return _picked(sorted(found.items()), planned) or (NOBODY, None)
+        return f"pid {pid}" if has_lasted else f"pid {pid}, given up before"
 
     # Proxies
 
@@ -123,6 +118,8 @@ class Faults:
     async def _remove_and_add(self, planned: Planned) -> str:
         """Its streams end first; who asks for it meanwhile is refused."""
         url = f"{self._server.url}/admin/models"
+        if self._model_is_free.locked():
+            return NOBODY
         async with self._model_is_free, httpx.AsyncClient(timeout=30.0) as http:
             try:
                 if (await http.delete(f"{url}/{self._model}")).status_code != 202:

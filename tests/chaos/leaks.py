@@ -12,7 +12,7 @@ import msgspec
 
 from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.store.names import KV, MAILBOX, region_path
-from tests.chaos.proxies import Proxies
+from tests.chaos.proxies import Proxies, instance_pids
 from tests.support.server import Server, is_running, left_in_shared_memory
 
 QUIET_S = 30.0
@@ -119,7 +119,7 @@ def _mailboxes(server: Server, proxies: Proxies) -> list[str]:
 def _kept(server: Server) -> list[str]:
     """Return what of the node's KV and weights dead processes and ended requests still hold."""
     found = []
-    living = set(server.instance_pids().values())
+    living = set(instance_pids(server))
     with server.weights() as cache:
         for entry in cache.status():
             dead = (set(entry.pin_pids) | set(entry.demand_pids)) - living

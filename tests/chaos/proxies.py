@@ -20,6 +20,7 @@ WORKERS = 2
 START_S = 60.0
 OWN = b"aegaeon.proxy.worker"
 WORKER = b"spawn_main"
+INSTANCE = b"aegaeon.instance.worker"
 
 
 class Proxy(msgspec.Struct, frozen=True):
@@ -158,6 +159,11 @@ def front_of(server: Server, settings: Settings) -> Iterator[Front]:
         yield front
     finally:
         front.stop()
+
+
+def instance_pids(server: Server) -> list[int]:
+    """Return the processes that are its instances, wherever its table is; the oldest first."""
+    return _children(server.pid, INSTANCE)
 
 
 def _lives(pid: int) -> bool:
