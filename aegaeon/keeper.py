@@ -11,16 +11,19 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError
+from aegaeon.figures import ProxyFigures, decode_figures
 from aegaeon.models.config import read_config
 from aegaeon.specs import Bounds, Catalog
-from aegaeon.store.base import MetadataStore
+from aegaeon.store.base import Board, MetadataStore
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, ModelId
 
 log = logging.getLogger(__name__)
 
 TEND_S = 0.2  # between two looks
-QUIET_S = 1.0  # without a request anywhere, before a model that drains goes
+# Without a request anywhere, before a model that drains goes; proxies tell of theirs each second.
+QUIET_S = 2.0
+SILENT_S = 15.0  # a proxy that tells nothing for so long is dead
 
 KvSizes = tuple[int, int, int]
 
@@ -28,10 +31,13 @@ KvSizes = tuple[int, int, int]
 class CatalogKeeper:
     """Owned by the supervisor's thread; `catalog` may be changed by anybody."""
 
-    def __init__(self, catalog: CatalogStore, metadata: MetadataStore, first: Catalog) -> None:
+    def __init__(
+        self, catalog: CatalogStore, metadata: MetadataStore, board: Board, first: Catalog
+    ) -> None:
         """Write `first`. Raises StoreUnavailable, RegionError."""
         self._store = catalog
         self._metadata = metadata
+        self._proxies = _Proxies(board)
         self._known = catalog.change(lambda _: first)
         self._quiet_since_s: dict[ModelId, float] = {}
         self._tended_s = float("-inf")
@@ -62,7 +68,8 @@ class CatalogKeeper:
             self._quiet_since_s.clear()
             return
         try:
-            busy = _busy(self._metadata.sync_for_routing())
+            # An instance may be gone, of whose requests only their proxies know just now.
+            busy = _busy(self._metadata.sync_for_routing()) | self._proxies.busy(now)
             for model in draining:
                 self._tend_draining(model, model in busy, now)
         except AegaeonError as error:
@@ -83,6 +90,25 @@ class CatalogKeeper:
 
         self._known = self._store.change(without)
         log.info("model drained and removed model=%s", model)
+
+
+class _Proxies:
+    """What proxies have published of open requests; of the dead, for a while."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._heard: dict[str, tuple[bytes, float]] = {}  # the last record, and since when
+
+    def busy(self, now: float) -> set[ModelId]:
+        """Return the models of which requests are open. Raises StoreUnavailable, RegionMismatch."""
+        found: set[ModelId] = set()
+        for name, record in self._board.read().items():
+            if self._heard.get(name, (b"", 0.0))[0] != record:
+                self._heard[name] = record, now
+            figures = decode_figures(record)
+            if isinstance(figures, ProxyFigures) and now - self._heard[name][1] < SILENT_S:
+                found |= {model for model, one in figures.models.items() if one.open}
+        return found
 
 
 def _busy(rows: Iterable[Instance]) -> set[ModelId]:

@@ -25,13 +25,14 @@ from aegaeon.memory.room import settle
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain, MetadataStore
-from aegaeon.store.domains import DomainClaim, claim_domain, open_domain
+from aegaeon.store.domains import DomainClaim, claim_domain, open_domain, sweep_mailboxes
 from aegaeon.types import ModelSpec
 from aegaeon.watch import Watch
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
+SWEEP_S = 5.0
 KILL_GRACE_S = 5.0  # beyond drain_s, before SIGKILL
 MAILBOX_BYTES = 1 << 16  # the least; nothing is sent there
 PROXY = "proxy"
@@ -72,6 +73,7 @@ class Supervisor:
         # The KV pool is cut for these, whatever is served by the time that an instance restarts.
         self._kv_shapes: tuple[KvSizes, ...] = ()
         self._kv_spare: tuple[KvSizes, ...] = ()
+        self._swept_s = 0.0
 
     @property
     def settings(self) -> Settings:
@@ -95,7 +97,8 @@ class Supervisor:
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
             first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
-            self._keeper = CatalogKeeper(self._domain.catalog(), self._store, first)
+            catalog, board = self._domain.catalog(), self._domain.board()
+            self._keeper = CatalogKeeper(catalog, self._store, board, first)
             if self._settings.device != "null":
                 self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
                 self._kv_spare = kv_sizes(model_directories(self._settings.models_dir))
@@ -188,6 +191,7 @@ class Supervisor:
                 if self._keeper is not None:
                     self._keeper.tend(time.monotonic())
                 self._end_hung()
+                self._sweep(time.monotonic())
                 time.sleep(POLL_S)
             self._drain()
         except Exception as error:
@@ -296,6 +300,11 @@ class Supervisor:
             log.error("hung name=%s reason=%s; it is killed and started again", name, reason)
             if child.process is not None:
                 child.process.kill()
+
+    def _sweep(self, now: float) -> None:
+        if now - self._swept_s >= SWEEP_S:
+            self._swept_s = now
+            sweep_mailboxes(self._settings.domain_name)
 
     def _fail(self, error: AegaeonError) -> None:
         self._wanted.failure = error

@@ -2,9 +2,10 @@
 
 import msgspec
 
-from aegaeon.keeper import QUIET_S, TEND_S, CatalogKeeper, kv_sizes, model_directories
+from aegaeon.figures import ModelFigures, ProxyFigures, encode_figures
+from aegaeon.keeper import QUIET_S, SILENT_S, TEND_S, CatalogKeeper, kv_sizes, model_directories
 from aegaeon.specs import Catalog
-from aegaeon.store.local import LocalCatalogStore, LocalMetadataStore
+from aegaeon.store.local import LocalBoard, LocalCatalogStore, LocalMetadataStore
 from aegaeon.types import InstanceRecord, InstanceStatus
 from tests.support.checkpoints import make_checkpoint
 from tests.support.specs import make_spec
@@ -19,7 +20,8 @@ class Kept:
     def __init__(self):
         self.store, self.metadata = LocalCatalogStore(), LocalMetadataStore(lambda: 0.0)
         self.metadata.register_instance(RECORD, 60.0)
-        self.keeper = CatalogKeeper(self.store, self.metadata, FIRST)
+        self.board = LocalBoard()
+        self.keeper = CatalogKeeper(self.store, self.metadata, self.board, FIRST)
         self.now = 0.0
 
     def drain(self, model):
@@ -31,6 +33,11 @@ class Kept:
 
     def publish(self, **fields):
         self.metadata.update_instance_status("i", 1, InstanceStatus(state="ready", **fields))
+
+    def tell(self, open_requests, beats=0):
+        models = {"b": ModelFigures(open=open_requests)}
+        figures = ProxyFigures(models=models, beats=beats)
+        self.board.publish("proxy", encode_figures(figures))
 
     def tend(self, for_s):
         """Return the models after so long."""
@@ -53,6 +60,24 @@ def test_a_model_that_drains_goes_when_it_has_been_quiet_everywhere():
     kept.publish(running={"b": 1})  # one that was on its way
     assert kept.tend(5) == ["a", "b"]
     kept.publish(running={"a": 1})
+    assert kept.tend(2 * QUIET_S) == ["a"]
+
+
+def test_a_model_that_drains_stays_while_a_proxy_has_requests_that_no_instance_has():
+    kept = Kept()
+    kept.drain("b")
+    for beats in range(10):
+        kept.tell(1, beats)
+        assert kept.tend(2 * QUIET_S) == ["a", "b"]
+    kept.tell(0)
+    assert kept.tend(2 * QUIET_S) == ["a"]
+
+
+def test_a_proxy_that_died_keeps_no_model_for_long():
+    kept = Kept()
+    kept.drain("b")
+    kept.tell(1)
+    assert kept.tend(SILENT_S) == ["a", "b"]
     assert kept.tend(2 * QUIET_S) == ["a"]
 
 

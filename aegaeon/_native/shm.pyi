@@ -56,6 +56,10 @@ class Ring:
     def pending_bytes(self) -> int:
         """Bytes of the capacity that are taken at this moment."""
 
+    @property
+    def has_reader(self) -> bool:
+        """Whether its creator lives and has not closed it; else nobody will ever read it."""
+
 @final
 class Table:
     """Leased entries by key (1 to 64 bytes): readers never wait, writers only for each other.

@@ -44,7 +44,7 @@ from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
-from aegaeon.store.domains import open_domain
+from aegaeon.store.domains import join_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load, Outcome
 
@@ -160,7 +160,7 @@ def serve(launch: Launch) -> int:
     """Run the instance until it is drained; return the exit code."""
     with ExitStack() as owned:
         try:
-            domain = open_domain(launch.settings)
+            domain = join_domain(launch.settings)
             owned.callback(domain.close)
             regions = regions_of(launch.settings, launch.kv_shapes, launch.kv_spare)
             engine = open_engine(launch.settings, launch.specs, regions)

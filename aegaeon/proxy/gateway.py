@@ -3,6 +3,7 @@ come and go. No text and no HTTP here; the offline benchmark uses it as the rout
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from aegaeon.errors import (
     ModelNotFound,
     Overloaded,
     QueueFull,
+    StoreUnavailable,
 )
 from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Generation, OpenRequest, waits
@@ -72,6 +74,7 @@ class Gateway:
         self._instances: tuple[Instance, ...] = ()
         self._seen_s = float("-inf")
         self._changed = asyncio.Event()
+        self._away: AegaeonError | None = None  # why the store could not be asked, the last time
         self._questions = Questions()
         self.meter = Meter(settings, lambda now: waits(self._open.values(), now))
         self.serve(specs)
@@ -232,37 +235,45 @@ class Gateway:
         return opened
 
     async def _place(self, opened: OpenRequest) -> None:
-        """Send the request to some instance, waiting a bounded time while none is ready."""
+        """Send the request to some instance, waiting a bounded time for one, or for the store."""
         give_up_s = time.monotonic() + self._patience_s
         while True:
-            if opened.error is not None:
-                return
             changed = self._changed
-            request = opened.next_request(self._address, time.monotonic())
-            refused = frozenset(opened.refused)
-            job = self._blocking(partial(self._outbox.submit, request, refused))
-            opened.placing = asyncio.ensure_future(job)
-            target = await asyncio.shield(opened.placing)
-            if target is not None:
-                if opened.placed(target, request.attempt):
-                    self._living.attach(opened, target)
-                    return
-                self._outbox.settle(target, request.model)
-                if opened.target is not None:
-                    return  # it moved on before we knew where it went
-                # The attempt was over before; nobody is to compute for it.
-                self._soon(self._cancel(opened, request.attempt, target))
-                continue
+            if self._away is None and await self._try_place(opened):
+                return
             now = time.monotonic()
             if now >= opened.deadline_s:
                 raise DeadlineExceeded("the request's time is over and no instance came up")
             if now >= give_up_s:
                 model = opened.generation.model
-                raise InstanceLost(f"no instance is ready for {model!r}; see the server's log")
-            try:
+                raise self._away or InstanceLost(f"no instance is ready for {model!r}; see the log")
+            with contextlib.suppress(asyncio.TimeoutError):
                 await within(WATCH_S * 10, changed.wait())
-            except asyncio.TimeoutError:
-                continue
+
+    async def _try_place(self, opened: OpenRequest) -> bool:
+        """Send the request to an instance that is ready; say whether it needs no place any more."""
+        while opened.error is None:
+            request = opened.next_request(self._address, time.monotonic())
+            refused = frozenset(opened.refused)
+            job = self._blocking(partial(self._outbox.submit, request, refused))
+            opened.placing = asyncio.ensure_future(job)
+            try:
+                target = await asyncio.shield(opened.placing)
+            except StoreUnavailable as error:
+                self._away = error
+                opened.give_up_attempt()
+                return False
+            if target is None:
+                return False
+            if opened.placed(target, request.attempt):
+                self._living.attach(opened, target)
+                return True
+            self._outbox.settle(target, request.model)
+            if opened.target is not None:
+                return True  # it moved on before we knew where it went
+            # The attempt was over before; nobody is to compute for it.
+            self._soon(self._cancel(opened, request.attempt, target))
+        return True
 
     def _leave(self, opened: OpenRequest) -> None:
         """Forget the request; what still runs for it anywhere is cancelled. Idempotent."""
@@ -313,14 +324,8 @@ class Gateway:
         self._detach(opened)
         self._outbox.assign(target, opened.generation.model)
         self._living.attach(opened, target)
-        self._soon(self._note_move(opened, target))
-
-    async def _note_move(self, opened: OpenRequest, target: Target) -> None:
         ttl_s = opened.deadline_s - time.monotonic()
-        try:
-            await self._blocking(partial(self._outbox.note_move, opened.id, target, ttl_s))
-        except AegaeonError as error:
-            log.warning("move not recorded request=%s error=%s", opened.id, error)
+        self._soon(self._blocking(partial(self._outbox.note_move, opened.id, target, ttl_s)))
 
     async def _watch(self) -> None:
         """Refresh the view of the instances; requests of vanished ones are placed again."""
@@ -330,7 +335,9 @@ class Gateway:
             except AegaeonError as error:
                 # Whatever it is, it may be over the next time.
                 log.warning("table not readable error=%s", error)
+                self._away = error
             else:
+                self._away = None
                 self._seen_s = time.monotonic()
                 alive = {target_of(row) for row in self._instances}
                 for target in tuple(self._living.targets - alive):

@@ -194,6 +194,11 @@ class OpenRequest:
         self.target = target
         return True
 
+    def give_up_attempt(self) -> None:
+        """Nobody knows whether the present attempt was taken in: what comes of it is void."""
+        self.placing = None
+        self._attempt += 1
+
     def is_moved_by(self, moved: Moved) -> bool:
         """Whether `moved` is about the present attempt, and so says where it lives."""
         return moved.attempt == self._attempt and not self.has_ended

@@ -15,7 +15,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, InstanceLost
 from aegaeon.store.base import Domain
-from aegaeon.store.domains import domain_is_live, open_domain
+from aegaeon.store.domains import domain_is_live, join_domain, open_domain
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ async def joined_domain(settings: Settings) -> AsyncIterator[Domain]:
     the end. Raises ConfigError when they do not start."""
     child = None if domain_is_live(settings) else await _start_instances(settings)
     try:
-        domain = open_domain(settings)
+        domain = await asyncio.to_thread(join_domain, settings)
         try:
             yield domain
         finally:

@@ -95,7 +95,8 @@ class Outbox:
     def submit(self, request: Request, refused: frozenset[Target]) -> Target | None:
         """Send `request` to the instance that suits best, none of `refused`; None: nobody can.
 
-        Raises Overloaded (no mailbox has room), RecordTooLarge, StoreUnavailable.
+        Raises Overloaded (no mailbox has room), RecordTooLarge, StoreUnavailable: then it may have
+        been sent all the same, and is cancelled when it can be.
         """
         record = encode(Submit(request))
         if len(record) > 1 << 20:
@@ -118,7 +119,8 @@ class Outbox:
             ttl_s = max(request.deadline_s - sent_s, 1.0)
             self._store.record_assignment(request.id, target.instance, ttl_s)
             try:
-                self._way(target, row.record.mailbox).mailbox.send(record)
+                way = self._way(target, row.record.mailbox)
+                self._send_or_cancel(way, record, Cancel(request.id, request.attempt))
             except RingClosed:
                 self._closed.add(target)
                 continue
@@ -201,8 +203,11 @@ class Outbox:
             self._send_cancels(target, way)
 
     def note_move(self, request: RequestId, target: Target, ttl_s: float) -> None:
-        """Record that `request` lives at `target` now. Raises StoreUnavailable."""
-        self._store.record_assignment(request, target.instance, max(ttl_s, 1.0))
+        """Record that `request` lives at `target` now."""
+        try:
+            self._store.record_assignment(request, target.instance, max(ttl_s, 1.0))
+        except AegaeonError as error:
+            log.warning("move not recorded request=%s error=%s", request, error)
 
     def assign(self, target: Target, model: ModelId) -> None:
         """Count one request at `target` that came there without us. Callable from any thread."""
@@ -228,6 +233,13 @@ class Outbox:
         if way is None:
             way = self._ways[target] = _Way(self._domain.open_mailbox(address))
         return way
+
+    def _send_or_cancel(self, way: _Way, record: bytes, cancel: Cancel) -> None:
+        try:
+            way.mailbox.send(record)
+        except StoreUnavailable:
+            way.cancels.append(encode(cancel))
+            raise
 
     def _send_cancels(self, target: Target, way: _Way) -> None:
         try:

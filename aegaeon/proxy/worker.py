@@ -25,7 +25,7 @@ from aegaeon.proxy.application import create_app
 from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, ProxyLaunch
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
-from aegaeon.store.domains import open_domain
+from aegaeon.store.domains import join_domain
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def main() -> int:
     allow_connections()
     with os.fdopen(launch.status_fd, "w", encoding="utf-8") as status:
         try:
-            with contextlib.closing(open_domain(launch.settings)) as domain:
+            with contextlib.closing(join_domain(launch.settings)) as domain:
                 return serve(launch, domain, status)
         except AegaeonError as error:
             log.error("%s error=%s", "failed" if status.closed else "cannot start", error)

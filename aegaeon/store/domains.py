@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from aegaeon import _native
 from aegaeon.config import Settings
-from aegaeon.errors import ConfigError
+from aegaeon.errors import ConfigError, RegionError, StoreUnavailable
 from aegaeon.store.base import Domain
 from aegaeon.store.names import (
     LOCK,
+    MAILBOX,
     SHARED_MEMORY,
     check_name,
     domain_files,
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # Whoever only looks at a lock holds it for microseconds; an owner holds it for life.
 LOCK_PATIENCE_S = 0.5
+JOIN_S = 120.0
+JOIN_PAUSE_S = 0.2
 
 _DOMAINS: dict[str, Callable[[Settings], Domain]] = {
     "shared_memory": lambda settings: ShmDomain(settings.domain_name),
@@ -45,6 +49,20 @@ def open_domain(settings: Settings) -> Domain:
     if settings.metadata_backend == "shared_memory":
         check_shared_memory(SHARED_MEMORY)
     return _DOMAINS[settings.metadata_backend](settings)
+
+
+def join_domain(settings: Settings, patience_s: float = JOIN_S) -> Domain:
+    """Return the domain of a server that runs, as `open_domain`; its store was there and will be
+    again: to end because it is silent just now would only put off serving."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return open_domain(settings)
+        except StoreUnavailable as error:
+            if time.monotonic() >= deadline_s:
+                raise
+            log.warning("not joined yet domain=%s error=%s", settings.domain_name, error)
+            time.sleep(JOIN_PAUSE_S)
 
 
 class DomainClaim:
@@ -164,6 +182,21 @@ def sweep_domains(directory: Path = SHARED_MEMORY) -> int:
         os.close(lock)
         swept += 1
         log.info("left-overs removed domain=%s regions=%d", name, removed)
+    return swept
+
+
+def sweep_mailboxes(domain: str, directory: Path = SHARED_MEMORY) -> int:
+    """Remove the mailboxes of `domain` whose readers are dead; return how many. Processes that no
+    supervisor buries leave theirs: workers of a server that is not ours."""
+    swept = 0
+    for path in directory.glob(f"aegaeon-{domain}.{MAILBOX}+*"):
+        try:
+            has_reader = _native.Ring.attach(str(path)).has_reader
+        except RegionError:
+            continue  # removed meanwhile, or being made
+        if not has_reader and _native.unlink(str(path)):
+            swept += 1
+            log.info("mailbox of a dead process removed path=%s", path)
     return swept
 
 

@@ -4,11 +4,13 @@ What was acknowledged survives a restart of the server as far as its persistence
 `appendonly yes` and `appendfsync always` nothing is lost.
 """
 
+import time
 import weakref
+from dataclasses import dataclass
 
 from redis.exceptions import WatchError
 
-from aegaeon.errors import StaleIncarnation
+from aegaeon.errors import StaleIncarnation, StoreUnavailable
 from aegaeon.store.base import LOOK_S, Board, Domain, Join, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore, RedisCatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
@@ -20,13 +22,16 @@ from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, 
 
 PATIENCE_S = 5.0
 WRITER_LEASE_S = 60.0  # of a record on the board
+OUTAGE_S = 1.0  # without an answer, in which leases may have ended
+REENTRY_S = 3.0  # for instances to enter themselves again
 
 
 class RedisMetadataStore(MetadataStore):
     """The table as expiring keys under `prefix`; every update is one script, so atomic.
 
-    An instance that the server has lost by a restart, or whose lease ended while it was away, is
-    entered again with its next status, unless a newer incarnation is there.
+    An instance that the server has lost by a restart, or whose lease ended while it was away or
+    answered nobody, is entered again with its next status, unless a newer incarnation is there.
+    Those who look go by what they saw before until there has been time for that.
     """
 
     def __init__(self, link: RedisLink, prefix: str) -> None:
@@ -39,6 +44,10 @@ class RedisMetadataStore(MetadataStore):
         self._sync = link.script(SYNC)
         # What this process registered, and in which run of the server.
         self._registered: dict[InstanceId, tuple[InstanceRecord, float, str]] = {}
+        self._renewals: dict[InstanceId, _Renewals] = {}
+        self._rows: tuple[Instance, ...] = ()  # as last seen
+        self._is_away = False
+        self._patient_until_s = float("-inf")
 
     def register_instance(self, record: InstanceRecord, lease_s: float) -> None:
         """See MetadataStore."""
@@ -49,16 +58,24 @@ class RedisMetadataStore(MetadataStore):
     ) -> None:
         """See MetadataStore."""
         keys, args = [self._instance_key(instance)], [incarnation, encode(status)]
-        answer = self._link.call(lambda: self._update(keys, args))
-        if answer == 1:
-            return
         record, lease_s, run = self._registered.get(instance, (None, 0.0, ""))
+        renewals = self._renewals.setdefault(instance, _Renewals())
+        began_s = time.monotonic()
+        silent_s = began_s - max(renewals.tried_s, self._link.unheard_s)
+        try:
+            answer = self._link.call(lambda: self._update(keys, args))
+        finally:
+            renewals.tried_s = time.monotonic()
+        if answer == 1:
+            renewals.done_s = began_s
+            return
         is_ours = record is not None and record.incarnation == incarnation
-        if answer == 0 or record is None or not is_ours or run == self._link.server_run():
-            raise StaleIncarnation(
-                f"incarnation {incarnation} of {instance} holds no lease; register it again, "
-                "or exit when it has been replaced"
-            )
+        if answer == 0 or record is None or not is_ours:
+            raise _stale(instance, incarnation)
+        # It ended in the server's silence, not in ours, of which it bears some.
+        was_unheard = 2 * silent_s < lease_s <= renewals.tried_s - renewals.done_s
+        if not was_unheard and run == self._link.server_run():
+            raise _stale(instance, incarnation)
         self._enter(record, lease_s, status)
 
     def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
@@ -66,16 +83,34 @@ class RedisMetadataStore(MetadataStore):
         keys = [self._instance_key(instance), self._instances_key]
         self._link.call(lambda: self._remove(keys, [instance, incarnation]))
         self._registered.pop(instance, None)
+        self._renewals.pop(instance, None)
 
     def sync_for_routing(self) -> tuple[Instance, ...]:
         """See MetadataStore."""
+        began_s = time.monotonic()
+        try:
+            found = self._read()
+        except StoreUnavailable:
+            self._is_away = True
+            raise
+        now = time.monotonic()
+        if self._is_away or now - began_s > OUTAGE_S:
+            self._is_away = False
+            self._patient_until_s = now + REENTRY_S
+        if now < self._patient_until_s:
+            # Leases have ended meanwhile of instances that could not renew them.
+            ids = {row.record.id for row in found}
+            found += tuple(row for row in self._rows if row.record.id not in ids)
+        self._rows = found
+        return tuple(sorted(found, key=lambda instance: instance.record.id))
+
+    def _read(self) -> tuple[Instance, ...]:
         keys, args = [self._instances_key], [self._instance_key("")]
         rows: list[bytes] = self._link.call(lambda: self._sync(keys, args))
-        instances = (
+        return tuple(
             Instance(record=decode_record(record), status=decode_status(status))
             for record, status in zip(rows[::2], rows[1::2], strict=True)
         )
-        return tuple(sorted(instances, key=lambda instance: instance.record.id))
 
     def record_assignment(self, request: RequestId, instance: InstanceId, ttl_s: float) -> None:
         """See MetadataStore."""
@@ -100,13 +135,14 @@ class RedisMetadataStore(MetadataStore):
         keys = [self._instance_key(record.id), self._instances_key]
         values = [encode(record), encode(status)]
         args = [record.id, record.incarnation, _milliseconds(lease_s), *values]
-        run = self._link.server_run()
+        run, began_s = self._link.server_run(), time.monotonic()
         if not self._link.call(lambda: self._register(keys, args)):
             raise StaleIncarnation(
                 f"{record.id} is registered as a newer incarnation than {record.incarnation}; "
                 "this process has been replaced and must exit"
             )
         self._registered[record.id] = (record, lease_s, run)
+        self._renewals[record.id] = _Renewals(began_s, time.monotonic())
 
     @property
     def _instances_key(self) -> str:
@@ -117,6 +153,14 @@ class RedisMetadataStore(MetadataStore):
 
     def _assignment_key(self, request: RequestId) -> str:
         return f"{self._prefix}assignment:{request}"
+
+
+@dataclass(slots=True)
+class _Renewals:
+    """Of a lease, by this process."""
+
+    done_s: float = float("inf")  # the last one that was answered, when it began
+    tried_s: float = float("-inf")  # the last one, answered or not, when it ended
 
 
 class RedisBoard(Board):
@@ -250,6 +294,13 @@ def remove_keys(link: RedisLink, pattern: str) -> None:
             link.client.unlink(*found[start : start + 1000])
 
     link.call(remove)
+
+
+def _stale(instance: InstanceId, incarnation: int) -> StaleIncarnation:
+    return StaleIncarnation(
+        f"incarnation {incarnation} of {instance} holds no lease; register it again, "
+        "or exit when it has been replaced"
+    )
 
 
 def _milliseconds(seconds: float) -> int:

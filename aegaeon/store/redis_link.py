@@ -36,6 +36,7 @@ class RedisLink:
         """Name the server; connects at the first call. Raises ConfigError on a bad URL."""
         self.shown_url = without_password(url)
         self._patience_s = patience_s
+        self.unheard_s = float("-inf")  # when something was asked for the last time in vain
         try:
             self.client = redis.Redis.from_url(
                 url,
@@ -68,6 +69,7 @@ class RedisLink:
                     "rights and memory"
                 ) from None
             except (ConnectionError, TimeoutError, OSError) as error:
+                self.unheard_s = time.monotonic()
                 if time.monotonic() + pause_s > deadline_s:
                     raise self.unavailable(error) from None
                 if pause_s == FIRST_PAUSE_S:

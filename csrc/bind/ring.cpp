@@ -73,6 +73,8 @@ class PyRing {
   std::size_t capacity_bytes() const { return ring_.capacity_bytes(); }
   std::size_t pending_bytes() const { return ring_.pending_bytes(); }
 
+  bool has_reader() const { return ring_.has_reader(); }
+
  private:
   // The reader's position is one thread's at a time.
   class ReaderTurn {
@@ -191,7 +193,8 @@ void bind_ring(py::module_& module) {
       .def("wake", &PyRing::wake)
       .def("close", &PyRing::close)
       .def_property_readonly("capacity_bytes", &PyRing::capacity_bytes)
-      .def_property_readonly("pending_bytes", &PyRing::pending_bytes);
+      .def_property_readonly("pending_bytes", &PyRing::pending_bytes)
+      .def_property_readonly("has_reader", &PyRing::has_reader);
   module.def("unlink", &shm::unlink_region, py::arg("path"));
 }
 

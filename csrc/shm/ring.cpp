@@ -197,6 +197,11 @@ void Ring::check_reader() const {
   }
 }
 
+bool Ring::has_reader() const {
+  return control_->is_closed.load(std::memory_order_relaxed) == 0 &&
+         owner_is_alive(control_->reader.load(std::memory_order_relaxed));
+}
+
 int Ring::lock_holder_pid() const { return owner_pid(control_->lock.holder()); }
 
 std::optional<std::size_t> Ring::next_length() {

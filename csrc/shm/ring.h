@@ -71,6 +71,8 @@ class Ring {
   void wait_for_space(std::size_t bytes, std::int64_t timeout_ns);
   // Raises RingClosed when the reader has closed the ring or is dead.
   void check_reader() const;
+  // False when check_reader() would raise.
+  bool has_reader() const;
   int lock_holder_pid() const;
 
   // Reader, one thread at a time. The length of the next record, if there is one.

@@ -1,133 +1,175 @@
-"""What befalls the server: one fault after another, at random, each mended by itself."""
+"""What befalls the server, as it was planned; each fault is mended by itself or by the server."""
 
 import asyncio
 import os
-import random
 import signal
-from collections import Counter
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
-from tests.chaos.streams import Deaths
+from tests.chaos.plan import Done, Planned
+from tests.chaos.proxies import Deaths, Proxies, Proxy, instance_pids
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 
-PAUSE_S = (0.1, 3.0)
-REDIS_AWAY_S = (0.1, 2.0)
 ADD_TRIES = 60
-PROXY = b"aegaeon.proxy.worker"
+NOBODY = ""
+
+_T = TypeVar("_T")
+Fault = Callable[[Planned], Awaitable[str]]
 
 
 class Faults:
-    """Does a fault every few seconds."""
+    """Does what is planned, one thing beside the other where they last; `done` tells of it."""
 
     def __init__(
-        self, server: Server, deaths: Deaths, redis: RedisServer | None, dice: random.Random,
-        model: str = "model-5",
+        self, server: Server, proxies: Proxies, deaths: Deaths, redis: RedisServer | None,
+        plan: Sequence[Planned], model: str = "model-5",
     ) -> None:  # fmt: skip
         """`model` is the one that is removed now and then."""
-        self.done: Counter[str] = Counter()
+        self.done: list[Done] = []
         self._server = server
+        self._proxies = proxies
         self._deaths = deaths
         self._redis = redis
-        self._dice = dice
+        self._plan = plan
         self._model = model
-
-    def kinds(self) -> dict[str, Callable[[], Awaitable[bool]]]:
-        """Return what can be done, by name."""
-        kinds = {
+        self._redis_is_free = asyncio.Lock()
+        self._model_is_free = asyncio.Lock()
+        self._kinds: dict[str, Fault] = {
             "an instance killed": self._kill_instance,
-            "an instance paused": self._pause_instance,
             "both instances killed": self._kill_all,
-            "the proxy killed": self._kill_proxy,
-            "the proxy paused": self._pause_proxy,
+            "an instance paused": self._pause_instance,
+            "an instance paused past its lease": self._pause_instance,
+            "a proxy killed": self._kill_proxy,
+            "a proxy paused": self._pause_proxy,
+            "a proxy paused for long": self._pause_proxy,
             "a model removed and added again": self._remove_and_add,
+            "Redis killed and started again": self._kill_redis,
+            "Redis paused": self._pause_redis,
+            "Redis paused past all leases": self._pause_redis,
         }
-        if self._redis is not None:
-            kinds["Redis killed and started again"] = self._kill_redis
-        return kinds
 
-    async def run(self, until_s: float, every_s: float) -> None:
-        """Do faults until `until_s` of the loop's clock, each about `every_s` after the last."""
-        loop = asyncio.get_running_loop()
-        while loop.time() < until_s:
-            await asyncio.sleep(every_s * (0.5 + self._dice.random()))
-            name, fault = self._dice.choice(list(self.kinds().items()))
-            if await fault():
-                self.done[name] += 1
+    async def run(self, seconds: float) -> None:
+        """Do all of it; returns when that is over, `seconds` from now at the earliest."""
+        began_s = time.monotonic()
+        tasks = [asyncio.create_task(self._do(planned, began_s)) for planned in self._plan]
+        await asyncio.gather(asyncio.sleep(seconds), *tasks)
 
-    async def _kill_instance(self) -> bool:
-        pid = await self._one_instance()
-        return pid is not None and _signal(pid, signal.SIGKILL)
+    async def _do(self, planned: Planned, began_s: float) -> None:
+        await asyncio.sleep(planned.at_s)
+        at_s = time.monotonic()
+        whom = await self._kinds[planned.what](planned)
+        if whom != NOBODY:
+            took_s = round(time.monotonic() - at_s, 2)
+            self.done.append(Done(round(at_s - began_s, 2), planned.what, whom, took_s))
 
-    async def _kill_all(self) -> bool:
-        pids = (await asyncio.to_thread(self._server.instance_pids)).values()
-        return len(pids) > 1 and all(tuple(_signal(pid, signal.SIGKILL) for pid in pids))
+    # Instances
 
-    async def _pause_instance(self) -> bool:
-        return await self._pause(await self._one_instance())
+    async def _kill_instance(self, planned: Planned) -> str:
+        pid = _picked(instance_pids(self._server), planned)
+        return f"pid {pid}" if pid is not None and _signal(pid, signal.SIGKILL) else NOBODY
 
-    async def _kill_proxy(self) -> bool:
-        pid = await asyncio.to_thread(self._find_proxy)
-        if pid is None:
-            return False
-        self._deaths.note()
-        return _signal(pid, signal.SIGKILL)
+    async def _kill_all(self, planned: Planned) -> str:
+        pids = [pid for pid in instance_pids(self._server) if _signal(pid, signal.SIGKILL)]
+        return f"pids {pids}" if pids else NOBODY
 
-    async def _pause_proxy(self) -> bool:
-        return await self._pause(await asyncio.to_thread(self._find_proxy))
+    async def _pause_instance(self, planned: Planned) -> str:
+        pid = _picked(instance_pids(self._server), planned)
+        if pid is None or not _signal(pid, signal.SIGSTOP):
+            return NOBODY
+        try:
+            await asyncio.sleep(planned.lasts_s)
+        finally:
+            has_lasted = _signal(pid, signal.SIGCONT)
+        return f"pid {pid}" if has_lasted else f"pid {pid}, given up before"
 
-    async def _remove_and_add(self) -> bool:
+    # Proxies
+
+    async def _kill_proxy(self, planned: Planned) -> str:
+        proxy = await self._stopped_proxy(planned)
+        return proxy.name if proxy is not None and _signal(proxy.pid, signal.SIGKILL) else NOBODY
+
+    async def _pause_proxy(self, planned: Planned) -> str:
+        proxy = await self._stopped_proxy(planned)
+        if proxy is None:
+            return NOBODY
+        try:
+            await asyncio.sleep(planned.lasts_s)
+        finally:
+            has_lasted = _signal(proxy.pid, signal.SIGCONT)
+        self._deaths.forget(proxy)
+        return proxy.name if has_lasted else f"{proxy.name}, given up before"
+
+    async def _stopped_proxy(self, planned: Planned) -> Proxy | None:
+        """Stop one, and note whom it serves: it may not go on, whatever we mean to do."""
+        proxy = _picked(await asyncio.to_thread(self._proxies.living), planned)
+        if proxy is None or not _signal(proxy.pid, signal.SIGSTOP):
+            return None
+        with suppress(OSError):  # it is gone
+            self._deaths.note(proxy)
+        return proxy
+
+    # Models
+
+    async def _remove_and_add(self, planned: Planned) -> str:
         """Its streams end first; who asks for it meanwhile is refused."""
         url = f"{self._server.url}/admin/models"
-        with suppress(httpx.HTTPError):  # the proxy is between two lives
-            async with httpx.AsyncClient(timeout=10.0) as http:
+        if self._model_is_free.locked():
+            return NOBODY
+        async with self._model_is_free, httpx.AsyncClient(timeout=30.0) as http:
+            try:
                 if (await http.delete(f"{url}/{self._model}")).status_code != 202:
-                    return False
-                await asyncio.sleep(self._dice.uniform(*PAUSE_S))
-                return await self._add(http, url)
-        return False
+                    return NOBODY
+            except httpx.HTTPError:
+                pass  # the proxy is between two lives; it may have heard us
+            await asyncio.sleep(planned.lasts_s)
+            return await self._add(http, url)
 
-    async def _add(self, http: httpx.AsyncClient, url: str) -> bool:
+    async def _add(self, http: httpx.AsyncClient, url: str) -> str:
         asked = {"reference": self._model, "id": self._model}
         for _ in range(ADD_TRIES):
             with suppress(httpx.HTTPError):
-                if (await http.post(url, json=asked)).status_code in {201, 409}:
-                    return True
+                answer = await http.post(url, json=asked)
+                if answer.status_code == 201 or await self._is_served(http, answer.status_code):
+                    return self._model
             await asyncio.sleep(0.5)  # it still drains, or there is no proxy
-        return False
+        return f"{self._model}, not added again"
 
-    async def _kill_redis(self) -> bool:
-        assert self._redis is not None
-        self._redis.kill()
-        await asyncio.sleep(self._dice.uniform(*REDIS_AWAY_S))
-        await asyncio.to_thread(self._redis.start)
-        return True
-
-    async def _pause(self, pid: int | None) -> bool:
-        if pid is None or not _signal(pid, signal.SIGSTOP):
+    async def _is_served(self, http: httpx.AsyncClient, status: int) -> bool:
+        """Whether the name is taken by the model itself, which stays: somebody had heard us."""
+        if status != 409:
             return False
-        try:
-            await asyncio.sleep(self._dice.uniform(*PAUSE_S))
-        finally:
-            _signal(pid, signal.SIGCONT)
-        return True
+        card = await http.get(f"{self._server.url}/v1/models/{self._model}")
+        return card.status_code == 200 and card.json()["status"] != "draining"
 
-    async def _one_instance(self) -> int | None:
-        pids = await asyncio.to_thread(self._server.instance_pids)
-        return self._dice.choice(list(pids.values())) if pids else None
+    # Redis
 
-    def _find_proxy(self) -> int | None:
-        """Return the supervisor's child that is the proxy, unless it is between two lives."""
-        for file in Path(f"/proc/{self._server.pid}/task").glob("*/children"):
-            for pid in file.read_text().split():
-                with suppress(OSError):
-                    if PROXY in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        return int(pid)
-        return None
+    async def _kill_redis(self, planned: Planned) -> str:
+        assert self._redis is not None
+        async with self._redis_is_free:
+            self._redis.kill()
+            await asyncio.sleep(planned.lasts_s)
+            await asyncio.to_thread(self._redis.start)
+        return "Redis"
+
+    async def _pause_redis(self, planned: Planned) -> str:
+        assert self._redis is not None
+        async with self._redis_is_free:
+            self._redis.pause()
+            try:
+                await asyncio.sleep(planned.lasts_s)
+            finally:
+                self._redis.go_on()
+        return "Redis"
+
+
+def _picked(found: Sequence[_T], planned: Planned) -> _T | None:
+    """Return the one that is meant, if there is any."""
+    return found[int(planned.pick * len(found))] if found else None
 
 
 def _signal(pid: int, number: int) -> bool:

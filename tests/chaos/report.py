@@ -1,11 +1,13 @@
 """What a run came to, for people and for programs."""
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from tests.chaos.leaks import MOST_GROWTH
+from tests.chaos.plan import Done
 from tests.chaos.streams import FORBIDDEN, Tally
 
 
@@ -13,8 +15,9 @@ class Outcome(msgspec.Struct, frozen=True):
     """A run. `left` is what was still held at the end; `growth` that of private memory."""
 
     store: str
+    seed: int
     seconds: float
-    faults: dict[str, int]
+    faults: list[Done]
     streams: dict[str, int]
     examples: list[str]
     growth: float
@@ -24,7 +27,7 @@ class Outcome(msgspec.Struct, frozen=True):
     def is_good(self) -> bool:
         """Whether nothing happened that must not."""
         bad = sum(self.streams.get(end.name, 0) for end in FORBIDDEN)
-        has_any = self.streams.get("SAME", 0) > 0 and sum(self.faults.values()) > 0
+        has_any = self.streams.get("SAME", 0) > 0 and len(self.faults) > 0
         return has_any and not bad and not self.left and self.growth <= MOST_GROWTH
 
 
@@ -33,16 +36,22 @@ def streams_of(tally: Tally) -> dict[str, int]:
     return {end.name: count for end, count in tally.ends.items()}
 
 
-def tell(outcome: Outcome) -> None:
-    """Print it for people."""
+def tell(outcome: Outcome, with_times: bool) -> None:
+    """Print it for people; with times, what was done when."""
     lines = [
-        f"{outcome.store}, {outcome.seconds:.0f} s: {'good' if outcome.is_good else 'NOT GOOD'}",
-        f"  faults:  {_counts(outcome.faults)}",
+        f"{outcome.store}, seed {outcome.seed}, {outcome.seconds:.0f} s: "
+        f"{'good' if outcome.is_good else 'NOT GOOD'}",
+        f"  faults:  {_counts(Counter(done.what for done in outcome.faults))}",
         f"  streams: {_counts(outcome.streams)}",
         f"  private memory at the end over that of before: {outcome.growth:.2f}",
     ]
     lines += [f"  left: {one}" for one in outcome.left]
     lines += [f"  {one}" for one in outcome.examples]
+    if with_times:
+        lines += [
+            f"  {done.at_s:7.2f} s, for {done.took_s:5.2f} s: {done.what} ({done.whom})"
+            for done in outcome.faults
+        ]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 
@@ -52,5 +61,5 @@ def to_json(outcomes: Sequence[Outcome]) -> str:
     return msgspec.json.format(msgspec.json.encode(outcomes), indent=2).decode()
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"

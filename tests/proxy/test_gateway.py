@@ -1,6 +1,8 @@
 """The gateway alone, over the local store and scripted instances."""
 
 import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -11,6 +13,7 @@ from aegaeon.errors import (
     InstanceLost,
     ModelNotFound,
     QueueFull,
+    StoreUnavailable,
 )
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.generation import MAX_LOSSES, PROGRESS_TOKENS, Generation
@@ -325,5 +328,70 @@ def test_a_proxy_that_lost_its_mailbox_says_so():
             assert not setup.gateway.is_ready()
             with pytest.raises(InstanceLost, match="mailbox"):
                 await collect(setup.gateway, generation())
+
+    run(test())
+
+
+class Silent:
+    """A part of a domain that does what it is told, and then says nothing: of `verbs`, while
+    `is_silent()`."""
+
+    def __init__(self, part, is_silent, verbs):
+        self._part, self._is_silent, self._verbs = part, is_silent, verbs
+
+    def __getattr__(self, name):
+        found = getattr(self._part, name)
+        if name in {"metadata", "open_mailbox"}:
+            return lambda *given: Silent(found(*given), self._is_silent, self._verbs)
+        return partial(self._act, found) if name in self._verbs else found
+
+    def _act(self, act, *given):
+        result = act(*given)
+        if self._is_silent():
+            raise StoreUnavailable("no answer")
+        return result
+
+
+@asynccontextmanager
+async def silent_setup(*verbs, **settings):
+    """A setup whose gateway hears nothing of `verbs` while the list that comes with it is empty."""
+    setup, heard = Setup(**settings), [True]
+    plain, setup.domain = setup.domain, Silent(setup.domain, lambda: not heard, verbs)
+    async with setup:
+        setup.domain = plain
+        yield setup, heard
+
+
+def test_a_request_whose_sending_got_no_answer_is_sent_again_and_cancelled_where_it_was():
+    async def test():
+        async with silent_setup("send") as (setup, heard):
+            instance = setup.instance()
+            heard.clear()
+            task = asyncio.create_task(collect(setup.gateway, generation()))
+            await until(lambda: len(instance.submitted) >= 2)
+            assert not task.done()
+            heard.append(True)
+            tokens, _ = await task
+            assert tokens == TOKENS
+            attempts = [request.attempt for request in instance.submitted]
+            assert attempts == list(range(len(attempts)))
+            await until(lambda: instance.cancelled)
+
+    run(test())
+
+
+def test_a_request_waits_a_bounded_time_for_a_silent_store():
+    async def test():
+        async with silent_setup("sync_for_routing", patience_s=0.3) as (setup, heard):
+            instance = setup.instance()
+            heard.clear()
+            await asyncio.sleep(0.01)
+            with pytest.raises(StoreUnavailable, match="no answer"):
+                await collect(setup.gateway, generation())
+            task = asyncio.create_task(collect(setup.gateway, generation()))
+            await asyncio.sleep(0.05)
+            heard.append(True)
+            assert (await task)[0] == TOKENS
+            assert len(instance.submitted) == 1
 
     run(test())

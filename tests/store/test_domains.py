@@ -20,6 +20,7 @@ from aegaeon.store.domains import (
     open_domain,
     removable_files,
     sweep_domains,
+    sweep_mailboxes,
 )
 from aegaeon.store.names import domain_of, region_path
 from aegaeon.store.redis import RedisDomain
@@ -123,6 +124,22 @@ def test_a_claim_sweeps_other_dead_domains_and_spares_live_ones(directory: Path)
             assert owned == {"live", "mine", "unclaimed"}
             assert sweep_domains(directory) == 0
             assert domain_is_live(settings("live"), directory)
+
+
+def test_mailboxes_of_the_dead_are_swept_and_those_of_the_living_stay(directory: Path) -> None:
+    with owner_process("d", directory) as other:
+        mine = ShmDomain("d", directory)
+        mine.create_mailbox("living")
+        other.send_signal(signal.SIGSTOP)
+        assert sweep_mailboxes("d", directory) == 0
+        other.kill()
+        other.wait()
+        assert sweep_mailboxes("other", directory) == 0
+        assert sweep_mailboxes("d", directory) == 1
+        assert [name for name in files(directory) if "mailbox" in name] == [
+            "aegaeon-d.mailbox+living"
+        ]
+        mine.close()
 
 
 def test_what_a_claim_would_remove_is_told_without_removing_it(directory: Path) -> None:

@@ -7,9 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import aegaeon.store.domains
+import aegaeon.store.redis
+import aegaeon.store.redis_link
+from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, RingClosed, StaleIncarnation, StoreUnavailable
+from aegaeon.store.domains import join_domain
 from aegaeon.store.redis import RedisDomain
 from aegaeon.store.redis_link import RedisLink, without_password
 from aegaeon.types import InstanceRecord, InstanceStatus
@@ -143,6 +149,67 @@ def test_a_lease_that_ended_without_an_outage_stays_ended(
         store.update_instance_status("i", 3, InstanceStatus())
 
 
+def paused(server: RedisServer, seconds: float) -> threading.Timer:
+    """Pause the server for so long, from now; returns what ends that."""
+    server.pause()
+    timer = threading.Timer(seconds, server.go_on)
+    timer.start()
+    return timer
+
+
+def test_a_lease_that_ended_while_the_server_was_silent_goes_on(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    store = domain.metadata()
+    store.register_instance(RECORD, 0.5)
+    timer = paused(server, 1.0)
+    store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    assert store.sync_for_routing()[0].status.state == "ready"
+    timer.join()
+    newer = msgspec.structs.replace(RECORD, incarnation=4)
+    domain.metadata().register_instance(newer, 60)
+    with pytest.raises(StaleIncarnation):
+        store.update_instance_status("i", 3, InstanceStatus())
+
+
+def test_a_lease_goes_on_that_ended_while_something_else_was_asked_in_vain(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aegaeon.store.redis_link, "SOCKET_TIMEOUT_S", 0.8)
+    domain = RedisDomain("d", server.url, patience_s=0.1)
+    store, inbox = domain.metadata(), domain.create_mailbox("box")
+    store.register_instance(RECORD, 0.5)
+    timer = paused(server, 1.2)
+    with pytest.raises(StoreUnavailable):
+        inbox.receive(0.1)
+    store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    assert store.sync_for_routing()[0].status.state == "ready"
+    timer.join()
+    domain.close()
+
+
+def test_a_row_that_somebody_removed_is_not_entered_again(domain: RedisDomain) -> None:
+    store = domain.metadata()
+    store.register_instance(RECORD, 60)
+    domain._link.client.delete(domain._store._instance_key("i"))
+    with pytest.raises(StaleIncarnation):
+        store.update_instance_status("i", 3, InstanceStatus())
+
+
+def test_those_who_look_wait_for_instances_whose_leases_ended_in_a_silence(
+    server: RedisServer, domain: RedisDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aegaeon.store.redis, "OUTAGE_S", 0.2)
+    monkeypatch.setattr(aegaeon.store.redis, "REENTRY_S", 0.5)
+    owner, looking = domain.metadata(), RedisDomain("d", server.url).metadata()
+    owner.register_instance(RECORD, 0.5)
+    assert [row.record.id for row in looking.sync_for_routing()] == ["i"]
+    timer = paused(server, 1.0)
+    assert [row.record.id for row in looking.sync_for_routing()] == ["i"]
+    timer.join()
+    eventually(lambda: looking.sync_for_routing() == ())
+
+
 def test_a_replaced_reader_learns_that_it_is_closed(domain: RedisDomain) -> None:
     old = domain.create_mailbox("box")
     domain.create_mailbox("box")
@@ -168,6 +235,21 @@ def test_a_server_that_stays_away_is_said_with_the_remedy(tmp_path: Path) -> Non
             use()
         assert "s3cret" not in str(e.value)
     domain.close()
+
+
+def test_who_joins_a_server_that_runs_waits_for_a_store_that_is_silent_just_now(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aegaeon.store.domains, "JOIN_PAUSE_S", 0.01)
+    monkeypatch.setattr(RedisDomain.__init__, "__defaults__", (0.05,))
+    settings = Settings(domain="d", metadata_backend="redis", redis_url=server.url)
+    server.kill()
+    with pytest.raises(StoreUnavailable):
+        join_domain(settings, patience_s=0.1)
+    timer = threading.Timer(0.5, server.start)
+    timer.start()
+    join_domain(settings, patience_s=20.0).close()
+    timer.join()
 
 
 def test_waking_a_reader_needs_no_server(server: RedisServer, domain: RedisDomain) -> None:

@@ -157,9 +157,11 @@ class FakeInstance:
                 self.asked.append(request)
             case Preload(model=model):
                 self.preloaded.append(model)
-            case Cancel(request_id=request_id):
+            case Cancel(request_id=request_id) as cancel:
                 self.cancelled.append(request_id)
-                self._running.pop(request_id, None)
+                request, _ = self._running.get(request_id, (None, []))
+                if request is not None and cancel.covers(request.attempt):
+                    del self._running[request_id]
 
     def _score(self, request: Request) -> None:
         prompt, best = request.prompt_token_ids, request.sampling.prompt_logprobs

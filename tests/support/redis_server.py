@@ -1,6 +1,7 @@
 """A Redis server of one's own, on a free port, that keeps all it acknowledges and can be killed."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -45,6 +46,16 @@ class RedisServer:
                     assert self._process.poll() is None, "redis-server ended; see its server.log"
                     assert time.monotonic() < deadline, "redis-server does not answer"
                     time.sleep(0.01)
+
+    def pause(self) -> None:
+        """SIGSTOP it: it holds its connections, and says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT it, if it has been paused."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL it: nothing is said to clients, nothing is flushed."""
