@@ -284,7 +284,8 @@ class Gateway:
         opened.count_end(time.monotonic())
         if opened.is_over:
             self._outlook.note_end(opened.generation, opened.made)
-        elif target is not None or opened.placing is not None:
+        if opened.placing is not None or (target is not None and not opened.is_over):
+            # One that is over may not even know yet where it went: that is counted, too.
             self._soon(self._cancel(opened, opened.attempt, target))
 
     def _detach(self, opened: OpenRequest) -> Target | None:

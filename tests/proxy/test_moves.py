@@ -1,6 +1,7 @@
 """The gateway where a request is handed from instance to instance."""
 
 import asyncio
+import time
 
 from aegaeon.types import Moved, RequestFailed
 from tests.proxy.test_gateway import TOKENS, Setup, collect, generation, run, until
@@ -143,5 +144,24 @@ def test_it_is_ready_when_somebody_prefills_and_somebody_decodes():
             assert not setup.gateway.is_ready()
             setup.instance(id="d", role="decode")
             await until(setup.gateway.is_ready)
+
+    run(test())
+
+
+def test_an_answer_that_is_over_before_we_know_where_it_went_is_counted_nowhere():
+    async def test():
+        async with Setup() as setup:
+            setup.instance()
+            outbox, submit = setup.gateway._outbox, setup.gateway._outbox.submit
+
+            def slow_submit(*arguments):
+                target = submit(*arguments)
+                time.sleep(0.2)
+                return target
+
+            outbox.submit = slow_submit
+            tokens, _ = await collect(setup.gateway, generation())
+            assert tokens == TOKENS
+            await until(lambda: not outbox._sent)
 
     run(test())

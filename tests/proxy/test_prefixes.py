@@ -24,6 +24,8 @@ async def turns(setup):
         one.publish(load=0.9 if is_first else 0.0, speeds={"m": Speed(0.01, 0.0)}, resident=("m",))
     busy = instances[last.instance]._store
     await until(lambda: {row.status.load for row in busy.sync_for_routing()} == {0.0, 0.9})
+    # Nor is the first turn open any more, for which its model's next request would go there.
+    await until(lambda: not any(setup.gateway._outbox._sent.values()))
     await asyncio.sleep(0.02)  # what was read before is too old by then
     _, later = await collect(setup.gateway, generation(prompt_token_ids=SECOND))
     return last.instance, later.instance
