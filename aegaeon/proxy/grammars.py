@@ -90,6 +90,10 @@ def answer_grammar(body: ChatBody) -> str:
     if asked.type == "json_schema":
         assert asked.json_schema is not None
         schema = asked.json_schema.schema
+        if schema is False:
+            raise invalid("response_format", "the schema is false, which no answer satisfies")
+        if schema is True:
+            schema = {}  # which says the same
     # Not as an object, whose depth is the interpreter's trouble.
     raw = msgspec.json.encode(schema).decode()
     try:

@@ -148,6 +148,9 @@ def test_a_model_without_tools_says_so(tmp_path):
     assert "response_format" in error["message"]
 
 
+WORDS = {"type": "string"}
+LOOP = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
+WIDE = {"type": "object", "properties": {f"p{at}": WORDS for at in range(900)}}
 EITHER = [{"type": "object", "properties": {str(at): {"type": "string"}}} for at in range(9)]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -176,6 +179,12 @@ def test_json_is_asked_for_by_a_grammar(proxy):
         ({"type": "string", "description": "x" * 70_000}, "bytes"),
         (json.loads('{"items":' * 300 + "{}" + "}" * 300), "levels"),
         ({"allOf": [{"anyOf": EITHER}] * 9}, "too large"),
+        ({"$ref": "#"}, "a $ref that leads back to itself"),
+        ({"$ref": "#/$defs/a", "$defs": LOOP}, "a $ref that leads back to itself"),
+        ({"properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], "$defs": LOOP}, "$ref"),
+        (WIDE, "fewer optional properties"),
+        ({"type": "object", "properties": {"in": WIDE}, "required": ["in"]}, "fewer optional"),
+        (False, "the schema is false"),
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused_before_anything_else(proxy, schema, reason):
@@ -185,6 +194,28 @@ def test_a_schema_that_cannot_be_followed_is_refused_before_anything_else(proxy,
     assert (error["param"], error["code"]) == ("response_format", "invalid_value")
     assert reason in error["message"]
     assert proxy.instance.submitted == []
+
+
+LIST = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        True,
+        {},
+        LIST,
+        {**LIST, "required": ["next"], "additionalProperties": False},
+        {**WIDE, "required": [f"p{at}" for at in range(900)]},
+        {"type": "array", "items": WORDS, "minItems": 5000},
+        {"enum": list(range(5000))},
+        {"type": "string", "pattern": "^[\\p{L}]{1,5}$"},
+        {"type": "number", "minimum": 0.1, "exclusiveMaximum": 0.3},
+    ],
+)
+def test_a_schema_that_can_be_followed_is(proxy, schema):
+    assert post(proxy, CHAT_PATH, of_schema(schema)).status_code == 200
+    assert proxy.instance.submitted[0].sampling.grammar
 
 
 def test_a_strict_function_that_cannot_be_followed_is_refused(proxy):
