@@ -21,6 +21,8 @@ from aegaeon.types import ModelId, ModelSpec
 log = logging.getLogger(__name__)
 
 LIVE = frozenset({"models", *Bounds.__struct_fields__})
+# What, beside its own entry, says which files a model is and what it costs.
+_OF_ALL_MODELS = ("models_dir", "kv_dtype", "quantize")
 # Without the path and the words of the error, which are for the log.
 COMPLAINT = "the configuration file is not valid, the settings before it stay; see the server's log"
 
@@ -44,7 +46,7 @@ class Reloader:
         self._path = path if path is not None and path.is_file() else None
         self._load = load
         self._supervisor = supervisor
-        self._settings = loaded
+        self._started = self._settings = loaded
         self._named: dict[ModelId, ModelSpec] = {spec.id: spec for spec in specs}
         self._seen = self._version()
         self._is_asked = False
@@ -76,16 +78,21 @@ class Reloader:
     def _apply(self, settings: Settings) -> None:
         before = msgspec.structs.asdict(self._settings)
         changed = {n for n, value in msgspec.structs.asdict(settings).items() if before[n] != value}
-        specs = served_models(settings)
+        started = msgspec.structs.asdict(self._started)
+        asleep = [n for n, value in msgspec.structs.asdict(settings).items() if started[n] != value]
+        asleep = sorted(set(asleep) - LIVE)
+        if asleep:
+            log.warning("restart the server for what has changed of: %s", ", ".join(asleep))
+        # With what the server was started with: it is elsewhere, or of another size, after a
+        # restart only.
+        kept = {name: started[name] for name in _OF_ALL_MODELS}
+        specs = served_models(msgspec.structs.replace(settings, **kept))
         if "models" in changed and settings.device != "null":
             chosen = self._supervisor.settings  # with the bytes that were chosen at the start
             lay_out(chosen, specs, with_device(read_machine(), chosen))
         self._supervisor.change(lambda catalog: self._follow(catalog, settings, specs))
         self._named = {spec.id: spec for spec in specs}
         self._settings = settings
-        asleep = sorted(changed - LIVE)
-        if asleep:
-            log.warning("restart the server for what has changed of: %s", ", ".join(asleep))
         log.info("configuration read again changed=%s", ",".join(sorted(changed)) or "nothing")
 
     def _follow(

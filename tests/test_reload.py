@@ -157,6 +157,33 @@ def test_an_entry_that_changed_is_served_as_it_says(tmp_path):
     assert one.served() == {"a": (False, False), "b": (False, False)}
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"models_dir": "elsewhere"}, "models_dir"),
+        ({"quantize": "int8"}, "quantize"),
+        ({"kv_dtype": "bfloat16"}, "kv_dtype"),
+    ],
+)
+def test_what_needs_a_restart_keeps_no_model_away(tmp_path, caplog, changes, named):
+    one = Kept(tmp_path)
+    before = one.catalog.find("a")
+    if "models_dir" in changes:
+        for name in ("a", "b", "c"):
+            make_checkpoint(tmp_path / "elsewhere" / name, "llama")
+        changes = {"models_dir": str(tmp_path / "elsewhere")}
+    one.follow(["a", "b", "c"], **changes)
+    assert f"restart the server for what has changed of: {named}" in caplog.text
+    assert set(one.served()) == {"a", "b", "c"} and one.catalog.find("a") == before
+    # As those that were there: the rest of the server still is what it was.
+    new = one.catalog.find("c")
+    assert (new.path, new.quantize) == (str(tmp_path / "c"), "none")
+    assert new.kv_token_bytes == before.kv_token_bytes
+    caplog.clear()
+    one.follow(["a", "b"])
+    assert "restart" not in caplog.text
+
+
 def test_a_server_follows_its_file(tmp_path):
     one = Followed(tmp_path)
     with one.server as server:
