@@ -25,7 +25,7 @@ _STATUS_OF_CODE = {
     "store_unavailable": 503,
     "timeout": 504,
 }
-_RETRIABLE = frozenset({408, 409, 429, 503})
+_RETRIABLE = frozenset({408, 429, 503})
 # A model that cannot be loaded: the operator must act, and the reason names files of this machine.
 _BROKEN_MODEL = frozenset(
     {"config_error", "unsupported_model", "checkpoint_error", "budget_too_small"}

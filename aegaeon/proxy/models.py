@@ -11,9 +11,9 @@ from typing import Literal
 import msgspec
 
 from aegaeon.config import ModelSettings, Settings
-from aegaeon.errors import AegaeonError, ConfigError
+from aegaeon.errors import AegaeonError, ConfigError, Overloaded
 from aegaeon.models.hub import HUB_ID, NAME, directory_name
-from aegaeon.models.references import check_names, describe_model, with_settings
+from aegaeon.models.references import MAX_NAME_CHARS, check_names, describe_model, with_settings
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.service import Service
 from aegaeon.scheduler.dispatch import PREFILLING
@@ -77,21 +77,28 @@ class Models:
 
     async def pin(self, model: ModelId, is_pinned: bool) -> ModelChange:
         """Have a model loaded, and make room for no other; or end that. Raises ApiError 404, and
-        409 when what is pinned would leave too little for others."""
-        after = await self._change(lambda catalog: _with(catalog, model, is_pinned=is_pinned))
+        409 for one that is being removed, and when what is pinned would leave too little for
+        others."""
+        before: list[ModelSpec] = []
+
+        def pinned(catalog: Catalog) -> Catalog:
+            before[:] = [_staying(catalog, model) if is_pinned else _found(catalog, model)]
+            return _with(catalog, model, is_pinned=is_pinned)
+
+        after = await self._change(pinned)
         found = _found(after, model)
         why = await self._refusal(found.id, after.version)
-        if why is not None:
-            await self._change(lambda catalog: _with(catalog, model, is_pinned=False))
+        if why is not None and is_pinned:
+            await self._change(lambda catalog: _put_back(catalog, found, before[0]))
             raise ApiError(409, "model_refused", self._told(why), "model")
         log.info("model pinned=%s model=%s by=admin", is_pinned, found.id)
         return ModelChange(found.id, "pinned" if is_pinned else "unpinned", after.version)
 
     async def load(self, model: ModelId) -> ModelChange:
         """Have a model brought in where it fits, at the least busy instance that prefills. Raises
-        ApiError 404, and 503 while no instance can."""
+        ApiError 404, 409 for one that is being removed, and 503 while no instance can."""
         catalog = self._service.catalog
-        spec = _found(catalog, model)
+        spec = _staying(catalog, model)
         rows = [row for row in self._gateway.instances() if _may_load(row, spec.id)]
         if any(spec.id in row.status.resident for row in rows):
             return ModelChange(spec.id, "resident", catalog.version)
@@ -112,10 +119,11 @@ class Models:
         try:
             plain = describe_model(path, asked.id or None, settings.kv_dtype, settings.quantize)
             spec = with_settings(plain, asked)
-            check_names((spec,))
+            _check_own_names(spec)
+            self._service.try_text(spec.path)
             return spec
-        except ConfigError as error:
-            raise invalid("id", str(error)) from None
+        except Overloaded:
+            raise
         except AegaeonError as error:
             log.error("model not added reference=%s error=%s", reference, error)
             text = f"{reference!r} cannot be served ({error.code}); the server's log says why"
@@ -163,8 +171,30 @@ def _found(catalog: Catalog, model: ModelId) -> ModelSpec:
     return spec
 
 
+def _staying(catalog: Catalog, model: ModelId) -> ModelSpec:
+    spec = _found(catalog, model)
+    if spec.is_draining:
+        text = f"model {model!r} is being removed; add it again when it is gone"
+        raise ApiError(409, "model_draining", text, "model")
+    return spec
+
+
+def _check_own_names(spec: ModelSpec) -> None:
+    try:
+        check_names((spec,))
+    except ConfigError:  # whose text has the place of the files in it
+        names = ", ".join(repr(name[:MAX_NAME_CHARS]) for name in spec.names)
+        text = f"take 1 to {MAX_NAME_CHARS} printable characters for each name, none of them twice"
+        raise invalid("aliases" if spec.aliases else "id", f"{text}: {names}") from None
+
+
 def _with(catalog: Catalog, model: ModelId, **changes: bool) -> Catalog:
     return catalog.with_model(msgspec.structs.replace(_found(catalog, model), **changes))
+
+
+def _put_back(catalog: Catalog, spec: ModelSpec, before: ModelSpec) -> Catalog:
+    """The catalogue with `before` in the place of `spec`, unless somebody has changed that."""
+    return catalog.with_model(before) if spec in catalog.models else catalog
 
 
 def _without(catalog: Catalog, spec: ModelSpec) -> Catalog:

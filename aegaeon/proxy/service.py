@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from aegaeon.config import Settings
-from aegaeon.errors import Draining, InvalidRequest, ModelNotFound
+from aegaeon.errors import InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.asked import (
@@ -213,6 +213,11 @@ class Service:
         spec = self._spec(body.model)
         return await asyncio.to_thread(detokenize, spec, await self._text(spec), body)
 
+    def try_text(self, path: str) -> None:
+        """Read the text side of the model in `path`, its chat template, too. Takes a second, on
+        any thread. Raises CheckpointError, Overloaded."""
+        TextModel(path, self._renderer.template).try_template()
+
     def choices(self, job: Job) -> Choices:
         """Return the running choices of `job`, to be entered as a context."""
         stops, is_scored = job.body.stops(), job.bytes_of is not None
@@ -295,7 +300,8 @@ class Service:
     def _spec(self, model: ModelId) -> ModelSpec:
         spec = self._known(model)
         if spec.is_draining:
-            raise Draining(f"model {model!r} is being removed and takes no new requests")
+            # Nothing to wait for: it is gone soon.
+            raise ModelNotFound(f"model {model!r} is being removed and takes no new requests")
         return spec
 
     def _known(self, model: ModelId) -> ModelSpec:

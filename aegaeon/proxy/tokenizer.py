@@ -1,5 +1,6 @@
 """The text side of a model: tokenizer, chat template, its own sampling defaults and stop tokens."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ class TextModel:
             raise InvalidRequest("the model has no chat template; use /v1/completions instead")
         return self._template.render(messages, tools, extras, add_generation_prompt)
 
+    def try_template(self) -> None:
+        """Raise CheckpointError where the chat template cannot be compiled."""
+        if self._template is not None:
+            # What it says of this conversation is no matter.
+            with contextlib.suppress(InvalidRequest):
+                self._template.render([{"role": "user", "content": "hello"}], None, None, True)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokenise a plain prompt, with the special tokens that the tokenizer adds by itself."""
         return self._ids(text, add_special_tokens)
@@ -133,6 +141,8 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         raise CheckpointError(
             f"cannot read {file}: {error}; fetch or import the model again"
         ) from None
+    if not tokenizer.get_vocab_size():
+        raise CheckpointError(f"{file} has no tokens; fetch or import the model again")
     # Padding and truncation saved with the tokenizer are for training.
     tokenizer.no_padding()
     tokenizer.no_truncation()

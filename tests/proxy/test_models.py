@@ -68,6 +68,7 @@ def test_a_model_is_added_under_all_its_names(proxy):
         assert str(spec.path) not in (await client.get("/v1/models")).text
         taken = await client.post("/admin/models", json={"reference": "new", "id": "x"})
         assert code(taken) == (409, "model_exists")
+        assert taken.headers["x-should-retry"] == "false"  # it stays so
 
     run(proxy, test)
 
@@ -108,6 +109,8 @@ def test_what_an_instance_refuses_is_taken_back_with_its_reason(proxy, tmp_path)
         ({"reference": "new", "id": "m"}, (409, "model_exists")),
         ({"reference": "new", "aliases": ["m"]}, (409, "model_exists")),
         ({"reference": "new", "aliases": ["new"]}, (400, "invalid_value")),
+        ({"reference": "new", "id": "z", "aliases": ["y", "y"]}, (400, "invalid_value")),
+        ({"reference": "new", "id": "x" * 201}, (400, "invalid_value")),
         ({"reference": "new", "id": "a\nb"}, (400, "invalid_value")),
         ({"reference": "new", "path": "/x"}, (400, "invalid_value")),
         ({"reference": "new", "priority": "urgent"}, (400, "invalid_value")),
@@ -117,10 +120,11 @@ def test_what_an_instance_refuses_is_taken_back_with_its_reason(proxy, tmp_path)
         ([], (400, "invalid_value")),
     ],
 )
-def test_what_cannot_be_added_changes_nothing(proxy, body, answer):
+def test_what_cannot_be_added_changes_nothing(proxy, body, answer, tmp_path):
     async def test(client):
         response = await client.post("/admin/models", json=body)
         assert code(response) == answer
+        assert str(tmp_path) not in response.text
         assert proxy.catalog.read().version == 1
 
     run(proxy, test)
@@ -137,6 +141,43 @@ def test_a_damaged_model_is_refused_without_its_path(proxy, tmp_path):
     run(proxy, test)
 
 
+NO_TOKENS = '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", NO_TOKENS),
+        ("tokenizer_config.json", "["),
+        ("tokenizer_config.json", '{"chat_template": "{% for %}"}'),
+        ("chat_template.jinja", "{{ messages[0"),
+        ("generation_config.json", '{"temperature": "hot"}'),
+    ],
+)
+def test_a_model_whose_text_side_is_damaged_is_refused(proxy, tmp_path, file, text):
+    shutil.copytree(tmp_path / "models" / "new", tmp_path / "models" / "bad")
+    (tmp_path / "models" / "bad" / file).write_text(text)
+
+    async def test(client):
+        response = await client.post("/admin/models", json={"reference": "bad"})
+        assert code(response) == (409, "model_refused") and str(tmp_path) not in response.text
+        assert proxy.catalog.read().version == 1
+
+    run(proxy, test)
+
+
+def test_a_template_that_refuses_our_words_is_no_reason_to_refuse_the_model(proxy, tmp_path):
+    template = "{{ raise_exception('no') }}"
+    (tmp_path / "models" / "new" / "chat_template.jinja").write_text(template)
+
+    async def test(client):
+        response = await answered(proxy, client.post("/admin/models", json={"reference": "new"}))
+        assert response.status_code == 201
+
+    run(proxy, test)
+
+
 def test_a_model_that_drains_takes_no_new_requests_and_ends_its_open_ones(proxy):
     async def test(client):
         proxy.instance.hold_after = 1
@@ -146,7 +187,14 @@ def test_a_model_that_drains_takes_no_new_requests_and_ends_its_open_ones(proxy)
         response = await client.delete("/admin/models/org/other")
         assert (response.status_code, response.json()["status"]) == (202, "draining")
         refused = await client.post(PATH, json=body)
-        assert code(refused) == (503, "draining") and refused.headers["retry-after"]
+        # It is a wait for nothing: the model will not come back.
+        assert code(refused) == (404, "model_not_found")
+        assert refused.headers["x-should-retry"] == "false"
+        assert refused.json()["error"]["param"] == "model"
+        for verb in ("pin", "load"):
+            response = await client.post(f"/admin/models/org/other/{verb}")
+            assert code(response) == (409, "model_draining")
+        assert not proxy.catalog.read().find("org/other").is_pinned
         assert (await client.get("/v1/models/org/other")).json()["status"] == "draining"
         proxy.catalog.change(lambda catalog: catalog.without_model("org/other"))
         await until(lambda: proxy.service.catalog.find("org/other") is None)
@@ -171,6 +219,37 @@ def test_pins_are_told_and_one_that_does_not_fit_is_taken_back(proxy):
         proxy.instance.publish()
         unpinned = await answered(proxy, client.post("/admin/models/m/unpin"))
         assert unpinned.json()["status"] == "unpinned"
+
+    run(proxy, test)
+
+
+def test_a_pin_that_is_refused_leaves_what_was_before_or_what_came_since(proxy):
+    async def test(client):
+        no = {"refused": {"m": "pin fewer"}}
+
+        async def change(**values):
+            spec = msgspec.structs.replace(proxy.catalog.read().find("m"), **values)
+            await asyncio.to_thread(proxy.catalog.change, lambda one: one.with_model(spec))
+            version = proxy.catalog.read().version
+            await until(lambda: proxy.service.catalog.version == version)
+
+        await change(is_pinned=True)
+        proxy.instance.publish(catalog=proxy.catalog.read().version, **no)
+        await asyncio.sleep(0.3)
+        assert code(await client.post("/admin/models/m/pin")) == (409, "model_refused")
+        assert proxy.catalog.read().find("m").is_pinned
+        # An end of pinning is refused by nobody.
+        assert (
+            await answered(proxy, client.post("/admin/models/m/unpin"), **no)
+        ).status_code == 200
+        assert not proxy.catalog.read().find("m").is_pinned
+        pinning = asyncio.ensure_future(client.post("/admin/models/m/pin"))
+        await until(lambda: proxy.catalog.read().find("m").is_pinned)
+        await change(priority="high")
+        proxy.instance.publish(catalog=proxy.catalog.read().version, **no)
+        assert code(await pinning) == (409, "model_refused")
+        kept = proxy.catalog.read().find("m")
+        assert (kept.is_pinned, kept.priority) == (True, "high")
 
     run(proxy, test)
 
