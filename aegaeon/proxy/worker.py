@@ -22,6 +22,7 @@ from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError, Draining
 from aegaeon.logs import set_up
 from aegaeon.proxy.application import create_app
+from aegaeon.proxy.http_limits import bounded_http, bounds_of
 from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, ProxyLaunch
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
@@ -113,6 +114,8 @@ def serve(launch: ProxyLaunch, domain: Domain, status: TextIO) -> int:
             access_log=False,
             lifespan="on",
             backlog=_BACKLOG,
+            http=bounded_http(bounds_of(settings)),
+            ws="none",
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
         server = DrainingServer(config, settings, status)
