@@ -77,11 +77,12 @@ class BoundedHttp(HttpToolsProtocol):
         """Give the parser only as much as it may keep."""
         most = self.bounds.head_bytes
         while data and not self._is_refused and not self.transport.is_closing():
-            part, data = data[:most], data[most:]
+            room = most - self._unseen_bytes
+            part, data = data[:room], data[room:]
             self._unseen_bytes += len(part)
             super().data_received(part)
-            if self._unseen_bytes > most:
-                text = f"what comes before or after a body is over {most} bytes; send less of it"
+            if self._unseen_bytes >= most:
+                text = f"what comes before or after a body is {most} bytes and more; send less"
                 self._refuse(ApiError(431, "headers_too_large", text))
 
     def on_headers_complete(self) -> None:
