@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aegaeon.config import ModelSettings
+from aegaeon.errors import Draining
 from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.models import ModelChange, Models
@@ -61,6 +62,8 @@ def _decoded(raw: bytes) -> ModelSettings:
 
 
 def _models(request: Request) -> Models:
+    if request.app.state.service.is_draining:
+        raise Draining("the server is about to stop, and what it serves with it")
     models: Models = request.app.state.models
     return models
 

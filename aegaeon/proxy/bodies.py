@@ -1,14 +1,14 @@
 """Bodies as they come in: bounded each in type, bytes and time, and in bytes all together."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from aegaeon.proxy.failures import ApiError
-from aegaeon.proxy.waits import within
 
 BODY_S = 60.0
 MAX_BODIES = 1024
@@ -38,6 +38,12 @@ class Bodies:
         self._most_bytes = most_bytes
         self._all = _Taken()
         self._by_key: dict[str, _Taken] = {}
+        self._readings: set[asyncio.Future[bytes]] = set()
+
+    def refuse(self) -> None:
+        """Give up those that are on their way: the server is about to stop."""
+        for reading in self._readings:
+            reading.cancel()
 
     @property
     def taken_bytes(self) -> int:
@@ -49,7 +55,7 @@ class Bodies:
     ) -> bytes:
         """Return the raw body of a request with `key`, "": without. Raises ApiError 415 for another
         content type, 413 beyond `max_bytes`, 429 where too much is on its way, 408 when it takes
-        too long, 400 when the client goes away in the middle.
+        too long, 503 after `refuse`, 400 when the client goes away in the middle.
 
         One without a type is refused, too: a page of another site may send that without asking."""
         kind = request.headers.get("content-type", "")
@@ -64,12 +70,24 @@ class Bodies:
         try:
             with self._entered(key) as place:
                 self._check(place, declared_bytes)
-                return await within(within_s, self._read(request, max_bytes, place))
-        except asyncio.TimeoutError:
-            text = f"the body did not come within {within_s:.0f} s; send it faster"
-            raise ApiError(408, "request_timeout", text) from None
+                return await self._within(within_s, self._read(request, max_bytes, place))
         except ClientDisconnect:
             raise ApiError(400, "invalid_json", "the body ended early") from None
+
+    async def _within(self, within_s: float, work: Coroutine[Any, Any, bytes]) -> bytes:
+        reading = asyncio.ensure_future(work)
+        self._readings.add(reading)
+        try:
+            await asyncio.wait({reading}, timeout=within_s)
+            if not reading.done():
+                text = f"the body did not come within {within_s:.0f} s; send it faster"
+                raise ApiError(408, "request_timeout", text)
+            if reading.cancelled():
+                raise ApiError(503, "draining", "the server is about to stop")
+            return reading.result()
+        finally:
+            reading.cancel()
+            self._readings.discard(reading)
 
     async def _read(self, request: Request, max_bytes: int, place: _Place) -> bytes:
         body = bytearray()  # not a list: of single bytes that would be forty times as large

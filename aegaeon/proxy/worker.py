@@ -66,8 +66,10 @@ class DrainingServer(uvicorn.Server):
             self._drain = asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
-        service: Service = self.config.app.state.service  # type: ignore[union-attr]
+        state = self.config.app.state  # type: ignore[union-attr]
+        service: Service = state.service
         service.is_draining = True
+        state.bodies.refuse()
         log.info("draining open_requests=%d", service.gateway.open_requests)
         waited_s = 0.0
         while service.gateway.open_requests and waited_s < self._settings.drain_s:

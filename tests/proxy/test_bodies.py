@@ -142,6 +142,17 @@ def test_what_is_given_up_leaves_its_room(ending):
     run(test)
 
 
+def test_what_is_on_its_way_when_the_server_stops_is_refused():
+    async def test(bodies):
+        one = Client(bodies)
+        await one.send(600)
+        bodies.refuse()
+        await asyncio.wait({one.reading})
+        one.assert_refused(503, "draining")
+
+    run(test)
+
+
 def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
