@@ -6,8 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aegaeon.config import ModelSettings
+from aegaeon.errors import Draining
+from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, invalid
-from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.models import ModelChange, Models
 
 MAX_BODY_BYTES = 64 << 10
@@ -26,7 +27,8 @@ def add_admin_routes(app: FastAPI) -> None:
 
 async def add_model(request: Request) -> Response:
     """POST /admin/models: serve a model of the models directory, too."""
-    asked = _decoded(await read_json_body(request, MAX_BODY_BYTES))
+    bodies: Bodies = request.app.state.bodies
+    asked = _decoded(await bodies.read(request, MAX_BODY_BYTES))
     return _json(await _models(request).add(asked), 201)
 
 
@@ -60,6 +62,8 @@ def _decoded(raw: bytes) -> ModelSettings:
 
 
 def _models(request: Request) -> Models:
+    if request.app.state.service.is_draining:
+        raise Draining("the server is about to stop, and what it serves with it")
     models: Models = request.app.state.models
     return models
 

@@ -22,6 +22,7 @@ from aegaeon.config import Settings, load_settings
 from aegaeon.errors import AegaeonError
 from aegaeon.logs import REQUEST_ID
 from aegaeon.models.references import served_models
+from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.guard import Guard, error_response, is_loopback
@@ -40,6 +41,7 @@ from aegaeon.types import ModelSpec
 log = logging.getLogger(__name__)
 
 _OPTIONS: dict[str, Any] = {"openapi_url": None, "redirect_slashes": False}
+OF_BODIES = 1 / 4  # of what prompts may hold: for bodies that are on their way
 _CLEAN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -71,6 +73,7 @@ def create_app(
             store = joined.catalog()
             await stack.enter_async_context(kept_models(service, store))
             app.state.models, app.state.service = Models(chosen, store, service), service
+            app.state.bodies = Bodies(lambda: service.settings.max_open_mb * 1e6 * OF_BODIES)
             yield
 
     app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)

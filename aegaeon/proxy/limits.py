@@ -1,15 +1,10 @@
-"""What comes in is bounded, in bytes and time, and of the right type before anyone parses it."""
+"""What a body holds is bounded before anyone works with it; bodies.py reads it."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from aegaeon.proxy.failures import invalid
 
-from aegaeon.proxy.failures import ApiError, invalid
-from aegaeon.proxy.waits import within
-
-BODY_S = 60.0
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of all messages together
 MAX_CALLS = 4096  # likewise
@@ -21,44 +16,6 @@ MAX_TREE_NODES = 20_000
 MAX_TREE_CHARS = 1 << 20
 MAX_ALL_OF = 64  # schemas of one that all have to hold
 MAX_MET_PATTERNS = 8  # of those: what meets all of them may take as much as their product
-
-
-async def read_json_body(request: Request, max_bytes: int, within_s: float = BODY_S) -> bytes:
-    """Return the raw body. Raises ApiError 415 for another content type, 413 beyond `max_bytes`,
-    408 when it takes too long, 400 when the client goes away in the middle.
-
-    One without a type is refused, too: a page of another site may send that without asking."""
-    kind = request.headers.get("content-type", "")
-    if kind.split(";")[0].strip().lower() != "application/json":
-        raise ApiError(
-            415, "unsupported_media_type", "send the body with Content-Type: application/json"
-        )
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    try:
-        return await within(within_s, _read(request, max_bytes))
-    except asyncio.TimeoutError:
-        text = f"the body did not come within {within_s:.0f} s; send it faster"
-        raise ApiError(408, "request_timeout", text) from None
-    except ClientDisconnect:
-        raise ApiError(400, "invalid_json", "the body ended early") from None
-
-
-async def _read(request: Request, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    total = 0
-    async for part in request.stream():
-        total += len(part)
-        if total > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _too_large(max_bytes: int) -> ApiError:
-    text = f"the body is over {max_bytes} bytes; shorten it or raise --max-body-bytes"
-    return ApiError(413, "request_too_large", text)
 
 
 def check_count(param: str, count: int, most: int, what: str) -> None:

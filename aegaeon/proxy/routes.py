@@ -11,9 +11,9 @@ from starlette.responses import Response
 from aegaeon.errors import AegaeonError
 from aegaeon.proxy.admin import add_admin_routes
 from aegaeon.proxy.answers import Answer, Live, ModelList, Text
+from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.guard import CALLER, Caller, error_response
-from aegaeon.proxy.limits import read_json_body
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
 from aegaeon.proxy.streams import ClientGone, Tally, TokenStream, api_error, until_gone
@@ -150,7 +150,10 @@ async def _body(request: Request, service: Service) -> bytes:
     if service.is_draining:
         wait_s = service.settings.drain_s
         raise ApiError(503, "draining", "the server is about to stop", retry_after_s=wait_s)
-    return await read_json_body(request, service.settings.max_body_bytes)
+    bodies: Bodies = request.app.state.bodies
+    key = _caller(request).key
+    most = service.settings.max_body_bytes
+    return await bodies.read(request, most, "" if key is None else key.name)
 
 
 async def _answer(request: Request, service: Service, job: Job) -> Response:

@@ -22,6 +22,7 @@ from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError, Draining
 from aegaeon.logs import set_up
 from aegaeon.proxy.application import create_app
+from aegaeon.proxy.http_limits import bounded_http, bounds_of
 from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, ProxyLaunch
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
@@ -65,8 +66,10 @@ class DrainingServer(uvicorn.Server):
             self._drain = asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
-        service: Service = self.config.app.state.service  # type: ignore[union-attr]
+        state = self.config.app.state  # type: ignore[union-attr]
+        service: Service = state.service
         service.is_draining = True
+        state.bodies.refuse()
         log.info("draining open_requests=%d", service.gateway.open_requests)
         waited_s = 0.0
         while service.gateway.open_requests and waited_s < self._settings.drain_s:
@@ -113,6 +116,8 @@ def serve(launch: ProxyLaunch, domain: Domain, status: TextIO) -> int:
             access_log=False,
             lifespan="on",
             backlog=_BACKLOG,
+            http=bounded_http(bounds_of(settings)),
+            ws="none",
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
         server = DrainingServer(config, settings, status)

@@ -5,11 +5,12 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
+from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError
 from aegaeon.proxy.generation import TOKEN_BYTES
-from aegaeon.proxy.limits import read_json_body
 from tests.support.proxy_server import Proxy, in_memory
 
+BODIES = Bodies(lambda: 1e9)
 ENDLESS = "word " * 200_000
 MESSAGES = [{"role": "user", "content": ENDLESS}]
 
@@ -23,7 +24,7 @@ def test_a_body_that_only_trickles_is_given_up():
         {"type": "http", "headers": [(b"content-type", b"application/json")]}, trickle
     )
     with pytest.raises(ApiError) as caught:
-        asyncio.run(asyncio.wait_for(read_json_body(request, 1 << 20, within_s=0.05), 20))
+        asyncio.run(asyncio.wait_for(BODIES.read(request, 1 << 20, within_s=0.05), 20))
     assert (caught.value.status, caught.value.code) == (408, "request_timeout")
 
 

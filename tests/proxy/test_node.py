@@ -26,10 +26,10 @@ def free_port():
 
 
 @contextmanager
-def uvicorn_process(port, **settings):
+def uvicorn_process(port, *flags, **settings):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AEGAEON_")}
     environment |= {f"AEGAEON_{name.upper()}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "uvicorn", "aegaeon.proxy:app", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", "aegaeon.proxy:app", "--port", str(port), *flags]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     try:
         yield process
@@ -51,8 +51,12 @@ def test_uvicorn_starts_and_stops_instances_of_its_own(tmp_path):
     port, domain = free_port(), f"test-node-{os.getpid()}"
     address = f"http://127.0.0.1:{port}"
     options = {"models": f"m={model}", "domain": domain, "device": "null", "drain_s": "5"}
-    with uvicorn_process(port, **options) as process:
+    # The protocol is uvicorn's own choice, unless it is told.
+    protocol = ("--http", "aegaeon.proxy.http_limits:BoundedHttp")
+    with uvicorn_process(port, *protocol, **options) as process:
         wait_until(lambda: is_up(address) or process.poll() is not None, timeout_s=60)
+        long = httpx.get(f"{address}/health", headers={"x-long": "a" * 100_000})
+        assert long.status_code == 431
         answer = httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=30)
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] <= 8

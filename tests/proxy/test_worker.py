@@ -36,6 +36,14 @@ class Worker:
         )
         self.address = f"http://127.0.0.1:{port}"
 
+    def half_a_body(self):
+        """A connection whose request lacks some of its body."""
+        half = socket.create_connection(("127.0.0.1", self.settings.port), 20)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        half.sendall(f"{head}Content-Type: application/json\r\n".encode())
+        half.sendall(b"Content-Length: 100\r\n\r\n{")
+        return half
+
     @contextmanager
     def running(self):
         with claim_domain(self.settings):
@@ -81,8 +89,12 @@ def test_a_worker_ends_its_streams_before_it_stops(tmp_path):
         worker.instance.hold_after = 3
         with httpx.Client(base_url=worker.address, timeout=30) as client:
             assert client.get("/health").json()["status"] == "ok"
+            assert client.get("/health", headers={"x-long": "a" * 70_000}).status_code == 431
             body = {**CHAT, "stream": True}
-            with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            with (
+                worker.half_a_body() as half,
+                client.stream("POST", "/v1/chat/completions", json=body) as stream,
+            ):
                 lines = (line for line in stream.iter_lines() if line.startswith("data: {"))
                 frames = [next(lines)]
                 worker.process.send_signal(signal.SIGTERM)
@@ -90,6 +102,9 @@ def test_a_worker_ends_its_streams_before_it_stops(tmp_path):
                 refused = client.post("/v1/chat/completions", json=CHAT)
                 assert refused.status_code == 503
                 assert refused.json()["error"]["code"] == "draining"
+                added = client.post("/admin/models", json={"reference": "x"})
+                assert (added.status_code, added.json()["error"]["code"]) == (503, "draining")
+                assert b" 503 " in half.recv(1 << 16)
                 worker.instance.release()
                 frames.extend(lines)
         text = "".join(

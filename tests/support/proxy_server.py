@@ -11,6 +11,7 @@ import uvicorn
 
 from aegaeon.config import check_settings
 from aegaeon.proxy.application import create_app
+from aegaeon.proxy.http_limits import HttpBounds, bounded_http
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import ModelSpec
@@ -104,8 +105,9 @@ async def in_memory(proxy):
 
 
 @contextmanager
-def listening(proxy):
-    """Serve `proxy` from a thread on a free port; yields its address."""
+def listening(proxy, bounds=None):
+    """Serve `proxy` from a thread on a free port; yields its address. `bounds` on HTTP as a server
+    has them, unless others are given."""
     proxy.add_instance()
     config = uvicorn.Config(
         proxy.app,
@@ -113,6 +115,8 @@ def listening(proxy):
         log_config=None,
         lifespan="on",
         access_log=False,
+        http=bounded_http(bounds or HttpBounds()),
+        ws="none",
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
