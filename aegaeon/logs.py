@@ -15,6 +15,9 @@ LogFormat = Literal["text", "json"]
 
 REQUEST_ID: "contextvars.ContextVar[str]" = contextvars.ContextVar("request_id", default="")
 
+# Of a message or a field: either may repeat what a client sent.
+MAX_CHARS = 8192
+
 # A placeholder, and the name before it, if it has one.
 _PLACE = re.compile(r"(?:\b(\w+)=)?%[-+ #0]*[\d.]*[diouxXeEfFgGcrsa]|%%")
 
@@ -24,10 +27,19 @@ def set_up(level: str, process: str, kind: LogFormat) -> None:
     formatter: logging.Formatter = JsonLines(process)
     if kind == "text":
         names = "" if process == "supervisor" else " %(name)s"
-        formatter = logging.Formatter(f"%(asctime)s %(levelname)s {process}{names} %(message)s")
+        formatter = TextLines(f"%(asctime)s %(levelname)s {process}{names} %(message)s")
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class TextLines(logging.Formatter):
+    """A line of text for each event."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line, without a trace."""
+        record.message = shortened(record.message)
+        return super().formatMessage(record)
 
 
 class JsonLines(logging.Formatter):
@@ -45,13 +57,14 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "event": event,
+            "event": shortened(event),
         }
         request_id = REQUEST_ID.get()
         if request_id:
             line["request_id"] = request_id
         # A field never hides what every line has.
-        line |= {key if key not in line else f"{key}_": value for key, value in fields.items()}
+        for key, value in fields.items():
+            line[key if key not in line else f"{key}_"] = _bounded(value)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -82,6 +95,18 @@ def taken_apart(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     except (StopIteration, TypeError, ValueError):
         return record.getMessage(), {}
     return " ".join(event.split()).rstrip(";:, "), fields
+
+
+def shortened(text: str) -> str:
+    """Return `text`, or its beginning where it is long enough to fill a disk."""
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}… ({len(text)} characters)"
+
+
+def _bounded(value: Any) -> Any:
+    """Return the value of a field as it is to be written."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return shortened(str(value))
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aegaeon.logs import REQUEST_ID, JsonLines, taken_apart
+from aegaeon.logs import MAX_CHARS, REQUEST_ID, JsonLines, TextLines, taken_apart
 
 PACKAGE = Path(__file__).resolve().parents[1] / "aegaeon"
 
@@ -102,3 +102,11 @@ def test_a_server_writes_nothing_but_json():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     lines = [x for x in done.stderr.splitlines() if not x.startswith("aegaeon: error: ")]
     assert done.returncode != 0 and all(json.loads(x)["process"] for x in lines)
+
+
+def test_what_a_client_sent_does_not_fill_a_disk():
+    for given in ("x" * 10**6, ValueError("x" * 10**6), ["x" * 10**6]):
+        made = record("request failed error=%s", given)
+        for formatter in (JsonLines("proxy"), TextLines("%(message)s")):
+            assert MAX_CHARS < len(formatter.format(made)) < 1.1 * MAX_CHARS
+    assert TextLines("%(message)s").format(record("a=%d", 1)) == "a=1"

@@ -8,6 +8,7 @@ from aegaeon.errors import AegaeonError
 
 # The longest wait that clients honour; above it they give up at once.
 MAX_RETRY_AFTER_S = 120.0
+MAX_MESSAGE_CHARS = 2000
 
 _STATUS_OF_CODE = {
     "invalid_value": 400,
@@ -58,6 +59,8 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        if len(message) > MAX_MESSAGE_CHARS:  # it may repeat what was sent
+            message = f"{message[:MAX_MESSAGE_CHARS]}…"
         super().__init__(message)
         self.status = status
         self.code = code
