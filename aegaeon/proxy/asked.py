@@ -4,20 +4,23 @@ own defaults, within the model's bounds."""
 import hashlib
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from aegaeon.errors import ContextLengthExceeded
 from aegaeon.proxy.failures import ApiError, as_api_error, invalid
 from aegaeon.proxy.generation import Generation
-from aegaeon.proxy.openai import Body, CompletionBody
+from aegaeon.proxy.openai import Body, ChatBody, CompletionBody, StreamOptions
 from aegaeon.proxy.tokenizer import TextModel
+from aegaeon.proxy.traces import Value, asked_of
 from aegaeon.proxy.transcript import Echo
 from aegaeon.sampling import SamplingParams
 from aegaeon.types import ModelSpec
 
-# Characters beyond the longest token's, for tokenizers and templates that drop some.
+# Of characters, for tokenizers and templates that drop some; of tokens, for who wants to count.
 _SLACK = 4
+_PIECE_CHARS = 16  # for each token of the context; ordinary text has fewer
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -29,12 +32,39 @@ class Prompt(msgspec.Struct, frozen=True):
     echo: Echo | None = None
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer needs of the body that asked for it, which may have megabytes and is let go;
+    by the body's own names."""
+
+    model: str
+    is_chat: bool
+    n: int
+    stream: bool
+    stream_options: StreamOptions | None
+    stops: tuple[str, ...]
+    logprobs: int | None
+    named: dict[str, Value]  # for traces
+
+
+def kept_of(body: ChatBody | CompletionBody) -> Asked:
+    """Return what is kept of a checked body."""
+    return Asked(
+        model=body.model,
+        is_chat=isinstance(body, ChatBody),
+        n=body.n or 1,
+        stream=bool(body.stream),
+        stream_options=body.stream_options,
+        stops=body.stops(),
+        logprobs=body.asked_logprobs,
+        named=asked_of(body),
+    )
+
+
 def max_tokens(spec: ModelSpec, prompt: Prompt, param: str) -> int:
     """Return how much to generate."""
     token_ids, asked = prompt.token_ids, prompt.asked
     if not token_ids:
         raise invalid(param, f"'{param}' has no tokens; send some text")
-    check_token_ids(spec, token_ids, param)
     room = spec.context_tokens - len(token_ids)
     needed = asked if prompt.is_firm else 1
     if needed > room:
@@ -43,13 +73,15 @@ def max_tokens(spec: ModelSpec, prompt: Prompt, param: str) -> int:
             f"{len(token_ids)} and {needed} more are to be generated; shorten one of them",
             param,
         )
+    check_token_ids(spec, token_ids, param)
     return min(asked, room)
 
 
 def check_token_ids(spec: ModelSpec, token_ids: Sequence[int], param: str) -> None:
     """Raise ApiError where an id is not one of the model's."""
-    wrong = next((t for t in token_ids if not 0 <= t < spec.vocab_tokens), None)
-    if wrong is not None:
+    # Not one by one, where all are right.
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < spec.vocab_tokens):
+        wrong = next(t for t in token_ids if not 0 <= t < spec.vocab_tokens)
         text = f"token id {wrong} is not in the vocabulary of {spec.vocab_tokens} tokens"
         raise invalid(param, text)
 
@@ -62,6 +94,40 @@ def check_length(spec: ModelSpec, text: TextModel, chars: int, param: str) -> No
             "characters; shorten it",
             param,
         )
+
+
+def check_tokens(spec: ModelSpec, tokens: int, param: str) -> None:
+    """Refuse what is longer by far than all that a request could have."""
+    if tokens > _SLACK * spec.context_tokens:
+        raise _too_long(
+            f"the context of {spec.id} is {spec.context_tokens} tokens, but there are at least "
+            f"{tokens} here; send less",
+            param,
+        )
+
+
+def ids_of(
+    spec: ModelSpec, text: TextModel, chars: str, param: str, add_special_tokens: bool
+) -> tuple[int, ...]:
+    """Return the ids of `chars`; takes milliseconds. Raises ApiError for what cannot fit by far,
+    as soon as that shows: before all of it is tokenised."""
+    check_length(spec, text, len(chars), param)
+    piece = _PIECE_CHARS * spec.context_tokens
+    tokens = 0
+    for at in range(0, len(chars) if len(chars) > piece else 0, piece):
+        tokens += len(text.encode(chars[at : at + piece], add_special_tokens=False))
+        check_tokens(spec, tokens, param)
+    return text.encode(chars, add_special_tokens)
+
+
+def chars_of(messages: Sequence[dict[str, Any]]) -> int:
+    """Return how many characters a template is given, about."""
+    count = 0
+    for message in messages:
+        count += sum(len(value) for value in message.values() if isinstance(value, str))
+        if "tool_calls" in message:
+            count += len(msgspec.json.encode(message["tool_calls"]))
+    return count
 
 
 def _too_long(message: str, param: str) -> ApiError:
@@ -105,7 +171,8 @@ def child_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest, "little") % 2**63
 
 
-def held_to(grammar: str, generation: Generation) -> Generation:
-    """Return the generation with a grammar that its tokens follow; empty: none."""
+def held_to(grammar: str, generation: Generation, kept_bytes: int = 0) -> Generation:
+    """Return the generation with a grammar that its tokens follow, empty: none; for its answer
+    `kept_bytes` are kept."""
     sampling = msgspec.structs.replace(generation.sampling, grammar=grammar)
-    return msgspec.structs.replace(generation, sampling=sampling)
+    return msgspec.structs.replace(generation, sampling=sampling, kept_bytes=kept_bytes)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 MAX_LOSSES, MOST_LOSSES = 3, 24
 PROGRESS_TOKENS = 8
 TOKEN_BYTES = 36  # of an id in a prompt: a number and the reference to it
+BIAS_BYTES = 120  # of an entry of logit_bias
+SCORE_BYTES = 120  # of a log-probability of a prompt's token, with its id
 _WAIT_S = 1.0
 # Failures that mean "not here": the request goes elsewhere.
 _ELSEWHERE = frozenset({"draining", "instance_lost"})
@@ -51,11 +53,20 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     weight: float = 1.0
     trace: Trace | None = None  # of the HTTP request that it is part of, where that is traced
+    kept_bytes: int = 0  # of what else is kept for its answer
 
     @property
     def held_bytes(self) -> int:
-        """What its prompt takes here while it is open."""
-        return len(self.prompt_token_ids) * TOKEN_BYTES
+        """What it takes here while it is open, before any answer: the prompt, what the answer is
+        held to, the prompt's log-probabilities where they are to come."""
+        sampling, tokens = self.sampling, len(self.prompt_token_ids)
+        scores = 0 if sampling.prompt_logprobs is None else 1 + sampling.prompt_logprobs
+        return (
+            tokens * (TOKEN_BYTES + scores * SCORE_BYTES)
+            + len(sampling.grammar)
+            + len(sampling.logit_bias) * BIAS_BYTES
+            + self.kept_bytes
+        )
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):

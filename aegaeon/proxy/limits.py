@@ -81,7 +81,9 @@ def check_tree(param: str, value: Any) -> None:
     level, depth, nodes, chars = [value], 0, 0, 0
     while level:
         depth += 1
+        nodes += len(level)
         check_count(param, depth, MAX_TREE_DEPTH, "levels")
+        check_count(param, nodes, MAX_TREE_NODES, "values")
         below: list[Any] = []
         for one in level:
             if isinstance(one, dict):
@@ -91,8 +93,6 @@ def check_tree(param: str, value: Any) -> None:
                 below.extend(one)
             elif isinstance(one, str):
                 chars += len(one)
-        nodes += len(level)
-        check_count(param, nodes, MAX_TREE_NODES, "values")
         check_count(param, chars, MAX_TREE_CHARS, "characters")
         level = below
 

@@ -6,19 +6,23 @@ are errors that name the field.
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
 
+from aegaeon.models.references import MAX_NAME_CHARS
 from aegaeon.proxy import limits
 from aegaeon.proxy.failures import ApiError, invalid, unsupported
+from aegaeon.proxy.values import check_values
 
 MAX_CHOICES = 1024
+MAX_USER_CHARS = 1024
 COMPLETION_DEFAULT_TOKENS = 16
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # no id has two spellings
 NAME = "^[a-zA-Z0-9_-]{1,64}$"
 
+Label = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 _Positive = Annotated[int, Meta(ge=1, le=2**31)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -34,7 +38,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 class ContentPart(msgspec.Struct, frozen=True):
     """A piece of a message's content; only text is served."""
 
-    type: str
+    type: Label
     text: str | None = None
 
 
@@ -58,7 +62,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
-    name: str | None = None
+    name: Label | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
@@ -100,7 +104,7 @@ class Tool(msgspec.Struct, frozen=True):
 class FunctionName(msgspec.Struct, frozen=True):
     """Which function."""
 
-    name: str
+    name: Label
 
 
 class NamedChoice(msgspec.Struct, frozen=True):
@@ -113,7 +117,7 @@ class NamedChoice(msgspec.Struct, frozen=True):
 class Body(msgspec.Struct, frozen=True, kw_only=True):
     """The fields both routes share. None means "not given" everywhere, as clients send null."""
 
-    model: str
+    model: Label
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: _Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
@@ -129,7 +133,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
-    user: str | None = None
+    user: Annotated[str, Meta(max_length=MAX_USER_CHARS)] | None = None
     metadata: dict[str, Any] | None = None
 
     def stops(self) -> tuple[str, ...]:
@@ -193,13 +197,18 @@ class CompletionBody(Body, frozen=True, kw_only=True):
         """Return the prompts one by one, each as text or as token ids."""
         if isinstance(self.prompt, str):
             return (self.prompt,)
-        if all(isinstance(part, int) for part in self.prompt):
-            return (tuple(part for part in self.prompt if isinstance(part, int)),)
-        if all(isinstance(part, str) for part in self.prompt):
-            return tuple(part for part in self.prompt if isinstance(part, str))
-        if all(isinstance(part, list) for part in self.prompt):
-            return tuple(tuple(part) for part in self.prompt if isinstance(part, list))
-        raise invalid("prompt", "'prompt' mixes text and token ids; send one kind")
+        # Not part by part: there may be a million.
+        kinds = set(map(type, self.prompt))
+        if len(kinds) > 1:
+            raise invalid("prompt", "'prompt' mixes text and token ids; send one kind")
+        if kinds == {int}:
+            return (tuple(cast("list[int]", self.prompt)),)
+        if len(self.prompt) * (self.n or 1) > MAX_CHOICES:
+            text = f"prompts times n is over {MAX_CHOICES}; send fewer at a time"
+            raise invalid("prompt", text)
+        if kinds == {str}:
+            return tuple(cast("list[str]", self.prompt))
+        return tuple(map(tuple, cast("list[list[int]]", self.prompt)))
 
 
 _Body = TypeVar("_Body")
@@ -234,13 +243,12 @@ def parse_completion(raw: bytes) -> CompletionBody:
     prompts = body.prompts()
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise invalid("prompt", "'prompt' is empty; send at least one character or token id")
-    if len(prompts) * (body.n or 1) > MAX_CHOICES:
-        raise invalid("prompt", f"prompts times n is over {MAX_CHOICES}; send fewer at a time")
     return body
 
 
 def decode_body(raw: bytes, kind: type[_Body]) -> _Body:
     """Return the JSON body `raw` as a `kind`. Raises ApiError that names the wrong field."""
+    check_values([raw])
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -276,8 +284,10 @@ def check_messages(messages: list[Message]) -> None:
     limits.check_count("messages", parts, limits.MAX_PARTS, "parts of content")
     calls = [call for one in messages for call in one.tool_calls or ()]
     limits.check_count("messages", len(calls), limits.MAX_CALLS, "tool calls")
-    for call in calls:
-        limits.check_tree("messages", call.function.arguments)
+    arguments = [call.function.arguments for call in calls]
+    for one in arguments:
+        limits.check_tree("messages", one)
+    check_values([one.encode() for one in arguments if isinstance(one, str)], "messages")
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
 

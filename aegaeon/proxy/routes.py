@@ -48,17 +48,13 @@ def add_routes(app: FastAPI) -> None:
 async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions."""
     service = _service(request)
-    body = parse_chat(await _body(request, service))
-    _caller(request).check_model(service.names_of(body.model))
-    return await _answer(request, service, await service.chat(body, _asker(request)))
+    return await _answer(request, service, await _chat(request, service))
 
 
 async def completions(request: Request) -> Response:
     """POST /v1/completions."""
     service = _service(request)
-    body = parse_completion(await _body(request, service))
-    _caller(request).check_model(service.names_of(body.model))
-    return await _answer(request, service, await service.complete(body))
+    return await _answer(request, service, await _completion(request, service))
 
 
 async def tokens_of_text(request: Request) -> Response:
@@ -153,6 +149,19 @@ async def _body(request: Request, service: Service) -> bytes:
     return await read_json_body(request, service.settings.max_body_bytes)
 
 
+async def _chat(request: Request, service: Service) -> Job:
+    # The body ends here: an answer that lasts for minutes keeps none of it.
+    body = parse_chat(await _body(request, service))
+    _caller(request).check_model(service.names_of(body.model))
+    return await service.chat(body, _asker(request))
+
+
+async def _completion(request: Request, service: Service) -> Job:
+    body = parse_completion(await _body(request, service))
+    _caller(request).check_model(service.names_of(body.model))
+    return await service.complete(body)
+
+
 async def _answer(request: Request, service: Service, job: Job) -> Response:
     job = job.asked_with(_caller(request).key).traced(request.scope.get(TRACE))
     if job.body.stream:
@@ -170,7 +179,7 @@ async def _whole(service: Service, job: Job) -> bytes:
     scores: list[list[TokenScore]] = [[] for _ in range(count)]
     calls: list[list[Call]] = [[] for _ in range(count)]
     done: list[Text | None] = [None] * count
-    tally = Tally(job.prompt_tokens, job.body.n or 1)
+    tally = Tally(job.prompt_tokens, job.body.n)
     async with service.choices(job) as choices:
         while not choices.is_done:
             piece = await choices.next(_WHOLE_WAIT_S)

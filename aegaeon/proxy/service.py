@@ -12,11 +12,14 @@ from aegaeon.errors import Draining, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.asked import (
+    Asked,
     Prompt,
+    chars_of,
     check_length,
-    check_token_ids,
     child_seed,
     held_to,
+    ids_of,
+    kept_of,
     max_tokens,
     sampling_of,
 )
@@ -56,6 +59,7 @@ from aegaeon.proxy.tokenize import (
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.proxy.traces import Trace
 from aegaeon.proxy.transcript import Echo, Transcript
+from aegaeon.proxy.values import size_of
 from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
 
@@ -63,7 +67,7 @@ from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec, RequestId
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A checked and tokenised request: prompts times n generations, by choice index."""
 
-    body: ChatBody | CompletionBody
+    body: Asked  # what is kept of it
     id: str  # of the answer
     generations: tuple[Generation, ...]
     text: TextModel
@@ -74,18 +78,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bytes_of(self) -> TokenBytes | None:
         """What names tokens, where log-probabilities are asked for."""
-        return None if self.body.asked_logprobs is None else self.text.token_bytes
+        return None if self.body.logprobs is None else self.text.token_bytes
 
     @property
     def is_chat(self) -> bool:
         """Whether the answer has the shape of a chat."""
-        return isinstance(self.body, ChatBody)
+        return self.body.is_chat
 
     def traced(self, trace: Trace | None) -> "Job":
         """Return it as part of what `trace` is of, if anything."""
         if trace is None:
             return self
-        trace.asks(self.body, self.id, self.generations[0].model, self.prompt_tokens)
+        trace.asks(self.body.named, self.id, self.generations[0].model, self.prompt_tokens)
         traced = (msgspec.structs.replace(one, trace=trace) for one in self.generations)
         return msgspec.structs.replace(self, generations=tuple(traced))
 
@@ -161,7 +165,7 @@ class Service:
         messages = messages_for_template(body.messages)
         tools = tools_of(body, text)
         shown = None if tools is None else for_template(body)
-        chars = sum(len(message["content"]) for message in messages)
+        chars = chars_of(messages)
         check_length(spec, text, chars + len(msgspec.json.encode(shown)), "messages")
         grammar = answer_grammar(body) if tools is None else tools.grammar()
         if grammar:
@@ -175,9 +179,9 @@ class Service:
         asked = body.max_completion_tokens or body.max_tokens
         prompts = [Prompt(prompt, asked or spec.context_tokens, bool(asked))]
         job = self._job(body, spec, text, prompts)
-        return msgspec.structs.replace(
-            job, tools=tools, generations=tuple(held_to(grammar, one) for one in job.generations)
-        )
+        kept_bytes = 0 if tools is None else size_of(tools.functions)
+        held = tuple(held_to(grammar, one, kept_bytes) for one in job.generations)
+        return msgspec.structs.replace(job, tools=tools, generations=held)
 
     async def complete(self, body: CompletionBody) -> Job:
         """Prepare a text completion. Raises as `chat`."""
@@ -186,17 +190,19 @@ class Service:
         asked = body.max_tokens
         most = COMPLETION_DEFAULT_TOKENS if asked is None else max(asked, 1)
         prompts = []
-        for prompt in body.prompts():
-            if isinstance(prompt, str):
-                check_length(spec, text, len(prompt), "prompt")
-                token_ids = await asyncio.to_thread(text.encode, prompt)
+        for given in body.prompts():
+            if isinstance(given, str):
+                encode = partial(ids_of, spec, text, given, "prompt", add_special_tokens=True)
+                prompt = Prompt(await asyncio.to_thread(encode), most, asked is not None)
+                shown = given
             else:
-                token_ids = prompt
-            echo = None
+                prompt = Prompt(given, most, asked is not None)
+                max_tokens(spec, prompt, "prompt")  # before more is done with them
+                shown = await asyncio.to_thread(text.decode, given) if body.echo else ""
             if body.echo:
-                shown = prompt if isinstance(prompt, str) else self._shown(spec, text, prompt)
-                echo = Echo(shown, token_ids, is_all=asked == 0)
-            prompts.append(Prompt(token_ids, most, asked is not None, echo))
+                echo = Echo(shown, prompt.token_ids, is_all=asked == 0)
+                prompt = msgspec.structs.replace(prompt, echo=echo)
+            prompts.append(prompt)
         return self._job(body, spec, text, prompts)
 
     async def tokenize(self, body: TokenizeBody) -> Tokenized:
@@ -215,7 +221,7 @@ class Service:
 
     def choices(self, job: Job) -> Choices:
         """Return the running choices of `job`, to be entered as a context."""
-        stops, is_scored = job.body.stops(), job.bytes_of is not None
+        stops, is_scored = job.body.stops, job.bytes_of is not None
         transcripts = [
             Transcript(
                 (job.text.detokenizer(), job.text.detokenizer()),
@@ -288,10 +294,6 @@ class Service:
             raise ApiError(404, "not_found", message)
         return found
 
-    def _shown(self, spec: ModelSpec, text: TextModel, token_ids: tuple[int, ...]) -> str:
-        check_token_ids(spec, token_ids, "prompt")
-        return text.decode(token_ids)
-
     def _spec(self, model: ModelId) -> ModelSpec:
         spec = self._known(model)
         if spec.is_draining:
@@ -337,12 +339,13 @@ class Service:
                 sampling=msgspec.structs.replace(sampling, seed=child_seed(sampling.seed, choice)),
                 max_tokens=max_tokens(spec, prompt, param),
                 stop_token_ids=stop_token_ids,
+                kept_bytes=size_of(prompt.echo.text) if prompt.echo is not None else 0,
             )
             for prompt in prompts
             for choice in range(body.n or 1)
         ]
         return Job(
-            body=body,
+            body=kept_of(body),
             id=answer_id,
             generations=tuple(
                 msgspec.structs.replace(generation, id=f"{answer_id}.{index}")

@@ -170,7 +170,7 @@ class TokenStream(Response):
             self._with_usage,
             job.bytes_of,
         )
-        self._tally = Tally(job.prompt_tokens, job.body.n or 1)
+        self._tally = Tally(job.prompt_tokens, job.body.n)
         self._opened: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

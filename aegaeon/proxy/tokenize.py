@@ -6,12 +6,19 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from aegaeon.proxy.asked import check_length, check_token_ids
+from aegaeon.proxy.asked import (
+    chars_of,
+    check_length,
+    check_token_ids,
+    check_tokens,
+    ids_of,
+)
 from aegaeon.proxy.chat import messages_for_template
 from aegaeon.proxy.failures import invalid
 from aegaeon.proxy.grammars import for_template
 from aegaeon.proxy.openai import (
     ChatBody,
+    Label,
     Message,
     Tool,
     check_messages,
@@ -26,7 +33,7 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of POST /tokenize: a prompt or a conversation. Special tokens that the tokenizer
     adds by itself come to a prompt unless told otherwise; a chat template writes its own."""
 
-    model: str
+    model: Label
     prompt: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
@@ -39,7 +46,7 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
 class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of POST /detokenize."""
 
-    model: str
+    model: Label
     tokens: list[int]
 
 
@@ -82,19 +89,17 @@ def parse_detokenize(raw: bytes) -> DetokenizeBody:
 def tokenize(spec: ModelSpec, text: TextModel, body: TokenizeBody) -> Tokenized:
     """Return the ids of the body's text; takes milliseconds. Raises ApiError, InvalidRequest."""
     if body.prompt is not None:
-        check_length(spec, text, len(body.prompt), "prompt")
-        ids = text.encode(body.prompt, body.add_special_tokens is not False)
+        ids = ids_of(spec, text, body.prompt, "prompt", body.add_special_tokens is not False)
     else:
         messages = messages_for_template(body.messages or [])
-        check_length(spec, text, sum(len(one["content"]) for one in messages), "messages")
+        check_length(spec, text, chars_of(messages), "messages")
         rendered = text.render_chat(
             messages,
             _shown(body),
             body.chat_template_kwargs,
             add_generation_prompt=body.add_generation_prompt is not False,
         )
-        check_length(spec, text, len(rendered), "messages")
-        ids = text.encode(rendered, bool(body.add_special_tokens))
+        ids = ids_of(spec, text, rendered, "messages", bool(body.add_special_tokens))
     names = [text.token_name(token) for token in ids] if body.return_token_strs else None
     return Tokenized(len(ids), spec.context_tokens, ids, names)
 
@@ -109,11 +114,11 @@ def chat_ids(
     """Return the ids of a conversation that is to be answered; the template may have made a lot of
     it. Raises ApiError, and as `render_chat`."""
     rendered = text.render_chat(messages, tools, extras)
-    check_length(spec, text, len(rendered), "messages")
-    return text.encode(rendered, add_special_tokens=False)
+    return ids_of(spec, text, rendered, "messages", add_special_tokens=False)
 
 
 def detokenize(spec: ModelSpec, text: TextModel, body: DetokenizeBody) -> Detokenized:
     """Return the text of the body's ids. Raises ApiError."""
+    check_tokens(spec, len(body.tokens), "tokens")
     check_token_ids(spec, body.tokens, "tokens")
     return Detokenized(text.decode(tuple(body.tokens), keep_special=True))

@@ -133,10 +133,12 @@ class Trace:
         self.runs: list[Run] = []
         self.left_out = 0  # runs beyond MAX_RUNS
 
-    def asks(self, body: Body, answer_id: str, model: ModelId, prompt_tokens: int) -> None:
-        """The body was read and found good; `model` is what answers."""
+    def asks(
+        self, asked: dict[str, Value], answer_id: str, model: ModelId, prompt_tokens: int
+    ) -> None:
+        """The body was read and found good; `asked` is `asked_of` it, `model` is what answers."""
         self.model, self.prompt_tokens = model, prompt_tokens
-        self.asked = asked_of(body) | {
+        self.asked = asked | {
             "gen_ai.response.id": answer_id,
             "gen_ai.response.model": model,
         }
