@@ -30,6 +30,7 @@ from aegaeon.proxy.node import joined_domain
 from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
+from aegaeon.proxy.residue import without_residue
 from aegaeon.proxy.routes import add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.proxy.streams import SERVER_SEND
@@ -58,6 +59,7 @@ def create_app(
         chosen = settings or load_settings()
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(without_residue())
             app.state.is_loopback = is_loopback(chosen.host)
             app.state.tracer = await stack.enter_async_context(kept_tracer(chosen))
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))

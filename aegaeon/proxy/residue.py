@@ -1,0 +1,64 @@
+"""Memory that the allocator keeps back when large input is done with goes back to the system.
+
+Tokenising a megabyte makes millions of small pieces in the heap of the thread at work, and glibc
+gives back no page of such a heap by itself: after a dozen, two gigabytes of a process were free
+and still its own.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import resource
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+GROWTH_BYTES = 64 << 20  # that is worth the milliseconds
+
+
+@asynccontextmanager
+async def without_residue(look_s: float = LOOK_S) -> AsyncIterator[None]:
+    """Within it, memory that this process has grown by and does not use is given back."""
+    trim = _trim()
+    if trim is None:
+        yield
+        return
+    watch = _watch(trim, look_s, resident_bytes())
+    watching = asyncio.create_task(watch, name="aegaeon-residue")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch(trim: Callable[[int], int], look_s: float, least: int) -> None:
+    """`least` is how much of this process is in memory now."""
+    while True:
+        await asyncio.sleep(look_s)
+        now = resident_bytes()
+        if now > least + GROWTH_BYTES:
+            await asyncio.to_thread(trim, 0)  # without the interpreter's lock
+            before, now = now, resident_bytes()
+            log.debug("gave memory back bytes=%d resident=%d", before - now, now)
+            # What is in use now may be free soon: it is believed bit by bit.
+            least += (now - least) // 2
+        least = min(least, now)
+
+
+def resident_bytes() -> int:
+    """Return how much of this process is in memory."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def _trim() -> Callable[[int], int] | None:
+    """Return what gives free memory back, where the allocator has it (glibc's does)."""
+    with contextlib.suppress(AttributeError):
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        return trim
+    return None

@@ -1,0 +1,71 @@
+"""What large input took of memory goes back to the system once it is done with."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from aegaeon.proxy import residue
+
+# In a process of its own: nobody else's memory comes and goes there. Between pieces that go, some
+# stay, as they do of a tokenizer's: the heap of the thread ends nowhere.
+PROGRAM = """
+import asyncio
+from aegaeon.proxy.residue import resident_bytes, without_residue
+
+def work():
+    pieces = [bytes(3000) for _ in range(100_000)]
+    return pieces[::1000]
+
+async def main():
+    async with without_residue(look_s=0.05):
+        before = resident_bytes()
+        kept = [await asyncio.to_thread(work) for _ in range(2)]
+        grown = resident_bytes()
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if resident_bytes() < before + (100 << 20):
+                break
+        print(grown - before, resident_bytes() - before)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(residue._trim() is None, reason="the allocator gives nothing back when asked")
+def test_memory_that_is_free_is_given_back():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
+    )
+    grown, left = map(int, done.stdout.split())
+    assert grown > 200 << 20
+    assert left < 100 << 20
+
+
+def test_an_allocator_that_gives_nothing_back_is_left_alone(monkeypatch):
+    monkeypatch.setattr(residue, "_trim", lambda: None)
+
+    async def test():
+        async with residue.without_residue():
+            return len(asyncio.all_tasks())
+
+    assert asyncio.run(test()) == 1
+
+
+def test_little_is_not_worth_the_work(monkeypatch):
+    growth = residue.GROWTH_BYTES
+    # Each look that trims is followed by one at what is left.
+    sizes = iter([100 + growth, 90, 91 + growth, 490, 291 + growth, 90, 91 + growth])
+
+    def size():
+        now = next(sizes, None)
+        if now is None:
+            raise EOFError
+        return now
+
+    monkeypatch.setattr(residue, "resident_bytes", size)
+    trimmed = []
+    with pytest.raises(EOFError):
+        asyncio.run(residue._watch(trimmed.append, 0.001, least=100))
+    assert trimmed == [0, 0, 0]
