@@ -21,6 +21,9 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, _T]) -> _T:
         return task.result()
     finally:
         task.cancel()
+        # An error's traceback leads here, and from a task to its error: that circle would keep all
+        # that `work` held, a large body say, until the collector looks at old objects.
+        del task
 
 
 class Alarm:

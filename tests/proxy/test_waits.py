@@ -1,6 +1,9 @@
 """A cancellation is never lost, in whatever moment of a wait it comes."""
 
 import asyncio
+import contextlib
+import gc
+import weakref
 
 import pytest
 
@@ -116,3 +119,29 @@ def test_an_alarm_rings_at_its_last_time_and_not_at_one_before():
         alarm.close()
 
     asyncio.run(asyncio.wait_for(test(), 20))
+
+
+@pytest.mark.parametrize("timeout_s", [10.0, 0.01])
+def test_nothing_of_what_failed_is_kept(timeout_s):
+    class Body:
+        pass
+
+    held = []
+
+    async def work():
+        body = Body()
+        held.append(weakref.ref(body))
+        await asyncio.sleep(0.03 if timeout_s < 1 else 0)
+        raise ValueError(id(body))
+
+    async def test():
+        with contextlib.suppress(ValueError, asyncio.TimeoutError):
+            await within(timeout_s, work())
+        await asyncio.sleep(0.01)
+        return held[0]()
+
+    gc.disable()
+    try:
+        assert asyncio.run(test()) is None
+    finally:
+        gc.enable()
