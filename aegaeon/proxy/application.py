@@ -79,6 +79,10 @@ def create_app(
             yield
 
     app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)
+    return _with_routes(app)
+
+
+def _with_routes(app: FastAPI) -> FastAPI:
     add_routes(app)
     add_page(app)
     add_document(app)

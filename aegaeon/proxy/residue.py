@@ -17,6 +17,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
+AGAIN_LOOKS = 12
 GROWTH_BYTES = 64 << 20  # that is worth the milliseconds
 
 
@@ -38,16 +39,17 @@ async def without_residue(look_s: float = LOOK_S) -> AsyncIterator[None]:
 
 async def _watch(trim: Callable[[int], int], look_s: float, least: int) -> None:
     """`least` is how much of this process is in memory now."""
+    last, looks = least, 0  # since memory was given back, and what was in use then
     while True:
         await asyncio.sleep(look_s)
-        now = resident_bytes()
-        if now > least + GROWTH_BYTES:
+        now, looks = resident_bytes(), looks + 1
+        least, last = min(least, now), min(last, now)
+        # What was in use then may be free by now.
+        is_due = looks >= AGAIN_LOOKS and now > least + GROWTH_BYTES
+        if is_due or now > last + GROWTH_BYTES:
             await asyncio.to_thread(trim, 0)  # without the interpreter's lock
-            before, now = now, resident_bytes()
-            log.debug("gave memory back bytes=%d resident=%d", before - now, now)
-            # What is in use now may be free soon: it is believed bit by bit.
-            least += (now - least) // 2
-        least = min(least, now)
+            last, looks = resident_bytes(), 0
+            log.debug("gave memory back bytes=%d resident=%d", now - last, last)
 
 
 def resident_bytes() -> int:

@@ -53,19 +53,29 @@ def test_an_allocator_that_gives_nothing_back_is_left_alone(monkeypatch):
     assert asyncio.run(test()) == 1
 
 
-def test_little_is_not_worth_the_work(monkeypatch):
+def test_it_is_done_where_there_is_much_and_now_and_then_where_there_was(monkeypatch):
     growth = residue.GROWTH_BYTES
-    # Each look that trims is followed by one at what is left.
-    sizes = iter([100 + growth, 90, 91 + growth, 490, 291 + growth, 90, 91 + growth])
+    calls, sizes = [], iter(
+        [100 + growth, 90]  # little more than at first
+        + [91 + growth, 80 + growth]  # much more, and much is in use: a look, then what is left
+        + [80 + growth] * (residue.AGAIN_LOOKS - 1)  # no more than then
+        + [91 + growth, 20]  # much more than there ever was, for long: given back
+        + [20] * residue.AGAIN_LOOKS
+    )  # fmt: skip
 
     def size():
         now = next(sizes, None)
         if now is None:
             raise EOFError
+        calls.append(now)
         return now
 
     monkeypatch.setattr(residue, "resident_bytes", size)
     trimmed = []
+
+    def trim(_):
+        trimmed.append(len(calls))
+
     with pytest.raises(EOFError):
-        asyncio.run(residue._watch(trimmed.append, 0.001, least=100))
-    assert trimmed == [0, 0, 0]
+        asyncio.run(residue._watch(trim, 0.0001, least=100))
+    assert trimmed == [3, 3 + 1 + residue.AGAIN_LOOKS]
