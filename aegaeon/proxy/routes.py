@@ -165,19 +165,6 @@ async def _completion(request: Request, service: Service) -> Job:
     return await service.complete(body)
 
 
-async def _chat(request: Request, service: Service) -> Job:
-    # The body ends here: an answer that lasts for minutes keeps none of it.
-    body = parse_chat(await _body(request, service))
-    _caller(request).check_model(service.names_of(body.model))
-    return await service.chat(body, _asker(request))
-
-
-async def _completion(request: Request, service: Service) -> Job:
-    body = parse_completion(await _body(request, service))
-    _caller(request).check_model(service.names_of(body.model))
-    return await service.complete(body)
-
-
 async def _answer(request: Request, service: Service, job: Job) -> Response:
     job = job.asked_with(_caller(request).key).traced(request.scope.get(TRACE))
     if job.body.stream:
