@@ -143,7 +143,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
     max_open_mb: Annotated[
-        float, _doc("prompts of open requests that a proxy holds in memory, MB", gt=0)
+        float, _doc("prompts, and what else of open requests a proxy holds in memory, MB", gt=0)
     ] = 512.0
     policy: Annotated[
         Literal["slack", "paper", "request"],
