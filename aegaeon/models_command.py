@@ -15,7 +15,6 @@ from tqdm import tqdm
 from aegaeon.client import URL, Client, quoted
 from aegaeon.config import api_key, load_settings
 from aegaeon.flags import Parser
-from aegaeon.models.hub import pull
 from aegaeon.models.references import ModelEntry, list_models
 from aegaeon.specs import PRIORITIES
 
@@ -38,6 +37,9 @@ def models_command(given: Sequence[str]) -> Iterator[Table | str]:
             out_dir = models_dir / (options.name or file.stem).replace("/", "__")
             yield str(_import(file, out_dir, options.dtype))
         case "pull":
+            # Imported here because the hub's library takes longer than all else.
+            from aegaeon.models.hub import pull  # noqa: PLC0415
+
             yield str(pull(options.id, models_dir))
 
 

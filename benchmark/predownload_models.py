@@ -12,7 +12,8 @@ from pathlib import Path
 
 from aegaeon.errors import AegaeonError, CheckpointError
 from aegaeon.models.checkpoint import plan_load
-from aegaeon.models.hub import directory_name, pull
+from aegaeon.models.hub import pull
+from aegaeon.models.hub_ids import directory_name
 
 EPILOG = """\
 A model Org/Name lands in DIR/Org__Name. An interrupted download goes on at the next call.

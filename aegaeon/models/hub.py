@@ -1,7 +1,6 @@
 """Downloads models from the Hugging Face hub into the models directory."""
 
 import logging
-import re
 import shutil
 from pathlib import Path
 
@@ -11,12 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from aegaeon.errors import ModelNotFound
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.config import read_config
+from aegaeon.models.hub_ids import HUB_ID, directory_name
 
 log = logging.getLogger(__name__)
-
-_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # begins with no dot, so it is never "." or ".."
-NAME = re.compile(f"{_PART}(/{_PART})?")
-HUB_ID = re.compile(f"{_PART}/{_PART}")
 
 DESCRIBING_FILES = ("*.json", "*.jinja", "tokenizer*")
 WEIGHT_FILES = ("*.safetensors",)
@@ -28,11 +24,6 @@ _DOWNLOAD_ERRORS: tuple[type[BaseException], ...] = (
     ValueError,
     *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
 )
-
-
-def directory_name(model_id: str) -> str:
-    """Return the name of the directory of `model_id`: Qwen/Qwen3-0.6B -> `Qwen__Qwen3-0.6B`."""
-    return model_id.replace("/", "__")
 
 
 def pull(hub_id: str, models_dir: str | Path) -> Path:

@@ -13,7 +13,7 @@ from aegaeon.config import KvDtype, ModelSettings, Settings
 from aegaeon.errors import AegaeonError, CheckpointError, ConfigError, ModelNotFound
 from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
-from aegaeon.models.hub import HUB_ID, NAME, directory_name, pull
+from aegaeon.models.hub_ids import HUB_ID, NAME, directory_name
 from aegaeon.models.packing import plan_pack
 from aegaeon.types import ModelSpec, Quantize
 
@@ -124,6 +124,9 @@ def resolve(
                 f"no model {target!r}: it is no directory, not in {models_dir}, and not a hub id "
                 "(Org/Name); see `aegaeon models list`"
             )
+        # Imported here because the hub's library takes a fifth of a second, in each process.
+        from aegaeon.models.hub import pull  # noqa: PLC0415
+
         path = pull(target, models_dir)
     return describe_model(path, served_id, kv_dtype, quantize)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from aegaeon.config import ModelSettings, Settings
 from aegaeon.errors import AegaeonError, ConfigError, Overloaded
-from aegaeon.models.hub import HUB_ID, NAME, directory_name
+from aegaeon.models.hub_ids import HUB_ID, NAME, directory_name
 from aegaeon.models.references import MAX_NAME_CHARS, check_names, describe_model, with_settings
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.service import Service

@@ -25,7 +25,6 @@ from aegaeon.store.names import (
     domain_of,
     region_path,
 )
-from aegaeon.store.redis import RedisDomain
 from aegaeon.store.shm import ShmDomain, remove_domain
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,17 @@ LOCK_PATIENCE_S = 0.5
 JOIN_S = 120.0
 JOIN_PAUSE_S = 0.2
 
+
+def _open_redis(settings: Settings) -> Domain:
+    # Imported here because its client takes a quarter of a second, in each process of a server.
+    from aegaeon.store.redis import RedisDomain  # noqa: PLC0415
+
+    return RedisDomain(settings.domain_name, settings.redis_url)
+
+
 _DOMAINS: dict[str, Callable[[Settings], Domain]] = {
     "shared_memory": lambda settings: ShmDomain(settings.domain_name),
-    "redis": lambda settings: RedisDomain(settings.domain_name, settings.redis_url),
+    "redis": _open_redis,
 }
 
 

@@ -12,9 +12,10 @@ from redis.exceptions import WatchError
 
 from aegaeon.errors import StaleIncarnation, StoreUnavailable
 from aegaeon.store.base import LOOK_S, Board, Domain, Join, Mailbox, MetadataStore
-from aegaeon.store.catalog import CatalogStore, RedisCatalogStore
+from aegaeon.store.catalog import CatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
 from aegaeon.store.names import check_name
+from aegaeon.store.redis_catalog import RedisCatalogStore
 from aegaeon.store.redis_link import RedisLink
 from aegaeon.store.redis_mailbox import RedisMailbox
 from aegaeon.store.redis_scripts import REGISTER, REMOVE, SYNC, UPDATE
