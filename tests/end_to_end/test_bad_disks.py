@@ -10,7 +10,7 @@ from aegaeon.models.packing import plan_pack
 from tests.support.bad_disk import BadDisk
 from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
-from tests.support.server import Server, Streamed
+from tests.support.server import Server, Streamed, is_running
 
 # Room for three of the four models.
 SMALL_CACHE = ("--model-cache-budget-gb", "0.0012")
@@ -127,8 +127,11 @@ def test_a_stopped_loader_is_waited_for_and_a_dead_one_replaced(checkpoints, dis
         eventually(lambda: loader not in server.instance_pids().values())
         # Those of another model do not wait for that.
         text_of(server.ask("ada"))
-        assert not stream.pieces
-        os.kill(loader, signal.SIGKILL)
+        pieces = list(stream.pieces)
+        # On a busy machine the supervisor may have been first to kill what stands still.
+        assert not pieces or not is_running(loader)
+        if is_running(loader):
+            os.kill(loader, signal.SIGKILL)
         assert stream.whole() == expected
         with server.weights() as cache:
             assert all(loader not in entry.pin_pids for entry in cache.status())

@@ -33,6 +33,7 @@ def test_a_stream_survives_its_instance_with_the_same_tokens(checkpoints, tmp_pa
         eventually(lambda: len(server.instance_pids()) == 2, within_s=30)
 
 
+@pytest.mark.thorough
 def test_a_real_checkpoint_goes_on_behind_its_tokens_in_the_restarted_instance(tmp_path):
     models = {"smol": smollm2_directory()}
     prompt = "Once upon a time, there was a"
@@ -74,7 +75,7 @@ def test_sigterm_lets_streams_end_and_leaves_nothing(checkpoints, tmp_path):
     assert not any(is_running(pid) for pid in pids.values())
 
 
-@pytest.mark.parametrize("same_domain", [True, False])
+@pytest.mark.parametrize("same_domain", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_killed_server_blocks_no_next_start(checkpoints, tmp_path, same_domain):
     models = {"ada": checkpoints["ada"]}
     killed = Server(tmp_path, models).start()

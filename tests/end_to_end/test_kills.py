@@ -97,7 +97,7 @@ def assert_nothing_is_held_by_the_dead(server, killed):
         pool.close()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.thorough), "staged"])
 def test_kills_in_every_phase_change_no_token_and_leave_nothing_held(
     checkpoints, tmp_path, alone, device
 ):

@@ -24,7 +24,7 @@ def models_dir(checkpoints, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=["cpu", "staged"])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("staged", marks=pytest.mark.thorough)])
 def server(request, checkpoints, models_dir, tmp_path_factory):
     flags = ["--colocated-count", "2", "--models-dir", str(models_dir), "--lease-s", "3"]
     flags += ["--device", request.param, "--model-cache-budget-gb", "0.1", "--kv-budget-gb", "0.05"]

@@ -66,7 +66,7 @@ def test_second_turns_begin_behind_the_first_ones(checkpoints, tmp_path, expecte
         eventually(lambda: found_by_all(server) >= told)
 
 
-@pytest.mark.parametrize("decode_count", [1, 2])
+@pytest.mark.parametrize("decode_count", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_what_was_prefilled_for_others_to_decode_is_found_where_it_was(
     checkpoints, tmp_path, decode_count
 ):

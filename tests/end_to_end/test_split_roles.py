@@ -50,6 +50,7 @@ def test_killing_either_side_breaks_no_stream(checkpoints, tmp_path, alone, vict
         eventually(lambda: server.requests() == 0)
 
 
+@pytest.mark.thorough
 def test_random_kills_of_all_roles_lose_no_request(checkpoints, tmp_path, alone):
     flags = ("--colocated-count", "1", "--prefill-count", "1", "--decode-count", "1")
     with Server(tmp_path, checkpoints, *flags) as server:

@@ -31,7 +31,11 @@ def stream_all(server, checkpoints):
 
 @pytest.mark.parametrize(
     ("roles", "victim"),
-    [(COLOCATED, "instance-0"), (SPLIT, "instance-0"), (SPLIT, "instance-1")],
+    [
+        (COLOCATED, "instance-0"),
+        (SPLIT, "instance-0"),
+        pytest.param(SPLIT, "instance-1", marks=pytest.mark.thorough),
+    ],
     ids=["colocated", "prefill", "decode"],
 )
 def test_a_killed_instance_breaks_no_stream(checkpoints, tmp_path, alone, roles, victim):

@@ -72,6 +72,7 @@ def stuck_when_told(directory):
     return {"PYTHONPATH": f"{directory}:{ROOT}"}, told
 
 
+@pytest.mark.thorough
 def test_an_instance_whose_step_never_ends_is_replaced_and_its_stream_goes_on(
     checkpoints, tmp_path
 ):
