@@ -10,6 +10,9 @@ from tests.support.kernel_stress import (
     run_stress,
 )
 
+# It takes long; `make check-cuda` and `make test-all` run it.
+pytestmark = pytest.mark.thorough
+
 SHORT, LONG, CALL = "attend_short.h", "attend_long.h", "attend_call.h"
 LAUNCH, ROWS, BLOCK = "attend_launch.h", "cuda_rows_stress", "sampling_block.h"
 ATTEND = "cuda_attend_stress"
@@ -83,14 +86,32 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("sanitizer", [THREAD, ADDRESS])
-@pytest.mark.parametrize("program", [ATTEND, ROWS])
+@pytest.mark.parametrize(
+    ("program", "sanitizer"),
+    [
+        (ATTEND, THREAD),
+        (ROWS, ADDRESS),
+        pytest.param(ATTEND, ADDRESS, marks=pytest.mark.thorough),
+        pytest.param(ROWS, THREAD, marks=pytest.mark.thorough),
+    ],
+)
 def test_the_sanitizers_find_nothing_in_the_kernels(program, sanitizer):
     result = run_stress(program, sanitizer)
     assert (result.returncode, result.stdout) == (0, f"{program}: ok\n"), result.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+# The others are of the same kinds: `make check-cuda` runs them.
+QUICK = {
+    "copies are not waited for",
+    "shared memory is too short",
+    "warps' sums are added before they are written",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in MUTANTS],
+)
 def test_each_fault_that_is_put_in_is_found(name, tmp_path, record_property):
     program, sanitizer, mutant = MUTANTS[name]
     result = run_stress(program, sanitizer, mutant, tmp_path)
