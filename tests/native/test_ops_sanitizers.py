@@ -1,6 +1,8 @@
 """Operators, recorded steps and their thread pool under the sanitizers, on every instruction set
 that is here."""
 
+import itertools
+
 import pytest
 
 from tests.support.sanitized import CSRC, SANITIZERS, run_sanitized
@@ -13,7 +15,16 @@ SOURCES = [
 ] + [CSRC / "shm" / "futex.cpp"]
 
 
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", ["ops_stress", "step_stress"])
+# To compile all operators once more takes as long as all the rest; `make test-all` does.
+SLOW = {("ops_stress", "thread"), ("step_stress", "thread")}
+
+
+@pytest.mark.parametrize(
+    ("program", "sanitizer"),
+    [
+        pytest.param(*case, marks=pytest.mark.thorough if case in SLOW else ())
+        for case in itertools.product(["ops_stress", "step_stress"], SANITIZERS)
+    ],
+)
 def test_the_sanitizers_find_nothing_in_the_operators(program, sanitizer):
     run_sanitized(program, SOURCES, sanitizer)
