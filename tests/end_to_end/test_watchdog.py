@@ -5,6 +5,7 @@ import signal
 import textwrap
 
 import httpx
+import pytest
 
 from tests.support.polling import eventually
 from tests.support.server import ROOT, Server, Streamed, is_running
