@@ -96,7 +96,11 @@ def test_each_point_is_read_in_every_round():
 
 
 @pytest.mark.parametrize(
-    ("device", "quantize", "kv_dtype"), [("cpu", "none", "float32"), ("staged", "int8", "bfloat16")]
+    ("device", "quantize", "kv_dtype"),
+    [
+        ("cpu", "none", "float32"),
+        pytest.param("staged", "int8", "bfloat16", marks=pytest.mark.thorough),
+    ],
 )
 def test_it_measures_and_writes_costs_when_started_by_its_path(
     tmp_path, device, quantize, kv_dtype

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.checkpoints import make_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "benchmark" / "prefixes.py"
@@ -23,6 +25,7 @@ def test_a_quick_run_reports_a_second_turn_and_the_index(tmp_path):
     assert len(looks) == 4 and all(row["ours"] > 0 for row in looks)
 
 
+@pytest.mark.thorough
 def test_with_a_checkpoint_a_server_of_two_instances_is_measured(tmp_path):
     model = make_checkpoint(tmp_path / "model", vocab_size=1024, max_position_embeddings=4096)
     _, at_two, *looks = rows(tmp_path, "--model", str(model))

@@ -143,9 +143,8 @@ AS_NUMBERS = {"type": "json_schema", "json_schema": {"name": "numbers", "schema"
 SPLIT = ("--colocated-count", "0", "--prefill-count", "1", "--decode-count", "1")
 
 
-@pytest.mark.parametrize(
-    "roles", [SPLIT, pytest.param(("--colocated-count", "2"), marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize("roles", [SPLIT, ("--colocated-count", "2")])
+@pytest.mark.thorough
 def test_a_constrained_stream_survives_its_instance_with_the_same_tokens(tmp_path, roles):
     models = {"m": with_template(tmp_path / "m", "qwen3", MARKS)}
     asked = {"response_format": AS_NUMBERS, "max_tokens": 2000, "frequency_penalty": 0.5}

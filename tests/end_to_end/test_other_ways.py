@@ -126,6 +126,7 @@ def test_the_demo_shows_all_answers_and_a_table(demo_models):
     assert "TTFT" in done.stdout and "switched models" in done.stdout
 
 
+@pytest.mark.thorough
 def test_an_interrupted_demo_stops_its_server(demo_models):
     before = domains()
     process = subprocess.Popen(

@@ -54,7 +54,9 @@ def expected(checkpoints, tmp_path_factory):
         return texts
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["cpu", "split", pytest.param("staged", marks=pytest.mark.thorough)]
+)
 def test_second_turns_begin_behind_the_first_ones(checkpoints, tmp_path, expected, way):
     with Server(tmp_path, checkpoints, *WAYS[way]) as server:
         texts, found = talk(server, checkpoints)

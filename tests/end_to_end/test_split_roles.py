@@ -38,7 +38,7 @@ def test_a_prefilled_request_is_decoded_elsewhere_with_the_same_tokens(
         assert b"prefilling again" not in server.log.read_bytes()
 
 
-@pytest.mark.parametrize("victim", [PREFILLS, DECODES])
+@pytest.mark.parametrize("victim", [PREFILLS, pytest.param(DECODES, marks=pytest.mark.thorough)])
 def test_killing_either_side_breaks_no_stream(checkpoints, tmp_path, alone, victim):
     with Server(tmp_path, checkpoints, *SPLIT) as server:
         streams = {name: Streamed(server.url, name, "a device", TOKENS) for name in checkpoints}
@@ -75,6 +75,7 @@ def test_a_cancel_reaches_a_request_that_has_moved(checkpoints, tmp_path):
         eventually(lambda: server.requests() == 0)
 
 
+@pytest.mark.thorough
 def test_a_real_checkpoint_is_handed_over_with_the_same_tokens(tmp_path):
     models = {"smol": smollm2_directory()}
     prompt = "The capital of France is"

@@ -43,6 +43,7 @@ def test_batch_mates_do_not_change_an_answer(server):
         stream.whole()
 
 
+@pytest.mark.thorough
 def test_a_real_checkpoint_takes_turns_with_the_same_tokens(tmp_path):
     weights = smollm2_directory()
     models = {"one": weights, "two": weights}

@@ -68,7 +68,9 @@ def test_every_request_ends_exactly_once(policy, trace, sizes, budget, kv_slots,
 
 
 @pytest.mark.parametrize("policy", SHARING)
-@pytest.mark.parametrize("tbt_s", [0.1, 0.03, 0.005, 0.0001])  # a step takes 0.02
+@pytest.mark.parametrize(
+    "tbt_s", [0.1, pytest.param(0.03, marks=pytest.mark.thorough), 0.005, 0.0001]
+)  # a step takes 0.02
 @settings(max_examples=8)
 @given(
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
