@@ -17,6 +17,8 @@ from aegaeon.store.names import BOARDS, SHARED_MEMORY, check_name, region_path
 
 MAGIC = b"aegboar1"
 _HEADER = struct.Struct("<8sQQI")  # magic, number of the record, its length, its checksum
+_NOTHING = (0, b"")
+LOOKS = 10
 
 
 class _Writer:
@@ -75,14 +77,13 @@ class FileBoard(Board):
 
     def read(self) -> dict[str, bytes]:
         """See Board."""
-        last: dict[str, tuple[int, bytes]] = {}
-        for kind in BOARDS:
-            for path in self._directory.glob(f"aegaeon-{self._domain}.{kind}+*"):
-                name = path.name.rpartition("+")[2]
-                found = _read(path)
-                if found is not None and found[0] > last.get(name, (0, b""))[0]:
-                    last[name] = found
-        return {name: record for name, (_, record) in sorted(last.items())}
+        names = {
+            path.name.rpartition("+")[2]
+            for kind in BOARDS
+            for path in self._directory.glob(f"aegaeon-{self._domain}.{kind}+*")
+        }
+        last = {name: _last(self._paths(name)) for name in sorted(names)}
+        return {name: record for name, record in last.items() if record is not None}
 
     def fold(self, name: str, into: str, join: Join) -> bool:
         """See Board. A writer has ended when the kernel has dropped its lock."""
@@ -138,15 +139,28 @@ def _locked(path: Path, flags: int, held: ExitStack) -> int | None:
 
 
 def _last(paths: list[Path]) -> bytes | None:
-    found = [one for one in map(_read, paths) if one is not None]
-    return max(found)[1] if found else None
+    """Return the newest record of the two.
+
+    Where one is not whole it is being written, and the other may have been overtaken twice while it
+    was read: both are read again, so that nobody sees time go back. What a killed writer has
+    spoiled stays so.
+    """
+    found: list[tuple[int, bytes] | None] = []
+    for _ in range(LOOKS):
+        found = [_read(path) for path in paths]
+        if None not in found:
+            break
+    number, record = max(one or _NOTHING for one in found)
+    return record if number else None
 
 
 def _read(path: Path) -> tuple[int, bytes] | None:
-    """Return number and record, or None where there is no whole one."""
+    """Return number and record, 0 where nothing was ever written, or None where it is not whole."""
     data = b""
     with suppress(OSError):
         data = path.read_bytes()
+    if not data:
+        return _NOTHING
     if len(data) < _HEADER.size:
         return None
     magic, number, length, checksum = _HEADER.unpack_from(data)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aegaeon.errors import ConfigError, RegionError
+from aegaeon.store import board
 from aegaeon.store.base import Board, Domain
 from aegaeon.store.board import _HEADER, FileBoard
 from aegaeon.store.local import LocalBoard
@@ -224,3 +225,23 @@ def test_a_death_between_joining_and_removing_leaves_both(paths: list[Path]) -> 
 
     assert reader.fold("i", "gone", look)
     assert seen == [{"i": b"x"}]
+
+
+def test_a_reader_that_was_overtaken_twice_does_not_go_back(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = FileBoard("d", tmp_path)
+    for record in (b"one", b"two"):
+        writer.publish("i", record)
+    plain, looks = board._read, list[Path]()
+
+    def slow(path: Path) -> tuple[int, bytes] | None:
+        looks.append(path)
+        if len(looks) == 2:  # the writer is in the middle of the fourth, over the second
+            writer.publish("i", b"three")
+            return None
+        return plain(path)
+
+    monkeypatch.setattr(board, "_read", slow)
+    assert FileBoard("d", tmp_path).read() == {"i": b"three"}
+    assert len(looks) == 4
