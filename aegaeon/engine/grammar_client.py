@@ -7,7 +7,6 @@ it may ask again, of the process that takes its place.
 import itertools
 import logging
 import queue
-import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
@@ -36,6 +34,7 @@ from aegaeon.engine.grammar_host import (
     write_frame,
 )
 from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
+from aegaeon.memory import machine
 from aegaeon.memory.budget import GRAMMAR_HOST_MOST_BYTES
 
 log = logging.getLogger(__name__)
@@ -154,10 +153,9 @@ class GrammarHost:
         if process is None:
             return 0
         try:
-            text = Path(f"/proc/{process.popen.pid}/statm").read_text(encoding="ascii")
+            return machine.resident_bytes(process.popen.pid)
         except OSError:  # it has just ended
             return 0
-        return int(text.split()[1]) * resource.getpagesize()
 
     def close(self) -> None:
         """End the process. Idempotent."""

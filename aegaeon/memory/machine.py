@@ -108,6 +108,13 @@ def unused_memory_bytes(meminfo: Path = MEMINFO) -> int:
     return int(found[1]) * 1024 if found else sys.maxsize
 
 
+def resident_bytes(process: int | None = None) -> int:
+    """Return what `process`, or this one, has in memory. Raises OSError where it has ended."""
+    name = "self" if process is None else process
+    text = Path(f"/proc/{name}/statm").read_text(encoding="ascii")
+    return int(text.split()[1]) * mmap.PAGESIZE
+
+
 def measure_disk(path: Path) -> DiskRate:
     """Read parts of the file at `path` for a moment, several at a time, past the page cache.
 

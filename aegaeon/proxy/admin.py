@@ -9,7 +9,8 @@ from aegaeon.config import ModelSettings
 from aegaeon.errors import Draining
 from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, invalid
-from aegaeon.proxy.models import ModelChange, Models
+from aegaeon.proxy.guard import json_response
+from aegaeon.proxy.models import Models
 
 MAX_BODY_BYTES = 64 << 10
 
@@ -29,27 +30,27 @@ async def add_model(request: Request) -> Response:
     """POST /admin/models: serve a model of the models directory, too."""
     bodies: Bodies = request.app.state.bodies
     asked = _decoded(await bodies.read(request, MAX_BODY_BYTES))
-    return _json(await _models(request).add(asked), 201)
+    return json_response(await _models(request).add(asked), 201)
 
 
 async def remove_model(request: Request) -> Response:
     """DELETE /admin/models/{id}: no new requests; it goes when the last one has ended."""
-    return _json(await _models(request).remove(request.path_params["model"]), 202)
+    return json_response(await _models(request).remove(request.path_params["model"]), 202)
 
 
 async def load_model(request: Request) -> Response:
     """POST /admin/models/{id}/load: have it brought in, where it fits."""
-    return _json(await _models(request).load(request.path_params["model"]), 202)
+    return json_response(await _models(request).load(request.path_params["model"]), 202)
 
 
 async def pin_model(request: Request) -> Response:
     """POST /admin/models/{id}/pin: have it loaded, and making room for no other."""
-    return _json(await _models(request).pin(request.path_params["model"], True))
+    return json_response(await _models(request).pin(request.path_params["model"], True))
 
 
 async def unpin_model(request: Request) -> Response:
     """POST /admin/models/{id}/unpin."""
-    return _json(await _models(request).pin(request.path_params["model"], False))
+    return json_response(await _models(request).pin(request.path_params["model"], False))
 
 
 def _decoded(raw: bytes) -> ModelSettings:
@@ -66,7 +67,3 @@ def _models(request: Request) -> Models:
         raise Draining("the server is about to stop, and what it serves with it")
     models: Models = request.app.state.models
     return models
-
-
-def _json(change: ModelChange, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(change), status, media_type="application/json")

@@ -49,6 +49,11 @@ CALLER = "aegaeon.caller"  # where a request's scope has it
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
+def json_response(value: msgspec.Struct, status: int = 200) -> Response:
+    """Return `value` as the body of an answer."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
 def error_response(error: ApiError) -> Response:
     """Return `error` as an HTTP answer."""
     return Response(error.body(), error.status, error.headers(), "application/json")

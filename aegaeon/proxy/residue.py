@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
+
+from aegaeon.memory.machine import resident_bytes
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,6 @@ async def _watch(trim: Callable[[int], int], look_s: float, least: int) -> None:
             await asyncio.to_thread(trim, 0)  # without the interpreter's lock
             last, looks = resident_bytes(), 0
             log.debug("gave memory back bytes=%d resident=%d", now - last, last)
-
-
-def resident_bytes() -> int:
-    """Return how much of this process is in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
 
 
 def _trim() -> Callable[[int], int] | None:

@@ -13,7 +13,7 @@ from aegaeon.proxy.admin import add_admin_routes
 from aegaeon.proxy.answers import Answer, Live, ModelList, Text
 from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, invalid
-from aegaeon.proxy.guard import CALLER, Caller, error_response
+from aegaeon.proxy.guard import CALLER, Caller, error_response, json_response
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
 from aegaeon.proxy.streams import ClientGone, Tally, TokenStream, api_error, until_gone
@@ -62,7 +62,7 @@ async def tokens_of_text(request: Request) -> Response:
     service = _service(request)
     body = parse_tokenize(await _body(request, service))
     _caller(request).check_model(service.names_of(body.model))
-    return _json(await service.tokenize(body))
+    return json_response(await service.tokenize(body))
 
 
 async def text_of_tokens(request: Request) -> Response:
@@ -70,14 +70,14 @@ async def text_of_tokens(request: Request) -> Response:
     service = _service(request)
     body = parse_detokenize(await _body(request, service))
     _caller(request).check_model(service.names_of(body.model))
-    return _json(await service.detokenize(body))
+    return json_response(await service.detokenize(body))
 
 
 async def models(request: Request) -> Response:
     """GET /v1/models: those that the caller may use."""
     found, caller = _service(request).models(), _caller(request)
     cards = [card for card in found.data if caller.may_use((card.id, *card.aliases))]
-    return _json(ModelList(data=cards))
+    return json_response(ModelList(data=cards))
 
 
 async def model(request: Request) -> Response:
@@ -85,7 +85,7 @@ async def model(request: Request) -> Response:
     asked = request.path_params["model"]
     service = _service(request)
     _caller(request).check_model(service.names_of(asked))
-    return _json(service.model(asked))
+    return json_response(service.model(asked))
 
 
 async def health(request: Request) -> Response:
@@ -94,19 +94,19 @@ async def health(request: Request) -> Response:
     report, caller = _service(request).health(), _caller(request)
     if not (caller.may("metrics") or caller.may("admin")):
         report = msgspec.structs.replace(report, instances=[], complaint=None)
-    return _json(report, status=200 if report.status == "ok" else 503)
+    return json_response(report, status=200 if report.status == "ok" else 503)
 
 
 async def live(request: Request) -> Response:  # noqa: ARG001  that it answers is the answer
     """GET /health/live: 200 while this process's loop turns."""
-    return _json(Live())
+    return json_response(Live())
 
 
 async def ready(request: Request) -> Response:
     """GET /health/ready: 200 while a request sent now would be served; asks the instances, and
     waits for their answers up to two seconds."""
     report = await _service(request).ready()
-    return _json(report, status=200 if report.status == "ready" else 503)
+    return json_response(report, status=200 if report.status == "ready" else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -118,7 +118,7 @@ async def metrics(request: Request) -> Response:
 
 async def status(request: Request) -> Response:
     """GET /admin/status: what goes on, of late and now."""
-    return _json(_service(request).status())
+    return json_response(_service(request).status())
 
 
 async def decisions(request: Request) -> Response:
@@ -131,7 +131,7 @@ async def decisions(request: Request) -> Response:
     if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MAX_DECISIONS:
         raise invalid("limit", f"limit must be from 1 to {MAX_DECISIONS}, not {limit!r}")
     explain = _service(request).explain
-    return _json(await explain(asked.get("request"), asked.get("instance"), int(limit)))
+    return json_response(await explain(asked.get("request"), asked.get("instance"), int(limit)))
 
 
 def _asker(request: Request) -> str:
@@ -208,10 +208,6 @@ def handle_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(ApiError, on_error)
     app.add_exception_handler(AegaeonError, on_error)
-
-
-def _json(value: msgspec.Struct, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
 def _caller(request: Request) -> Caller:

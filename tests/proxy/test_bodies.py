@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-import os
 import socket
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import httpx
 import pytest
 from starlette.requests import Request
 
+from aegaeon.memory.machine import resident_bytes
 from aegaeon.proxy.bodies import MAX_BODIES, PER_KEY, Bodies
 from aegaeon.proxy.failures import ApiError
 from aegaeon.proxy.keys import checked_key, create_key
@@ -151,10 +150,6 @@ def test_what_is_on_its_way_when_the_server_stops_is_refused():
         one.assert_refused(503, "draining")
 
     run(test)
-
-
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_bodies_sent_but_for_the_last_byte_take_no_more_than_there_may_be(tmp_path):
