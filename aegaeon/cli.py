@@ -20,6 +20,7 @@ from rich.table import Table
 from aegaeon import __version__, _native
 from aegaeon.config import Settings, config_path, describe, load_settings
 from aegaeon.config_command import config_command
+from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, ModelNotFound
 from aegaeon.explain import explain_command
 from aegaeon.flags import Parser, add_setting
@@ -306,7 +307,9 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         )
     line = f"  {settings.instance_count} instance(s) on {settings.device}"
     if settings.device != "null":
-        line += f", each with {settings.threads_per_instance} thread(s)"
+        line += f", each with {compute_threads(settings)} thread(s)"
+        if settings.instance_count > 1 and not settings.threads_per_instance:
+            line += ", shared out among those that compute"
     print(line, flush=True)
     if settings.device != "null":
         for row in layout_lines(lay_out(settings, specs, read_machine())):

@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 import yaml
 from msgspec import Meta
 
 from aegaeon.errors import ConfigError
+from aegaeon.setting_text import parse_text
 from aegaeon.specs import ModelSettings as ModelSettings  # noqa: PLC0414  one of the settings
 from aegaeon.specs import doc as _doc
 from aegaeon.types import Quantize, Role
@@ -27,6 +28,9 @@ else:
     import tomli as tomllib
 
 PREFIX = "AEGAEON_"
+# A switch there moves nothing, and two steps side by side keep the processors busier than one after
+# the other on all of them: measured with benchmark/serve.py.
+COLOCATED_ON_CPU = 2
 # Read by the build, by commands that ask a server, or naming the file itself; not settings.
 NOT_SETTINGS = frozenset({"AEGAEON_API_KEY", "AEGAEON_CONFIG", "AEGAEON_CUDA", "AEGAEON_SANITIZE"})
 
@@ -72,7 +76,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: Annotated[str, _doc("the Redis server, with --metadata-backend redis")] = (
         "redis://127.0.0.1:6379/0"
     )
-    colocated_count: Annotated[int, _doc("instances that prefill and decode", ge=0)] = 1
+    colocated_count: Annotated[
+        int,
+        _doc(
+            "instances that prefill and decode (0: none beside those of other roles; else two on "
+            "the CPU, so that two models may compute at once, and one on other devices)",
+            ge=0,
+        ),
+    ] = 0
     prefill_count: Annotated[int, _doc("instances that prefill and hand over", ge=0)] = 0
     decode_count: Annotated[int, _doc("instances that decode what is handed over", ge=0)] = 0
     device: Annotated[
@@ -83,7 +94,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "cpu"
     threads_per_instance: Annotated[
-        int, _doc("compute threads of an instance (0: processors shared out)", ge=0, le=1024)
+        int,
+        _doc(
+            "compute threads of an instance (0: the processors, which instances that compute at "
+            "the same time share out)",
+            ge=0,
+            le=1024,
+        ),
     ] = 0
     instruction_set: Annotated[
         Literal["best", "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"],
@@ -216,6 +233,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return "float32" if self.activation_dtype == "auto" else self.activation_dtype
 
     @property
+    def colocated(self) -> int:
+        """Instances that prefill and decode, as set or chosen."""
+        if self.colocated_count or self.prefill_count or self.decode_count:
+            return self.colocated_count
+        return COLOCATED_ON_CPU if self.device == "cpu" else 1
+
+    @property
     def instance_count(self) -> int:
         """Instances of all roles."""
         return self.prefilling_count + self.decode_count
@@ -223,11 +247,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def prefilling_count(self) -> int:
         """Instances that take new requests."""
-        return self.colocated_count + self.prefill_count
+        return self.colocated + self.prefill_count
 
     def role_of(self, index: int) -> Role:
         """The role of the instance with this index: first the colocated ones, decoders last."""
-        if index < self.colocated_count:
+        if index < self.colocated:
             return "colocated"
         return "prefill" if index < self.prefilling_count else "decode"
 
@@ -291,13 +315,11 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
 
 
 def _check_roles(settings: Settings) -> None:
-    if settings.instance_count < 1:
-        raise ConfigError("no instance to run on; set --colocated-count to 1 or more")
     if settings.prefilling_count < 1:
         raise ConfigError(
             "no instance prefills; set --prefill-count or --colocated-count to 1 or more"
         )
-    if settings.colocated_count + settings.decode_count < 1:
+    if settings.colocated + settings.decode_count < 1:
         raise ConfigError(
             "no instance decodes; set --decode-count or --colocated-count to 1 or more"
         )
@@ -347,38 +369,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigError(f"unknown environment variable {key}; see `aegaeon serve --help`")
         values[name] = parse_text(kinds[name], text, key)
     return values
-
-
-def parse_text(kind: Any, text: str, source: str) -> Any:
-    """Parse `text` of a flag or variable `source` as `kind`: str, number, bool, tuple of str."""
-    if get_origin(kind) is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if get_origin(kind) is Literal or kind is str:
-        return text
-    if kind is bool:
-        lowered = text.strip().lower()
-        if lowered in {"1", "true", "yes", "on"}:
-            return True
-        if lowered in {"0", "false", "no", "off"}:
-            return False
-        raise ConfigError(f"{source} must be true or false, not {text!r}")
-    try:
-        return kind(text)
-    except ValueError:
-        raise ConfigError(f"{source} must be of type {kind.__name__}, not {text!r}") from None
-
-
-def default_text(default: Any) -> str:
-    """Return a setting's default as people write it."""
-    match default:
-        case bool():
-            return "yes" if default else "no"
-        case tuple():
-            return ",".join(map(str, default))
-        case float():
-            return f"{default:g}"
-        case _:
-            return str(default)
 
 
 def describe(name: str) -> tuple[Any, str, Any]:

@@ -3,8 +3,9 @@
 import argparse
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from aegaeon.config import default_text, describe, parse_text
+from aegaeon.config import describe
 from aegaeon.errors import ConfigError
+from aegaeon.setting_text import default_text, parse_text
 
 
 class Parser(argparse.ArgumentParser):

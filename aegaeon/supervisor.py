@@ -16,7 +16,6 @@ import msgspec
 
 from aegaeon.child import REAP_S, Child
 from aegaeon.config import Settings
-from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes, model_directories
@@ -56,9 +55,8 @@ class Supervisor:
     def __init__(
         self, settings: Settings, specs: tuple[ModelSpec, ...], with_proxy: bool = False
     ) -> None:
-        """Nothing runs yet. Threads of an instance: as set, else the processors shared out."""
-        threads = compute_threads(settings)
-        self._settings = msgspec.structs.replace(settings, threads_per_instance=threads)
+        """Nothing runs yet."""
+        self._settings = settings
         self._specs = specs
         count = settings.instance_count
         self._instances = [Child(f"instance-{index}", index) for index in range(count)]

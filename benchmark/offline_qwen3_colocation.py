@@ -25,6 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from aegaeon.config import Settings, check_settings
+from aegaeon.device.processors import compute_threads
 from aegaeon.errors import AegaeonError, ConfigError, ContextLengthExceeded
 from aegaeon.memory.budget import GB
 from aegaeon.metrics import time_to_first_token_s
@@ -306,7 +307,7 @@ def run(options: argparse.Namespace) -> int:
         settings = supervisor.settings
         with ResidentWeights(settings.domain_name) as weights:
             served, wall_s, activity = asyncio.run(serve_load(settings, specs, load))
-    told = vars(options) | {"threads_per_instance": settings.threads_per_instance}
+    told = vars(options) | {"threads_per_instance": compute_threads(settings)}
     report = make_report(
         *(served, wall_s, activity),
         device=settings.device,

@@ -9,9 +9,9 @@ from aegaeon.config import (
     child_environment,
     describe,
     load_settings,
-    parse_text,
 )
 from aegaeon.errors import ConfigError
+from aegaeon.setting_text import parse_text
 
 
 def test_defaults_are_valid():
@@ -84,7 +84,6 @@ def test_lists_and_booleans_parse():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"colocated_count": 0}, "no instance to run on"),
         ({"colocated_count": 0, "prefill_count": 1}, "no instance decodes; set --decode-count"),
         ({"colocated_count": 0, "decode_count": 1}, "no instance prefills; set --prefill-count"),
     ],
@@ -92,6 +91,15 @@ def test_lists_and_booleans_parse():
 def test_roles_that_do_not_work_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         check_settings(values)
+
+
+@pytest.mark.parametrize(
+    ("device", "others", "count"), [("cpu", 0, 2), ("cuda:0", 0, 1), ("null", 0, 1), ("cpu", 1, 0)]
+)
+def test_the_cpu_is_two_instances_where_nothing_is_said(device, others, count):
+    values = {"device": device, "prefill_count": others, "decode_count": others}
+    assert check_settings(values).colocated == count
+    assert check_settings(values | {"colocated_count": 3}).colocated == 3
 
 
 def test_instances_have_their_roles_by_index():

@@ -235,13 +235,6 @@ def test_a_taken_port_is_refused_with_the_remedy():
     check_port("127.0.0.1", free_port("127.0.0.1"))
 
 
-def test_processors_are_shared_out_among_instances():
-    supervisor = Supervisor(make_settings(colocated_count=1000), SPECS)
-    assert supervisor.settings.threads_per_instance == 1
-    supervisor = Supervisor(make_settings(threads_per_instance=3), SPECS)
-    assert supervisor.settings.threads_per_instance == 3
-
-
 def test_split_roles_hand_a_request_over():
     settings = make_settings(colocated_count=0, prefill_count=1, decode_count=1)
     with Supervisor(settings, SPECS) as supervisor:

@@ -10,10 +10,12 @@ class ThreadPool:
     Calls from several threads take turns. Idle threads sleep; they end with the object.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, neighbours: str = "", seat: int = 0) -> None:
         """Start `threads` - 1 threads: the caller of an operator is one more.
 
-        Raises RuntimeError when the system does not give as many.
+        Pools of several processes that join at the path `neighbours`, each at a `seat` of its own,
+        share their threads out among those in which a step runs: each has its part of `threads`.
+        Raises RuntimeError when the system does not give as many, RegionError, RegionMismatch.
         """
 
     @property

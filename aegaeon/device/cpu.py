@@ -40,9 +40,18 @@ class CpuDevice(DirectDevice):
 
     name = "cpu"
 
-    def __init__(self, threads: int = 1, activation_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        threads: int = 1,
+        activation_dtype: torch.dtype = torch.float32,
+        neighbours: str = "",
+        seat: int = 0,
+    ) -> None:
+        """Those who meet at the path `neighbours`, each at a seat, share their threads out among
+        those that compute. Raises RegionError, RegionMismatch, RuntimeError for too many threads.
+        """
         self.activation_dtype = activation_dtype
-        self._pool = _native.ThreadPool(threads)
+        self._pool = _native.ThreadPool(threads, neighbours, seat)
         self._plan: AttentionPlan | None = None
         self._workspace = _native.Workspace()
         self._turn = threading.Lock()

@@ -20,10 +20,9 @@ THREAD_ENVIRONMENT = dict.fromkeys(THREAD_VARIABLES, "1") | {"TOKENIZERS_PARALLE
 
 
 def compute_threads(settings: Settings) -> int:
-    """Return the compute threads of one instance: as set, else the processors shared out."""
-    if settings.threads_per_instance:
-        return settings.threads_per_instance
-    return max(1, available_processors() // settings.instance_count)
+    """Return the most threads on which one instance computes: as set, else as many as there are
+    processors, which instances that compute at the same time share out."""
+    return settings.threads_per_instance or available_processors()
 
 
 def available_processors() -> int:

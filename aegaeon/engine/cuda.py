@@ -62,7 +62,12 @@ class Opening:
     _operators: CudaOperators | None = None
 
     def compute(self) -> Compute:
-        return Compute(self.open, layout="rows", pins=self.device, check=self.check)
+        return Compute(
+            lambda settings, budgets, _: self.open(settings, budgets),
+            layout="rows",
+            pins=self.device,
+            check=self.check,
+        )
 
     def open(self, settings: Settings, budgets: Budgets) -> CudaOperators:
         """Raises BudgetTooSmall, and DeviceError."""

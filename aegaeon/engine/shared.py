@@ -38,7 +38,7 @@ DTYPES: dict[StoredKv | Activations, torch.dtype] = {
 }
 
 
-def open_cpu(settings: Settings, budgets: Budgets) -> CpuDevice:
+def open_cpu(settings: Settings, budgets: Budgets, regions: Regions) -> CpuDevice:
     """Return the CPU as what computes. Raises ConfigError for instructions that this processor
     lacks, and for more threads than the system gives.
 
@@ -51,7 +51,8 @@ def open_cpu(settings: Settings, budgets: Budgets) -> CpuDevice:
     except ValueError as error:
         raise ConfigError(f"--instruction-set: {error}") from None
     try:
-        return CpuDevice(budgets.threads, DTYPES[settings.activations])
+        dtype = DTYPES[settings.activations]
+        return CpuDevice(budgets.threads, dtype, regions.neighbours, regions.seat)
     except RuntimeError as error:
         raise ConfigError(
             f"cannot start {budgets.threads} compute threads ({error}); lower "
@@ -77,7 +78,7 @@ class Compute:
     """What computes, and how the node's memory is to suit it: the layout of matrices, who locks
     what a device copies from, and what says which models it cannot compute."""
 
-    open: Callable[[Settings, Budgets], Device] = open_cpu
+    open: Callable[[Settings, Budgets, Regions], Device] = open_cpu
     layout: Layout = "tiles"
     pins: Pins | None = None
     check: CheckModel = lambda *_: None
@@ -93,7 +94,7 @@ def open_parts(
     """Open what an engine of `specs` needs; `owned` closes it. Raises BudgetTooSmall, ConfigError,
     RegionError, RegionMismatch, and what reading a config.json or opening the device raises."""
     budgets = choose_budgets(settings, specs)
-    device = compute.open(settings, budgets)
+    device = compute.open(settings, budgets, regions)
     shapes = kv_shapes(specs, DTYPES[settings.stored_kv])
     check_types(specs, shapes, settings)
     traffic = Traffic()

@@ -17,7 +17,7 @@ from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
-from aegaeon.engine.regions import KvSizes, Regions
+from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, DeviceLost, StaleIncarnation
 from aegaeon.instance.costs import costs_of
 from aegaeon.instance.counts import Counts
@@ -45,7 +45,7 @@ from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import join_domain
-from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
+from aegaeon.store.names import KV, NEIGHBOURS, SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load, Outcome
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,17 @@ log = logging.getLogger(__name__)
 LANE_CLOSE_S = 5.0
 
 
-def regions_of(
-    settings: Settings, kv_shapes: tuple[KvSizes, ...] = (), kv_spare: tuple[KvSizes, ...] = ()
-) -> Regions:
-    """Return where the domain's processes share weights and KV; removed with the domain."""
-    weights, kv = (region_path(SHARED_MEMORY, settings.domain_name, kind) for kind in (WEIGHTS, KV))
-    return Regions(str(weights), str(kv), kv_shapes, kv_spare)
+def regions_of(launch: Launch) -> Regions:
+    """Return where the domain's processes share weights and KV, and the processors where the
+    settings do not share them out; removed with the domain."""
+    settings = launch.settings
+    weights, kv, neighbours = (
+        str(region_path(SHARED_MEMORY, settings.domain_name, kind))
+        for kind in (WEIGHTS, KV, NEIGHBOURS)
+    )
+    if settings.threads_per_instance or settings.instance_count == 1:
+        neighbours = ""
+    return Regions(weights, kv, launch.kv_shapes, launch.kv_spare, neighbours, launch.index)
 
 
 def build_scheduler(launch: Launch, residency: Residency, learning: LearningCosts) -> AnyScheduler:
@@ -162,8 +167,7 @@ def serve(launch: Launch) -> int:
         try:
             domain = join_domain(launch.settings)
             owned.callback(domain.close)
-            regions = regions_of(launch.settings, launch.kv_shapes, launch.kv_spare)
-            engine = open_engine(launch.settings, launch.specs, regions)
+            engine = open_engine(launch.settings, launch.specs, regions_of(launch))
             owned.callback(engine.close)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
             owned.callback(inbox.unlink)

@@ -16,6 +16,7 @@ KV = "kv"
 CATALOG = "catalog"
 WEIGHTS = "weights"
 LOADS = "loads"
+NEIGHBOURS = "neighbours"
 BOARDS = ("boarda", "boardb")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

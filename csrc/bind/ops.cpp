@@ -123,11 +123,13 @@ std::vector<ops::BiasedMatrix> gated_projection_of(const py::tuple& parts, std::
 
 void bind_ops(py::module_& module) {
   py::class_<ops::ThreadPool>(module, "ThreadPool")
-      .def(py::init([](unsigned threads) {
+      .def(py::init([](unsigned threads, const std::string& neighbours, std::size_t seat) {
              if (threads < 1) throw std::invalid_argument("a pool needs at least 1 thread");
-             return std::make_unique<ops::ThreadPool>(threads);
+             auto shared =
+                 neighbours.empty() ? nullptr : std::make_unique<ops::Neighbours>(neighbours, seat);
+             return std::make_unique<ops::ThreadPool>(threads, std::move(shared));
            }),
-           py::arg("threads"))
+           py::arg("threads"), py::arg("neighbours") = "", py::arg("seat") = 0)
       .def_property_readonly("threads", &ops::ThreadPool::threads);
   module.def("linear", &linear, py::arg("pool"), py::arg("x"), py::arg("shape"), py::arg("parts"),
              py::arg("out"), py::arg("residual") = 0);

@@ -9,7 +9,13 @@
 
 namespace aegaeon::shm {
 
-enum class RegionKind : std::uint32_t { ring = 1, table = 2, weights = 3, kv_pool = 4 };
+enum class RegionKind : std::uint32_t {
+  ring = 1,
+  table = 2,
+  weights = 3,
+  kv_pool = 4,
+  neighbours = 5
+};
 
 using RegionParameters = std::array<std::uint64_t, 2>;
 

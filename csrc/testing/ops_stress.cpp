@@ -1,4 +1,4 @@
-// Operators and thread pool under the sanitizers, and every instruction set that this processor has
+// Operators under the sanitizers, and every instruction set that this processor has
 // against plain formulas: `ops_stress`.
 
 #include <algorithm>
@@ -330,53 +330,9 @@ void check_sampling() {
   force_isa("best");
 }
 
-// Many short jobs from two callers, with pauses that let workers fall asleep.
-void press_pool() {
-  ThreadPool pool{4};
-  const auto call = [&pool](unsigned seed) {
-    std::mt19937 choose{seed};
-    for (int job = 0; job < 3000; ++job) {
-      std::vector<int> done(choose() % 50 + 1);
-      pool.for_ranges(done.size(), choose() % 4 + 1, [&done](std::size_t from, std::size_t to) {
-        for (std::size_t i = from; i < to; ++i) ++done[i];
-      });
-      require(std::all_of(done.begin(), done.end(), [](int n) { return n == 1; }),
-              "an item was left out or done twice");
-      if (job % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-  };
-  std::thread other(call, 1);
-  call(2);
-  other.join();
-  for (int i = 0; i < 50; ++i) ThreadPool{3};  // stopped while they start
-}
-
-// What is thrown in one call, the caller's or a worker's, comes out of the pool, which serves on.
-void throw_in_pool() {
-  ThreadPool pool{3};
-  for (std::size_t bad = 0; bad < 300; ++bad) {
-    std::atomic<std::size_t> done{0};
-    bool is_caught = false;
-    try {
-      pool.for_ranges(300, 1, [&](std::size_t first, std::size_t) {
-        if (first == bad) throw std::bad_alloc();
-        ++done;
-      });
-    } catch (const std::bad_alloc&) {
-      is_caught = true;
-    }
-    require(is_caught, "what work has thrown is lost");
-    done = 0;
-    pool.for_ranges(300, 7, [&](std::size_t first, std::size_t last) { done += last - first; });
-    require(done == 300, "a pool does not serve on after work has thrown");
-  }
-}
-
 }  // namespace
 
 int main() {
-  press_pool();
-  throw_in_pool();
   check_products();
   check_attention();
   check_sampling();

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegaeon.config import Settings
-from aegaeon.device.processors import compute_threads
+from aegaeon.device.processors import available_processors, compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.memory.budget import (
     CUDA_CHUNK_BYTES,
@@ -175,7 +175,7 @@ def test_a_budget_that_cannot_hold_a_model_is_refused_with_the_numbers(changes, 
     ],
 )
 def test_a_layout_that_is_more_than_there_is_is_refused_with_the_numbers(changes, machine, message):
-    node = lay_out(Settings(**changes), SPECS, machine)
+    node = lay_out(Settings(**{"colocated_count": 1, **changes}), SPECS, machine)
     with pytest.raises(BudgetTooSmall, match=message) as raised:
         check_room(node, SPECS, machine)
     assert "\n" not in str(raised.value)
@@ -225,7 +225,7 @@ def test_a_device_with_room_for_little_more_than_a_sequence_is_served():
 )
 def test_a_refusal_names_only_what_can_help(changes, gigabytes, named, not_named):
     machine = Machine(*(count * GB for count in gigabytes))
-    node = lay_out(Settings(**{"kv_budget_gb": 0.0, **changes}), LARGE, machine)
+    node = lay_out(Settings(**{"colocated_count": 1, **changes}), LARGE, machine)
     with pytest.raises(BudgetTooSmall, match=named) as raised:
         check_room(node, LARGE, machine)
     assert not_named not in str(raised.value).replace("--shm-size", "")
@@ -311,8 +311,9 @@ def test_the_null_device_has_no_layout():
     assert settle(settings, SPECS, Machine(1, 1)) == settings
 
 
-def test_an_instance_always_has_a_thread():
-    assert compute_threads(Settings(colocated_count=1000)) == 1
+def test_an_instance_computes_on_all_processors_where_nothing_is_set():
+    assert compute_threads(Settings(colocated_count=1000)) == available_processors()
+    assert compute_threads(Settings(threads_per_instance=3)) == 3
 
 
 def test_null_engines_and_budgets_need_no_torch():

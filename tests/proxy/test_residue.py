@@ -9,8 +9,8 @@ import pytest
 from aegaeon.proxy import residue
 
 # In a process of its own: nobody else's memory comes and goes there. Between pieces that go, some
-# stay, as they do of a tokenizer's: the heap of the thread ends nowhere. What there was is read while
-# it is in use: a look between the two may give some of it back.
+# stay, as they do of a tokenizer's: the heap of the thread ends nowhere. What there was is read
+# while it is in use: a look between the two may give some of it back.
 PROGRAM = """
 import asyncio
 from aegaeon.proxy.residue import resident_bytes, without_residue

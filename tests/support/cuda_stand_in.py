@@ -94,7 +94,7 @@ class CpuBeside(CpuDevice):
 def open_beside(settings: Settings, specs: tuple[ModelSpec, ...], regions: Regions) -> ModelEngine:
     """Open an engine on the device's memory and copies, which computes on the CPU."""
     device = stand_in().CudaDevice(settings.cuda_number)
-    compute = Compute(lambda _, budgets: CpuBeside(device, budgets.threads), pins=device)
+    compute = Compute(lambda _, budgets, __: CpuBeside(device, budgets.threads), pins=device)
     return open_on(on_device(device, host_view, compute), settings, specs, regions)
 
 

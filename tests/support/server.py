@@ -65,7 +65,8 @@ class Server:
         self._wrapper = wrapper
         self.log = directory / f"{self.domain}.log"
         self.url = ""
-        self._flags = ["--domain", self.domain, "--threads-per-instance", "1", *flags]
+        self._flags = ["--domain", self.domain, "--threads-per-instance", "1"]
+        self._flags += ["--colocated-count", "1", *flags]
         self._flags += ["--models", ",".join(f"{name}={path}" for name, path in models.items())]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from aegaeon.config import Settings, default_text, describe
+from aegaeon.config import Settings, describe
+from aegaeon.setting_text import default_text
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 MARKS = re.compile(r"(<!-- settings:[^\n]*-->\n).*?(<!-- end of settings -->)", re.DOTALL)

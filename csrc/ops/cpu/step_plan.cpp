@@ -142,6 +142,7 @@ void StepPlan::finish(Slot result) {
 std::size_t StepPlan::run(ThreadPool& pool, Workspace& workspace, const StepInputs& given,
                           std::size_t first, std::size_t stages) const {
   require(is_finished_, "a plan is finished before it runs");
+  const ThreadPool::Computing computing(pool);
   const Pass pass(*this, pool, workspace, given);
   for (std::size_t at = first; at < operators_.size(); ++at) {
     const Operator& next = operators_[at];

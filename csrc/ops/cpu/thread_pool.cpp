@@ -1,6 +1,8 @@
 #include "ops/cpu/thread_pool.h"
 
+#include <algorithm>
 #include <climits>
+#include <utility>
 
 #include "shm/futex.h"
 
@@ -37,11 +39,12 @@ bool is_new(std::uint32_t state, std::uint32_t served) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(unsigned threads) {
-  const unsigned count = threads < kMaxThreads ? threads : kMaxThreads;
+ThreadPool::ThreadPool(unsigned threads, std::unique_ptr<Neighbours> neighbours)
+    : share_(std::min(threads, kMaxThreads)), neighbours_(std::move(neighbours)) {
+  const unsigned count = share_.load();
   try {
     for (unsigned worker = 1; worker < count; ++worker) {
-      workers_.emplace_back([this] { serve(); });
+      workers_.emplace_back([this, worker] { serve(worker); });
     }
   } catch (...) {  // the system gives no more threads; those that run must not be left behind
     stop();
@@ -55,9 +58,21 @@ void ThreadPool::stop() {
   stopping_.store(true);
   state_.fetch_add(kJob);  // a new value, so that nobody falls asleep over the old one
   shm::futex_wake(state_, INT_MAX);
+  share_.store(kMaxThreads + 1);
+  shm::futex_wake(share_, INT_MAX);
   for (std::thread& worker : workers_) {
     worker.join();
   }
+}
+
+// Returns how many threads take part in the next job, the caller among them. Those beyond sleep: a
+// worker that takes a processor from a neighbour's caller makes two steps slower for one.
+unsigned ThreadPool::share_out() {
+  const unsigned computing = std::max(1U, neighbours_->computing());
+  const unsigned share = std::max(1U, threads() / computing);
+  const unsigned before = share_.exchange(share);
+  if (share > before) shm::futex_wake(share_, INT_MAX);
+  return share;
 }
 
 void ThreadPool::open() {
@@ -78,10 +93,12 @@ void ThreadPool::close() {
   caller_sleeps_.store(false);
 }
 
-void ThreadPool::serve() {
+void ThreadPool::serve(unsigned worker) {
   std::uint32_t served = 0;
   while (!stopping_.load()) {
-    if (enter(served)) {
+    if (worker >= share_.load()) {
+      wait_for_share(worker);
+    } else if (enter(served)) {
       call_(context_);
       leave();
     } else {
@@ -106,6 +123,13 @@ void ThreadPool::leave() {
   state_.fetch_sub(1);
   if (caller_sleeps_.load()) {
     shm::futex_wake(state_, INT_MAX);
+  }
+}
+
+void ThreadPool::wait_for_share(unsigned worker) {
+  const std::uint32_t share = share_.load();
+  if (!stopping_.load() && worker >= share) {
+    shm::futex_wait(share_, share, kSleepNs);
   }
 }
 

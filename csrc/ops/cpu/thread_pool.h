@@ -7,22 +7,42 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "ops/cpu/neighbours.h"
 
 namespace aegaeon::ops {
 
 class ThreadPool {
  public:
-  // The caller of `run` counts as one of `threads`, at least 1. Throws std::system_error when the
-  // system does not give as many.
-  explicit ThreadPool(unsigned threads);
+  // The caller of `run` counts as one of `threads`, at least 1. They are shared out among the
+  // `neighbours` that compute, if those are given: each has its part of as many, and at least one.
+  // Throws std::system_error when the system does not give as many.
+  explicit ThreadPool(unsigned threads, std::unique_ptr<Neighbours> neighbours = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   unsigned threads() const { return static_cast<unsigned>(workers_.size()) + 1; }
+
+  // While it lives, this pool computes in its neighbours' eyes.
+  class Computing {
+   public:
+    explicit Computing(const ThreadPool& pool) : neighbours_(pool.neighbours_.get()) {
+      if (neighbours_ != nullptr) neighbours_->begin();
+    }
+    ~Computing() {
+      if (neighbours_ != nullptr) neighbours_->end();
+    }
+    Computing(const Computing&) = delete;
+    Computing& operator=(const Computing&) = delete;
+
+   private:
+    Neighbours* neighbours_;
+  };
 
   // Calls `work()` here and on every worker that comes in time; returns when all calls have. So
   // `work` claims its share itself and leaves none behind: a worker that the system keeps from
@@ -35,6 +55,10 @@ class ThreadPool {
       return;
     }
     const std::lock_guard<std::mutex> turn(turn_);
+    if (neighbours_ != nullptr && share_out() == 1) {
+      work();
+      return;
+    }
     Job<Work> job{work};
     call_ = [](void* context) { (*static_cast<Job<Work>*>(context))(); };
     context_ = &job;
@@ -98,9 +122,11 @@ class ThreadPool {
   };
 
   void stop();
+  unsigned share_out();
   void open();
   void close();
-  void serve();
+  void serve(unsigned worker);
+  void wait_for_share(unsigned worker);
   bool enter(std::uint32_t& served);
   void leave();
   void wait_for_work(std::uint32_t served);
@@ -113,6 +139,9 @@ class ThreadPool {
   alignas(64) std::atomic<std::uint32_t> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stopping_{false};
+  // Workers below it take part; moves only where there are neighbours.
+  alignas(64) std::atomic<std::uint32_t> share_;
+  std::unique_ptr<Neighbours> neighbours_;
   std::vector<std::thread> workers_;
 };
 
