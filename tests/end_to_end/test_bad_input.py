@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_refused_at_start(tmp_path, damage, hint):
             ("--models", "{model}", "--prefill-count", "1", "--colocated-count", "0"),
             "--decode-count",
         ),
-        (("--models", "{model}", "--colocated-count", "0"), "--colocated-count"),
+        (("--models", "{model}", "--decode-count", "1"), "--colocated-count"),
         (("--models", "{model}", "--metadata-backend", "redis", "--redis-url", "{dead}"), "redis"),
         (("--models", "{model}", "--port", "99999"), "port"),
         (("--models", "{model}", "--nonsense"), "--help"),
