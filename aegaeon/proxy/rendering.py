@@ -7,13 +7,14 @@ from typing import Any
 
 import msgspec
 
-from aegaeon.errors import CheckpointError, InvalidRequest
+from aegaeon.errors import CheckpointError, InvalidRequest, Overloaded
 from aegaeon.proxy.bounded import BoundedProcesses, Bounds
 from aegaeon.proxy.render_worker import Refused, Render, Rendered, Rendering, Unusable
 
 CPU_S = 2.0  # of one rendering; an ordinary one takes a millisecond
 MEMORY_BYTES = 1 << 30  # addresses of a process, with interpreter and libraries
 MAX_PROCESSES = 4
+TRIES = 2  # where a process is killed, or stops, by others
 
 _TOO_MUCH = "the model's chat template takes too long for this conversation; shorten it"
 
@@ -34,6 +35,22 @@ class Renderer:
 
     def render(self, asked: Render, source: str, tokens: dict[str, str]) -> str:
         """Return the prompt. Raises CheckpointError, InvalidRequest, Overloaded."""
+        for _ in range(TRIES):
+            result = self._try(asked, source, tokens)
+            if result is not None:
+                break
+        match result:
+            case None:
+                raise Overloaded("the process that writes prompts was lost; ask again")
+            case Rendered(text=text):
+                return text
+            case Refused(message=message):
+                raise InvalidRequest(message)
+            case Unusable(message=message):
+                raise CheckpointError(message)
+
+    def _try(self, asked: Render, source: str, tokens: dict[str, str]) -> Rendering | None:
+        """Return what came of it, or None when the process was lost, through no fault of it."""
         process = self._processes.take()
         try:
             if asked.key not in process.known:
@@ -50,19 +67,14 @@ class Renderer:
             self._processes.bury(process)
             raise
         if answer is None:
-            self._processes.bury(process)
-            raise InvalidRequest(_TOO_MUCH)
+            if self._processes.bury(process):
+                raise InvalidRequest(_TOO_MUCH)
+            return None
         result = self._decoder.decode(answer)
         if not isinstance(result, Unusable):
             process.known.add(asked.key)
         self._processes.give_back(process)
-        match result:
-            case Rendered(text=text):
-                return text
-            case Refused(message=message):
-                raise InvalidRequest(message)
-            case Unusable(message=message):
-                raise CheckpointError(message)
+        return result
 
     def close(self) -> None:
         """End the processes. What is being rendered ends with them. Idempotent."""

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from aegaeon.errors import CheckpointError, InvalidRequest, Overloaded
+from aegaeon.proxy import bounded
 from aegaeon.proxy.chat import MAX_SOURCE_CHARS, ChatTemplate, messages_for_template, read_template
 from aegaeon.proxy.openai import Message
 from aegaeon.proxy.rendering import MAX_PROCESSES, Renderer
@@ -141,6 +142,25 @@ def test_a_process_that_is_killed_is_replaced_and_closing_leaves_none():
     with pytest.raises(Overloaded, match="stopping"):
         template.render(HELLO)
     renderer.close()
+
+
+def test_one_that_is_lost_at_work_is_nobodys_fault(monkeypatch):
+    monkeypatch.setattr(bounded, "ANSWER_S", 0.5)
+    renderer = Renderer()
+    template = renderer.template("{{ messages[0].content }}", {})
+    try:
+        assert template.render(HELLO) == "hello"
+        first = renderer._processes._idle.queue[0].process
+        first.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(bounded, "ANSWER_S", 60.0)
+        assert template.render(HELLO) == "hello"  # by another one
+        assert is_gone(first.pid)
+
+        monkeypatch.setattr(bounded.BoundedProcess, "ask", lambda *_: None)
+        with pytest.raises(Overloaded, match="ask again"):
+            template.render(HELLO)
+    finally:
+        renderer.close()
 
 
 def test_a_template_of_megabytes_is_none(tmp_path):
