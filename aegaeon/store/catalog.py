@@ -6,16 +6,20 @@ Whoever looks reads it whole; whoever changes it replaces what it has read, or r
 import fcntl
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from aegaeon.errors import RegionError
+from aegaeon.errors import RegionError, StoreUnavailable
 from aegaeon.specs import Catalog
 from aegaeon.store.codec import decode_catalog, encode
 from aegaeon.store.names import CATALOG, region_path
+
+LOCK_S = 1.0  # a write takes less than a millisecond
+LOCK_LOOK_S = 0.001
 
 
 class CatalogStore(ABC):
@@ -94,7 +98,7 @@ class FileCatalogStore(CatalogStore):
         try:
             lock = os.open(self._lock_path, flags, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # for as long as one write takes
+                self._take(lock)
                 if self.read().version != expected_version:
                     return False
                 self._write(encode(catalog))
@@ -105,6 +109,21 @@ class FileCatalogStore(CatalogStore):
             raise RegionError(
                 f"cannot write {self._path} ({error.strerror}); free memory there"
             ) from None
+
+    def _take(self, lock: int) -> None:
+        """Lock it, which others do for as long as a write takes."""
+        give_up_s = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= give_up_s:
+                    raise StoreUnavailable(
+                        f"somebody keeps {self._lock_path.name} locked, maybe a process that is "
+                        "stopped; end it, or try again later"
+                    ) from None
+                time.sleep(LOCK_LOOK_S)
 
     def _write(self, record: bytes) -> None:
         new = self._path.with_name(

@@ -1,11 +1,14 @@
 """The catalogue of a domain, over all stores: the same for all, changed by one at a time."""
 
+import fcntl
 import threading
 
 import msgspec
 import pytest
 
+from aegaeon.errors import StoreUnavailable
 from aegaeon.specs import Bounds, Catalog
+from aegaeon.store.catalog import FileCatalogStore
 from aegaeon.store.codec import decode_catalog
 from tests.store.conftest import OpenDomain
 from tests.support.specs import make_spec
@@ -90,3 +93,16 @@ def test_models_are_found_by_all_their_names_and_replaced_by_their_id():
 def test_other_bytes_are_no_catalogue():
     with pytest.raises(Exception, match="not a catalogue of models"):
         decode_catalog(b"\x93abc")
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("aegaeon.store.catalog.LOCK_S", 0.05)
+    store = FileCatalogStore(tmp_path, "d")
+    assert store.swap(0, Catalog(version=1))
+    (lock,) = tmp_path.glob("*lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreUnavailable, match=r"keeps .*lock locked"):
+            store.swap(1, Catalog(version=2))
+        assert store.read().version == 1
+    assert store.swap(1, Catalog(version=2))
