@@ -7,6 +7,7 @@ The proxy answers; what it answers does not matter.
 import http.client
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from aegaeon.child import Child
 from aegaeon.config import Settings
@@ -20,6 +21,7 @@ GRACE_S = 2.0  # for an instance without a lease to end by itself
 ASK_S = 5.0  # between questions to the proxy
 ANSWER_S = 2.0
 PROXY_S = 30.0  # without an answer: it also waits for others' processors
+START_S = 30.0  # before it is known, without any use of a processor
 
 
 @dataclass(slots=True)
@@ -29,6 +31,8 @@ class _Seen:
     incarnation: int
     has_lived: bool = False  # it has been in the table, or has answered
     missing_since_s: float | None = None
+    used: int = -1  # of processors while it starts, in ticks, and since when as much
+    used_since_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class Watch:
                 return f"its compute lane has stood for {self.settings.watchdog_s:.0f} s"
             return ""
         if not seen.has_lived:
-            return ""  # it is still starting
+            return _of_starting(seen, child.process.pid, now)
         if _is_missing(seen, GRACE_S, now):
             return f"its loop has not turned for {self.settings.lease_s:.0f} s"
         return ""
@@ -86,7 +90,10 @@ class Watch:
         seen = self._life(proxy)
         if answers(self.settings.host, self.settings.port):
             seen.has_lived, seen.missing_since_s = True, None
-        elif seen.has_lived and _is_missing(seen, PROXY_S, now):
+        elif not seen.has_lived:
+            assert proxy.process is not None
+            return _of_starting(seen, proxy.process.pid, now)
+        elif _is_missing(seen, PROXY_S, now):
             return f"it has not answered for {PROXY_S:.0f} s"
         return ""
 
@@ -109,6 +116,27 @@ def answers(host: str, port: int) -> bool:
     finally:
         connection.close()
     return True
+
+
+def _of_starting(seen: _Seen, pid: int, now: float) -> str:
+    """Why one is to be ended that nobody has heard of. It may take long where memory is large, but
+    is busy then."""
+    used = processor_ticks(pid)
+    if used != seen.used:
+        seen.used, seen.used_since_s = used, now
+    if now - seen.used_since_s < START_S:
+        return ""
+    return f"it has stood in its start for {START_S:.0f} s"
+
+
+def processor_ticks(pid: int) -> int:
+    """Return what the process has used of processors, or -1 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return -1
+    fields = text.rpartition(")")[2].split()  # the name may hold anything
+    return int(fields[11]) + int(fields[12])  # in user and in system mode
 
 
 def _is_missing(seen: _Seen, limit_s: float, now: float) -> bool:
