@@ -43,6 +43,12 @@ class BudgetTooSmall(AegaeonError):
     code = "budget_too_small"
 
 
+class MemoryFull(AegaeonError):
+    """Shared memory has no room for weights that the budget has room for: others fill it."""
+
+    code = "memory_full"
+
+
 class WeightsEvicted(AegaeonError):
     """A model's weights are not in the cache any more; acquire them again."""
 

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from aegaeon.errors import AegaeonError
+from aegaeon.errors import AegaeonError, MemoryFull
 
 # The longest wait that clients honour; above it they give up at once.
 MAX_RETRY_AFTER_S = 120.0
@@ -24,6 +24,7 @@ _STATUS_OF_CODE = {
     "mailbox_full": 503,
     "mailbox_closed": 503,
     "store_unavailable": 503,
+    "memory_full": 503,
     "timeout": 504,
 }
 _RETRIABLE = frozenset({408, 429, 503})
@@ -103,10 +104,13 @@ def as_api_error(error: AegaeonError, retry_after_s: float = 1.0) -> ApiError:
         text = f"the model cannot be loaded ({code}); the server's log says why"
         return ApiError(500, code, text, "model")
     status = _STATUS_OF_CODE.get(code, 500)
+    text = str(error)
+    if code == MemoryFull.code:  # names a file of this machine
+        text = "the server has no memory for the model just now; its log says what to do"
     if status == 500:
         return internal_error()
     param = {"context_length_exceeded": "messages", "model_not_found": "model"}.get(code)
-    return ApiError(status, code, str(error), param, retry_after_s)
+    return ApiError(status, code, text, param, retry_after_s)
 
 
 def internal_error() -> ApiError:

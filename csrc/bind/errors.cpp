@@ -21,6 +21,7 @@ struct Classes {
   PyObject* table_full;
   PyObject* stale_incarnation;
   PyObject* checkpoint_error;
+  PyObject* memory_full;
   PyObject* budget_too_small;
   PyObject* weights_evicted;
   PyObject* load_cancelled;
@@ -51,7 +52,7 @@ bool find_error_classes() {
       find("TableFull", classes.table_full) &&
       find("StaleIncarnation", classes.stale_incarnation) &&
       find("CheckpointError", classes.checkpoint_error) &&
-      find("BudgetTooSmall", classes.budget_too_small) &&
+      find("MemoryFull", classes.memory_full) && find("BudgetTooSmall", classes.budget_too_small) &&
       find("WeightsEvicted", classes.weights_evicted) &&
       find("LoadCancelled", classes.load_cancelled) && find("CopyError", classes.copy_error) &&
       find("CopyQueueFull", classes.copy_queue_full) &&
@@ -80,6 +81,8 @@ void translate_error(std::exception_ptr failure) {
     PyErr_SetString(classes.stale_incarnation, error.what());
   } catch (const memory::CheckpointError& error) {
     PyErr_SetString(classes.checkpoint_error, error.what());
+  } catch (const memory::MemoryFull& error) {
+    PyErr_SetString(classes.memory_full, error.what());
   } catch (const memory::BudgetTooSmall& error) {
     PyErr_SetString(classes.budget_too_small, error.what());
   } catch (const memory::WeightsEvicted& error) {

@@ -205,7 +205,9 @@ bool CachedModel::has_stages(std::uint32_t count) const {
   }
   const Directory::Locked held(cache_->directory_);
   if (entry().failed_generation == generation_ + 1) {
-    throw CheckpointError(entry().failure.get());
+    const std::string failure = entry().failure.get();
+    if (entry().lacked_memory != 0) throw MemoryFull(failure);
+    throw CheckpointError(failure);
   }
   throw WeightsEvicted(model_ + " has been evicted from the weight cache; acquire it again");
 }
@@ -246,7 +248,11 @@ void CachedModel::end_load_on_failure(const Step& step) {
   try {
     step();
   } catch (const CheckpointError& error) {
-    fail(error.what());
+    fail(error.what(), false);
+    end_load();
+    throw;
+  } catch (const MemoryFull& error) {
+    fail(error.what(), true);
     end_load();
     throw;
   } catch (...) {
@@ -340,7 +346,7 @@ void CachedModel::complete(double seconds) {
   directory.signal_room();
 }
 
-void CachedModel::fail(const std::string& message) {
+void CachedModel::fail(const std::string& message, bool lacked_memory) {
   reader_.reset();
   if (!is_loader_.exchange(false)) {
     return;
@@ -348,6 +354,7 @@ void CachedModel::fail(const std::string& message) {
   {
     const Directory::Locked held(cache_->directory_);
     entry().failure.set(message);
+    entry().lacked_memory = lacked_memory ? 1 : 0;
     entry().failed_generation = generation_ + 1;  // 0: none has
     cache_->directory_.set_state(slot_, EntryState::failed);
     entry().owner.store(shm::kNobody);

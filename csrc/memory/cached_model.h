@@ -88,7 +88,7 @@ class CachedModel {
   template <typename Step>
   void end_load_on_failure(const Step& step);
   void end_load();
-  void fail(const std::string& message);
+  void fail(const std::string& message, bool lacked_memory);
   void complete(double seconds);
   void abandon();
   void release();

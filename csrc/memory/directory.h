@@ -86,6 +86,7 @@ struct Entry {
   double reload_s;  // estimated, then measured
   std::int64_t protected_until_ns;
   std::uint64_t failed_generation;
+  std::uint32_t lacked_memory;  // and that was the failure, not what is loaded
   Text<200> model;
   Text<600> failure;
 };

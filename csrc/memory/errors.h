@@ -12,6 +12,9 @@ struct Error : std::runtime_error {
 struct CheckpointError : Error {
   using Error::Error;
 };
+struct MemoryFull : Error {
+  using Error::Error;
+};
 struct BudgetTooSmall : Error {
   using Error::Error;
 };

@@ -195,10 +195,10 @@ void Reader::write(std::uint64_t offset, const std::byte* data, std::uint64_t by
     if (count > 0) {
       done += static_cast<std::uint64_t>(count);
     } else if (count == 0 || errno != EINTR) {
-      throw CheckpointError("cannot write weights to " + target_.path + ": " +
-                            (count == 0 ? "nothing was taken" : reason(errno)) +
-                            "; free memory there or make it larger (docker: --shm-size), or lower "
-                            "--model-cache-budget-gb");
+      throw MemoryFull("cannot write weights to " + target_.path + ": " +
+                       (count == 0 ? "nothing was taken" : reason(errno)) +
+                       "; free memory there or make it larger (docker: --shm-size), or lower "
+                       "--model-cache-budget-gb");
     }
   }
 }

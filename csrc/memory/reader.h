@@ -48,8 +48,8 @@ class Reader {
   void join();
   // Makes the threads end after the chunk they are at.
   void cancel() { is_stopped_.store(true); }
-  // After join(): throws what a thread has failed with (CheckpointError), LoadCancelled when it was
-  // stopped before its end; else everything is in.
+  // After join(): throws what a thread has failed with (CheckpointError, MemoryFull), LoadCancelled
+  // when it was stopped before its end; else everything is in.
   void check();
   std::uint64_t bytes_read() const { return bytes_read_.load(); }
 

@@ -62,8 +62,9 @@ def test_memory_that_fills_up_under_a_server_fails_what_needs_more_and_nothing_e
 
         # Nothing new comes in; the log has the remedy.
         answer = server.ask("cleo")
-        assert answer.status_code == 500
-        assert answer.json()["error"]["code"] == "checkpoint_error"
+        assert answer.status_code == 503 and "retry-after" in answer.headers
+        error = answer.json()["error"]
+        assert error["code"] == "memory_full" and "/dev/shm" not in error["message"]
         assert "--shm-size" in server.log.read_text()
         # What is in goes on, with the blocks that its KV has.
         for name, choices in expected.items():

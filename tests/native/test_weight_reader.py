@@ -266,7 +266,7 @@ FULL = """
     import sys
     from pathlib import Path
     from aegaeon import _native
-    from aegaeon.errors import CheckpointError
+    from aegaeon.errors import MemoryFull
     from tests.support.weight_files import plain
     directory = Path(sys.argv[1])
     small, large = plain(directory / "small"), plain(directory / "large", stage_bytes=1 << 20)
@@ -275,7 +275,7 @@ FULL = """
     kept.load(small.jobs, 1)
     try:
         large.acquire(cache, 2).load(large.jobs, 2)
-    except CheckpointError as error:
+    except MemoryFull as error:
         print(error)
     small.check(kept)
     print(cache.used_bytes == small.size_bytes, len(list((directory / "shm").iterdir())))
