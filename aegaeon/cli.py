@@ -62,7 +62,7 @@ GROUPS = {
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": (
         *("policy", "slo_ttft_s", "slo_tbt_s", "costs_file"),
-        *("max_batch", "max_waiting", "max_open_mb", "request_timeout_s"),
+        *("max_batch", "max_waiting", "max_open", "max_open_mb", "request_timeout_s"),
     ),
     "node": (
         "domain",

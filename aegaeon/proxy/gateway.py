@@ -18,6 +18,7 @@ from aegaeon.errors import (
     AegaeonError,
     DeadlineExceeded,
     InstanceLost,
+    ModelLoading,
     ModelNotFound,
     Overloaded,
     QueueFull,
@@ -245,10 +246,16 @@ class Gateway:
             if now >= opened.deadline_s:
                 raise DeadlineExceeded("the request's time is over and no instance came up")
             if now >= give_up_s:
-                model = opened.generation.model
-                raise self._away or InstanceLost(f"no instance is ready for {model!r}; see the log")
+                raise self._away or self._nobody(opened.generation.model)
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(WATCH_S * 10, changed.wait())
+
+    def _nobody(self, model: ModelId) -> AegaeonError:
+        """Return why no instance takes a request for `model`."""
+        if any(row.status.state == "starting" for row in self._instances):
+            text = "instances still load the models they start with; try again later"
+            return ModelLoading(f"no instance is ready for {model!r} yet: {text}")
+        return InstanceLost(f"no instance is ready for {model!r}; see the log")
 
     async def _try_place(self, opened: OpenRequest) -> bool:
         """Send the request to an instance that is ready; say whether it needs no place any more."""
