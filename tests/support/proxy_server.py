@@ -119,7 +119,7 @@ def listening(proxy, bounds=None):
         ws="none",
         timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(config)
+    server = proxy.server = uvicorn.Server(config)
     server.capture_signals = _no_signals
     thread = threading.Thread(target=server.run)
     thread.start()
