@@ -164,7 +164,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _doc("requests a proxy may have open for each instance, of all models, begun or not", ge=1),
     ] = 4096
     max_open_mb: Annotated[
-        float, _doc("prompts, and what else of open requests a proxy holds in memory, MB", gt=0)
+        float,
+        _doc("prompts, log-probabilities and the like of open requests at a proxy, MB", gt=0),
     ] = 512.0
     policy: Annotated[
         Literal["slack", "paper", "request"],

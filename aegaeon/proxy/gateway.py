@@ -228,6 +228,7 @@ class Gateway:
         opened = OpenRequest(name, generation, now, now + self._queue.request_timeout_s)
         opened.on_begun = partial(self._queue.begin, place)
         opened.on_left = partial(self._queue.leave, place)
+        opened.on_held = partial(self._queue.hold, place)
         opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
         if generation.trace is not None:
             prompt_tokens = len(generation.prompt_token_ids)

@@ -36,7 +36,9 @@ class Place:
     """One request's."""
 
     generation: Generation
+    held_bytes: int
     waits: bool = True
+    is_left: bool = False
 
 
 class Queue:
@@ -86,7 +88,7 @@ class Queue:
         if self._open >= self._max_open:
             raise self._full("open", f"{self._max_open} requests are open", "--max-open")
         if self._held and self._bytes + more > self._max_open_mb * 1e6:
-            text = f"prompts of {self._max_open_mb:g} MB, all there may be, are open"
+            text = f"{self._max_open_mb:g} MB, all there may be, are held for open requests"
             raise self._full("bytes", text, "--max-open-mb")
         if held is None:
             held = self._held[key] = _Held(generation.weight)
@@ -100,7 +102,7 @@ class Queue:
         self._waiting_for[generation.model] += 1
         self._open += 1
         self._bytes += more
-        return Place(generation)
+        return Place(generation, more)
 
     def begin(self, place: Place) -> None:
         """It has its first token. Idempotent."""
@@ -113,17 +115,25 @@ class Queue:
             if not self._waiting_for[model]:
                 del self._waiting_for[model]
 
+    def hold(self, place: Place, more: int) -> None:
+        """So many bytes more are held for its answer, or fewer; who is in may go beyond the bound,
+        which lets nobody else in then."""
+        if not place.is_left:
+            place.held_bytes += more
+            self._held[place.generation.key].bytes += more
+            self._bytes += more
+
     def leave(self, place: Place) -> None:
         """Count one less."""
         self.begin(place)
-        generation = place.generation
-        held = self._held[generation.key]
+        key, place.is_left = place.generation.key, True
+        held = self._held[key]
         held.requests -= 1
-        held.bytes -= generation.held_bytes
+        held.bytes -= place.held_bytes
         if not held.requests:
-            del self._held[generation.key]
+            del self._held[key]
         self._open -= 1
-        self._bytes -= generation.held_bytes
+        self._bytes -= place.held_bytes
 
     def retry_after_s(self) -> float:
         """Return when one should come again whom an instance has refused."""
@@ -174,7 +184,7 @@ class Queue:
         room_bytes, total_bytes = limit * (1 - RESERVE), self._bytes + more
         is_over = total_bytes > room_bytes and held.bytes + more > room_bytes * share
         if is_over or total_bytes > limit * (1 - RESERVE * NEWCOMERS):
-            raise self._key_full("bytes", f"prompts of {held.bytes / 1e6:g} MB open", key)
+            raise self._key_full("bytes", f"{held.bytes / 1e6:g} MB held for open requests", key)
 
     def _full(self, room: Room, text: str, setting: str = "") -> QueueFull:
         """Return who is refused what, and what an operator may raise."""

@@ -107,7 +107,7 @@ def test_prompts_are_shared_like_requests():
     queue = make(max_waiting=1024, max_open_mb=80 * 100 * TOKEN_BYTES / 1e6)
     large, places = asked("flood", tokens=100), []
     assert fill(queue, large, places) == 70
-    with pytest.raises(KeyQueueFull, match="MB open"):
+    with pytest.raises(KeyQueueFull, match="MB held"):
         queue.enter(large)
     assert fill(queue, asked("other", tokens=100), places) == 7
     assert fill(queue, asked("third", tokens=100), places) == 1
