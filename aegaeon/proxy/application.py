@@ -28,7 +28,7 @@ from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.guard import Guard, error_response, is_loopback
 from aegaeon.proxy.metrics import METER, Meter
 from aegaeon.proxy.models import Models
-from aegaeon.proxy.node import joined_domain
+from aegaeon.proxy.node import joined_domain, started_gateway
 from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
@@ -67,8 +67,7 @@ def create_app(
             app.state.tracer = await stack.enter_async_context(kept_tracer(chosen))
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
             joined = domain if domain else await stack.enter_async_context(joined_domain(chosen))
-            gateway = Gateway(joined, chosen, served, address)
-            await gateway.start()
+            gateway = await started_gateway(lambda: Gateway(joined, chosen, served, address))
             stack.push_async_callback(gateway.close)
             _begin_counting(app, gateway.meter)
             service = Service(chosen, served, gateway, int(time.time()))

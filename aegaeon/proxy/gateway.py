@@ -18,7 +18,6 @@ from aegaeon.errors import (
     AegaeonError,
     DeadlineExceeded,
     InstanceLost,
-    ModelLoading,
     ModelNotFound,
     Overloaded,
     QueueFull,
@@ -28,7 +27,7 @@ from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Generation, OpenRequest, waits
 from aegaeon.proxy.living import Living
 from aegaeon.proxy.metrics import Meter
-from aegaeon.proxy.outbox import Outbox, Target, target_of
+from aegaeon.proxy.outbox import Outbox, Target, nobody_for, target_of
 from aegaeon.proxy.outlook import Outlook
 from aegaeon.proxy.questions import Asked, Questions
 from aegaeon.proxy.queue import Queue
@@ -118,6 +117,13 @@ class Gateway:
             asyncio.create_task(self._watch(), name="aegaeon-watch"),
             asyncio.create_task(self._watch_deadlines(), name="aegaeon-deadlines"),
         )
+
+    def abandon(self) -> None:
+        """Let go of what a `start` that raised has opened."""
+        for opened in (getattr(self, "_outbox", None), getattr(self, "_mailbox", None)):
+            if opened is not None:
+                opened.close()
+        self._sender.shutdown(wait=False)
 
     async def close(self) -> None:
         """Cancel what is open at the instances and leave the domain."""
@@ -247,16 +253,9 @@ class Gateway:
             if now >= opened.deadline_s:
                 raise DeadlineExceeded("the request's time is over and no instance came up")
             if now >= give_up_s:
-                raise self._away or self._nobody(opened.generation.model)
+                raise self._away or nobody_for(opened.generation.model, self._instances)
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(WATCH_S * 10, changed.wait())
-
-    def _nobody(self, model: ModelId) -> AegaeonError:
-        """Return why no instance takes a request for `model`."""
-        if any(row.status.state == "starting" for row in self._instances):
-            text = "instances still load the models they start with; try again later"
-            return ModelLoading(f"no instance is ready for {model!r} yet: {text}")
-        return InstanceLost(f"no instance is ready for {model!r}; see the log")
 
     async def _try_place(self, opened: OpenRequest) -> bool:
         """Send the request to an instance that is ready; say whether it needs no place any more."""
