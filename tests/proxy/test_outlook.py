@@ -26,7 +26,9 @@ class Bench:
         path.write_bytes(msgspec.json.encode(costs))
         self.now, self.opened = 1000.0, []
         self.rows = (make_instance("i", ("a", "b"), resident=("a", "b")),)
-        chosen = check_settings({"costs_file": str(path), "slo_tbt_s": 1e3, **settings})
+        chosen = check_settings(
+            {"colocated_count": 1, "costs_file": str(path), "slo_tbt_s": 1e3, **settings}
+        )
         self.outlook = Outlook(
             chosen, lambda: self.opened, lambda: self.rows, clock=lambda: self.now
         )

@@ -16,7 +16,7 @@ from tests.support.specs import make_spec
 
 
 def make(**settings):
-    return Queue(check_settings(settings))
+    return Queue(check_settings({"colocated_count": 1, **settings}))
 
 
 def asked(key="", weight=1.0, tokens=1):
@@ -143,7 +143,7 @@ class Told:
 
 def test_room_is_kept_for_those_who_were_told_to_come():
     outlook = Told(places=3)
-    queue = Queue(check_settings({"max_waiting": 16}), outlook)
+    queue = Queue(check_settings({"colocated_count": 1, "max_waiting": 16}), outlook)
     assert fill(queue, asked()) == 13
     with pytest.raises(QueueFull, match="told to come") as refused:
         queue.enter(asked())
@@ -160,7 +160,13 @@ def test_room_is_kept_for_those_who_were_told_to_come():
 
 @pytest.mark.parametrize(("most", "room"), [(1, 0), (2, 0), (4, 1), (16, 4)])
 def test_not_all_of_a_large_room_is_kept(most, room):
-    assert fill(Queue(check_settings({"max_waiting": most}), Told(places=99)), asked()) == room
+    assert (
+        fill(
+            Queue(check_settings({"colocated_count": 1, "max_waiting": most}), Told(places=99)),
+            asked(),
+        )
+        == room
+    )
 
 
 def test_what_has_begun_counts_among_all_that_is_open():
@@ -190,16 +196,16 @@ def test_of_all_that_may_be_open_a_key_has_its_share():
 def test_open_requests_are_bounded_for_each_instance_and_while_serving():
     queue = make(max_open=3, colocated_count=2)
     assert fill(queue, asked()) == 6
-    queue.bound(bounds_of(check_settings({"max_open": 2})))
+    queue.bound(bounds_of(check_settings({"colocated_count": 1, "max_open": 2})))
     with pytest.raises(TooManyOpen, match="4 requests are open"):
         queue.enter(asked())
-    queue.bound(bounds_of(check_settings({"max_open": 4})))
+    queue.bound(bounds_of(check_settings({"colocated_count": 1, "max_open": 4})))
     assert fill(queue, asked()) == 2
 
 
 def test_those_who_wait_for_weights_leave_room_for_models_that_are_there():
     outlook = Told(places=0, there=["hot"])
-    queue, places = Queue(check_settings({"max_waiting": 16}), outlook), []
+    queue, places = Queue(check_settings({"colocated_count": 1, "max_waiting": 16}), outlook), []
     assert fill(queue, generation(model="cold"), places) == 12
     with pytest.raises(ModelLoading, match=r"'icy' must be loaded first, and 12 .*--max-waiting"):
         queue.enter(generation(model="icy"))
@@ -213,5 +219,7 @@ def test_those_who_wait_for_weights_leave_room_for_models_that_are_there():
 
 @pytest.mark.parametrize("there", [[], ["cold"]])
 def test_where_nothing_is_held_up_by_loads_they_may_have_all_room(there):
-    queue = Queue(check_settings({"max_waiting": 16}), Told(places=0, there=there))
+    queue = Queue(
+        check_settings({"colocated_count": 1, "max_waiting": 16}), Told(places=0, there=there)
+    )
     assert fill(queue, generation(model="cold")) == 16
