@@ -21,7 +21,8 @@ REAP_S = 30.0  # for the kernel to end a killed process
 
 @dataclass(slots=True)
 class Child:
-    """Owned by one thread. `index` counts instances; the proxy has none."""
+    """Owned by one thread. `index` counts instances; the proxy has none. One that `was_hung` was
+    ended for that, and has not been started again."""
 
     name: InstanceId
     index: int | None
@@ -30,6 +31,7 @@ class Child:
     started_s: float = 0.0
     restart_at_s: float = 0.0
     quick_deaths: int = 0
+    was_hung: bool = False
     _status_fd: int | None = None
 
     def start(self, module: str, launch_of: Callable[[int], bytes]) -> None:

@@ -6,6 +6,7 @@ The only module that prints. An error of ours is one line on stderr and an exit 
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +63,7 @@ GROUPS = {
     "bytes": ("model_cache_budget_gb", "kv_budget_gb", "device_memory_gb", "link_gb_per_s"),
     "scheduling": (
         *("policy", "slo_ttft_s", "slo_tbt_s", "costs_file"),
-        *("max_batch", "max_waiting", "max_open_mb", "request_timeout_s"),
+        *("max_batch", "max_waiting", "max_open", "max_open_mb", "request_timeout_s"),
     ),
     "node": (
         "domain",
@@ -182,8 +183,17 @@ def _run(given: list[str]) -> int:
             raise ConfigError(f"both {file} and --config {config_file} are given; name one file")
         _plan(load_settings(options, config_file=file), as_json)
         return 0
+    owner = _owner_of(options.pop("owner")) if "owner" in options else None
     load = partial(load_settings, options, config_file=config_file)
-    return _serve(load, config_path(config_file), with_proxy=command == "serve")
+    return _serve(load, config_path(config_file), command == "serve", owner)
+
+
+def _owner_of(pid: int) -> int:
+    """Return what tells, as a descriptor, when that process has ended. Raises ConfigError."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--owner {pid} is no process that runs ({error})") from None
 
 
 def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
@@ -232,6 +242,9 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="settings as TOML or YAML (also: AEGAEON_CONFIG)"
     )
+    if command == "instances":
+        text = "process with which they end (default: the one that starts them)"
+        parser.add_argument("--owner", metavar="PID", type=int, help=text)
     if command == "plan":
         parser.add_argument("file", metavar="CONFIG", nargs="?", help="the same as --config")
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")
@@ -245,10 +258,12 @@ def serve_parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) -> int:
+def _serve(
+    load: Callable[[], Settings], file: Path | None, with_proxy: bool, owner: int | None
+) -> int:
     settings = loaded = load()
     set_up(settings.log_level, "supervisor", settings.log_format)
-    if not with_proxy:
+    if not with_proxy and owner is None:
         _native.die_with_parent(signal.SIGTERM)
     if with_proxy and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=free_port(settings.host))
@@ -274,11 +289,8 @@ def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) ->
         supervisor.start()
         if with_proxy:
             _print_banner(supervisor.settings, specs)
-        _wait(
-            supervisor,
-            reloader,
-            f"ready on http://{settings.host}:{settings.port}" if with_proxy else "",
-        )
+        ready_line = f"ready on http://{settings.host}:{settings.port}" if with_proxy else ""
+        _wait(supervisor, reloader, ready_line, owner)
     finally:
         supervisor.stop()
     if supervisor.failure is not None:
@@ -286,13 +298,15 @@ def _serve(load: Callable[[], Settings], file: Path | None, with_proxy: bool) ->
     return EXIT_FAILED if supervisor.failure or supervisor.is_killed else 0
 
 
-def _wait(supervisor: Supervisor, reloader: Reloader, ready_line: str) -> None:
-    """Return when the server has ended; say once that it is ready."""
+def _wait(supervisor: Supervisor, reloader: Reloader, ready_line: str, owner: int | None) -> None:
+    """Return when the server has ended, as it has to with its owner; say once that it is ready."""
     is_said = not ready_line
     while not supervisor.wait_ended(timeout_s=0.2 if not is_said else 1.0):
         if supervisor.is_ready and not is_said:
             print(ready_line, flush=True)
             is_said = True
+        if owner is not None and select.select([owner], [], [], 0)[0]:
+            supervisor.ask_stop()
         if supervisor.is_ready and not supervisor.is_stopping:
             reloader.look()
 

@@ -159,8 +159,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _doc("models that load at once on the node (0: one at each instance)", ge=0, le=1024)
     ] = 0
     max_waiting: Annotated[int, _doc("requests that may wait at one instance", ge=1)] = 1024
+    max_open: Annotated[
+        int,
+        _doc("requests a proxy may have open for each instance, of all models, begun or not", ge=1),
+    ] = 4096
     max_open_mb: Annotated[
-        float, _doc("prompts, and what else of open requests a proxy holds in memory, MB", gt=0)
+        float,
+        _doc("prompts, log-probabilities and the like of open requests at a proxy, MB", gt=0),
     ] = 512.0
     policy: Annotated[
         Literal["slack", "paper", "request"],

@@ -117,6 +117,18 @@ class KeyQueueFull(QueueFull):
     code = "rate_limit_exceeded"
 
 
+class TooManyOpen(QueueFull):
+    """As many requests are open, those that have begun included, as the server takes."""
+
+    code = "overloaded"
+
+
+class ModelLoading(QueueFull):
+    """The model's weights are on no device yet, and as many requests wait for such as may."""
+
+    code = "model_loading"
+
+
 class Draining(AegaeonError):
     """The server or instance takes nothing new because it is about to stop."""
 

@@ -105,13 +105,18 @@ _SUMS = (
 
 class ProxyFigures(msgspec.Struct, tag="proxy", kw_only=True, omit_defaults=True):
     """What a proxy publishes. `starts` counts how often its name began anew, `beats` how often it
-    was published; `responses` are those by route and status. A name that `is_passing` is not used
-    again. `folded` are the last names whose figures have been added to these."""
+    was published, `hung` how often it was ended because it did not answer; `responses` are those by
+    route and status, `dropped` what ended below the routes, by why, `traces` by what became of
+    them. A name that `is_passing` is not used again. `folded` are the last names whose figures have
+    been added to these."""
 
     starts: int = 0
     beats: int = 0
     models: dict[ModelId, ModelFigures] = {}
     responses: dict[str, dict[str, int]] = {}
+    dropped: dict[str, int] = {}
+    traces: dict[str, int] = {}  # sent, lost
+    hung: int = 0
     is_passing: bool = False
     folded: tuple[str, ...] = ()
 
@@ -142,10 +147,11 @@ class DeviceFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class InstanceFigures(msgspec.Struct, tag="instance", kw_only=True, omit_defaults=True):
-    """What an instance publishes, `beats` times so far. Bytes are those of now; `cached` are the
-    models that the node's cache holds."""
+    """What an instance publishes, `beats` times so far; `starts` and `hung` as of proxies. Bytes
+    are those of now; `cached` are the models that the node's cache holds."""
 
     starts: int = 0
+    hung: int = 0
     beats: int = 0
     models: dict[ModelId, DeviceFigures] = {}
     moved: dict[Phase, PhaseTotal] = {}
@@ -173,6 +179,9 @@ class Sums(msgspec.Struct, kw_only=True):
 
     models: dict[ModelId, ModelFigures] = {}
     responses: dict[str, dict[str, int]] = {}
+    dropped: dict[str, int] = {}
+    traces: dict[str, int] = {}
+    proxies_hung: int = 0
     proxy_restarts: int = 0
     instances: dict[InstanceId, InstanceFigures] = {}
 
@@ -206,6 +215,9 @@ def summed_up(proxies: Iterable[ProxyFigures]) -> Sums:
             sums.models.setdefault(model, ModelFigures()).add(figures)
         for route, statuses in proxy.responses.items():
             sums.responses[route] = summed(sums.responses.get(route, {}), statuses)
+        sums.dropped = summed(sums.dropped, proxy.dropped)
+        sums.traces = summed(sums.traces, proxy.traces)
+        sums.proxies_hung += proxy.hung
     return sums
 
 
@@ -222,6 +234,9 @@ def folded_up(gone: ProxyFigures | None, name: str, figures: ProxyFigures) -> Pr
         starts=1,
         models=dict(tuple(sums.models.items())[-MAX_GONE_MODELS:]),
         responses=sums.responses,
+        dropped=sums.dropped,
+        traces=sums.traces,
+        hung=sums.proxies_hung,
         folded=(*known, name)[-MAX_FOLDED:],
     )
 

@@ -124,11 +124,7 @@ def _busy(rows: Iterable[Instance]) -> set[ModelId]:
 
 def bounds_of(settings: Settings) -> Bounds:
     """Return what of `settings` bounds a proxy."""
-    return Bounds(
-        max_body_bytes=settings.max_body_bytes,
-        max_open_mb=settings.max_open_mb,
-        request_timeout_s=settings.request_timeout_s,
-    )
+    return Bounds(**{name: getattr(settings, name) for name in Bounds.__struct_fields__})
 
 
 def model_directories(models_dir: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class Reloader:
         self._supervisor = supervisor
         self._started = self._settings = loaded
         self._named: dict[ModelId, ModelSpec] = {spec.id: spec for spec in specs}
-        self._seen = self._version()
+        self._seen = self._looked_at = self._version()
         self._is_asked = False
 
     @property
@@ -61,12 +61,14 @@ class Reloader:
         self._is_asked = True
 
     def look(self) -> None:
-        """Read the file again if it has changed, or if asked. Reading a model's headers, or
-        downloading one, takes its time."""
+        """Read the file again if it has changed and is the same for the second time, or if asked:
+        an editor may be at it, and half of a file can mean something else. Reading a model's
+        headers, or downloading one, takes its time."""
         if self._path is None:
             return
-        version = self._version()
-        if version == self._seen and not self._is_asked:
+        version, before = self._version(), self._looked_at
+        self._looked_at = version
+        if not self._is_asked and (version == self._seen or version != before):
             return
         self._seen, self._is_asked = version, False
         try:

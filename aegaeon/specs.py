@@ -82,6 +82,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """What of a proxy's limits may change while it serves; the settings of the same names."""
 
     max_body_bytes: int
+    max_open: int
     max_open_mb: float
     request_timeout_s: float
 

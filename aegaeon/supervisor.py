@@ -219,6 +219,7 @@ class Supervisor:
         module = "aegaeon.proxy.worker" if is_proxy else "aegaeon.instance.worker"
         try:
             child.start(module, lambda status_fd: self._launch_of(child, status_fd))
+            child.was_hung = False
         except OSError as error:
             # The system is short of processes, memory or descriptors; it may not stay so.
             wait_s = child.back_off()
@@ -237,6 +238,7 @@ class Supervisor:
                     address=address,
                     status_fd=status_fd,
                     parent_pid=os.getpid(),
+                    was_hung=child.was_hung,
                 )
             )
         return msgspec.json.encode(
@@ -251,6 +253,7 @@ class Supervisor:
                 incarnation=child.incarnation,
                 status_fd=status_fd,
                 parent_pid=os.getpid(),
+                was_hung=child.was_hung,
             )
         )
 
@@ -297,6 +300,7 @@ class Supervisor:
             child = next(child for child in children if child.name == name)
             log.error("hung name=%s reason=%s; it is killed and started again", name, reason)
             if child.process is not None:
+                child.was_hung = True
                 child.process.kill()
 
     def _sweep(self, now: float) -> None:

@@ -28,7 +28,11 @@ def exposed():
         finished={"stop": 1}, within={"both": 1}, failed={"timeout": 1}, generated_tokens=1
     )
     sums = Sums(
-        models={"m": figures}, instances={"i": PUBLISHED}, responses={"/metrics": {"200": 1}}
+        models={"m": figures},
+        instances={"i": PUBLISHED},
+        responses={"/metrics": {"200": 1}},
+        dropped={"overloaded": 1},
+        traces={"lost": 1},
     )
     text = Text()
     text.begin(is_openmetrics=False)

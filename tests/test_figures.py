@@ -13,6 +13,7 @@ from aegaeon.figures import (
     ProxyFigures,
     decode_figures,
     encode_figures,
+    folded_up,
     summed_up,
     within,
 )
@@ -61,7 +62,7 @@ def test_nothing_has_no_quantile_and_what_is_above_all_bounds_counts_as_the_high
 
 
 def test_figures_come_back_as_they_were():
-    proxy = ProxyFigures(starts=2, responses={"/x": {"200": 3}})
+    proxy = ProxyFigures(starts=2, responses={"/x": {"200": 3}}, hung=1, dropped={"x": 4})
     proxy.of("a").ttft.note(0.3)
     proxy.of("a").failed["overloaded"] = 2
     instance = InstanceFigures(cached=("a",), kv_bytes=7)
@@ -74,6 +75,7 @@ def test_figures_come_back_as_they_were():
 
 def test_the_sum_of_proxies_counts_each_once_and_changes_none():
     one, other = ProxyFigures(), ProxyFigures(responses={"/x": {"200": 1}})
+    one.dropped, other.dropped, other.traces, other.hung = {"y": 2}, {"x": 1}, {"lost": 3}, 1
     for proxy, wait_s in ((one, 1.0), (other, 3.0)):
         figures = proxy.of("a")
         figures.ttft.note(wait_s)
@@ -87,6 +89,15 @@ def test_the_sum_of_proxies_counts_each_once_and_changes_none():
     assert (a.ttft.count, a.finished, a.generated_tokens, a.open) == (3, {"stop": 6}, 30, 3)
     assert a.oldest_wait_s == 3.0 and sums.models["b"].cancelled == 2
     assert sums.responses == {"/x": {"200": 2}}
+    assert (sums.dropped, sums.traces) == ({"y": 2, "x": 2}, {"lost": 6})
+    assert sums.proxies_hung == 2
+
+
+def test_what_ended_proxies_have_counted_is_kept():
+    ended = ProxyFigures(responses={"/x": {"200": 1}}, dropped={"x": 1}, traces={"sent": 2}, hung=3)
+    gone = folded_up(folded_up(None, "a", ended), "b", ended)
+    assert (gone.responses, gone.dropped) == ({"/x": {"200": 2}}, {"x": 2})
+    assert (gone.traces, gone.hung, gone.folded) == ({"sent": 4}, 6, ("a", "b"))
 
 
 def test_every_sum_of_a_model_is_added():

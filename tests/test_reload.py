@@ -184,6 +184,68 @@ def test_what_needs_a_restart_keeps_no_model_away(tmp_path, caplog, changes, nam
     assert "restart" not in caplog.text
 
 
+def test_half_a_file_that_an_editor_writes_is_not_followed(tmp_path, caplog):
+    one = Kept(tmp_path)
+    one.write(["a"])  # what has been written so far
+    one.reloader.look()
+    assert set(one.served()) == {"a", "b"}
+    one.write(["a", "b", "c"])
+    one.reloader.look()
+    assert one.served() == {"a": (False, False), "b": (False, False)}
+    one.reloader.look()
+    assert one.served() == dict.fromkeys("abc", (False, False))
+    assert "not read again" not in caplog.text
+
+
+def test_a_file_that_is_renamed_away_for_a_moment_is_no_fault(tmp_path, caplog):
+    one = Kept(tmp_path)
+    one.file.rename(tmp_path / "server.json~")  # as some editors do before they write
+    one.reloader.look()
+    assert one.catalog.complaint == "" and not caplog.records
+    one.write(["a"])
+    for _ in range(2):
+        one.reloader.look()
+    assert one.served() == {"a": (False, False), "b": (False, True)}
+    one.file.unlink()
+    for _ in range(3):
+        one.reloader.look()
+    assert one.catalog.complaint and caplog.text.count("not read again, the old one stays") == 1
+    assert one.served() == {"a": (False, False), "b": (False, True)}
+    one.write(["a", "c"])
+    for _ in range(2):
+        one.reloader.look()
+    assert one.catalog.complaint == "" and "c" in one.served()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "server.json"),
+        ("", "server.json"),
+        ('{"models": ["a"], "max_opne": 5}', "max_opne"),
+        ('{"models": ["a"], "max_open": 0}', "max_open"),
+        ('{"models": []}', "models"),
+    ],
+)
+def test_a_file_that_is_wrong_changes_nothing_and_is_told_of(tmp_path, caplog, text, named):
+    one = Kept(tmp_path)
+    one.file.write_text(text)
+    one.reloader.ask()
+    one.reloader.look()
+    assert one.catalog.complaint and set(one.served()) == {"a", "b"}
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "the old one stays" in told and named in told
+
+
+def test_a_model_whose_files_would_be_others_stays_until_it_is_taken_out(tmp_path, caplog):
+    one = Kept(tmp_path)
+    one.write(["a", "b=c"])
+    one.reloader.ask()
+    one.reloader.look()
+    assert one.catalog.complaint and one.catalog.find("b").path == str(tmp_path / "b")
+    assert "take it out of the file first" in caplog.text
+
+
 def test_a_server_follows_its_file(tmp_path):
     one = Followed(tmp_path)
     with one.server as server:

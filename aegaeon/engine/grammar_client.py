@@ -29,13 +29,13 @@ from aegaeon.engine.grammar_host import (
     Push,
     Question,
     Refused,
-    digest_of,
     read_frame,
     write_frame,
 )
 from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
 from aegaeon.memory import machine
 from aegaeon.memory.budget import GRAMMAR_HOST_MOST_BYTES
+from aegaeon.models.grammar import digest_of
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ A process of its own: reading a vocabulary holds the interpreter for a second, a
 takes too long, or too much, ends it by the kernel's bounds. Frames on stdin and stdout; no torch.
 """
 
-import hashlib
 import os
 import resource
 import signal
@@ -21,7 +20,7 @@ from typing import IO, NamedTuple
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
 
-from aegaeon.models.grammar import limits, plain
+from aegaeon.models.grammar import digest_of, limits, plain
 from aegaeon.models.vocabulary import read_vocabulary
 
 # Kept for the next sequence: a vocabulary takes some 170 MB and two seconds to read.
@@ -92,11 +91,6 @@ class Crowded(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 Question = Begin | Push | End
 Answer = Began | Allowed | Refused | Crowded
-
-
-def digest_of(grammar: str) -> bytes:
-    """Return a short name of a grammar."""
-    return hashlib.blake2b(grammar.encode(), digest_size=16).digest()
 
 
 def write_frame(file: IO[bytes], message: Question | Answer) -> None:

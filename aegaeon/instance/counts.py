@@ -36,15 +36,19 @@ DISPLACED = "displaced"  # by what came, without having been chosen
 
 class Counts:
     """Owned by one runtime. `publish` may raise an AegaeonError; `before` is what the last process
-    of this name published."""
+    of this name published, which may have been ended as one that `was_hung`."""
 
     def __init__(
-        self, publish: Callable[[bytes], None] | None = None, before: bytes | None = None
+        self,
+        publish: Callable[[bytes], None] | None = None,
+        before: bytes | None = None,
+        was_hung: bool = False,
     ) -> None:
         self._publish = publish
         self._due_s = float("-inf")
         self._figures = _continued(before)
         self._figures.starts += 1
+        self._figures.hung += was_hung
         # What engine and steps count since this process began comes on top of it.
         self._before = _continued(before)
 

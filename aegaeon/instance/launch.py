@@ -16,7 +16,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end.
 
     The node's KV pool is cut for `kv_shapes`, and serves `kv_spare` where it can: of each its
-    layers, heads and head_dim. `catalog` is the version that `specs` are of.
+    layers, heads and head_dim. `catalog` is the version that `specs` are of. The
+    process before it `was_hung`: it was ended for that.
     """
 
     settings: Settings
@@ -29,6 +30,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     kv_shapes: tuple[tuple[int, int, int], ...] = ()
     kv_spare: tuple[tuple[int, int, int], ...] = ()
     catalog: int = 0
+    was_hung: bool = False
 
 
 def mailbox_address(instance: InstanceId, incarnation: int) -> str:

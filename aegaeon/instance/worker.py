@@ -46,7 +46,7 @@ from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import join_domain
 from aegaeon.store.names import KV, NEIGHBOURS, SHARED_MEMORY, WEIGHTS, region_path
-from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load, Outcome
+from aegaeon.types import ComputeAction, InstanceRecord, Load, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def build_runtime(
         pause=time.sleep,
         pace=deciding.learning.pace,
         served=Served(launch, domain.catalog(), engine, presence, deciding),
-        counts=_counts(domain, record.id, owned),
+        counts=_counts(domain, launch, owned),
         watchdog=Watchdog(settings.watchdog_s),
     )
     return Runtime(parts, settings.drain_s)
@@ -154,11 +154,12 @@ def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: Exi
     return presence
 
 
-def _counts(domain: Domain, name: InstanceId, owned: ExitStack) -> Counts:
+def _counts(domain: Domain, launch: Launch, owned: ExitStack) -> Counts:
     """Return counts that go on from where the last process of this name ended."""
-    board = domain.board()
+    board, name = domain.board(), launch.instance
     owned.callback(board.close)
-    return Counts(lambda record: board.publish(name, record), board.read().get(name))
+    before = board.read().get(name)
+    return Counts(lambda record: board.publish(name, record), before, launch.was_hung)
 
 
 def serve(launch: Launch) -> int:

@@ -1,6 +1,7 @@
 """Grammars of llguidance: bounds on what one may take, and whether it is one."""
 
 import re
+from hashlib import blake2b
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -16,6 +17,11 @@ TRIED_BYTES = 256
 _SHORT = b'",:{[}]'
 TRIED_OBJECTS = 4
 _CROWDED_ROW = re.compile(r"Current row has (\d+) items; max is (\d+)")
+
+
+def digest_of(grammar: str) -> bytes:
+    """Return a short name of a grammar, the same in all processes."""
+    return blake2b(grammar.encode(), digest_size=16).digest()
 
 
 def limits() -> LLParserLimits:

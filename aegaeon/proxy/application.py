@@ -26,8 +26,9 @@ from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, internal_error
 from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.guard import Guard, error_response, is_loopback
+from aegaeon.proxy.metrics import METER, Meter
 from aegaeon.proxy.models import Models
-from aegaeon.proxy.node import joined_domain
+from aegaeon.proxy.node import joined_domain, started_gateway
 from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
@@ -57,7 +58,7 @@ def create_app(
     instances that belong to this application; and a mailbox address."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Meter]]:
         chosen = settings or load_settings()
         served = specs or served_models(chosen)
         async with AsyncExitStack() as stack:
@@ -66,9 +67,9 @@ def create_app(
             app.state.tracer = await stack.enter_async_context(kept_tracer(chosen))
             app.state.keys = await stack.enter_async_context(kept_keys(chosen))
             joined = domain if domain else await stack.enter_async_context(joined_domain(chosen))
-            gateway = Gateway(joined, chosen, served, address)
-            await gateway.start()
+            gateway = await started_gateway(lambda: Gateway(joined, chosen, served, address))
             stack.push_async_callback(gateway.close)
+            _begin_counting(app, gateway.meter)
             service = Service(chosen, served, gateway, int(time.time()))
             stack.push_async_callback(service.close)
             service.warm()
@@ -76,10 +77,17 @@ def create_app(
             await stack.enter_async_context(kept_models(service, store))
             app.state.models, app.state.service = Models(chosen, store, service), service
             app.state.bodies = Bodies(lambda: service.settings.max_open_mb * 1e6 * OF_BODIES)
-            yield
+            yield {METER: gateway.meter}
 
     app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)
     return _with_routes(app)
+
+
+def _begin_counting(app: FastAPI, meter: Meter) -> None:
+    if app.state.tracer is not None:
+        meter.follow_traces(app.state.tracer.counts)
+    if getattr(app.state, "was_hung", False):
+        meter.was_hung()
 
 
 def _with_routes(app: FastAPI) -> FastAPI:

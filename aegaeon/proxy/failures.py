@@ -19,6 +19,7 @@ _STATUS_OF_CODE = {
     "queue_full": 429,
     "rate_limit_exceeded": 429,
     "overloaded": 503,
+    "model_loading": 503,
     "draining": 503,
     "instance_lost": 503,
     "mailbox_full": 503,

@@ -27,7 +27,7 @@ from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Generation, OpenRequest, waits
 from aegaeon.proxy.living import Living
 from aegaeon.proxy.metrics import Meter
-from aegaeon.proxy.outbox import Outbox, Target, target_of
+from aegaeon.proxy.outbox import Outbox, Target, nobody_for, target_of
 from aegaeon.proxy.outlook import Outlook
 from aegaeon.proxy.questions import Asked, Questions
 from aegaeon.proxy.queue import Queue
@@ -117,6 +117,13 @@ class Gateway:
             asyncio.create_task(self._watch(), name="aegaeon-watch"),
             asyncio.create_task(self._watch_deadlines(), name="aegaeon-deadlines"),
         )
+
+    def abandon(self) -> None:
+        """Let go of what a `start` that raised has opened."""
+        for opened in (getattr(self, "_outbox", None), getattr(self, "_mailbox", None)):
+            if opened is not None:
+                opened.close()
+        self._sender.shutdown(wait=False)
 
     async def close(self) -> None:
         """Cancel what is open at the instances and leave the domain."""
@@ -227,6 +234,7 @@ class Gateway:
         opened = OpenRequest(name, generation, now, now + self._queue.request_timeout_s)
         opened.on_begun = partial(self._queue.begin, place)
         opened.on_left = partial(self._queue.leave, place)
+        opened.on_held = partial(self._queue.hold, place)
         opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
         if generation.trace is not None:
             prompt_tokens = len(generation.prompt_token_ids)
@@ -245,8 +253,7 @@ class Gateway:
             if now >= opened.deadline_s:
                 raise DeadlineExceeded("the request's time is over and no instance came up")
             if now >= give_up_s:
-                model = opened.generation.model
-                raise self._away or InstanceLost(f"no instance is ready for {model!r}; see the log")
+                raise self._away or nobody_for(opened.generation.model, self._instances)
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(WATCH_S * 10, changed.wait())
 

@@ -34,7 +34,7 @@ MAX_LOSSES, MOST_LOSSES = 3, 24
 PROGRESS_TOKENS = 8
 TOKEN_BYTES = 36  # of an id in a prompt: a number and the reference to it
 BIAS_BYTES = 120  # of an entry of logit_bias
-SCORE_BYTES = 120  # of a log-probability of a prompt's token, with its id
+SCORE_BYTES = 120  # of a log-probability of a token, with its id
 _WAIT_S = 1.0
 # Failures that mean "not here": the request goes elsewhere.
 _ELSEWHERE = frozenset({"draining", "instance_lost"})
@@ -54,6 +54,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     trace: Trace | None = None  # of the HTTP request that it is part of, where that is traced
     kept_bytes: int = 0  # of what else is kept for its answer
+    is_streamed: bool = False  # what is taken of its answer is not kept
+
+    @property
+    def score_bytes(self) -> int:
+        """What the log-probabilities of a token of the answer take, where they were asked for."""
+        asked = self.sampling.logprobs
+        return 0 if asked is None else (1 + asked) * SCORE_BYTES
 
     @property
     def held_bytes(self) -> int:
@@ -105,6 +112,8 @@ class OpenRequest:
         # Told of the first token, and of the end.
         self.on_begun: Callable[[], None] = _nothing
         self.on_left: Callable[[], None] = _nothing
+        # Told how many bytes more are held for it, or fewer.
+        self.on_held: Callable[[int], None] = _hold_nothing
         self.waited = NOT_WAITED
         # Told of more tokens or scores, instead of those who `wait`, who hear of all else.
         self.on_tokens: Callable[[], None] | None = None
@@ -115,7 +124,8 @@ class OpenRequest:
         self._lost_at = 0  # tokens that were there at the last loss
         self._tokens: list[int] = []
         self._taken = 0
-        # Of the tokens, where they were asked for, and of the prompt but for its first token.
+        # Of the tokens that are not taken, where they were asked for, and of the prompt but for its
+        # first token.
         self._log_probs: list[TokenLogProbs] = []
         self._scores: list[TokenLogProbs] = []
         self._taken_scores = 0
@@ -267,12 +277,15 @@ class OpenRequest:
             return None
         taken, taken_scores = self._taken, self._taken_scores
         self._taken, self._taken_scores = len(self._tokens), len(self._scores)
+        log_probs, self._log_probs = self._log_probs, []
+        if log_probs and self.generation.is_streamed:
+            self.on_held(-len(log_probs) * self.generation.score_bytes)
         return Delta(
             tuple(self._tokens[taken:]),
             self._finish,
             self._instance,
             self._received_s,
-            tuple(self._log_probs[taken:]) if self._log_probs else (),
+            tuple(log_probs),
             tuple(self._scores[taken_scores:]) if self._scores else (),
             self.waited,
             self._cached_tokens,
@@ -319,6 +332,7 @@ class OpenRequest:
         self._tokens.extend(new)
         if event.log_probs:
             self._log_probs.extend(event.log_probs[known:])
+            self.on_held(len(new) * self.generation.score_bytes)
         if event.waited is not None:
             self.waited = event.waited
             if self.timing is not None:
@@ -333,6 +347,10 @@ class OpenRequest:
 
 def _nothing() -> None:
     """Nobody wants to be told."""
+
+
+def _hold_nothing(_: int) -> None:
+    """As `_nothing`."""
 
 
 def waits(opened: Iterable[OpenRequest], now: float) -> dict[ModelId, tuple[int, float]]:

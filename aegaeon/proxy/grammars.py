@@ -2,7 +2,6 @@
 to an instance."""
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -13,9 +12,11 @@ import msgspec
 from llguidance import LLMatcher
 
 from aegaeon.errors import Overloaded
+from aegaeon.models.grammar import digest_of
 from aegaeon.proxy.bounded import BoundedProcesses, Bounds
 from aegaeon.proxy.failures import ApiError, invalid
-from aegaeon.proxy.openai import ChatBody, Function, NamedChoice
+from aegaeon.proxy.openai import ChatBody, Function, ToolChoice
+from aegaeon.proxy.schemas import check_loops
 from aegaeon.proxy.tokenizer import TextModel
 from aegaeon.proxy.tools import CallReader, Dialect
 from aegaeon.proxy.waits import within
@@ -30,20 +31,28 @@ _BLANKS = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{1,40}"
 
 
 class Tools(msgspec.Struct, frozen=True):
-    """The functions that an answer may or must call, and how the model writes that."""
+    """The functions that an answer may or must call, and how the model writes that. With `is_part`
+    it is shown others, too."""
 
     dialect: Dialect
     functions: tuple[Function, ...]
     is_many: bool
     is_forced: bool
+    is_part: bool = False
 
     def reader(self) -> CallReader:
         """Return what reads the calls of one choice."""
-        return self.dialect.reader(self.functions, self.is_many)
+        return self.dialect.reader(self.functions, self.is_many, self.is_forced)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether an answer is held to a grammar."""
+        is_strict = any(function.strict for function in self.functions)
+        return self.is_forced or self.is_part or is_strict
 
     def grammar(self) -> str:
         """Return the grammar of an answer; empty: any text will do."""
-        if not (self.is_forced or any(function.strict for function in self.functions)):
+        if not self.is_held:
             return ""
         lark = self.dialect.grammar(self.functions, self.is_many, is_free=not self.is_forced)
         return LLMatcher.grammar_from_lark(lark)
@@ -60,16 +69,22 @@ def tools_of(body: ChatBody, text: TextModel) -> Tools | None:
         )
         raise ApiError(400, "unsupported_parameter", message, "tools")
     choice, functions = body.tool_choice, tuple(tool.function for tool in body.tools)
-    if isinstance(choice, NamedChoice):
-        functions = tuple(one for one in functions if one.name == choice.function.name)
-    is_named = isinstance(choice, NamedChoice)
+    is_chosen, is_one = isinstance(choice, ToolChoice), False
+    is_forced = choice == "required"
+    if isinstance(choice, ToolChoice):
+        functions = tuple(one for one in functions if one.name in choice.names)
+        is_forced, is_one = choice.is_forced, choice.type == "function"
     tools = Tools(
         text.dialect,
         functions,
-        is_many=body.parallel_tool_calls is not False and not is_named,
-        is_forced=is_named or choice == "required",
+        is_many=body.parallel_tool_calls is not False and not is_one,
+        is_forced=is_forced,
+        is_part=is_chosen and len(functions) < len(body.tools),
     )
-    if body.ignore_eos and tools.grammar():
+    if tools.is_held:
+        for function in functions:
+            check_loops("tools", function.parameters or {})
+    if body.ignore_eos and tools.is_held:
         raise invalid("ignore_eos", "calls end where they are complete; leave 'ignore_eos' out")
     return tools
 
@@ -94,6 +109,7 @@ def answer_grammar(body: ChatBody) -> str:
             raise invalid("response_format", "the schema is false, which no answer satisfies")
         if schema is True:
             schema = {}  # which says the same
+        check_loops("response_format", schema)
     # Not as an object, whose depth is the interpreter's trouble.
     raw = msgspec.json.encode(schema).decode()
     try:
@@ -132,7 +148,7 @@ class GrammarChecker:
     async def check(self, grammar: str, param: str, asker: str = "") -> None:
         """Raise ApiError, for the field `param` or with too many of `asker` to check, or Overloaded
         with too many of all."""
-        name = hashlib.blake2b(grammar.encode(), digest_size=16).digest()
+        name = digest_of(grammar)
         wrong = self._told(name)
         if wrong is None:
             try:

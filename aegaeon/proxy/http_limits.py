@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from aegaeon.config import Settings
 from aegaeon.proxy.bodies import BODY_S
 from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.metrics import METER, Meter
 
 FREE_FILES = 256  # for all that are no connections
 MIN_CONNECTIONS = 64
@@ -129,7 +130,7 @@ class BoundedHttp(HttpToolsProtocol):
         """Have the application wait, but not for ever."""
         super().pause_writing()
         self._cancel_stalled()
-        self._stalled = self.loop.call_later(self.bounds.stalled_s, self.transport.abort)
+        self._stalled = self.loop.call_later(self.bounds.stalled_s, self._drop, "client_stalled")
 
     def resume_writing(self) -> None:
         """The client reads."""
@@ -148,7 +149,7 @@ class BoundedHttp(HttpToolsProtocol):
         gone = heapq.nsmallest(MOST_DISPLACED, idle, key=attrgetter("idle_s"))
         for one in gone:
             self.connections.discard(one)
-            one.transport.abort()
+            one._drop("displaced")
         return bool(gone)
 
     def _rest(self) -> None:
@@ -170,11 +171,25 @@ class BoundedHttp(HttpToolsProtocol):
         if self._unseen_bytes and not self._is_in_message:
             text = f"no whole head came within {self.bounds.head_s:g} s; send it faster"
             self._refuse(ApiError(408, "request_timeout", text))
+        elif self._is_in_message:
+            self._drop("request_timeout")
         else:
             self.transport.abort()
 
+    def _drop(self, why: str) -> None:
+        """Close without an answer."""
+        self._count(why)
+        self.transport.abort()
+
+    def _count(self, why: str) -> None:
+        # Servers hand what the application's life yields to each connection.
+        meter: Meter | None = self.app_state.get(METER)
+        if meter is not None:
+            meter.dropped(why)
+
     def _refuse(self, error: ApiError) -> None:
         """Answer with `error`, if an answer is due to what comes in now, and close."""
+        self._count(error.code)
         cycle = self.cycle
         is_due = self._owes_nothing()
         if self._is_in_message and not self.pipeline and not cycle.response_started:

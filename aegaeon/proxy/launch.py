@@ -14,7 +14,7 @@ class ProxyLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy's settings, models and identity. Instances answer to the mailbox `address`.
 
     `status_fd` is an inherited pipe's writing end: closed once requests are taken, after one line
-    when they never will be.
+    when they never will be. The process before it `was_hung`: it was ended for that.
     """
 
     settings: Settings
@@ -22,3 +22,4 @@ class ProxyLaunch(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     status_fd: int
     parent_pid: int
+    was_hung: bool = False

@@ -25,6 +25,7 @@ from aegaeon.figures import (
     decode_figures,
     encode_figures,
     folded_up,
+    summed,
     summed_up,
     within,
 )
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 Blocking = Callable[[Callable[[], Any]], Awaitable[Any]]  # runs what may wait, elsewhere
 
+METER = "aegaeon.meter"  # where the state that the application's life yields has it
 INTERVAL_S = 1.0
 OUTAGE_S = 10.0  # between attempts while there is no room or nobody answers
 SILENT_S = 15.0  # a proxy that publishes nothing for so long is dead
@@ -161,6 +163,8 @@ class Meter:
         self._board: Board
         self._name = ""
         self._is_folded = False
+        self._traces: Callable[[], dict[str, int]] = dict
+        self._seen_traces: dict[str, int] = {}
         self._due_s = 0.0
         self._window: deque[tuple[float, dict[ModelId, ModelFigures]]] = deque(
             maxlen=int(WINDOW_S / WINDOW_STEP_S)
@@ -200,13 +204,34 @@ class Meter:
         statuses = self._own.responses.setdefault(route, {})
         statuses[str(status)] = statuses.get(str(status), 0) + 1
 
+    def dropped(self, why: str) -> None:
+        """What came was ended below the routes: refused with an error of this code, or closed."""
+        counts = self._own.dropped
+        counts[why] = counts.get(why, 0) + 1
+
+    def was_hung(self) -> None:
+        """The process before this one was ended because it did not answer."""
+        self._own.hung += 1
+
+    def follow_traces(self, count: Callable[[], dict[str, int]]) -> None:
+        """Count what becomes of traces, as `count` tells since this process began."""
+        self._traces = count
+
     def sums(self, is_kept: bool = False) -> Sums:
         """Return what the domain has counted: here by now, elsewhere as last published. Unless
         `is_kept`, it may change with the next token."""
-        self._note_waiting()
-        sums = Sums(models=self._own.models, responses=self._own.responses)
+        self._note_now()
+        own = self._own
         if self._others or is_kept:
-            sums = summed_up((self._own, *self._others.values()))
+            sums = summed_up((own, *self._others.values()))
+        else:
+            sums = Sums(
+                models=own.models,
+                responses=own.responses,
+                dropped=own.dropped,
+                traces=own.traces,
+                proxies_hung=own.hung,
+            )
         sums.proxy_restarts = sum(p.starts - 1 for p in (self._own, *self._others.values()))
         sums.instances = self._instances
         return sums
@@ -267,7 +292,7 @@ class Meter:
         now = time.monotonic()
         if not self._window or now - self._window[-1][0] >= WINDOW_STEP_S:
             self._window.append((now, self.sums(is_kept=True).models))
-        self._note_waiting()
+        self._note_now()
         self._own.beats += 1
         return encode_figures(self._own)
 
@@ -343,7 +368,11 @@ class Meter:
                 for _, models in self._window:  # it may come again, and count from 0
                     models.pop(model, None)
 
-    def _note_waiting(self) -> None:
+    def _note_now(self) -> None:
+        counted = self._traces()
+        new = {what: count - self._seen_traces.get(what, 0) for what, count in counted.items()}
+        if any(new.values()):
+            self._own.traces, self._seen_traces = summed(self._own.traces, new), counted
         waiting = self._waiting(time.monotonic())
         for model, figures in self._own.models.items():
             figures.open, figures.oldest_wait_s = waiting.get(model, (0, 0.0))

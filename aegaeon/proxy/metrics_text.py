@@ -268,10 +268,16 @@ def _write_processes(text: Text, sums: Sums, rows: tuple[Instance, ...]) -> None
         "1 for the state that an instance says it is in.",
         ((labels(instance=row.record.id, state=row.status.state), 1) for row in rows),
     )
-    restarts = [(_at(name), one.starts - 1) for name, one in sums.instances.items()]
+    every = tuple(sums.instances.items())
+    restarts = [(_at(name), one.starts - 1) for name, one in every]
     text.counter("instance_restarts", "Starts of an instance but the first.", restarts)
+    hung = [(_at(name), one.hung) for name, one in every]
+    text.counter("instance_hangs", "Of those, after the watchdog had ended it.", hung)
     text.counter(
         "proxy_restarts", "Starts of proxies but their first.", [("", sums.proxy_restarts)]
+    )
+    text.counter(
+        "proxy_hangs", "Of those, after the watchdog had ended one.", [("", sums.proxies_hung)]
     )
     text.counter(
         "http_responses",
@@ -281,6 +287,16 @@ def _write_processes(text: Text, sums: Sums, rows: tuple[Instance, ...]) -> None
             for route, statuses in sums.responses.items()
             for status, count in statuses.items()
         ),
+    )
+    text.counter(
+        "http_dropped",
+        "What was refused or closed before any route had it, by the error's code or the reason.",
+        ((labels(reason=why), count) for why, count in sums.dropped.items()),
+    )
+    text.counter(
+        "traces",
+        "Traces of requests by what became of them.",
+        ((labels(outcome=what), count) for what, count in sums.traces.items()),
     )
     text.gauge("build_info", "1; the version.", [(labels(version=__version__), 1)])
 

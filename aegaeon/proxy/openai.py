@@ -18,6 +18,7 @@ from aegaeon.proxy.values import check_values
 
 MAX_CHOICES = 1024
 MAX_USER_CHARS = 1024
+MAX_TOOLS = 128
 COMPLETION_DEFAULT_TOKENS = 16
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # no id has two spellings
 NAME = "^[a-zA-Z0-9_-]{1,64}$"
@@ -107,11 +108,39 @@ class FunctionName(msgspec.Struct, frozen=True):
     name: Label
 
 
-class NamedChoice(msgspec.Struct, frozen=True):
-    """The one function that must be called."""
+class AllowedTool(msgspec.Struct, frozen=True):
+    """One of those that may be called."""
 
+    type: Literal["function"]
     function: FunctionName
-    type: Literal["function"] = "function"
+
+
+class AllowedTools(msgspec.Struct, frozen=True):
+    """Which of the tools may be called, or must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """The one function that must be called, or those that may be: what `type` is called."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What may be called."""
+        if self.type == "function":
+            return [] if self.function is None else [self.function.name]
+        allowed = [] if self.allowed_tools is None else self.allowed_tools.tools
+        return [tool.function.name for tool in allowed]
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether something must be called."""
+        return self.allowed_tools is None or self.allowed_tools.mode == "required"
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,8 +194,8 @@ class ChatBody(Body, frozen=True, kw_only=True):
     max_completion_tokens: _Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -323,9 +352,17 @@ def _check_tools(body: ChatBody) -> None:
             raise invalid(place, f"'{place}' must be a schema of an object")
     if not tools and choice not in (None, "none", "auto"):
         raise invalid("tool_choice", "'tool_choice' is only allowed with 'tools'")
-    if isinstance(choice, NamedChoice) and choice.function.name not in names:
-        text = f"'tool_choice' names {choice.function.name!r}, which is none of 'tools'"
-        raise invalid("tool_choice", text)
+    if isinstance(choice, ToolChoice):
+        _check_choice(choice, names)
+
+
+def _check_choice(choice: ToolChoice, names: list[str]) -> None:
+    if not choice.names:
+        place = f"tool_choice.{choice.type}"
+        raise ApiError(400, "missing_required_parameter", f"'{place}' is missing", place)
+    unknown = next((name for name in choice.names if name not in names), None)
+    if unknown is not None:
+        raise invalid("tool_choice", f"'tool_choice' names {unknown!r}, which is none of 'tools'")
 
 
 def _check_format(body: ChatBody) -> None:

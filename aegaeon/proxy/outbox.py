@@ -9,13 +9,15 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aegaeon.config import Settings
 from aegaeon.errors import (
     AegaeonError,
+    InstanceLost,
+    ModelLoading,
     Overloaded,
     RecordTooLarge,
     RingClosed,
@@ -279,3 +281,11 @@ class Outbox:
 def target_of(row: Instance) -> Target:
     """Return the life that `row` describes."""
     return Target(row.record.id, row.record.incarnation)
+
+
+def nobody_for(model: ModelId, rows: Iterable[Instance]) -> AegaeonError:
+    """Return why no instance of `rows` takes a request for `model`."""
+    if any(row.status.state == "starting" for row in rows):
+        text = "instances still load the models they start with; try again later"
+        return ModelLoading(f"no instance is ready for {model!r} yet: {text}")
+    return InstanceLost(f"no instance is ready for {model!r}; see the log")

@@ -30,7 +30,7 @@ FADE = 0.9  # what the mean of answers keeps of itself with each that ends
 
 OTHERS = "\n"  # the key of other proxies' requests; none is called so
 
-Room = Literal["waiting", "bytes"]
+Room = Literal["waiting", "loading", "open", "bytes"]
 
 
 class Outlook:
@@ -73,6 +73,10 @@ class Outlook:
         lines = (self._lines.get(("waiting", name)) for name in dict.fromkeys((key, "")))
         return any(line is not None and line.redeem(now) for line in lines)
 
+    def resident(self) -> frozenset[ModelId]:
+        """Return the models whose weights are on some device, as instances last said."""
+        return frozenset(model for row in self._rows() for model in row.status.resident)
+
     def kept(self) -> int:
         """Return how many places to wait are kept for those who were told to come."""
         line = self._lines.get(("waiting", ""))
@@ -85,15 +89,21 @@ class Outlook:
         now = self._clock()
         if now - self._made_s >= FRESH_S:
             self._forecast, self._made_s = self._look(now), now
-        events: tuple[Event, ...] = getattr(
-            self._forecast, "begins" if room == "waiting" else "ends"
-        )
         free_s = [
             self._made_s + one.after_s
-            for one in events
+            for one in self._events(room)
             if (one.key != OTHERS if key is None else one.key == key)
         ]
         return self._lines[room, key or ""].promise(free_s, free, now)
+
+    def _events(self, room: Room) -> Iterable[Event]:
+        """Return what makes such room."""
+        if room == "waiting":
+            return self._forecast.begins
+        if room == "loading":
+            resident = self.resident()
+            return (one for one in self._forecast.begins if one.model not in resident)
+        return self._forecast.ends
 
     def _look(self, now: float) -> Forecast:
         rows = [row for row in self._rows() if row.status.state == "ready"]

@@ -1,13 +1,15 @@
-"""How much may be open at a proxy: requests that wait, bytes of prompts, and for how long."""
+"""How much may be open at a proxy: requests that wait, that wait for weights, that are open at all,
+bytes of prompts; and for how long."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from aegaeon.config import Settings
-from aegaeon.errors import KeyQueueFull, QueueFull
+from aegaeon.errors import KeyQueueFull, ModelLoading, QueueFull, TooManyOpen
 from aegaeon.proxy.generation import Generation
 from aegaeon.proxy.outlook import Outlook, Room
 from aegaeon.scheduler.fairness import NEWCOMERS, RESERVE, is_beyond_share
@@ -16,6 +18,8 @@ from aegaeon.specs import Bounds
 from aegaeon.types import ModelId, ModelSpec
 
 MOST_KEPT = 3 / 4  # of the room, for those who were told to come
+MOST_LOADING = 3 / 4  # of the room to wait, for models that are on no device while others are
+_KINDS: dict[Room, type[QueueFull]] = {"loading": ModelLoading, "open": TooManyOpen}
 
 
 class _Held(msgspec.Struct):
@@ -32,23 +36,31 @@ class Place:
     """One request's."""
 
     generation: Generation
+    held_bytes: int
     waits: bool = True
+    is_left: bool = False
 
 
 class Queue:
     """The bounds, and what of them is taken. Owned by the gateway.
 
-    A request waits until its first token. Within the last RESERVE of the room a key takes no more
-    than its share: by its weight, among the keys that have something open. Whoever asks without a
-    key shares with nobody. Models of a lower priority than others have less room to wait.
+    A request waits until its first token, and is open until its last. Within the last RESERVE of
+    the room a key takes no more than its share: by its weight, among the keys that have something
+    open. Whoever asks without a key shares with nobody. Models of a lower priority than others have
+    less room to wait, and so have those that must be loaded, all together: whoever asks for one
+    that is there finds some.
     """
 
     def __init__(self, settings: Settings, outlook: Outlook | None = None) -> None:
         """`outlook` predicts when there is room again."""
         self._outlook = outlook
         self._max_waiting = settings.max_waiting * settings.prefilling_count
+        self._instances = settings.instance_count
+        self._max_open = settings.max_open * self._instances
         self._max_open_mb = settings.max_open_mb
         self._waiting = 0
+        self._waiting_for: Counter[ModelId] = Counter()
+        self._open = 0
         self._bytes = 0  # of the prompts of those that are open
         self._held: dict[str, _Held] = {}  # by key, of those that have something open
         self._levels: dict[ModelId, int] = {}
@@ -63,36 +75,34 @@ class Queue:
 
     def bound(self, bounds: Bounds) -> None:
         """Go by other bounds from here on; requests that are open keep their deadlines."""
+        self._max_open = bounds.max_open * self._instances
         self._max_open_mb = bounds.max_open_mb
         self.request_timeout_s = bounds.request_timeout_s
 
     def enter(self, generation: Generation) -> Place:
-        """Count one more, which waits. Raises QueueFull; one alone is never too much."""
-        held = self._held.get(generation.key)
-        was_told = self._outlook is not None and self._outlook.was_told(generation.key)
-        if self._waiting >= self._max_waiting:
-            raise self._full("waiting", f"{self._max_waiting} requests are waiting")
-        if not was_told and (held is not None or not generation.key):
-            self._check_kept()
-        if self._waiting >= self._room.get(generation.model, self._max_waiting):
-            text = "the room to wait that is left is for models of a higher priority"
-            raise self._full("waiting", f"{self._waiting} requests are waiting, and {text}")
-        total = self._bytes + generation.held_bytes
-        if self._held and total > self._max_open_mb * 1e6:
-            text = f"prompts of {self._max_open_mb:g} MB, all there may be, are open"
-            raise self._full("bytes", text)
+        """Count one more, which waits. Raises QueueFull; one alone is never too many bytes."""
+        key, more = generation.key, generation.held_bytes
+        held = self._held.get(key)
+        self._check_waiting(generation, held)
+        self._check_loading(generation.model)
+        if self._open >= self._max_open:
+            raise self._full("open", f"{self._max_open} requests are open", "--max-open")
+        if self._held and self._bytes + more > self._max_open_mb * 1e6:
+            text = f"{self._max_open_mb:g} MB, all there may be, are held for open requests"
+            raise self._full("bytes", text, "--max-open-mb")
         if held is None:
-            held = _Held(generation.weight)
-        elif generation.key:
+            held = self._held[key] = _Held(generation.weight)
+        elif key:
             held.weight = generation.weight
-            self._check_share(generation.key, held, generation.held_bytes)
-        self._held[generation.key] = held
+            self._check_share(key, held, more)
         held.requests += 1
         held.waiting += 1
-        held.bytes += generation.held_bytes
+        held.bytes += more
         self._waiting += 1
-        self._bytes = total
-        return Place(generation)
+        self._waiting_for[generation.model] += 1
+        self._open += 1
+        self._bytes += more
+        return Place(generation, more)
 
     def begin(self, place: Place) -> None:
         """It has its first token. Idempotent."""
@@ -100,21 +110,59 @@ class Queue:
             place.waits = False
             self._waiting -= 1
             self._held[place.generation.key].waiting -= 1
+            model = place.generation.model
+            self._waiting_for[model] -= 1
+            if not self._waiting_for[model]:
+                del self._waiting_for[model]
+
+    def hold(self, place: Place, more: int) -> None:
+        """So many bytes more are held for its answer, or fewer; who is in may go beyond the bound,
+        which lets nobody else in then."""
+        if not place.is_left:
+            place.held_bytes += more
+            self._held[place.generation.key].bytes += more
+            self._bytes += more
 
     def leave(self, place: Place) -> None:
         """Count one less."""
         self.begin(place)
-        generation = place.generation
-        held = self._held[generation.key]
+        key, place.is_left = place.generation.key, True
+        held = self._held[key]
         held.requests -= 1
-        held.bytes -= generation.held_bytes
+        held.bytes -= place.held_bytes
         if not held.requests:
-            del self._held[generation.key]
-        self._bytes -= generation.held_bytes
+            del self._held[key]
+        self._open -= 1
+        self._bytes -= place.held_bytes
 
     def retry_after_s(self) -> float:
         """Return when one should come again whom an instance has refused."""
         return 1.0 if self._outlook is None else self._outlook.wait_s("waiting", None)
+
+    def _check_waiting(self, generation: Generation, held: _Held | None) -> None:
+        """Raise QueueFull where one more may not wait."""
+        most, key = self._max_waiting, generation.key
+        was_told = self._outlook is not None and self._outlook.was_told(key)
+        if self._waiting >= most:
+            raise self._full("waiting", f"{most} requests are waiting", "--max-waiting")
+        if not was_told and (held is not None or not key):
+            self._check_kept()
+        if self._waiting >= self._room.get(generation.model, most):
+            text = "the room to wait that is left is for models of a higher priority"
+            raise self._full("waiting", f"{self._waiting} requests are waiting, and {text}")
+
+    def _check_loading(self, model: ModelId) -> None:
+        """Raise ModelLoading where too many wait for weights while other models have theirs."""
+        room = self._max_waiting - int(self._max_waiting * (1 - MOST_LOADING))
+        if self._waiting < room or self._outlook is None:
+            return
+        resident = self._outlook.resident()
+        if not resident or model in resident:
+            return
+        loading = sum(n for other, n in self._waiting_for.items() if other not in resident)
+        if loading >= room:
+            text = f"{model!r} must be loaded first, and {loading} requests wait for such models"
+            raise self._full("loading", text, "--max-waiting")
 
     def _check_kept(self) -> None:
         """Raise QueueFull where what is left is for those who were told to come about now."""
@@ -126,23 +174,30 @@ class Queue:
             raise self._full("waiting", f"{self._waiting} requests are waiting, and {text}")
 
     def _check_share(self, key: str, held: _Held, more: int) -> None:
-        """Raise QueueFull where a key that has `held` open takes room that is for others."""
+        """Raise KeyQueueFull where a key that has `held` open takes room that is for others."""
         share = held.weight / sum(one.weight for one in self._held.values())
-        others = "and the room that is left is for other keys"
         if held.waiting and is_beyond_share(self._max_waiting, self._waiting, held.waiting, share):
-            text = f"this key has {held.waiting} requests waiting, {others}"
-            raise self._full("waiting", text, key)
+            raise self._key_full("waiting", f"{held.waiting} requests waiting", key)
+        if is_beyond_share(self._max_open, self._open, held.requests, share):
+            raise self._key_full("open", f"{held.requests} requests open", key)
         limit = self._max_open_mb * 1e6
         room_bytes, total_bytes = limit * (1 - RESERVE), self._bytes + more
         is_over = total_bytes > room_bytes and held.bytes + more > room_bytes * share
         if is_over or total_bytes > limit * (1 - RESERVE * NEWCOMERS):
-            text = f"this key has prompts of {held.bytes / 1e6:g} MB open, {others}"
-            raise self._full("bytes", text, key)
+            raise self._key_full("bytes", f"{held.bytes / 1e6:g} MB held for open requests", key)
 
-    def _full(self, room: Room, text: str, key: str | None = None) -> QueueFull:
-        kind = QueueFull if key is None else KeyQueueFull
-        error = kind(f"{text}; try again later")
+    def _full(self, room: Room, text: str, setting: str = "") -> QueueFull:
+        """Return who is refused what, and what an operator may raise."""
+        remedy = f"try again later, or raise {setting}" if setting else "try again later"
+        error = _KINDS.get(room, QueueFull)(f"{text}; {remedy}")
         if self._outlook is not None:
-            free = self._max_waiting - self._waiting if room == "waiting" and key is None else 0
-            error.retry_after_s = self._outlook.wait_s(room, key, free)
+            free = self._max_waiting - self._waiting if room == "waiting" else 0
+            error.retry_after_s = self._outlook.wait_s(room, None, free)
+        return error
+
+    def _key_full(self, room: Room, has: str, key: str) -> KeyQueueFull:
+        text = f"this key has {has}, and the room that is left is for other keys; try again later"
+        error = KeyQueueFull(text)
+        if self._outlook is not None:
+            error.retry_after_s = self._outlook.wait_s(room, key, 0)
         return error

@@ -346,6 +346,7 @@ class Service:
                 max_tokens=max_tokens(spec, prompt, param),
                 stop_token_ids=stop_token_ids,
                 kept_bytes=size_of(prompt.echo.text) if prompt.echo is not None else 0,
+                is_streamed=bool(body.stream),
             )
             for prompt in prompts
             for choice in range(body.n or 1)

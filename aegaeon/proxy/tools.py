@@ -3,6 +3,8 @@
 Which way a model has is told by its chat template, which taught it.
 """
 
+import contextlib
+import json
 import re
 import secrets
 from abc import ABC, abstractmethod
@@ -21,6 +23,10 @@ AS_DUMPED = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 # Of a function that says nothing of its parameters.
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 # One that begins or ends a string of JSON.
+_BEGUN = re.compile(
+    r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"(?:\s*,\s*"(?:arguments|parameters)"\s*:\s*(\{.*)|.*)',
+    re.DOTALL,
+)
 _QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
 
 
@@ -45,10 +51,12 @@ class CallReader(ABC):
     """Takes the text of an answer in and tells words from calls. What looks like a call and is none
     of a known function stays text. Text at the border of calls is none if it is all blank."""
 
-    def __init__(self, names: frozenset[str], most: int) -> None:
-        """Read at most `most` calls."""
+    def __init__(self, names: frozenset[str], most: int, is_forced: bool) -> None:
+        """Read at most `most` calls; with `is_forced` there is nothing else in the text."""
         self._names = names
         self._most = most
+        self._is_forced = is_forced
+        self.is_cut = False  # the last call is a beginning
         self._calls: list[Call] = []
         self._blank = ""
 
@@ -67,8 +75,27 @@ class CallReader(ABC):
         """Take more text; return words and calls that are certain now."""
 
     @abstractmethod
-    def finish(self) -> tuple[str, list[Call]]:
-        """Return what was held back."""
+    def finish(self, is_cut: bool = False) -> tuple[str, list[Call]]:
+        """Return what was held back: with `is_cut`, of a text that was to go on, the last call as
+        far as it came, once it has a name."""
+
+    def _begun(self, raw: str) -> Call | None:
+        """Return the call that the JSON `raw` is the beginning of; None: nobody can tell."""
+        found = _BEGUN.match(raw)
+        name, arguments = (found[1], found[2] or "") if found is not None else ("", "")
+        if not name and self._is_forced and len(self._names) == 1 and not self._calls:
+            (name,) = self._names  # it can be no other
+        if name not in self._names or self.is_full:
+            return None
+        with contextlib.suppress(ValueError, RecursionError):  # of arguments that are not whole
+            arguments = arguments[: json.JSONDecoder().raw_decode(arguments)[1]]
+        self.is_cut = True
+        return self._made(name, arguments)
+
+    def _made(self, name: str, arguments: str) -> Call:
+        call = Call(len(self._calls), f"call_{secrets.token_hex(12)}", name, arguments)
+        self._calls.append(call)
+        return call
 
     def _words(self, text: str) -> str:
         """Return `text` as it may go out, blanks at its end held back."""
@@ -91,18 +118,18 @@ class CallReader(ABC):
         if found.name not in self._names or self.is_full or not arguments.startswith(b"{"):
             return None
         # As the model wrote them: whoever reads them may see more in a number than we do.
-        call_id = f"call_{secrets.token_hex(12)}"
-        call = Call(len(self._calls), call_id, found.name, arguments.decode())
-        self._calls.append(call)
-        return call
+        return self._made(found.name, arguments.decode())
 
 
 class Dialect(ABC):
     """How a family writes calls."""
 
     @abstractmethod
-    def reader(self, functions: Sequence[Function], is_many: bool) -> CallReader:
-        """Return a fresh reader of calls of `functions`, of one or of many."""
+    def reader(
+        self, functions: Sequence[Function], is_many: bool, is_forced: bool = False
+    ) -> CallReader:
+        """Return a fresh reader of calls of `functions`, of one or of many; with `is_forced` a text
+        is nothing but those."""
 
     @abstractmethod
     def grammar(self, functions: Sequence[Function], is_many: bool, is_free: bool) -> str:
@@ -114,8 +141,10 @@ class TaggedCalls(Dialect):
     """Qwen 2.5 and 3, Hermes: `<tool_call>`, an object with name and arguments, `</tool_call>`, for
     each call, behind any text."""
 
-    def reader(self, functions: Sequence[Function], is_many: bool) -> CallReader:
-        return _TaggedReader(_names_of(functions), MAX_READ if is_many else 1)
+    def reader(
+        self, functions: Sequence[Function], is_many: bool, is_forced: bool = False
+    ) -> CallReader:
+        return _TaggedReader(_names_of(functions), MAX_READ if is_many else 1, is_forced)
 
     def grammar(self, functions: Sequence[Function], is_many: bool, is_free: bool) -> str:
         more = f'("\\n<tool_call>\\n" call "\\n</tool_call>"){{0,{MAX_CALLS - 1}}}'
@@ -136,8 +165,13 @@ class TaggedCalls(Dialect):
 class BareCalls(Dialect):
     """Llama 3.1 to 3.3: the whole answer is one object with name and parameters."""
 
-    def reader(self, functions: Sequence[Function], is_many: bool) -> CallReader:  # noqa: ARG002
-        return _BareReader(_names_of(functions), 1)
+    def reader(
+        self,
+        functions: Sequence[Function],
+        is_many: bool,  # noqa: ARG002
+        is_forced: bool = False,
+    ) -> CallReader:
+        return _BareReader(_names_of(functions), 1, is_forced)
 
     def grammar(
         self,
@@ -184,8 +218,8 @@ def _call_rules(functions: Sequence[Function], key: str) -> list[str]:
 class _TaggedReader(CallReader):
     _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
-    def __init__(self, names: frozenset[str], most: int) -> None:
-        super().__init__(names, most)
+    def __init__(self, names: frozenset[str], most: int, is_forced: bool) -> None:
+        super().__init__(names, most, is_forced)
         self._held = ""
         self._is_inside = False
         self._in_strings = 0  # how much of `_held` ends in a tag that is in a string
@@ -217,8 +251,12 @@ class _TaggedReader(CallReader):
             self._held = self._held[cut:]
         return words, calls
 
-    def finish(self) -> tuple[str, list[Call]]:
+    def finish(self, is_cut: bool = False) -> tuple[str, list[Call]]:
         held, self._held = self._held, ""
+        if is_cut and (self._is_inside or self._is_forced):
+            call = self._begun(held if self._is_inside else "")
+            if call is not None or self._is_forced:
+                return "", [] if call is None else [call]
         words = self._words((self._OPEN if self._is_inside else "") + held)
         return words + self._rest(), []
 
@@ -234,8 +272,8 @@ class _TaggedReader(CallReader):
 
 
 class _BareReader(CallReader):
-    def __init__(self, names: frozenset[str], most: int) -> None:
-        super().__init__(names, most)
+    def __init__(self, names: frozenset[str], most: int, is_forced: bool) -> None:
+        super().__init__(names, most, is_forced)
         self._held = ""
         self._is_text = False
 
@@ -250,9 +288,13 @@ class _BareReader(CallReader):
         held, self._held = self._held, ""
         return held, []
 
-    def finish(self) -> tuple[str, list[Call]]:
+    def finish(self, is_cut: bool = False) -> tuple[str, list[Call]]:
         held, self._held = self._held, ""
         call = self._call(held)
+        if call is None and is_cut and not self._is_text:
+            call = self._begun(held)
+            if self._is_forced:
+                held = ""
         return ("", [call]) if call is not None else (held, [])
 
 

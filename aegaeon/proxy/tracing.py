@@ -56,10 +56,20 @@ class Tracer:
         self._waiting: queue.Queue[Trace] = queue.Queue(MAX_WAITING)
         self._closing = threading.Event()
         self.sent = 0
-        self.lost = 0
+        self._unsent = 0  # counted by the thread
+        self._crowded_out = 0  # by the event loop
         # A daemon: what cannot be sent in time must not keep the process.
         self._thread = threading.Thread(target=self._run, name="aegaeon-traces", daemon=True)
         self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """Traces that were not sent, and will not be."""
+        return self._unsent + self._crowded_out
+
+    def counts(self) -> dict[str, int]:
+        """Return how many have been sent and lost."""
+        return {"sent": self.sent, "lost": self.lost}
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, and trace it."""
@@ -94,7 +104,7 @@ class Tracer:
         try:
             self._waiting.put_nowait(trace)
         except queue.Full:
-            self.lost += 1
+            self._crowded_out += 1
 
     def _run(self) -> None:
         is_away = False
@@ -106,7 +116,7 @@ class Tracer:
                 self.sent += len(batch)
                 is_away = False
                 continue
-            self.lost += len(batch)
+            self._unsent += len(batch)
             if self._closing.is_set():
                 return
             if not is_away:

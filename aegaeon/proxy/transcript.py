@@ -156,8 +156,10 @@ class Transcript:
             return text, (), finish
         words, calls = reader.push(text)
         if finish is not None and not reader.is_full:
-            rest, more = reader.finish()
+            rest, more = reader.finish(is_cut=finish == "length")
             words, calls = words + rest, calls + more
+        if reader.is_cut:
+            return words, tuple(calls), finish
         if reader.is_full or (finish == "stop" and reader.has_calls):
             return words, tuple(calls), "tool_calls"
         return words, tuple(calls), finish

@@ -110,8 +110,10 @@ def serve(launch: ProxyLaunch, domain: Domain, status: TextIO) -> int:
     """
     settings = launch.settings
     with contextlib.closing(bind(settings.host, settings.port)) as bound:
+        app = create_app(settings, launch.specs, domain, launch.address)
+        app.state.was_hung = launch.was_hung
         config = uvicorn.Config(
-            create_app(settings, launch.specs, domain, launch.address),
+            app,
             log_config=None,
             access_log=False,
             lifespan="on",

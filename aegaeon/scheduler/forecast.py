@@ -43,10 +43,11 @@ class Site(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A request begins, or ends, so many seconds from now."""
+    """A request of `key` for `model` begins, or ends, so many seconds from now."""
 
     after_s: float
     key: str
+    model: ModelId
 
 
 class Forecast(NamedTuple):
@@ -165,7 +166,7 @@ class _Device:
                 self._decode(self._next_end(one.model))
             self._bring(one)
             self._begin(one)
-            self.begins.append(Event(self._now, one.key))
+            self.begins.append(Event(self._now, one.key, one.model))
         while len(self.ends) < most and any(one.ends_at for one in self._running.values()):
             self._decode(min(self._next_end(m) for m, r in self._running.items() if r.ends_at))
 
@@ -221,9 +222,9 @@ class _Device:
         self._drop_ended(lambda at: began_s + max(0.0, at - rounds) * round_s)
 
     def _drop_ended(self, when: Callable[[float], float]) -> None:
-        for running in self._running.values():
+        for model, running in self._running.items():
             while running.ends_at and running.ends_at[0][0] <= self._rounds:
                 count = len(running.ends_at)
                 at, key = heapq.heappop(running.ends_at)
                 running.context_tokens -= running.context_tokens // count
-                self.ends.append(Event(when(at), key))
+                self.ends.append(Event(when(at), key, model))

@@ -113,6 +113,19 @@ def test_a_streamed_call_is_the_same(client):
     assert [call.index for call in calls] == [0]
 
 
+@pytest.mark.parametrize("model", ["tagged", "bare"])
+def test_a_call_that_is_cut_is_a_beginning_of_the_whole_one(client, model):
+    tools = [{"type": "function", "function": {"name": "look_up"}}]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": tools}}
+    whole = ask(client, model, tools=TOOLS, tool_choice=allowed).choices[0].message.tool_calls[0]
+    cut = ask(client, model, tools=TOOLS, tool_choice=allowed, max_tokens=60).choices[0]
+    (call,) = cut.message.tool_calls
+    assert (cut.finish_reason, cut.message.content) == ("length", None)
+    assert call.function.name == "look_up" == whole.function.name
+    assert whole.function.arguments.startswith(call.function.arguments)
+    assert 0 < len(call.function.arguments) < len(whole.function.arguments)
+
+
 def test_a_grammar_that_becomes_too_much_ends_in_an_error(client):
     pattern = "^(([a-z]{1,100}){1,100}){1,100}$"
     asked = {"name": "n", "schema": {"type": "string", "pattern": pattern}}

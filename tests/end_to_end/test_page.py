@@ -1,6 +1,9 @@
 """The page in headless Chromium, beside a real server."""
 
+import json
+import os
 import re
+import signal
 
 import pytest
 from playwright.sync_api import expect
@@ -51,15 +54,47 @@ def test_two_models_answer_side_by_side(server):
         expect(page.get_by_role("button", name="Ask both")).to_be_enabled()
 
 
+def endless(route):
+    """Send what the page asks so that the answer goes on to the limit, whatever is drawn."""
+    route.continue_(post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True}))
+
+
 def test_an_answer_can_be_stopped(server):
     with opened(server.url) as page:
+        page.route("**/v1/chat/completions", endless)
         expect(page.locator("#model-0 option")).to_have_count(3)
-        page.get_by_label("Tokens at most").fill("3000")
+        page.get_by_label("Tokens at most").fill("4000")
         page.get_by_role("button", name="Ask both").click()
         expect(page.locator("#figures-0")).to_contain_text("first token", timeout=ANSWER_MS)
-        page.get_by_role("button", name="Stop").click()
-        expect(page.locator("#figures-0")).to_have_text(re.compile("^stopped"))
+        # However long a busy machine takes to the click, the answer is not over by then.
+        instances = list(server.instance_pids().values())
+        for pid in instances:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            page.get_by_role("button", name="Stop").click()
+            expect(page.locator("#figures-0")).to_have_text(re.compile("^stopped"))
+        finally:
+            for pid in instances:
+                os.kill(pid, signal.SIGCONT)
         expect(page.locator("#status")).to_have_text(re.compile("0 open requests"))
+
+
+def test_what_had_come_before_a_stop_is_no_end(server):
+    """Many chunks at once, as a browser has them that was busy: the end is among them."""
+    chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
+    frames = f"data: {json.dumps(chunk)}\n\n" * 3 + "data: [DONE]\n\n"
+    with opened(server.url) as page:
+        expect(page.locator("#model-0 option")).to_have_count(3)
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.fulfill(content_type="text/event-stream", body=frames),
+        )
+        page.evaluate(
+            """() => new MutationObserver(() => document.getElementById("stop").click()).observe(
+                document.getElementById("answer-0"), { childList: true })"""
+        )
+        page.get_by_role("button", name="Ask both").click()
+        expect(page.locator("#figures-0")).to_have_text(re.compile("^stopped"))
 
 
 def test_errors_are_told_where_they_happen(server):

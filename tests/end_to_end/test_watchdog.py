@@ -114,3 +114,4 @@ def test_a_proxy_that_does_not_respond_is_replaced(checkpoints, tmp_path):
         eventually(server.is_listening, within_s=60)
         assert Streamed(server.url, "ada", "the device", 5).whole()
         assert "aegaeon_proxy_restarts_total 1" in metrics(server)
+        assert "aegaeon_proxy_hangs_total 1" in metrics(server)

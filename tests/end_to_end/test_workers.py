@@ -122,3 +122,46 @@ def test_a_lost_worker_takes_only_its_own_streams_and_a_stop_lets_all_end(checkp
             assert server.wait(30) == 0
             assert not any(map(is_running, workers))
     assert left_in_shared_memory(domain) == []
+
+
+def instances_of(domain):
+    """The processes that own instances of this domain's server, and those."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_text().split("\0")
+            settings = (file.parent / "environ").read_bytes()
+        except OSError:
+            continue  # it has just ended
+        is_one = "aegaeon.instance.worker" in words or "instances" in words
+        if is_one and f"AEGAEON_DOMAIN={domain}".encode() in settings:
+            found.append(int(file.parent.name))
+    return found
+
+
+def test_instances_outlive_whichever_worker_started_them_and_end_with_the_server(
+    checkpoints, tmp_path
+):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url, domain = f"http://127.0.0.1:{port}", f"owner-{os.getpid()}"
+    settings = environment(
+        AEGAEON_MODELS=f"ada={checkpoints['ada']}",
+        AEGAEON_DOMAIN=domain,
+        AEGAEON_THREADS_PER_INSTANCE="1",
+    )
+    serve = ["uvicorn", "aegaeon.proxy:app", "--port", str(port), "--workers", "2"]
+    with (tmp_path / "log").open("wb") as log, running(serve, log, settings) as server:
+        eventually(lambda: is_up(url) and len(workers_of(server.pid)) == 2, within_s=60)
+        eventually(lambda: len(instances_of(domain)) == 2, within_s=30)
+        before = instances_of(domain)
+        (alone,) = set(Streams(url, 300).read())
+        assert alone
+        for killed in workers_of(server.pid):  # one of them has started the instances
+            os.kill(killed, signal.SIGKILL)
+            eventually(lambda: killed not in workers_of(server.pid), within_s=30)  # noqa: B023
+            eventually(lambda: is_up(url) and len(workers_of(server.pid)) == 2, within_s=30)
+            assert Streams(url, 300).read().count(alone) >= STREAMS / 2
+        assert instances_of(domain) == before
+    eventually(lambda: not instances_of(domain), within_s=30)
+    eventually(lambda: left_in_shared_memory(domain) == [], within_s=30)

@@ -133,3 +133,10 @@ def test_pre_empted_requests_are_counted_of_their_own_models():
 def test_figures_of_another_kind_are_not_continued():
     assert Counts(before=encode_figures(InstanceFigures(starts=4))).figures.starts == 5
     assert Counts(before=encode_figures(ProxyFigures(starts=4))).figures.starts == 1
+
+
+def test_ends_by_the_watchdog_are_counted_beside_other_ones():
+    before = encode_figures(InstanceFigures(starts=4, hung=1))
+    assert Counts(before=before).figures.hung == 1
+    again = Counts(before=before, was_hung=True).figures
+    assert (again.starts, again.hung) == (5, 2)

@@ -28,12 +28,9 @@ def test_a_pass_holds_its_widest_operand_once_more():
 # In a process of its own: memory that other tests have given back would be taken for none.
 SAMPLER = """
 import sys
-from pathlib import Path
 import numpy
 from aegaeon import _native
-
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+from aegaeon.memory.machine import resident_bytes
 
 vocab, top_k = map(int, sys.argv[1:])
 logits = numpy.zeros(vocab, numpy.float32)

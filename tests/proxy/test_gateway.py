@@ -58,7 +58,7 @@ class Setup:
 
     def __init__(self, **settings):
         self.patience_s = settings.pop("patience_s", 20.0)
-        self.settings = check_settings(settings)
+        self.settings = check_settings({"colocated_count": 1, **settings})
         self.domain = LocalDomain()
         self.instances = []
 

@@ -7,8 +7,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from aegaeon.proxy.http_limits import HttpBounds
+from tests.proxy.test_metrics import samples, value
 from tests.support.fake_instance import wait_until
 from tests.support.proxy_server import Proxy, listening
 
@@ -263,3 +265,46 @@ def test_a_client_that_never_reads_is_given_up(tmp_path):
     with listening(proxy, HttpBounds(stalled_s=0.3)) as url:
         assert b"[DONE]" not in stalled(proxy, url, wait_s=4.0)
         wait_until(lambda: proxy.service.gateway.open_requests == 0)
+
+
+def dropped(proxy, why):
+    """How often that was counted, as a scraper reads it."""
+    text = proxy.service.metrics(is_openmetrics=False).decode()
+    return value(samples(text, read_plain), "http_dropped_total", reason=why)
+
+
+def test_what_is_refused_below_the_routes_is_counted_by_why(tmp_path):
+    proxy = Proxy(tmp_path)
+    with listening(proxy, HttpBounds(connections=6, head_s=0.3, message_s=0.6)) as url:
+        said(url, LIVE + b"X: " + b"a" * (4 << 20))
+        for _ in range(2):
+            said(url, b"nonsense\r\n\r\n")
+        with connected(url) as begun, connected(url) as open_ended:
+            begun.sendall(LIVE)
+            open_ended.sendall(post(COMPLETION, length=5000))
+            all_from(begun)
+            all_from(open_ended)
+        counts = {"headers_too_large": 1, "invalid_http": 2, "request_timeout": 2}
+        assert {why: dropped(proxy, why) for why in counts} == counts
+
+
+def test_connections_that_make_room_or_find_none_are_counted(tmp_path):
+    proxy = Proxy(tmp_path)
+    with listening(proxy, HttpBounds(connections=2)) as url, ExitStack() as stack:
+        proxy.instance.hold_after = 3
+        idle = stack.enter_context(connected(url))
+        wait_until(lambda: len(proxy.server.server_state.connections) == 1)
+        for count in (1, 2):
+            stack.enter_context(connected(url)).sendall(post(COMPLETION))
+            wait_until(lambda count=count: len(proxy.instance.submitted) == count)
+        all_from(idle)
+        said(url, b"")
+        assert (dropped(proxy, "displaced"), dropped(proxy, "overloaded")) == (1, 1)
+
+
+def test_a_client_that_never_reads_is_counted(tmp_path):
+    proxy = Proxy(tmp_path, context_tokens=200_000)
+    with listening(proxy, HttpBounds(stalled_s=0.3)) as url:
+        stalled(proxy, url, wait_s=4.0)
+        wait_until(lambda: proxy.service.gateway.open_requests == 0)
+        assert dropped(proxy, "client_stalled") == 1

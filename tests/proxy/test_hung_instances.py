@@ -1,4 +1,4 @@
-"""The gateway where an instance reads nothing, or the table does not answer."""
+"""The gateway where an instance reads nothing or only starts, or the table does not answer."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from aegaeon.errors import DeadlineExceeded, Overloaded
+from aegaeon.errors import DeadlineExceeded, ModelLoading, Overloaded
 from aegaeon.store.local import RECORD_OVERHEAD_BYTES
 from aegaeon.types import TokenEvent
 from tests.proxy.test_gateway import TOKENS, Setup, collect, generation, run, until
@@ -143,5 +143,15 @@ def test_an_attempt_that_is_over_before_it_is_placed_is_cancelled():
             instance.release()
             assert (await task)[0] == TOKENS
             assert instance.cancelled == [gaps[0].id]
+
+    run(test())
+
+
+def test_while_instances_start_the_model_is_loading():
+    async def test():
+        async with Setup(patience_s=0.2) as setup:
+            setup.instance(state="starting")
+            with pytest.raises(ModelLoading, match=r"'m' yet.*try again"):
+                await collect(setup.gateway, generation())
 
     run(test())

@@ -15,6 +15,7 @@ from tests.support.specs import make_instance, make_spec
 
 PUBLISHED = InstanceFigures(
     starts=3,
+    hung=1,
     models={
         "m": DeviceFigures(
             moves={"load": {"newcomer": Done(2, 1.5)}},
@@ -49,6 +50,7 @@ def test_what_instances_publish_is_told_by_model_instance_and_reason():
     assert value(found, "stage_bytes", instance="i") == 30
     assert value(found, "grammar_host_bytes", instance="i") == 40
     assert value(found, "instance_restarts_total", instance="i") == 2
+    assert value(found, "instance_hangs_total", instance="i") == 1
     assert value(found, "num_requests_waiting", model_name="m") == 2
     assert value(found, "num_requests_waiting", model_name="n") == 0
     places = {

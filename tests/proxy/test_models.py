@@ -269,7 +269,7 @@ def test_a_load_goes_to_an_instance_unless_the_model_is_there(proxy):
 
 def test_bounds_and_complaints_come_with_the_catalogue(proxy):
     async def test(client):
-        bounds = Bounds(max_body_bytes=2000, max_open_mb=1.0, request_timeout_s=5.0)
+        bounds = Bounds(max_body_bytes=2000, max_open=7, max_open_mb=1.0, request_timeout_s=5.0)
         proxy.catalog.change(
             lambda before: msgspec.structs.replace(before, bounds=bounds, complaint="so")
         )

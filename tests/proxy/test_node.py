@@ -1,21 +1,30 @@
 """`uvicorn aegaeon.proxy:app` where no server lives: it brings its own instances, and takes them
 away again."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
+import pytest
 
+from aegaeon.cli import main
 from aegaeon.config import check_settings
+from aegaeon.errors import StoreUnavailable
+from aegaeon.proxy.gateway import Gateway
 from aegaeon.proxy.keys import checked_key, create_key
+from aegaeon.proxy.node import started_gateway
 from aegaeon.store.domains import domain_is_live
+from aegaeon.store.local import LocalDomain
 from tests.support.checkpoints import make_checkpoint
-from tests.support.fake_instance import wait_until
+from tests.support.fake_instance import FakeInstance, wait_until
+from tests.support.proxy_server import Proxy
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
@@ -99,3 +108,52 @@ def test_uvicorn_alone_asks_for_keys(tmp_path):
         own = {"Authorization": f"Bearer {secret}"}
         assert httpx.post(path, json=CHAT, timeout=30, headers=own).status_code == 200
         assert httpx.get(f"{address}/admin/decisions", headers=own).status_code == 403
+
+
+def test_a_store_that_is_silent_at_the_start_is_waited_for(tmp_path, monkeypatch):
+    proxy = Proxy(tmp_path)
+    make, refusals = proxy.domain.metadata, 2
+
+    def metadata():
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise StoreUnavailable("it does not answer")
+        return make()
+
+    monkeypatch.setattr(proxy.domain, "metadata", metadata)
+    monkeypatch.setattr("aegaeon.proxy.node._RETRY_S", 0.01)
+
+    async def test():
+        proxy.instances.append(instance)
+        async with proxy.app.router.lifespan_context(proxy.app):
+            return proxy.service.gateway.is_ready()
+
+    with monkeypatch.context() as before:
+        before.setattr(proxy.domain, "metadata", make)
+        instance = FakeInstance(proxy.domain, lambda _: (1,))
+    try:
+        assert asyncio.run(asyncio.wait_for(test(), 30)) and refusals == -1
+    finally:
+        proxy.stop_instances()
+
+
+def test_a_store_that_stays_silent_ends_the_start_within_its_bound():
+    domain = LocalDomain()
+    domain.metadata = refuse
+
+    async def test():
+        make = partial(Gateway, domain, check_settings({}), (), "proxy-0")
+        with pytest.raises(StoreUnavailable):
+            await started_gateway(make, within_s=0.0)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def refuse():
+    raise StoreUnavailable("it does not answer")
+
+
+def test_instances_of_no_owner_are_not_started(capsys):
+    assert main(["instances", "--owner", str(1 << 30)]) == 2
+    assert "--owner 1073741824 is no process that runs" in capsys.readouterr().err

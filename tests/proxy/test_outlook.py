@@ -26,7 +26,9 @@ class Bench:
         path.write_bytes(msgspec.json.encode(costs))
         self.now, self.opened = 1000.0, []
         self.rows = (make_instance("i", ("a", "b"), resident=("a", "b")),)
-        chosen = check_settings({"costs_file": str(path), "slo_tbt_s": 1e3, **settings})
+        chosen = check_settings(
+            {"colocated_count": 1, "costs_file": str(path), "slo_tbt_s": 1e3, **settings}
+        )
         self.outlook = Outlook(
             chosen, lambda: self.opened, lambda: self.rows, clock=lambda: self.now
         )
@@ -152,3 +154,19 @@ def test_costs_that_cannot_be_read_are_guessed(tmp_path, caplog):
     other.outlook.serve(SPECS)
     other.open()
     assert other.wait_s() >= 1.0 and "costs are guessed" in caplog.text
+
+
+def test_room_to_wait_for_loads_comes_where_such_a_model_begins(tmp_path):
+    bench = Bench(tmp_path)
+    bench.rows = (make_instance("i", ("a", "b"), resident=("a",)),)
+    bench.open("a")
+    bench.open("b")
+    assert bench.outlook.resident() == {"a"}
+    assert bench.wait_s("waiting") == 2.0
+    assert bench.wait_s("loading") == 9.0  # the first one's 2 s, a load of 4 s, 2 s beside it
+
+
+def test_room_for_all_that_is_open_comes_where_answers_end(tmp_path):
+    bench = Bench(tmp_path)
+    bench.open(made=1, max_tokens=101)
+    assert bench.wait_s("open") == bench.wait_s("bytes") == 5.0

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from aegaeon.config import check_settings
-from aegaeon.errors import KeyQueueFull, QueueFull
+from aegaeon.errors import KeyQueueFull, ModelLoading, QueueFull, TooManyOpen
+from aegaeon.keeper import bounds_of
 from aegaeon.proxy.generation import TOKEN_BYTES
 from aegaeon.proxy.queue import Queue
 from tests.proxy.test_gateway import generation
@@ -15,7 +16,7 @@ from tests.support.specs import make_spec
 
 
 def make(**settings):
-    return Queue(check_settings(settings))
+    return Queue(check_settings({"colocated_count": 1, **settings}))
 
 
 def asked(key="", weight=1.0, tokens=1):
@@ -106,7 +107,7 @@ def test_prompts_are_shared_like_requests():
     queue = make(max_waiting=1024, max_open_mb=80 * 100 * TOKEN_BYTES / 1e6)
     large, places = asked("flood", tokens=100), []
     assert fill(queue, large, places) == 70
-    with pytest.raises(KeyQueueFull, match="MB open"):
+    with pytest.raises(KeyQueueFull, match="MB held"):
         queue.enter(large)
     assert fill(queue, asked("other", tokens=100), places) == 7
     assert fill(queue, asked("third", tokens=100), places) == 1
@@ -119,10 +120,14 @@ def test_prompts_are_shared_like_requests():
 
 
 class Told:
-    """An outlook that keeps `places`, of which `due` are to be taken now."""
+    """An outlook that keeps `places`, of which `due` are to be taken now; the models of `there`
+    have their weights."""
 
-    def __init__(self, places, due=0):
-        self.places, self.due, self.waits = places, due, []
+    def __init__(self, places, due=0, there=()):
+        self.places, self.due, self.waits, self.there = places, due, [], frozenset(there)
+
+    def resident(self):
+        return self.there
 
     def kept(self):
         return self.places
@@ -138,7 +143,7 @@ class Told:
 
 def test_room_is_kept_for_those_who_were_told_to_come():
     outlook = Told(places=3)
-    queue = Queue(check_settings({"max_waiting": 16}), outlook)
+    queue = Queue(check_settings({"colocated_count": 1, "max_waiting": 16}), outlook)
     assert fill(queue, asked()) == 13
     with pytest.raises(QueueFull, match="told to come") as refused:
         queue.enter(asked())
@@ -155,4 +160,66 @@ def test_room_is_kept_for_those_who_were_told_to_come():
 
 @pytest.mark.parametrize(("most", "room"), [(1, 0), (2, 0), (4, 1), (16, 4)])
 def test_not_all_of_a_large_room_is_kept(most, room):
-    assert fill(Queue(check_settings({"max_waiting": most}), Told(places=99)), asked()) == room
+    assert (
+        fill(
+            Queue(check_settings({"colocated_count": 1, "max_waiting": most}), Told(places=99)),
+            asked(),
+        )
+        == room
+    )
+
+
+def test_what_has_begun_counts_among_all_that_is_open():
+    queue, places = make(max_waiting=4, max_open=6), []
+    assert fill(queue, asked(), places) == 4
+    for place in places:
+        queue.begin(place)
+    assert fill(queue, asked(), places) == 2
+    for place in places:
+        queue.begin(place)
+    with pytest.raises(TooManyOpen, match=r"6 requests are open.*raise --max-open"):
+        queue.enter(generation(model="another"))
+    queue.leave(places[0])
+    assert fill(queue, asked()) == 1
+
+
+def test_of_all_that_may_be_open_a_key_has_its_share():
+    queue, places = make(max_waiting=1000, max_open=80), []
+    assert fill(queue, asked("flood"), places) == 70
+    for place in places:
+        queue.begin(place)
+    with pytest.raises(KeyQueueFull, match="70 requests open"):
+        queue.enter(asked("flood"))
+    assert fill(queue, asked("other")) == 8
+
+
+def test_open_requests_are_bounded_for_each_instance_and_while_serving():
+    queue = make(max_open=3, colocated_count=2)
+    assert fill(queue, asked()) == 6
+    queue.bound(bounds_of(check_settings({"colocated_count": 1, "max_open": 2})))
+    with pytest.raises(TooManyOpen, match="4 requests are open"):
+        queue.enter(asked())
+    queue.bound(bounds_of(check_settings({"colocated_count": 1, "max_open": 4})))
+    assert fill(queue, asked()) == 2
+
+
+def test_those_who_wait_for_weights_leave_room_for_models_that_are_there():
+    outlook = Told(places=0, there=["hot"])
+    queue, places = Queue(check_settings({"colocated_count": 1, "max_waiting": 16}), outlook), []
+    assert fill(queue, generation(model="cold"), places) == 12
+    with pytest.raises(ModelLoading, match=r"'icy' must be loaded first, and 12 .*--max-waiting"):
+        queue.enter(generation(model="icy"))
+    assert outlook.waits[-1] == ("loading", None, 0)
+    assert fill(queue, generation(model="hot"), places) == 4
+    assert outlook.waits[-1] == ("waiting", None, 0)
+    for place in places[:2]:
+        queue.begin(place)
+    assert fill(queue, generation(model="icy")) == 2
+
+
+@pytest.mark.parametrize("there", [[], ["cold"]])
+def test_where_nothing_is_held_up_by_loads_they_may_have_all_room(there):
+    queue = Queue(
+        check_settings({"colocated_count": 1, "max_waiting": 16}), Told(places=0, there=there)
+    )
+    assert fill(queue, generation(model="cold")) == 16

@@ -242,6 +242,7 @@ def test_errors_have_openais_shape_on_every_path(tmp_path, method, path, options
     ("code", "status", "is_retriable"),
     [
         ("overloaded", 503, True),
+        ("model_loading", 503, True),
         ("timeout", 504, False),
         ("checkpoint_error", 500, False),
         ("out_of_blocks", 400, False),
@@ -268,6 +269,16 @@ def test_too_many_open_requests_are_a_429(tmp_path):
     response = post(proxy, CHAT_PATH, {**CHAT, "n": 2})
     assert response.status_code == 429
     assert error_of(response)["code"] == "queue_full"
+    assert 1 <= int(response.headers["retry-after"]) <= 120
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_that_have_begun_are_a_503_of_its_own(tmp_path, stream):
+    proxy = Proxy(tmp_path, max_open=1)
+    response = post(proxy, CHAT_PATH, {**CHAT, "n": 2, "stream": stream})
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "overloaded"
+    assert "--max-open" in error_of(response)["message"]
     assert 1 <= int(response.headers["retry-after"]) <= 120
 
 

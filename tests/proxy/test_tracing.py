@@ -304,3 +304,22 @@ def test_names_from_the_environment_win(tmp_path, collector, monkeypatch):
     (resource,) = {request.resource_spans[0].resource.SerializeToString() for request in
                    collector.requests}  # fmt: skip
     assert b"mine" in resource and json.dumps("aegaeon").encode() not in resource
+
+
+def test_lost_traces_are_in_the_metrics_beside_those_that_were_sent(tmp_path, collector):
+    proxy = Proxy(tmp_path, trace_endpoint=collector.url)
+
+    async def test():
+        async with in_memory(proxy) as client:
+            tracer, meter = proxy.app.state.tracer, proxy.service.gateway.meter
+            await client.post(CHAT_PATH, json=CHAT)
+            await asyncio.to_thread(wait_until, lambda: tracer.sent == 1)
+            tracer._sender.send = lambda _: False
+            await client.post(CHAT_PATH, json=CHAT)
+            await asyncio.to_thread(wait_until, lambda: tracer.lost == 1)
+            meter._record()  # what was counted is counted once
+            return (await client.get("/metrics")).text
+
+    text = asyncio.run(asyncio.wait_for(test(), 60))
+    assert 'aegaeon_traces_total{outcome="sent"} 1\n' in text
+    assert 'aegaeon_traces_total{outcome="lost"} 1\n' in text

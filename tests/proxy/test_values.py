@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from aegaeon.proxy.failures import ApiError
+from aegaeon.proxy.generation import SCORE_BYTES, TOKEN_BYTES
 from aegaeon.proxy.openai import ChatBody, CompletionBody, parse_chat, parse_completion
 from aegaeon.proxy.tokenize import parse_detokenize
 from aegaeon.proxy.values import MAX_NESTED, MAX_STRINGS, MAX_VALUES, check_values, size_of
@@ -237,6 +238,43 @@ def test_what_is_kept_for_an_answer_counts_as_open(tmp_path):
 
     for refused in asyncio.run(asyncio.wait_for(test(), 60)):
         assert (refused.status_code, error_of(refused)["code"]) == (429, "queue_full")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_that_are_kept_count_as_open(tmp_path, stream):
+    proxy = Proxy(tmp_path, max_open_mb=0.04)
+    proxy.answer = (proxy.answer * 80)[:80]
+    scored = {"model": "m", "prompt": [5], "logprobs": 5, "max_tokens": 80, "stream": stream}
+    held_bytes = 64 * 6 * SCORE_BYTES
+
+    async def test():
+        async with in_memory(proxy) as client:
+            proxy.instance.hold_after = 64
+            first = asyncio.create_task(client.post("/v1/completions", json=scored))
+            queue = proxy.service.gateway._queue
+            # What a stream has sent is not kept.
+            wanted = TOKEN_BYTES + (0 if stream else held_bytes)
+            began = {}
+            while not (began and queue._bytes == wanted):
+                began = {o.id: o.made for o in proxy.service.gateway._open.values() if o.made == 64}
+                await asyncio.sleep(0.01)
+            proxy.instance.hold_after = 0
+            second = asyncio.create_task(client.post("/v1/completions", json=scored))
+            answer = None
+            if not stream:
+                answer = await second
+            proxy.instance.release()
+            assert (await first).status_code == 200
+            if stream:
+                assert (await second).status_code == 200
+            while queue._bytes or queue._held:
+                await asyncio.sleep(0.01)
+            return answer
+
+    refused = asyncio.run(asyncio.wait_for(test(), 60))
+    if not stream:
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "queue_full")
+        assert "--max-open-mb" in error_of(refused)["message"]
 
 
 def test_the_size_of_values_is_about_what_they_take():

@@ -24,7 +24,7 @@ def test_nobody_has_written_any(domain):
 
 def test_what_one_process_writes_all_read(open_domain: OpenDomain):
     one, other = open_domain().catalog(), open_domain().catalog()
-    bounds = Bounds(max_body_bytes=1, max_open_mb=2.0, request_timeout_s=3.0)
+    bounds = Bounds(max_body_bytes=1, max_open=4, max_open_mb=2.0, request_timeout_s=3.0)
     wanted = Catalog(models=(named("a", aliases=("b",)),), bounds=bounds, complaint="so")
     written = one.change(lambda _: wanted)
     assert written == msgspec.structs.replace(wanted, version=1)

@@ -62,7 +62,7 @@ class Proxy:
             for name in models
         )
         self.answer = self.text.encode(TEXT)
-        self.settings = check_settings(settings)
+        self.settings = check_settings({"colocated_count": 1, **settings})
         self.domain = LocalDomain()
         self.app = create_app(self.settings, self.specs, self.domain)
         self.instances = []
@@ -119,7 +119,7 @@ def listening(proxy, bounds=None):
         ws="none",
         timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(config)
+    server = proxy.server = uvicorn.Server(config)
     server.capture_signals = _no_signals
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -46,12 +46,13 @@ export class Playground {
     };
     try {
       for await (const chunk of chat(body, signal)) {
+        signal.throwIfAborted(); // more may have come before: nobody wants it
         out.textContent += chunk.choices[0]?.delta?.content ?? "";
         told.take(chunk);
       }
       told.end();
     } catch (error) {
-      if (error.name === "AbortError") return told.end("stopped");
+      if (signal.aborted) return told.end("stopped"); // whatever a stream that breaks off calls it
       out.classList.add("failed");
       out.textContent += error.message;
     }
