@@ -39,7 +39,7 @@ class Counts(Protocol):
 class Lane:
     """Of one answer with one choice. Its stream is lent to the relay behind each piece that was
     sent in Python, and comes back with whatever else is said of its request; what is here, and in
-    the request, is true whenever the relay is not at work."""
+    the request, is true whenever the relay is not at work, but for counts: they wait for that."""
 
     def __init__(
         self,
@@ -60,11 +60,13 @@ class Lane:
         self._line: _native.StreamLine | None = None
         self._key: tuple[str, Usage | None] = "", None  # what its frames were made of
         self._is_lent = False
-        self.on_sent: Callable[[], None] = nothing
+        self._uncounted = 0  # tokens since it was lent
+        self.sent_s = float("-inf")  # when the last token that was sent had come (monotonic clock)
         self.on_failed: Callable[[Exception], None] = _not_failed
 
     def lend(self) -> None:
         """Have the relay take what comes next, if that can be."""
+        self.recall()
         opened, transcript = self._text.opened, self._text.transcript
         torn, vocabulary = transcript.torn, transcript.vocabulary
         if torn is None or vocabulary is None or opened is None or not opened.is_even:
@@ -80,13 +82,15 @@ class Lane:
             assert self._line is not None
             self._is_lent = False
             self._text.transcript.resume(self._relay.recall(self._line))
+            self._counts.add_tokens(self._uncounted)
+            self._uncounted = 0
 
     def close(self) -> None:
         """Come back, and let go of the connection. Idempotent."""
         self.recall()
         self._forget_line()
-        # These lead back here: what an answer held would stay until the collector looks at it.
-        self.on_sent, self.on_failed = nothing, _not_failed
+        # What leads back here would keep what the answer held until the collector looks at it.
+        self.on_failed = _not_failed
         if self._text.opened is not None:
             self._text.opened.on_other = nothing
 
@@ -99,9 +103,9 @@ class Lane:
         if waited:
             opened.waited = decode_waited(waited)
         opened.absorb(token_ids, received_s)
-        self._counts.add_tokens(len(token_ids))
+        self._uncounted += len(token_ids)
         if is_sent:
-            self.on_sent()
+            self.sent_s = received_s
 
     def fail(self, error: Exception) -> None:
         """The relay's: the stream cannot go on."""

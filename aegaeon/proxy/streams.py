@@ -120,7 +120,7 @@ class Relay:
         self._time = asyncio.get_running_loop().time
         self._lane = lane
         if lane is not None:
-            lane.on_sent, lane.on_failed = self._note_sent, self._fail
+            lane.on_failed = self._fail
 
     async def run(self, first: Piece | None) -> None:
         """Return when all choices have given their last piece and it is sent; `first` is one that
@@ -131,7 +131,8 @@ class Relay:
                 while not await self._is_through():
                     # Tokens without text, and those of a call that is not whole yet, are nothing
                     # to send.
-                    if not await self._alarm.wait(self._ping_s) and self._time() >= self._ping_s:
+                    is_woken = await self._alarm.wait(self._ping_due_s)
+                    if not is_woken and self._time() >= self._ping_due_s:
                         self._send(PING)
         finally:
             self._alarm.close()
@@ -170,11 +171,14 @@ class Relay:
         return not body or self._send(body)
 
     def _send(self, body: bytes) -> bool:
-        self._note_sent()
+        self._ping_s = self._time() + PING_S
         return self._outlet.begin(_part(body))
 
-    def _note_sent(self) -> None:
-        self._ping_s = self._time() + PING_S
+    @property
+    def _ping_due_s(self) -> float:
+        if self._lane is None:
+            return self._ping_s
+        return max(self._ping_s, self._lane.sent_s + PING_S)
 
     def _fail(self, error: Exception) -> None:
         self._error = error

@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from aegaeon.measures import Waited
+from aegaeon.proxy import streams
 from aegaeon.proxy.lane import Lane
 from aegaeon.types import TokenEvent
 from tests.support.fake_instance import wait_until
@@ -209,6 +210,24 @@ def test_what_was_waited_for_is_told_at_the_end(proxy, address, lent):
         assert lent[taken:] == [107]
         talk.say(98, finish_reason="length")
         assert b'"switch_ms":250.0,"switches":3' in talk.answer()
+
+
+def test_silence_is_filled_and_lent_tokens_are_none(proxy, address, lent, monkeypatch):
+    monkeypatch.setattr(streams, "PING_S", 0.5)
+    talk = Talk(proxy, address, prompt="x")
+    with closing(talk.client):
+        talk.say(97)
+        talk.say(97)
+        time.sleep(0.7)
+        for token in range(97, 107):
+            talk.say(token)
+            time.sleep(0.1)
+        time.sleep(0.7)
+        talk.say(98, finish_reason="length")
+        bodies = re.split(rb"\r\n[0-9a-f]+\r\n", talk.answer())
+    assert lent[-10:] == [*range(97, 107)]
+    is_ping = [body == b": ping\n\n" for body in bodies]
+    assert (sum(is_ping), is_ping[-13:-3]) == (2, [False] * 10)
 
 
 def test_figures_count_lent_tokens(proxy, address, lent):
