@@ -8,9 +8,11 @@ import time
 from contextlib import closing
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from aegaeon.measures import Waited
 from aegaeon.proxy import streams
+from aegaeon.proxy.http_limits import wire_of
 from aegaeon.proxy.lane import Lane
 from aegaeon.types import TokenEvent
 from tests.support.fake_instance import wait_until
@@ -257,3 +259,34 @@ def test_other_answers_go_through_python(proxy, address, lent, body):
     assert proxy.text.decode((97, 98)) in text_of(received)
     if "echo" not in body:
         assert not lent
+
+
+class Connection:
+    """A transport by what it tells of itself."""
+
+    def __init__(self, **extra):
+        self._extra = extra
+
+    def get_extra_info(self, name):
+        return self._extra.get(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        ({"chunked_encoding": False}, {}),
+        ({"disconnected": True}, {}),
+        ({"scope": {"method": "HEAD"}}, {}),
+        ({}, {"sslcontext": object()}),
+        ({}, {"socket": None}),
+    ],
+)
+def test_where_more_is_done_to_chunks_there_is_no_way_past_it(changes, extra):
+    with socket.socket() as peer:
+        cycle = object.__new__(RequestResponseCycle)
+        vars(cycle).update(chunked_encoding=True, disconnected=False, scope={"method": "POST"})
+        cycle.transport = Connection(socket=peer)
+        assert wire_of(cycle.send) == (cycle.transport, peer.fileno())
+        vars(cycle).update(changes, transport=Connection(**{"socket": peer, **extra}))
+        assert wire_of(cycle.send) is None
+        assert wire_of(peer.send) is None
