@@ -13,4 +13,5 @@ from aegaeon._native.limits import *
 from aegaeon._native.memory import *
 from aegaeon._native.ops import *
 from aegaeon._native.process import *
+from aegaeon._native.relay import *
 from aegaeon._native.shm import *

@@ -193,12 +193,14 @@ class Answer:
         key = piece.index, piece.instance, usage is not None
         around = self._around.get(key)
         if around is None:
-            around = self._around[key] = self._split(piece.index, piece.instance, usage)
+            around = self._around[key] = self.around(piece.index, piece.instance, usage)
         if usage is None:
             return around[0] + _encode(piece.text) + around[1]
         return around[0] + _encode(piece.text) + around[1] + _encode(usage) + around[2]
 
-    def _split(self, index: int, instance: str, usage: Usage | None) -> list[bytes]:
+    def around(self, index: int, instance: str, usage: Usage | None) -> list[bytes]:
+        """What stands before and behind the text of a chunk in the middle of a choice, as a JSON
+        string; with `usage`, what stands behind it as two: this is between them."""
         marked = self._piece(Piece(index, _MARK, 0, None, instance), usage)
         before, _, behind = marked.rpartition(_encode(_MARK))
         return [before, behind] if usage is None else [before, *behind.split(_encode(usage), 1)]

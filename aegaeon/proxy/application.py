@@ -32,7 +32,7 @@ from aegaeon.proxy.node import joined_domain, started_gateway
 from aegaeon.proxy.openapi import add_document
 from aegaeon.proxy.page import add_page
 from aegaeon.proxy.reload import kept_keys, kept_models
-from aegaeon.proxy.residue import without_residue
+from aegaeon.proxy.residue import keep_for_good, without_residue
 from aegaeon.proxy.routes import add_routes, handle_errors
 from aegaeon.proxy.service import Service
 from aegaeon.proxy.streams import SERVER_SEND
@@ -77,6 +77,8 @@ def create_app(
             await stack.enter_async_context(kept_models(service, store))
             app.state.models, app.state.service = Models(chosen, store, service), service
             app.state.bodies = Bodies(lambda: service.settings.max_open_mb * 1e6 * OF_BODIES)
+            if settings is None:  # a server's own, which serves nothing else
+                keep_for_good()
             yield {METER: gateway.meter}
 
     app = _Application(title="aegaeon", version=__version__, lifespan=lifespan, **_OPTIONS)

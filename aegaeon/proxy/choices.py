@@ -25,7 +25,7 @@ class Choices:
     ) -> None:
         self._gateway = gateway
         work = zip(generations, transcripts, strict=True)
-        self._texts = tuple(_Text(gateway, index, *both) for index, both in enumerate(work))
+        self._texts = tuple(Text(gateway, index, *both) for index, both in enumerate(work))
         # Those with tokens to take, in order of arrival; the values are nothing.
         self._changed: dict[int, None] = {}
         self._error: Exception | None = None
@@ -48,6 +48,11 @@ class Choices:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def only(self) -> "Text | None":
+        """The only choice, if there is one."""
+        return self._texts[0] if len(self._texts) == 1 else None
 
     @property
     def is_done(self) -> bool:
@@ -92,7 +97,7 @@ class Choices:
         self._changed[index] = None
         self._tell()
 
-    async def _keep(self, text: "_Text") -> None:
+    async def _keep(self, text: "Text") -> None:
         try:
             text.opened = self._gateway.open(text.generation, partial(self._note, text.index))
             await self._gateway.keep(text.opened)
@@ -102,7 +107,7 @@ class Choices:
             self._tell()
 
 
-class _Text:
+class Text:
     """A generation's tokens as they become text."""
 
     def __init__(
@@ -112,7 +117,7 @@ class _Text:
         self.generation = generation
         self.opened: OpenRequest | None = None
         self._gateway = gateway
-        self._transcript = transcript
+        self.transcript = transcript
         transcript.index = index
         self._is_over = False
 
@@ -123,7 +128,7 @@ class _Text:
         delta = self.opened.take()
         if delta is None:
             return None
-        piece = self._transcript.take(delta)
+        piece = self.transcript.take(delta)
         self._is_over = piece.finish_reason is not None
         if piece.finish_reason not in {None, delta.finish_reason}:
             # Its tokens may go on: leaving them is no cancel.

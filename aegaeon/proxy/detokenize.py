@@ -5,8 +5,11 @@ The pieces joined are the decode of all ids at once.
 
 import codecs
 from abc import ABC, abstractmethod
+from functools import partial
 
 from tokenizers import Tokenizer
+
+from aegaeon import _native
 
 _REPLACEMENT = "\ufffd"
 # A decoder that holds back this many tokens is being fed noise; its text goes out as it is.
@@ -16,6 +19,9 @@ _MAX_HELD_TOKENS = 256
 class Detokenizer(ABC):
     """The text of one sequence, as it grows. Special tokens have none."""
 
+    # The bytes of its tokens, where these and the beginning of a character are all there is to it.
+    vocabulary: _native.TokenVocabulary | None = None
+
     @abstractmethod
     def push(self, token_id: int) -> str:
         """Take one token and return the text that is certain now."""
@@ -23,6 +29,15 @@ class Detokenizer(ABC):
     @abstractmethod
     def finish(self) -> str:
         """Return what was held back; a torn character becomes U+FFFD."""
+
+    @property
+    def torn(self) -> bytes:
+        """The beginning of a character that is held back, where it has a `vocabulary`."""
+        raise NotImplementedError
+
+    def resume(self, torn: bytes) -> None:
+        """Go on behind tokens that somebody else has made text of, but for `torn`."""
+        raise NotImplementedError
 
 
 class ByteLevelVocabulary:
@@ -34,14 +49,19 @@ class ByteLevelVocabulary:
         self._bytes = dict.fromkeys(special_ids(tokenizer), b"")
         # The text of tokens of whole characters, and None for the others; as they come.
         self._texts: dict[int, str | None] = {}
+        # Not of `bytes_of`: native code would keep this alive, which keeps it.
+        special = frozenset(self._bytes)
+        self.native = _native.TokenVocabulary(
+            partial(_bytes_of, tokenizer, self._alphabet, special)
+        )
 
     def bytes_of(self, token_id: int) -> bytes:
         """Return the token's bytes; special and unknown ids have none."""
         known = self._bytes.get(token_id)
         if known is None:
-            text = self._tokenizer.id_to_token(token_id)
-            known = b"" if text is None else _token_bytes(text, self._alphabet)
-            self._bytes[token_id] = known
+            known = self._bytes[token_id] = _bytes_of(
+                self._tokenizer, self._alphabet, frozenset(), token_id
+            )
         return known
 
     def text_of(self, token_id: int) -> str | None:
@@ -66,6 +86,7 @@ class ByteLevelDetokenizer(Detokenizer):
 
     def __init__(self, vocabulary: ByteLevelVocabulary) -> None:
         self._vocabulary = vocabulary
+        self.vocabulary = vocabulary.native
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._is_torn = False  # part of a character is held back
 
@@ -78,6 +99,14 @@ class ByteLevelDetokenizer(Detokenizer):
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+    @property
+    def torn(self) -> bytes:
+        return self._decoder.getstate()[0]
+
+    def resume(self, torn: bytes) -> None:
+        self._decoder.setstate((torn, 0))
+        self._is_torn = bool(torn)
 
 
 class WindowDetokenizer(Detokenizer):
@@ -171,6 +200,13 @@ def token_name_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
 
 def _is_byte_token(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _bytes_of(
+    tokenizer: Tokenizer, alphabet: dict[str, int], special: frozenset[int], token_id: int
+) -> bytes:
+    text = None if token_id in special else tokenizer.id_to_token(token_id)
+    return b"" if text is None else _token_bytes(text, alphabet)
 
 
 def _token_bytes(text: str, alphabet: dict[str, int]) -> bytes:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.errors import (
     AegaeonError,
@@ -76,6 +77,7 @@ class Gateway:
         self._changed = asyncio.Event()
         self._away: AegaeonError | None = None  # why the store could not be asked, the last time
         self._questions = Questions()
+        self.relay = _native.StreamRelay()  # takes tokens of streams that are lent to it
         self.meter = Meter(settings, lambda now: waits(self._open.values(), now))
         self.serve(specs)
         self.is_broken = False  # no answer can come any more
@@ -111,7 +113,9 @@ class Gateway:
         self._instances = await self._blocking(self._outbox.snapshot)
         self._seen_s = time.monotonic()
         await self._blocking(partial(self.meter.join, self._domain, self._address))
-        self._receiver = Receiver(self._mailbox, self._loop, self._take_in, self._break)
+        self._receiver = Receiver(
+            *(self._mailbox, self._loop, self._take_in, self._break), self.relay.take
+        )
         self._receiver.start()
         self._watchers = (
             asyncio.create_task(self._watch(), name="aegaeon-watch"),

@@ -5,7 +5,7 @@ A plain state machine: no I/O, and time comes from outside. One event loop owns 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -110,13 +110,15 @@ class OpenRequest:
         self.is_stopped = False  # its text ended before its tokens did
         self.timing: Timing | None = None
         # Told of the first token, and of the end.
-        self.on_begun: Callable[[], None] = _nothing
-        self.on_left: Callable[[], None] = _nothing
+        self.on_begun: Callable[[], None] = nothing
+        self.on_left: Callable[[], None] = nothing
         # Told how many bytes more are held for it, or fewer.
         self.on_held: Callable[[int], None] = _hold_nothing
         self.waited = NOT_WAITED
         # Told of more tokens or scores, instead of those who `wait`, who hear of all else.
         self.on_tokens: Callable[[], None] | None = None
+        # Told before anything changes but by `absorb`.
+        self.on_other: Callable[[], None] = nothing
         self._attempt = 0
         self._refused_attempt: int | None = None  # by an instance not known yet
         self._losses = 0
@@ -149,6 +151,22 @@ class OpenRequest:
     def attempt(self) -> int:
         """How often the request has been placed anew."""
         return self._attempt
+
+    @property
+    def instance(self) -> InstanceId:
+        """From where its last tokens came."""
+        return self._instance
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether each wait is told to its trace."""
+        return self.timing is not None and self.timing.run is not None
+
+    @property
+    def is_even(self) -> bool:
+        """It is in the middle of its tokens, and all that have come have been taken."""
+        is_taken = 0 < self._taken == len(self._tokens)
+        return is_taken and self._taken_scores == len(self._scores) and not self.has_ended
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -217,6 +235,7 @@ class OpenRequest:
 
     def give_up_attempt(self) -> None:
         """Nobody knows whether the present attempt was taken in: what comes of it is void."""
+        self.on_other()
         self.placing = None
         self._attempt += 1
 
@@ -228,6 +247,7 @@ class OpenRequest:
         """Take an instance's word in; True when the request no longer runs at its instance."""
         if reply.attempt != self._attempt or self._finish is not None or self.error is not None:
             return False
+        self.on_other()
         match reply:
             case TokenEvent() | PromptScores():
                 if isinstance(reply, TokenEvent):
@@ -255,6 +275,7 @@ class OpenRequest:
 
     def lose(self) -> None:
         """The instance is gone: the next attempt goes on from here, unless there were too many."""
+        self.on_other()
         self._attempt += 1
         self._losses += 1
         has_gained = len(self._tokens) - self._lost_at >= PROGRESS_TOKENS
@@ -266,9 +287,18 @@ class OpenRequest:
 
     def fail(self, error: AegaeonError) -> None:
         """End the request with `error`, unless it has ended already."""
+        self.on_other()
         if not self.has_ended:
             self.error = error
         self._changed.set()
+
+    def absorb(self, token_ids: Sequence[int], received_s: float) -> None:
+        """Take in the next tokens of the present attempt, while it `is_even`; they are taken."""
+        self._tokens.extend(token_ids)
+        self._taken = len(self._tokens)
+        self._received_s = received_s
+        if self.timing is not None:
+            self.timing.note(len(token_ids), received_s)
 
     def take(self) -> Delta | None:
         """Return the tokens that have come since the last call, or None when there are none."""
@@ -345,7 +375,7 @@ class OpenRequest:
         self._received_s = received_s
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Nobody wants to be told."""
 
 

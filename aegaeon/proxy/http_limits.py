@@ -9,7 +9,12 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Send
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from aegaeon.config import Settings
 from aegaeon.proxy.bodies import BODY_S
@@ -222,6 +227,24 @@ class BoundedHttp(HttpToolsProtocol):
 def bounded_http(bounds: HttpBounds) -> type[BoundedHttp]:
     """Return the protocol with `bounds`, for uvicorn's `http`."""
     return type("BoundedHttp", (BoundedHttp,), {"bounds": bounds})
+
+
+Wire = tuple[asyncio.Transport, int]  # and its socket
+
+
+def wire_of(send: Send) -> Wire | None:
+    """Return where a begun answer goes whose chunks `send`, the server's, would write as they are;
+    None where more is done to them."""
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle):
+        return None
+    if not cycle.chunked_encoding or cycle.scope["method"] == "HEAD" or cycle.disconnected:
+        return None
+    transport = cycle.transport
+    peer = transport.get_extra_info("socket")
+    if peer is None or transport.get_extra_info("sslcontext") is not None:
+        return None
+    return transport, peer.fileno()
 
 
 def _answer(error: ApiError) -> bytes:

@@ -91,7 +91,10 @@ class Timing:
         self.last_s = at_s
         self.count += tokens
         figures.generated_tokens += tokens
-        for token in range(first, self.count):
+        if at_s <= self._target.due_s(self.arrival_s, first):
+            figures.tokens_in_time += tokens  # the others are due later
+            return
+        for token in range(first + 1, self.count):
             figures.tokens_in_time += at_s <= self._target.due_s(self.arrival_s, token)
 
     def heard(self, event: TokenEvent, at_s: float) -> None:

@@ -1,6 +1,7 @@
 """Takes what instances say from the proxy's mailbox to its event loop, in batches."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -18,12 +19,17 @@ from aegaeon.types import Reply
 
 log = logging.getLogger(__name__)
 
+_Record = tuple[bytes, float]  # and when it came (monotonic clock)
+
 _RECEIVE_S = 0.5
 # Replies in one turn of the loop: what they lead to is sent at its end, so that the first tokens of
 # a large batch do not wait until the last ones are written. Who is behind by more takes all in, so
 # that the tokens of a stream go out together, at the price of one.
 _SLICE = 32
 _BEHIND = 1024
+# A turn begins no sooner behind the last one than that one took, up to this: where tokens come as
+# fast as they can be sent, each frame would have one, for twice the work at all ends.
+_MOST_REST_S = 0.004
 
 
 class Receiver:
@@ -36,14 +42,18 @@ class Receiver:
         loop: asyncio.AbstractEventLoop,
         take: Callable[[Reply | Explained, float], None],
         on_lost: Callable[[], None],
+        first: Callable[[list[_Record]], list[_Record]] = list,
     ) -> None:
+        """`first` gets all records that have come, on `loop`, and returns what is left of them."""
         self._mailbox = mailbox
         self._loop = loop
         self._take = take
         self._on_lost = on_lost
-        self._records: deque[tuple[bytes, float]] = deque()
+        self._first = first
+        self._records: deque[_Record] = deque()
         self._replies: deque[tuple[Reply | Explained, float]] = deque()
         self._is_due = False  # the loop has been told to look
+        self._next_s = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aegaeon-receiver")
 
@@ -72,22 +82,36 @@ class Receiver:
                 return
             if not records:
                 continue
-            now = time.monotonic()
-            self._records.extend((record, now) for record in records)
+            self._note(records)
+            if (rest_s := self._next_s - time.monotonic()) > 0:
+                self._closed.wait(rest_s)
+                with contextlib.suppress(AegaeonError):  # the next to receive meets it, too
+                    self._note(self._mailbox.receive(0.0))
             # To wake the loop is a system call: once is enough until it has looked.
             if not self._is_due:
                 self._is_due = True
                 self._loop.call_soon_threadsafe(self._hand_on)
 
+    def _note(self, records: list[bytes]) -> None:
+        now = time.monotonic()
+        self._records.extend((record, now) for record in records)
+
     def _hand_on(self) -> None:
+        begun_s = time.monotonic()
+        self._hand_on_some()
+        ended_s = time.monotonic()
+        self._next_s = ended_s + min(ended_s - begun_s, _MOST_REST_S)
+
+    def _hand_on_some(self) -> None:
         # First: what comes from now on is either seen below or told anew.
         self._is_due = False
         replies = self._replies
-        while self._records:
-            record, received_s = self._records.popleft()
-            replies.extend(zip(_decoded(record), itertools.repeat(received_s)))
+        records = [self._records.popleft() for _ in range(len(self._records))]
         if self._closed.is_set():
             replies.clear()
+            return
+        for record, received_s in self._first(records):
+            replies.extend(zip(_decoded(record), itertools.repeat(received_s)))
         for _ in range(len(replies) if len(replies) > _BEHIND else min(len(replies), _SLICE)):
             self._take(*replies.popleft())
         if replies and not self._is_due:

@@ -24,6 +24,8 @@ from aegaeon.proxy.answers import (
 )
 from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.failures import ApiError, as_api_error, internal_error
+from aegaeon.proxy.http_limits import wire_of
+from aegaeon.proxy.lane import Lane
 from aegaeon.proxy.outlet import Outlet
 from aegaeon.proxy.service import Job, Service
 from aegaeon.proxy.transcript import Piece
@@ -63,6 +65,15 @@ class Tally:
         self._cached: dict[int, int] = {}  # by prompt: of the choice that found least
         self._details = PromptDetails(0)
 
+    @property
+    def made(self) -> int:
+        """Tokens of all choices."""
+        return self._completion
+
+    def add_tokens(self, tokens: int) -> None:
+        """Count more of those that a piece was of."""
+        self._completion += tokens
+
     def add(self, piece: Piece) -> None:
         """Count a piece's tokens."""
         self._completion += piece.tokens
@@ -91,10 +102,15 @@ class Relay:
     connection does not take at once. While it takes nothing, only token ids pile up."""
 
     def __init__(
-        self, choices: Choices, outlet: Outlet, frames: Callable[[Piece], bytes], ping_s: float
+        self,
+        choices: Choices,
+        outlet: Outlet,
+        frames: Callable[[Piece], bytes],
+        ping_s: float,
+        lane: Lane | None = None,
     ) -> None:
         """`frames` makes bytes of a piece, perhaps none; the first ping is at `ping_s` of the
-        loop's clock unless something was sent before."""
+        loop's clock unless something was sent before. What can go by `lane` does."""
         self._choices = choices
         self._outlet = outlet
         self._frames = frames
@@ -102,6 +118,9 @@ class Relay:
         self._alarm = Alarm()
         self._error: Exception | None = None
         self._time = asyncio.get_running_loop().time
+        self._lane = lane
+        if lane is not None:
+            lane.on_failed = self._fail
 
     async def run(self, first: Piece | None) -> None:
         """Return when all choices have given their last piece and it is sent; `first` is one that
@@ -112,10 +131,13 @@ class Relay:
                 while not await self._is_through():
                     # Tokens without text, and those of a call that is not whole yet, are nothing
                     # to send.
-                    if not await self._alarm.wait(self._ping_s) and self._time() >= self._ping_s:
+                    is_woken = await self._alarm.wait(self._ping_due_s)
+                    if not is_woken and self._time() >= self._ping_due_s:
                         self._send(PING)
         finally:
             self._alarm.close()
+            if self._lane is not None:
+                self._lane.close()
 
     async def _is_through(self) -> bool:
         while self._outlet.is_waiting:
@@ -135,6 +157,8 @@ class Relay:
             self._error, is_sent = error, False
         if not is_sent or self._error is not None or self._choices.is_done:
             self._alarm.wake()
+        elif self._lane is not None:
+            self._lane.lend()
 
     def _send_all(self, body: bytes = b"") -> bool:
         """Send `body` and what is ready; False when it is not all sent."""
@@ -149,6 +173,16 @@ class Relay:
     def _send(self, body: bytes) -> bool:
         self._ping_s = self._time() + PING_S
         return self._outlet.begin(_part(body))
+
+    @property
+    def _ping_due_s(self) -> float:
+        if self._lane is None:
+            return self._ping_s
+        return max(self._ping_s, self._lane.sent_s + PING_S)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._alarm.wake()
 
 
 class TokenStream(Response):
@@ -186,7 +220,8 @@ class TokenStream(Response):
             with contextlib.closing(Outlet(send)) as outlet:
                 ping_s = asyncio.get_running_loop().time() + FIRST_PING_S - HEADER_GRACE_S
                 try:
-                    await Relay(choices, outlet, self._frames, ping_s).run(first)
+                    lane = self._lane(choices, send)
+                    await Relay(choices, outlet, self._frames, ping_s, lane).run(first)
                     if self._with_usage:
                         await outlet.send(_part(self._answer.usage(self._tally.usage)))
                 except (AegaeonError, ApiError) as error:
@@ -197,6 +232,13 @@ class TokenStream(Response):
                     log.exception("stream failed model=%s", self._job.body.model)
                     await outlet.send(_part(frame(internal_error().body())))
                 await outlet.send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    def _lane(self, choices: Choices, send: Send) -> Lane | None:
+        text, wire = choices.only, wire_of(send)
+        if text is None or wire is None:
+            return None
+        relay, has_usage = self._service.gateway.relay, self._with_running_usage
+        return Lane(relay, wire, text, self._answer, self._tally, has_usage)
 
     def _frames(self, piece: Piece) -> bytes:
         self._tally.add(piece)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from aegaeon import _native
 from aegaeon.measures import NOT_WAITED, Waited
 from aegaeon.proxy.detokenize import Detokenizer, StopMatcher
 from aegaeon.proxy.generation import Delta
@@ -72,6 +73,23 @@ class Transcript:
         self._held: list[TokenScore] = []  # of tokens without text so far
         self._held_text = ""
         self._held_tokens = 0
+
+    @property
+    def vocabulary(self) -> _native.TokenVocabulary | None:
+        """The bytes of its tokens, where `torn` is known."""
+        return self._detokenizer.vocabulary
+
+    @property
+    def torn(self) -> bytes | None:
+        """The beginning of a character that is held back, where from here on bytes of tokens are
+        the text and nothing is to be done but that; else None."""
+        if not self._is_plain or self._echo is not None or self._held_text:
+            return None
+        return None if self.vocabulary is None else self._detokenizer.torn
+
+    def resume(self, torn: bytes) -> None:
+        """Go on behind tokens that somebody else has made text of, but for `torn`."""
+        self._detokenizer.resume(torn)
 
     def take(self, delta: Delta) -> Piece:
         """Return what `delta` adds; nothing more comes behind a piece with a finish reason."""

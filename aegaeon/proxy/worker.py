@@ -24,6 +24,7 @@ from aegaeon.logs import set_up
 from aegaeon.proxy.application import create_app
 from aegaeon.proxy.http_limits import bounded_http, bounds_of
 from aegaeon.proxy.launch import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, ProxyLaunch
+from aegaeon.proxy.residue import keep_for_good
 from aegaeon.proxy.service import Service
 from aegaeon.store.base import Domain
 from aegaeon.store.domains import join_domain
@@ -51,6 +52,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.should_exit:
+            keep_for_good()
             log.info("ready host=%s port=%d", self._settings.host, self._settings.port)
             self._status.close()
 

@@ -7,6 +7,7 @@ import msgspec
 
 from aegaeon.errors import RegionMismatch
 from aegaeon.explanations import Explain, Explained
+from aegaeon.measures import Waited
 from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceMessage, InstanceRecord, InstanceStatus, Reply
 
@@ -33,6 +34,7 @@ _instance_message: "msgspec.msgpack.Decoder[InstanceMessage | Explain]" = msgspe
 _replies: "msgspec.msgpack.Decoder[list[Reply | Explained] | Reply | Explained]" = (
     msgspec.msgpack.Decoder(list[Reply | Explained] | Reply | Explained)
 )
+_waited = msgspec.msgpack.Decoder(Waited)
 _record = msgspec.msgpack.Decoder(InstanceRecord)
 _status = msgspec.msgpack.Decoder(InstanceStatus)
 _catalog = msgspec.msgpack.Decoder(Catalog)
@@ -70,6 +72,11 @@ def decode_replies(record: bytes) -> list[Reply | Explained]:
     other bytes."""
     found = _decode(_replies, record, "a reply")
     return found if isinstance(found, list) else [found]
+
+
+def decode_waited(record: bytes) -> Waited:
+    """Read what a request has waited for. Raises RegionMismatch on other bytes."""
+    return _decode(_waited, record, "what was waited for")
 
 
 def decode_record(record: bytes) -> InstanceRecord:

@@ -7,6 +7,7 @@
 #include "bind/ops.h"
 #include "bind/process.h"
 #include "bind/quantize.h"
+#include "bind/relay.h"
 #include "bind/ring.h"
 #include "bind/table.h"
 #include "bind/weight_cache.h"
@@ -23,6 +24,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("parent_pid") = 0);
   aegaeon::bind_ops(module);
   aegaeon::bind_copy(module);
+  aegaeon::bind_relay(module);
   aegaeon::bind_ring(module);
   aegaeon::bind_table(module);
   aegaeon::bind_weight_cache(module);

@@ -17,6 +17,7 @@ PROGRAMS = {
     "copy_stress": ("copy", "shm"),
     "kv_stress": ("memory", "shm"),
     "cache_stress": ("memory", "shm"),
+    "relay_stress": ("relay",),
 }
 
 

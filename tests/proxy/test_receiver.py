@@ -2,9 +2,10 @@
 
 import asyncio
 import itertools
+import time
 
 from aegaeon.proxy.receiver import Receiver
-from aegaeon.store.codec import encode, joined
+from aegaeon.store.codec import decode_replies, encode, joined
 from aegaeon.store.local import LocalDomain
 from aegaeon.types import TokenEvent
 
@@ -60,6 +61,36 @@ def test_who_is_far_behind_takes_all_in():
     )
     assert taken == list(range(3000))
     assert most > 1024
+
+
+def test_what_comes_close_behind_a_long_turn_is_gathered():
+    turns = []
+
+    def first(records):
+        turns.append([position for record, _ in records for position in positions(record)])
+        time.sleep(0.02)
+        return []
+
+    async def run():
+        domain, loop = LocalDomain(), asyncio.get_running_loop()
+        receiver = Receiver(domain.create_mailbox("p"), loop, lambda *_: None, None, first)
+        mailbox = domain.open_mailbox("p")
+        receiver.start()
+        try:
+            for n in range(40):
+                mailbox.send(encode(event(n)))
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.1)
+        finally:
+            await receiver.stop()
+
+    asyncio.run(run())
+    assert [position for turn in turns for position in turn] == list(range(40))
+    assert len(turns) < 25
+
+
+def positions(record):
+    return [reply.position for reply in decode_replies(record)]
 
 
 def test_nothing_is_taken_after_the_end():
