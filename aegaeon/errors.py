@@ -129,6 +129,12 @@ class HandoffLost(InstanceLost):
     code = "handoff_lost"
 
 
+class Forgotten(InstanceLost):
+    """The instance does not have the request (any more); the proxy places it again."""
+
+    code = "forgotten"
+
+
 class DeadlineExceeded(AegaeonError):
     """The request's deadline passed."""
 

@@ -16,9 +16,17 @@ import msgspec
 
 from aegaeon.child import REAP_S, Child
 from aegaeon.config import Settings
+from aegaeon.deaths import Death
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
-from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes, model_directories
+from aegaeon.keeper import (
+    CatalogKeeper,
+    DeathKeeper,
+    KvSizes,
+    bounds_of,
+    kv_sizes,
+    model_directories,
+)
 from aegaeon.memory.machine import read_machine, with_device
 from aegaeon.memory.room import settle
 from aegaeon.proxy.launch import ProxyLaunch
@@ -68,6 +76,7 @@ class Supervisor:
         self._domain: Domain | None = None
         self._store: MetadataStore | None = None
         self._keeper: CatalogKeeper | None = None
+        self._deaths: DeathKeeper | None = None
         # The KV pool is cut for these, whatever is served by the time that an instance restarts.
         self._kv_shapes: tuple[KvSizes, ...] = ()
         self._kv_spare: tuple[KvSizes, ...] = ()
@@ -97,6 +106,7 @@ class Supervisor:
             first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
             catalog, board = self._domain.catalog(), self._domain.board()
             self._keeper = CatalogKeeper(catalog, self._store, board, first)
+            self._deaths = DeathKeeper(board)
             if self._settings.device != "null":
                 self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
                 self._kv_spare = kv_sizes(model_directories(self._settings.models_dir))
@@ -171,6 +181,8 @@ class Supervisor:
         self.stop()
 
     def _release(self) -> None:
+        if self._deaths is not None:
+            self._deaths.close()
         domain, self._domain = self._domain, None
         if domain is not None:
             domain.close()
@@ -250,6 +262,7 @@ class Supervisor:
                 index=child.index,
                 incarnation=child.incarnation,
                 status_fd=status_fd,
+                work_fd=child.work_fd,
                 parent_pid=os.getpid(),
             )
         )
@@ -276,6 +289,12 @@ class Supervisor:
         those of a proxy are cancelled where they run."""
         if self._store is None or self._domain is None:
             return
+        if child.index is not None and self._deaths is not None:
+            # First: who sees it gone is to know whose fault that may have been.
+            work = child.last_work()
+            child.forget_work()
+            log.info("it was at work name=%s work=%s", child.name, work)
+            self._deaths.note(child.name, Death(child.incarnation, work))
         try:
             if child.index is not None:
                 self._store.remove_instance(child.name, child.incarnation)
@@ -303,6 +322,8 @@ class Supervisor:
         if now - self._swept_s >= SWEEP_S:
             self._swept_s = now
             sweep_mailboxes(self._settings.domain_name)
+            if self._deaths is not None:
+                self._deaths.tell()
 
     def _fail(self, error: AegaeonError) -> None:
         self._wanted.failure = error

@@ -46,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     weight: float = 1.0
     waited: Waited = NOT_WAITED  # before this attempt, and elsewhere
+    is_suspect: bool = False  # of having ended instances: nobody is to be computed with it
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -109,7 +110,15 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-InstanceMessage = Submit | Cancel | Drain | Preload | Transfer | Accepted | Declined
+class Confirm(msgspec.Struct, frozen=True, tag=True):
+    """Proxy to instance: are these attempts still with you? Of each that is not, it says so to
+    `reply_to` with a RequestFailed of the code of Forgotten; of the others nothing."""
+
+    attempts: tuple[tuple[RequestId, int], ...]
+    reply_to: str
+
+
+InstanceMessage = Submit | Cancel | Drain | Preload | Confirm | Transfer | Accepted | Declined
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, gc=False):
@@ -264,7 +273,8 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
 
     `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
     stay); `shortage` says why there were none. `failed` are out; other requests are unharmed.
-    `scores` come before the tokens.
+    `scores` come before the tokens. `is_apart`: what it took is not what it takes, for some were
+    computed apart from the others.
     """
 
     model: ModelId
@@ -274,6 +284,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     failed: tuple[Failure, ...] = ()
     shortage: str = ""
     scores: tuple[PromptScores, ...] = ()
+    is_apart: bool = False
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):

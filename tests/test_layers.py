@@ -13,7 +13,7 @@ PACKAGE = ROOT / "aegaeon"
 
 ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures", "handles"}
 ROW_0 |= {"setting_text"}
-ROW_1 = {"config", "metrics", "figures", "logs", "workload", "_native"}
+ROW_1 = {"config", "metrics", "figures", "deaths", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}

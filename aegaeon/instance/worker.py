@@ -19,6 +19,7 @@ from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, DeviceLost, StaleIncarnation
+from aegaeon.instance.at_work import AtWork
 from aegaeon.instance.costs import costs_of
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import ThreadLane
@@ -135,6 +136,7 @@ def build_runtime(
         served=Served(launch, domain.catalog(), engine, presence, deciding),
         counts=_counts(domain, record.id, owned),
         watchdog=Watchdog(settings.watchdog_s),
+        at_work=AtWork(launch.work_fd),
     )
     return Runtime(parts, settings.drain_s)
 
@@ -148,9 +150,15 @@ def _load_of(settings: Settings, engine: Engine, residency: Residency) -> Callab
 
 
 def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:
-    """Register the instance, until `owned` ends."""
+    """Register the instance, until `owned` ends; where it ends by a crash, until that is told by
+    our supervisor, which says first what we were doing."""
     presence = Presence(domain.metadata(), record, lease_s)
-    owned.callback(presence.withdraw)
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, StaleIncarnation):
+            presence.withdraw()
+
+    owned.push(leave)
     return presence
 
 
@@ -186,15 +194,7 @@ def serve(launch: Launch) -> int:
         signal.signal(signal.SIGTERM, drain)
         os.close(launch.status_fd)
         log.info("instance up incarnation=%d pid=%d", launch.incarnation, os.getpid())
-        try:
-            runtime.run()
-        except DeviceLost as error:
-            log.critical(
-                "%s is lost, so this instance ends: its requests go on elsewhere, and it is "
-                "started again error=%s",
-                *(launch.settings.device, error),
-            )
-            return EXIT_DEVICE_LOST
+        runtime.run()
         log.info("instance drained")
     return EXIT_DRAINED
 
@@ -209,6 +209,13 @@ def main() -> int:
     except StaleIncarnation as error:
         log.error("replaced error=%s", error)
         return EXIT_REPLACED
+    except DeviceLost as error:
+        log.critical(
+            "%s is lost, so this instance ends: its requests go on elsewhere, and it is started "
+            "again error=%s",
+            *(launch.settings.device, error),
+        )
+        return EXIT_DEVICE_LOST
     except Exception:
         log.exception("instance crashed")
         return EXIT_CRASHED

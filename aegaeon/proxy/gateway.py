@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -26,6 +27,7 @@ from aegaeon.errors import (
 from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Generation, OpenRequest, waits
 from aegaeon.proxy.living import Living
+from aegaeon.proxy.losses import Losses
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
 from aegaeon.proxy.outlook import Outlook
@@ -83,6 +85,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop
         self._mailbox: Mailbox
         self._outbox: Outbox
+        self._losses: Losses
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-sender")
         self._receiver: Receiver
         self._watchers: tuple[asyncio.Task[None], ...] = ()
@@ -108,6 +111,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._mailbox = self._domain.create_mailbox(self._address, look_s=_LOOK_S)
         self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
+        self._losses = Losses(self._domain.board())
         self._instances = await self._blocking(self._outbox.snapshot)
         self._seen_s = time.monotonic()
         await self._blocking(partial(self.meter.join, self._domain, self._address))
@@ -130,6 +134,7 @@ class Gateway:
         await self._receiver.stop()
         await self.meter.leave(self._blocking)
         await self._blocking(self._outbox.close)
+        await self._blocking(self._losses.close)
         self._mailbox.close()
         self._mailbox.unlink()
         self._sender.shutdown(wait=False)
@@ -333,6 +338,8 @@ class Gateway:
         while True:
             try:
                 self._instances = await self._blocking(self._outbox.snapshot)
+                alive = {target_of(row) for row in self._instances}
+                await self._lose_all(self._living.targets - alive)
             except AegaeonError as error:
                 # Whatever it is, it may be over the next time.
                 log.warning("table not readable error=%s", error)
@@ -340,11 +347,10 @@ class Gateway:
             else:
                 self._away = None
                 self._seen_s = time.monotonic()
-                alive = {target_of(row) for row in self._instances}
-                for target in tuple(self._living.targets - alive):
-                    self._lose(target)
                 self._changed.set()
                 self._changed = asyncio.Event()
+            for target, confirm in tuple(self._living.silent(time.monotonic(), self._address)):
+                await self._blocking(partial(self._outbox.confirm, confirm, target))
             await self._blocking(self._outbox.flush)
             await self.meter.tend(self._blocking)
             await asyncio.sleep(WATCH_S)
@@ -358,12 +364,15 @@ class Gateway:
                     opened.fail(DeadlineExceeded("the request's time is over"))
             await asyncio.sleep(WATCH_S)
 
-    def _lose(self, target: Target) -> None:
-        lost = self._living.at(target)
-        log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
-        for opened in lost:
-            self._detach(opened)
-            opened.lose()
+    async def _lose_all(self, gone: AbstractSet[Target]) -> None:
+        """Give up those lives of `gone` of which it is known what they did, or will not be."""
+        judged = await self._blocking(partial(self._losses.judge, gone)) if gone else {}
+        for target, work in judged.items():
+            lost = self._living.at(target)
+            log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
+            for opened in lost:
+                self._detach(opened)
+                opened.lose(work)
 
     def _break(self) -> None:
         """No answer will ever come: say so to those who wait and to those who look."""

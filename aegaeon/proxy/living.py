@@ -1,10 +1,13 @@
-"""Which open requests live at which life of an instance."""
+"""Which open requests live at which life of an instance, and which of them have gone silent."""
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
 from aegaeon.proxy.generation import OpenRequest
 from aegaeon.proxy.outbox import Target
-from aegaeon.types import RequestId
+from aegaeon.types import Confirm, RequestId
+
+SILENCE_S = 10.0  # of a request, before its instance is asked whether it still has it
+MAX_CONFIRMED = 4096  # of one message
 
 
 class Living:
@@ -21,6 +24,15 @@ class Living:
     def at(self, target: Target) -> tuple[OpenRequest, ...]:
         """Return the requests that live there."""
         return tuple(self._at.get(target, {}).values())
+
+    def silent(self, now: float, reply_to: str) -> Iterator[tuple[Target, Confirm]]:
+        """Yield what to ask whom of requests of which nothing has been heard for long. Mostly they
+        wait there; but one whose proxy took nothing in for a while has been given up."""
+        for target, here in self._at.items():
+            silent = [one for one in here.values() if one.is_silent(now, SILENCE_S)]
+            for first in range(0, len(silent), MAX_CONFIRMED):
+                attempts = ((one.id, one.attempt) for one in silent[first : first + MAX_CONFIRMED])
+                yield target, Confirm(tuple(attempts), reply_to)
 
     def attach(self, opened: OpenRequest, target: Target) -> None:
         """Put the request on the list of the instance where it lives."""
