@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from aegaeon.child import Child
 from aegaeon.config import Settings
 from aegaeon.deaths import DEATHS, MAX_DEATHS, Death, encode_deaths, name_of
 from aegaeon.errors import AegaeonError
@@ -123,10 +124,13 @@ class DeathKeeper:
         self._deaths: dict[InstanceId, tuple[Death, ...]] = {}
         self._untold: set[InstanceId] = set()
 
-    def note(self, instance: InstanceId, death: Death) -> None:
-        """A life of `instance` has ended."""
+    def note(self, child: Child) -> None:
+        """The process of an instance has been buried; nobody else asks what it did."""
+        work, instance = child.last_work(), child.name
+        child.forget_work()
+        log.info("was at work name=%s work=%s", instance, work)
         before = self._deaths.get(instance, ())
-        self._deaths[instance] = (*before, death)[-MAX_DEATHS:]
+        self._deaths[instance] = (*before, Death(child.incarnation, work))[-MAX_DEATHS:]
         self._untold.add(instance)
         self.tell()
 

@@ -16,7 +16,6 @@ import msgspec
 
 from aegaeon.child import REAP_S, Child
 from aegaeon.config import Settings
-from aegaeon.deaths import Death
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
 from aegaeon.keeper import (
@@ -291,10 +290,7 @@ class Supervisor:
             return
         if child.index is not None and self._deaths is not None:
             # First: who sees it gone is to know whose fault that may have been.
-            work = child.last_work()
-            child.forget_work()
-            log.info("it was at work name=%s work=%s", child.name, work)
-            self._deaths.note(child.name, Death(child.incarnation, work))
+            self._deaths.note(child)
         try:
             if child.index is not None:
                 self._store.remove_instance(child.name, child.incarnation)

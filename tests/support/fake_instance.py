@@ -50,6 +50,7 @@ class FakeInstance:
     tokens. One that `is_hung` reads nothing until `recover`."""
 
     waited: Waited | None = None
+    confirmed = 0  # how often it was asked what it has
 
     def __init__(
         self,
@@ -68,7 +69,6 @@ class FakeInstance:
         self.submitted: list[Request] = []
         self.cancelled, self.preloaded = list[str](), list[str]()
         self.asked: list[str | None] = []
-        self.confirmed = 0  # how often it was asked what it has
         self.decisions: list[Decision] | None = []  # what it tells; None: it does not answer
         self.hold_after: int | None = None
         self.fail_with: tuple[str, str] | None = None
