@@ -1,6 +1,5 @@
-"""What instances were doing when they died: noted where a death leaves it, and told to proxies.
-
-Only the records and their bytes live here.
+"""What instances were doing when they died: noted where a death leaves it, and told to proxies; and
+how these ask whether an instance still has their requests. Only the records and their bytes.
 """
 
 import msgspec
@@ -13,6 +12,14 @@ PROGRESS_TOKENS = 8
 # Names on the board end so that have a record of an instance's deaths.
 DEATHS = ".deaths"
 MAX_DEATHS = 16  # of an instance that are remembered: a proxy may look a while later
+
+
+class Confirm(msgspec.Struct, frozen=True, tag=True):
+    """Proxy to instance: are these attempts still with you? Of each that is not, it says so to
+    `reply_to` with a RequestFailed of the code of Forgotten; of the others nothing."""
+
+    attempts: tuple[tuple[RequestId, int], ...]
+    reply_to: str
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):

@@ -110,15 +110,7 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-class Confirm(msgspec.Struct, frozen=True, tag=True):
-    """Proxy to instance: are these attempts still with you? Of each that is not, it says so to
-    `reply_to` with a RequestFailed of the code of Forgotten; of the others nothing."""
-
-    attempts: tuple[tuple[RequestId, int], ...]
-    reply_to: str
-
-
-InstanceMessage = Submit | Cancel | Drain | Preload | Confirm | Transfer | Accepted | Declined
+InstanceMessage = Submit | Cancel | Drain | Preload | Transfer | Accepted | Declined
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, gc=False):
@@ -273,8 +265,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
 
     `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
     stay); `shortage` says why there were none. `failed` are out; other requests are unharmed.
-    `scores` come before the tokens. `is_apart`: what it took is not what it takes, for some were
-    computed apart from the others.
+    `scores` come before the tokens. `is_apart`: not all were computed together.
     """
 
     model: ModelId

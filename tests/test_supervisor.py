@@ -18,9 +18,10 @@ import pytest
 from aegaeon.config import Settings
 from aegaeon.deaths import Death, Work, decode_deaths, name_of
 from aegaeon.errors import BudgetTooSmall, ConfigError
+from aegaeon.ports import check_port, free_port
 from aegaeon.store.codec import decode_replies, encode
 from aegaeon.store.domains import domain_is_live, open_domain
-from aegaeon.supervisor import Supervisor, check_port, free_port
+from aegaeon.supervisor import Supervisor
 from aegaeon.types import Instance, Moved, Submit, TokenEvent
 from tests.support.specs import make_request, make_spec
 

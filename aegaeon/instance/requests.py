@@ -11,6 +11,7 @@ from itertools import islice
 
 import msgspec
 
+from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine
 from aegaeon.errors import (
     AegaeonError,
@@ -32,7 +33,6 @@ from aegaeon.types import (
     Accepted,
     Cancel,
     ComputeAction,
-    Confirm,
     Declined,
     Decode,
     LoadFailed,

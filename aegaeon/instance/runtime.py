@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine, EngineUsage
 from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
 from aegaeon.explanations import Explain, Explained
@@ -30,7 +31,6 @@ from aegaeon.types import (
     Accepted,
     Cancel,
     ComputeAction,
-    Confirm,
     Declined,
     Drain,
     Handoff,

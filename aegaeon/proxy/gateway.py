@@ -26,7 +26,7 @@ from aegaeon.errors import (
 )
 from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Generation, OpenRequest, waits
-from aegaeon.proxy.living import Living
+from aegaeon.proxy.living import Living, watch_deadlines
 from aegaeon.proxy.losses import Losses
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, target_of
@@ -119,7 +119,7 @@ class Gateway:
         self._receiver.start()
         self._watchers = (
             asyncio.create_task(self._watch(), name="aegaeon-watch"),
-            asyncio.create_task(self._watch_deadlines(), name="aegaeon-deadlines"),
+            asyncio.create_task(watch_deadlines(self._open, WATCH_S), name="aegaeon-deadlines"),
         )
 
     async def close(self) -> None:
@@ -355,24 +355,14 @@ class Gateway:
             await self.meter.tend(self._blocking)
             await asyncio.sleep(WATCH_S)
 
-    async def _watch_deadlines(self) -> None:
-        """Apart from the store, which may not answer for a while."""
-        while True:
-            now = time.monotonic()
-            for opened in tuple(self._open.values()):
-                if now >= opened.deadline_s:
-                    opened.fail(DeadlineExceeded("the request's time is over"))
-            await asyncio.sleep(WATCH_S)
-
     async def _lose_all(self, gone: AbstractSet[Target]) -> None:
         """Give up those lives of `gone` of which it is known what they did, or will not be."""
-        judged = await self._blocking(partial(self._losses.judge, gone)) if gone else {}
-        for target, work in judged.items():
-            lost = self._living.at(target)
-            log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
-            for opened in lost:
+        if not gone:
+            return
+        for lost in await self._blocking(partial(self._losses.judge, gone, self.meter.made())):
+            for opened in self._living.at(lost.target):
                 self._detach(opened)
-                opened.lose(work)
+                opened.lose(lost.work, lost.bad.get(opened.generation.model))
 
     def _break(self) -> None:
         """No answer will ever come: say so to those who wait and to those who look."""

@@ -237,9 +237,9 @@ class OpenRequest:
         self._changed.set()
         return self.has_ended or reply.attempt != self._attempt
 
-    def lose(self, work: Work | None = None) -> None:
+    def lose(self, work: Work | None = None, error: AegaeonError | None = None) -> None:
         """The instance is gone, which was at `work` (None: nobody knows): the next attempt goes on
-        from here, unless too many have ended because of it."""
+        from here, unless too many have ended because of it, or an `error` says that it must not."""
         self._attempt += 1
         self._suspicion.note(self.id, work, len(self._tokens))
         if self._suspicion.is_certain:
@@ -248,6 +248,8 @@ class OpenRequest:
                 "is not tried again; the server's log says how they ended"
             )
             self.fail(InstanceLost(message))
+        if error is not None:
+            self.fail(error)
         self._changed.set()
 
     def is_silent(self, now: float, limit_s: float) -> bool:

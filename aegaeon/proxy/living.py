@@ -1,10 +1,14 @@
 """Which open requests live at which life of an instance, and which of them have gone silent."""
 
-from collections.abc import Iterator, Set
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Set
 
+from aegaeon.deaths import Confirm
+from aegaeon.errors import DeadlineExceeded
 from aegaeon.proxy.generation import OpenRequest
 from aegaeon.proxy.outbox import Target
-from aegaeon.types import Confirm, RequestId
+from aegaeon.types import RequestId
 
 SILENCE_S = 10.0  # of a request, before its instance is asked whether it still has it
 MAX_CONFIRMED = 4096  # of one message
@@ -50,3 +54,13 @@ class Living:
         if not rest:
             del self._at[target]
         return target
+
+
+async def watch_deadlines(opened: Mapping[RequestId, OpenRequest], every_s: float) -> None:
+    """Fail what is over; apart from the store, which may not answer for a while."""
+    while True:
+        now = time.monotonic()
+        for one in tuple(opened.values()):
+            if now >= one.deadline_s:
+                one.fail(DeadlineExceeded("the request's time is over"))
+        await asyncio.sleep(every_s)

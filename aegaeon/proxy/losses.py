@@ -5,14 +5,15 @@ What to do about it is the gateway's and the request's business.
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aegaeon.deaths import PROGRESS_TOKENS, Work, decode_deaths, name_of
-from aegaeon.errors import AegaeonError
+from aegaeon.errors import AegaeonError, InstanceLost
 from aegaeon.proxy.outbox import Target
 from aegaeon.store.base import Board
-from aegaeon.types import RequestId
+from aegaeon.types import ModelId, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ SUSPECT_LOSSES = 2
 # the request's doing. Those count, too, but for little.
 MAX_UNKNOWN = 12
 MOST_LOSSES = 24  # whatever progress there was between
+# So many that computed or loaded a model in a row, and nobody has got a token of it between: more
+# than one bad request of it causes, however many there are beside it.
+MAX_OF_MODEL = 12
 # What a supervisor tells comes a moment after a mailbox has closed or a lease has ended.
 WORDS_S = 1.0
 
@@ -70,6 +74,15 @@ class Suspicion:
             self._alone += work.is_on_alone(request)
 
 
+class Lost(NamedTuple):
+    """A life that has ended, and what it did (None: nobody knows); models that are bad as a whole,
+    whose requests are not to be tried again."""
+
+    target: Target
+    work: Work | None
+    bad: Mapping[ModelId, AegaeonError]
+
+
 class Losses:
     """What instances did when they died, as their supervisors tell on the board. One thread calls
     the verbs, and they may block."""
@@ -77,24 +90,45 @@ class Losses:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._gone_s: dict[Target, float] = {}  # since when, of those whose last words are awaited
+        # Of models: deaths in a row without a token of them, and how many tokens there were.
+        self._of_models: dict[ModelId, tuple[int, int]] = {}
 
-    def judge(self, gone: Collection[Target]) -> dict[Target, Work | None]:
-        """Return those of `gone`, lives that have ended with requests, that are known to the end,
-        and what they did; a moment later also others, with None. Raises StoreUnavailable."""
+    def judge(self, gone: Collection[Target], made: Mapping[ModelId, int]) -> list[Lost]:
+        """Return those of `gone`, lives that have ended with requests, of which it is known what
+        they did; a moment later also the others. `made` are the tokens of each model so far. Raises
+        StoreUnavailable."""
         now = time.monotonic()
         self._gone_s = {target: self._gone_s.get(target, now) for target in gone}
         records = self._board.read()
-        judged: dict[Target, Work | None] = {}
+        judged: list[Lost] = []
         for target, since_s in self._gone_s.items():
             record = records.get(name_of(target.instance), b"")
             is_known, work = _found(record, target)
             if is_known or now - since_s >= WORDS_S:
-                judged[target] = work
+                log.warning("instance lost instance=%s work=%s", target.instance, work)
+                judged.append(Lost(target, work, self._bad(work, made)))
         return judged
 
     def close(self) -> None:
         """Let go of the board."""
         self._board.close()
+
+    def _bad(self, work: Work | None, made: Mapping[ModelId, int]) -> dict[ModelId, AegaeonError]:
+        """Count a death against the models that were at work; return those that had too many."""
+        bad: dict[ModelId, AegaeonError] = {}
+        at_work = () if work is None else (work.model, work.loading)
+        for model in {one for one in at_work if one is not None}:
+            deaths, before = self._of_models.get(model, (0, -1))
+            tokens = made.get(model, 0)
+            deaths = deaths + 1 if tokens == before else 1
+            self._of_models[model] = deaths, tokens
+            if deaths >= MAX_OF_MODEL:
+                bad[model] = InstanceLost(
+                    f"{deaths} instances in a row ended while they loaded or computed {model!r}, "
+                    "and nobody got a token of it: its weights may be damaged, or too large for "
+                    "this machine; see the server's log, and remove the model"
+                )
+        return bad
 
 
 def _found(record: bytes, target: Target) -> tuple[bool, Work | None]:

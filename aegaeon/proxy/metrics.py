@@ -212,6 +212,10 @@ class Meter:
         sums.instances = self._instances
         return sums
 
+    def made(self) -> dict[ModelId, int]:
+        """Return how many tokens of each model have come."""
+        return {model: one.generated_tokens for model, one in self.sums().models.items()}
+
     def recent(self, sums: Sums) -> dict[ModelId, Recent]:
         """Return what was counted of late, up to `sums`."""
         now = time.monotonic()

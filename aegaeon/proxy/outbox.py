@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aegaeon.config import Settings
+from aegaeon.deaths import Confirm
 from aegaeon.errors import (
     AegaeonError,
     Overloaded,
@@ -31,7 +32,6 @@ from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import encode
 from aegaeon.types import (
     Cancel,
-    Confirm,
     Instance,
     InstanceId,
     ModelId,

@@ -75,3 +75,33 @@ def test_it_is_given_up_over_redis_too(checkpoints, tmp_path):
             assert_given_up_alone(server, checkpoints, whole)
     finally:
         redis.kill()
+
+
+@pytest.mark.thorough
+def test_a_model_whose_loading_ends_instances_keeps_no_other_from_being_served(
+    checkpoints, tmp_path
+):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+            import os, sys
+            if "aegaeon.instance.worker" in sys.orig_argv:
+                from aegaeon.engine.engine import ModelEngine
+                load = ModelEngine.load
+                def die_of_it(self, action):
+                    if action.model == "bob":
+                        os.kill(os.getpid(), 9)  # as of memory that there is too little of
+                    return load(self, action)
+                ModelEngine.load = die_of_it
+            if "serve" in sys.orig_argv:
+                from aegaeon import child
+                child.BACKOFF_S = (0.0,)
+            """)
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with Server(tmp_path, checkpoints, *FLAGS, environment=environment) as server:
+        whole = {m: Streamed(server.url, m, "the device", TOKENS).whole() for m in ("ada", "cleo")}
+        streams = [Streamed(server.url, model, "the device", TOKENS) for model in whole]
+        answer = server.ask("bob", timeout_s=90)
+        assert answer.status_code == 503
+        assert "while they loaded or computed 'bob'" in answer.json()["error"]["message"]
+        assert [stream.whole() for stream in streams] == list(whole.values())

@@ -10,12 +10,11 @@ import textwrap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegaeon.deaths import NO_WORK, PROGRESS_TOKENS, Work
+from aegaeon.deaths import NO_WORK, PROGRESS_TOKENS, Confirm, Work
 from aegaeon.instance.apart import Apart, Suspects
 from aegaeon.instance.at_work import SLOT_BYTES, AtWork, last_work, memory
 from aegaeon.types import (
     Cancel,
-    Confirm,
     Decode,
     LoadFailed,
     NewToken,

@@ -18,10 +18,12 @@ from aegaeon.proxy import living, losses
 from aegaeon.proxy.losses import (
     MAX_IN_COMPANY,
     MAX_LOSSES,
+    MAX_OF_MODEL,
     MAX_UNKNOWN,
     MOST_LOSSES,
     SUSPECT_LOSSES,
     Losses,
+    Lost,
     Suspicion,
 )
 from aegaeon.proxy.outbox import Target
@@ -87,13 +89,56 @@ def test_a_loss_is_judged_when_it_is_known_or_a_moment_later(monkeypatch):
     known, unknown = Target("a", 7), Target("b", 1)
     board.publish(name_of("a"), encode_deaths((Death(3, None), Death(7, ALONE), Death(9, None))))
     board.publish(name_of("b"), b"\xc1")
-    assert judge.judge({known, unknown}) == {known: ALONE}
+    assert judge.judge({known, unknown}, {}) == [Lost(known, ALONE, {})]
     now[0] += losses.WORDS_S / 2
-    assert judge.judge({unknown}) == {}
+    assert judge.judge({unknown}, {}) == []
     now[0] += losses.WORDS_S
-    assert judge.judge({unknown}) == {unknown: None}
+    assert judge.judge({unknown}, {}) == [Lost(unknown, None, {})]
     # Asked anew, it is waited for anew.
-    assert judge.judge(set()) == judge.judge({Target("c", 1)}) == {}
+    assert judge.judge(set(), {}) == judge.judge({Target("c", 1)}, {}) == []
+
+
+def bad_after(works, made):
+    """What is said of models at each death; `made` are the tokens of "m" by then."""
+    board, told = LocalBoard(), []
+    judge = Losses(board)
+    for life, (work, tokens) in enumerate(zip(works, made, strict=True)):
+        board.publish(name_of("a"), encode_deaths((Death(life, work),)))
+        (lost,) = judge.judge({Target("a", life)}, {"m": tokens, "n": 5})
+        told.append(set(lost.bad))
+    return told
+
+
+@pytest.mark.parametrize("work", [Work("m"), Work("n", ("r",), "m"), Work("m", ("r",), "m")])
+def test_a_model_is_bad_that_instances_die_of_before_anybody_has_a_token_of_it(work):
+    told = bad_after([work] * (MAX_OF_MODEL + 2), [7] * (MAX_OF_MODEL + 2))
+    assert not any(told[: MAX_OF_MODEL - 1])
+    assert all("m" in one for one in told[MAX_OF_MODEL - 1 :])
+
+
+def test_a_model_is_not_that_makes_tokens_or_only_waits():
+    assert not any(bad_after([Work("m")] * 99, range(99)))
+    works = [Work("m"), Work(), None, Work("n")] * (MAX_OF_MODEL - 1)
+    assert not any(bad_after(works, [7] * len(works)))
+    # Nor one that a single request is bad of.
+    assert MAX_OF_MODEL > MAX_LOSSES + SUSPECT_LOSSES
+
+
+def test_requests_of_a_bad_model_are_told_so_and_no_others():
+    async def test():
+        async with Setup() as setup:
+            waiting = asyncio.create_task(collect(setup.gateway, generation(id="waits")))
+            for life in range(1, MAX_OF_MODEL + 1):
+                instance = setup.instance(id="a", incarnation=life)
+                instance.hold_after = 0
+                await until(lambda life=instance: life.submitted)
+                await asyncio.to_thread(instance.die, Work(loading="m"))
+            with pytest.raises(InstanceLost, match="weights may be damaged"):
+                await waiting
+            setup.instance(id="b")
+            assert (await collect(setup.gateway, generation()))[0] == TOKENS
+
+    run(test())
 
 
 def test_a_request_that_waits_outlives_any_number_of_instances():
@@ -105,7 +150,7 @@ def test_a_request_that_waits_outlives_any_number_of_instances():
                 instance.hold_after = 0
                 await until(lambda life=instance: life.submitted)
                 assert not instance.submitted[0].is_suspect
-                await asyncio.to_thread(instance.die, Work("m", ("another",)))
+                await asyncio.to_thread(instance.die, Work("n", ("another",)))
             setup.instance(id="b")
             assert (await waiting)[0] == TOKENS
 

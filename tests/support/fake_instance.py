@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from aegaeon.deaths import Death, Work, encode_deaths, name_of
+from aegaeon.deaths import Confirm, Death, Work, encode_deaths, name_of
 from aegaeon.errors import AegaeonError, Forgotten
 from aegaeon.explanations import Decision, Explain, Explained
 from aegaeon.measures import Waited
@@ -13,7 +13,6 @@ from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.codec import decode_instance_message, encode
 from aegaeon.types import (
     Cancel,
-    Confirm,
     InstanceRecord,
     InstanceStatus,
     Moved,
