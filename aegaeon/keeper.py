@@ -12,7 +12,7 @@ import msgspec
 from aegaeon.child import Child
 from aegaeon.config import Settings
 from aegaeon.deaths import DEATHS, MAX_DEATHS, Death, encode_deaths, name_of
-from aegaeon.errors import AegaeonError
+from aegaeon.errors import AegaeonError, RegionError
 from aegaeon.figures import ProxyFigures, decode_figures
 from aegaeon.models.config import read_config
 from aegaeon.specs import Bounds, Catalog
@@ -125,7 +125,8 @@ class DeathKeeper:
         self._untold: set[InstanceId] = set()
 
     def note(self, child: Child) -> None:
-        """The process of an instance has been buried; nobody else asks what it did."""
+        """The process of an instance has been buried; nobody else asks what it did. Raises
+        StoreUnavailable: `tell` later."""
         work, instance = child.last_work(), child.name
         child.forget_work()
         log.info("was at work name=%s work=%s", instance, work)
@@ -135,13 +136,13 @@ class DeathKeeper:
         self.tell()
 
     def tell(self) -> None:
-        """Publish what could not be published before; call it now and then."""
-        try:
-            for instance in tuple(self._untold):
+        """Publish what has not been; call it now and then. Raises StoreUnavailable."""
+        for instance in tuple(self._untold):
+            try:
                 self._board.publish(name_of(instance), encode_deaths(self._deaths[instance]))
-                self._untold.discard(instance)
-        except AegaeonError as error:
-            log.warning("deaths not told error=%s", error)
+            except RegionError as error:
+                log.warning("death not told name=%s error=%s", instance, error)
+            self._untold.discard(instance)
 
     def close(self) -> None:
         """Let go of the board. Idempotent."""

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -288,10 +289,10 @@ class Supervisor:
         those of a proxy are cancelled where they run."""
         if self._store is None or self._domain is None:
             return
-        if child.index is not None and self._deaths is not None:
-            # First: who sees it gone is to know whose fault that may have been.
-            self._deaths.note(child)
         try:
+            if child.index is not None and self._deaths is not None:
+                # First: who sees it gone is to know whose fault that may have been.
+                self._deaths.note(child)
             if child.index is not None:
                 self._store.remove_instance(child.name, child.incarnation)
             # Only a mailbox's reader removes it, for every backend: so take its place first.
@@ -319,7 +320,8 @@ class Supervisor:
             self._swept_s = now
             sweep_mailboxes(self._settings.domain_name)
             if self._deaths is not None:
-                self._deaths.tell()
+                with suppress(StoreUnavailable):
+                    self._deaths.tell()
 
     def _fail(self, error: AegaeonError) -> None:
         self._wanted.failure = error
