@@ -44,8 +44,9 @@ log = logging.getLogger(__name__)
 
 # How often the table is looked at for instances that vanished.
 WATCH_S = 0.1
-# How long a request waits for an instance to appear when none is ready.
-PATIENCE_S = 30.0
+# How long a request waits for an instance to appear when none is ready: what dies again and again
+# is begun anew after 30 s, and takes a while to start.
+PATIENCE_S = 60.0
 # Tokens come all the time where many streams are open: the loop needs the processor more than they
 # need the last 50 us.
 _LOOK_S = 0.00005

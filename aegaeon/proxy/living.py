@@ -11,6 +11,7 @@ from aegaeon.proxy.outbox import Target
 from aegaeon.types import RequestId
 
 SILENCE_S = 10.0  # of a request, before its instance is asked whether it still has it
+LOOK_S = 1.0  # between looks
 MAX_CONFIRMED = 4096  # of one message
 
 
@@ -19,6 +20,7 @@ class Living:
 
     def __init__(self) -> None:
         self._at: dict[Target, dict[RequestId, OpenRequest]] = {}
+        self._looked_s = float("-inf")
 
     @property
     def targets(self) -> Set[Target]:
@@ -30,8 +32,11 @@ class Living:
         return tuple(self._at.get(target, {}).values())
 
     def silent(self, now: float, reply_to: str) -> Iterator[tuple[Target, Confirm]]:
-        """Yield what to ask whom of requests of which nothing has been heard for long. Mostly they
-        wait there; but one whose proxy took nothing in for a while has been given up."""
+        """Yield, every LOOK_S, what to ask whom of requests of which nothing has been heard for
+        long. Mostly they wait there; one whose proxy took nothing for a while has been given up."""
+        if now - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now
         for target, here in self._at.items():
             silent = [one for one in here.values() if one.is_silent(now, SILENCE_S)]
             for first in range(0, len(silent), MAX_CONFIRMED):

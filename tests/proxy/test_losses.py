@@ -206,6 +206,7 @@ def test_a_store_that_does_not_tell_puts_a_loss_off_and_ends_nothing():
 
 def test_a_request_that_its_instance_has_given_up_is_placed_again(monkeypatch):
     monkeypatch.setattr(living, "SILENCE_S", 0.3)
+    monkeypatch.setattr(living, "LOOK_S", 0.05)
 
     async def test():
         async with Setup() as setup:
@@ -226,6 +227,7 @@ def test_a_request_that_its_instance_has_given_up_is_placed_again(monkeypatch):
 
 def test_a_silent_request_that_is_still_there_is_left_alone(monkeypatch):
     monkeypatch.setattr(living, "SILENCE_S", 0.1)
+    monkeypatch.setattr(living, "LOOK_S", 0.05)
 
     async def test():
         async with Setup() as setup:
