@@ -93,13 +93,15 @@ class Apart:
 
 
 def _whole(parts: list[Stepped]) -> Stepped:
-    return Stepped(
-        model=parts[0].model,
-        tokens=tuple(token for part in parts for token in part.tokens),
+    """Return what came of all of them: what a part tells of some requests, one behind the other."""
+    first = parts[0]
+    lists = [name for name in first.__struct_fields__ if isinstance(getattr(first, name), tuple)]
+    told = {name: tuple(one for part in parts for one in getattr(part, name)) for name in lists}
+    told["preempted"] = tuple(dict.fromkeys(told["preempted"]))
+    return msgspec.structs.replace(
+        first,
+        **told,
         took_s=sum(part.took_s for part in parts),
-        preempted=tuple(dict.fromkeys(one for part in parts for one in part.preempted)),
-        failed=tuple(failure for part in parts for failure in part.failed),
         shortage=next((part.shortage for part in parts if part.shortage), ""),
-        scores=tuple(score for part in parts for score in part.scores),
         is_apart=True,
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aegaeon.deaths import NO_WORK, PROGRESS_TOKENS, Confirm, Work
 from aegaeon.instance.apart import Apart, Suspects
 from aegaeon.instance.at_work import SLOT_BYTES, AtWork, last_work, memory
+from aegaeon.sampling import PromptScores
 from aegaeon.types import (
     Cancel,
     Decode,
@@ -119,6 +120,15 @@ def test_suspects_come_alone_behind_the_others_and_the_outcome_is_that_of_all():
     whole = apart.end(step("d", took_s=0.5))
     assert [token.request_id for token in whole.tokens] == ["a", "c", "b", "d"]
     assert whole.took_s == 2.5 and whole.is_apart
+
+    scoring = Apart(Prefill("m", ("a", "b")), ("b",))
+    scores = [PromptScores(one, 0, 1, ()) for one in "ab"]
+    failures = [(one, "code", "why") for one in "ab"]
+    for number in range(2):
+        scoring.next()
+        part = Stepped("m", (), 1.0, failed=(failures[number],), scores=(scores[number],))
+        whole = scoring.end(part)
+    assert whole.failed == tuple(failures) and whole.scores == tuple(scores)
 
     only = Apart(Decode("m", ("a", "b")), ("a", "b"))
     assert only.is_next_alone and only.next() == Decode("m", ("a",))
