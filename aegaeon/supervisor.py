@@ -103,10 +103,10 @@ class Supervisor:
             )
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
+            self._deaths = DeathKeeper(self._domain.board())
             first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
             catalog, board = self._domain.catalog(), self._domain.board()
             self._keeper = CatalogKeeper(catalog, self._store, board, first)
-            self._deaths = DeathKeeper(board)
             if self._settings.device != "null":
                 self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
                 self._kv_spare = kv_sizes(model_directories(self._settings.models_dir))
