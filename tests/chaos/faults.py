@@ -17,6 +17,8 @@ from tests.support.server import Server
 
 ADD_S = 120.0  # for a model to drain, whatever befalls those that have requests of it
 AGAIN_S = 10.0  # for what was killed to be started
+# Between two outages: in one after the other no token moves, and clients go after 30 s without any.
+REDIS_PEACE_S = 2.0
 NOBODY = ""
 
 _T = TypeVar("_T")
@@ -183,10 +185,13 @@ class Faults:
 
     async def _kill_redis(self, planned: Planned) -> str:
         assert self._redis is not None
+        if self._redis_is_free.locked():
+            return NOBODY
         async with self._redis_is_free:
             self._redis.kill()
             await asyncio.sleep(planned.lasts_s)
             await asyncio.to_thread(self._redis.start)
+            await asyncio.sleep(REDIS_PEACE_S)
         return "Redis"
 
     async def _kill_redis_and_remove(self, planned: Planned) -> str:
@@ -199,12 +204,15 @@ class Faults:
 
     async def _pause_redis(self, planned: Planned) -> str:
         assert self._redis is not None
+        if self._redis_is_free.locked():
+            return NOBODY
         async with self._redis_is_free:
             self._redis.pause()
             try:
                 await asyncio.sleep(planned.lasts_s)
             finally:
                 self._redis.go_on()
+            await asyncio.sleep(REDIS_PEACE_S)
         return "Redis"
 
 
