@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import TracebackType
 
 import msgspec
 
@@ -52,6 +53,10 @@ from aegaeon.types import ComputeAction, InstanceId, InstanceRecord, Load, Outco
 log = logging.getLogger(__name__)
 
 LANE_CLOSE_S = 5.0
+
+_Exit = Callable[
+    [type[BaseException] | None, BaseException | None, TracebackType | None], bool | None
+]
 
 
 def regions_of(launch: Launch) -> Regions:
@@ -150,16 +155,21 @@ def _load_of(settings: Settings, engine: Engine, residency: Residency) -> Callab
 
 
 def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:
-    """Register the instance, until `owned` ends; where it ends by a crash, until that is told by
-    our supervisor, which says first what we were doing."""
+    """Register the instance, until `owned` ends."""
     presence = Presence(domain.metadata(), record, lease_s)
+    owned.push(_unless_crashed(presence.withdraw))
+    return presence
+
+
+def _unless_crashed(end: Callable[[], None]) -> _Exit:
+    """Return what does that at the end of a stack, but not where a crash ends us: then our
+    supervisor does, which says first what we were doing."""
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, StaleIncarnation):
-            presence.withdraw()
+            end()
 
-    owned.push(leave)
-    return presence
+    return leave
 
 
 def _counts(domain: Domain, name: InstanceId, owned: ExitStack) -> Counts:
@@ -178,8 +188,8 @@ def serve(launch: Launch) -> int:
             engine = open_engine(launch.settings, launch.specs, regions_of(launch))
             owned.callback(engine.close)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
-            owned.callback(inbox.unlink)
-            owned.callback(inbox.close)
+            owned.push(_unless_crashed(inbox.unlink))
+            owned.push(_unless_crashed(inbox.close))
             runtime = build_runtime(launch, domain, engine, inbox, owned)
         except AegaeonError as error:
             log.debug("cannot start error=%s", error)  # the supervisor tells the user
