@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aegaeon.config import child_environment
+from aegaeon.deaths import Work
 from aegaeon.device.processors import THREAD_ENVIRONMENT
+from aegaeon.instance.at_work import last_work, memory
 from aegaeon.types import InstanceId
 
 log = logging.getLogger(__name__)
@@ -22,7 +24,8 @@ REAP_S = 30.0  # for the kernel to end a killed process
 @dataclass(slots=True)
 class Child:
     """Owned by one thread. `index` counts instances; the proxy has none. One that `was_hung` was
-    ended for that, and has not been started again."""
+    ended for that, and has not been started again. `work_fd` is where an instance notes what it
+    does, from `start` to `forget_work`."""
 
     name: InstanceId
     index: int | None
@@ -32,6 +35,7 @@ class Child:
     restart_at_s: float = 0.0
     quick_deaths: int = 0
     was_hung: bool = False
+    work_fd: int | None = None
     _status_fd: int | None = None
 
     def start(self, module: str, launch_of: Callable[[int], bytes]) -> None:
@@ -40,12 +44,15 @@ class Child:
         Raises OSError when the system does not give us a process; nothing is left open then.
         """
         self.started_s = time.monotonic()
+        self.forget_work()
+        if self.index is not None:
+            self.work_fd = memory()
         reading, writing = os.pipe()
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
-                pass_fds=(writing,),
+                pass_fds=(writing,) if self.work_fd is None else (writing, self.work_fd),
                 env=child_environment(THREAD_ENVIRONMENT),
                 start_new_session=True,  # Ctrl-C is for us; we drain in order
             )
@@ -63,6 +70,16 @@ class Child:
         process, self.process = self.process, None
         assert process is not None
         return process.wait(REAP_S), self._take_status()
+
+    def last_work(self) -> Work | None:
+        """Return what the process was doing that was buried; None where nobody knows."""
+        return None if self.work_fd is None else last_work(self.work_fd)
+
+    def forget_work(self) -> None:
+        """Nobody asks any more what it was doing. Idempotent."""
+        if self.work_fd is not None:
+            os.close(self.work_fd)
+            self.work_fd = None
 
     def back_off(self) -> float:
         """Put the restart off, longer with each quick death in a row; return how many seconds."""
@@ -93,6 +110,7 @@ class Child:
                 "not gone %.0f s after SIGKILL name=%s pid=%d", REAP_S, self.name, self.process.pid
             )
         self.process = None
+        self.forget_work()
         if self._status_fd is not None:
             os.close(self._status_fd)
             self._status_fd = None

@@ -35,12 +35,13 @@ from aegaeon.models.references import locate, served_models, split_reference
 from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables
 from aegaeon.plan_devices import plan_devices_command
+from aegaeon.ports import free_port
 from aegaeon.proxy.keys import read_keys
 from aegaeon.proxy.tracing import check_tracing
 from aegaeon.reload import Reloader
 from aegaeon.simulate import simulate_command
 from aegaeon.store.domains import removable_files
-from aegaeon.supervisor import Supervisor, free_port
+from aegaeon.supervisor import Supervisor
 from aegaeon.top import top_command
 from aegaeon.types import ModelSpec
 

@@ -147,6 +147,12 @@ class HandoffLost(InstanceLost):
     code = "handoff_lost"
 
 
+class Forgotten(InstanceLost):
+    """The instance does not have the request (any more); the proxy places it again."""
+
+    code = "forgotten"
+
+
 class DeadlineExceeded(AegaeonError):
     """The request's deadline passed."""
 
@@ -224,3 +230,13 @@ class CopyQueueFull(CopyError):
     """As many copies are open as an engine takes."""
 
     code = "copy_queue_full"
+
+
+def error_of(code: str, message: str) -> AegaeonError:
+    """Return the error that an instance reported, as the class that has this code."""
+    kinds: list[type[AegaeonError]] = [AegaeonError]
+    for kind in kinds:
+        if kind.code == code:
+            return kind(message)
+        kinds.extend(kind.__subclasses__())
+    return AegaeonError(f"{code}: {message}")

@@ -1,5 +1,5 @@
-"""The supervisor's side of the catalogue: written at the start, kept, and models that drain taken
-out once nobody has a request of theirs.
+"""The supervisor's side of what all see: the catalogue, written at the start and kept, with models
+that drain taken out once nobody has a request of theirs; and of what instances died.
 """
 
 import logging
@@ -9,14 +9,16 @@ from pathlib import Path
 
 import msgspec
 
+from aegaeon.child import Child
 from aegaeon.config import Settings
-from aegaeon.errors import AegaeonError
+from aegaeon.deaths import DEATHS, MAX_DEATHS, Death, encode_deaths, name_of
+from aegaeon.errors import AegaeonError, RegionError
 from aegaeon.figures import ProxyFigures, decode_figures
 from aegaeon.models.config import read_config
 from aegaeon.specs import Bounds, Catalog
 from aegaeon.store.base import Board, MetadataStore
 from aegaeon.store.catalog import CatalogStore
-from aegaeon.types import Instance, ModelId
+from aegaeon.types import Instance, InstanceId, ModelId
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +105,48 @@ class _Proxies:
         """Return the models of which requests are open. Raises StoreUnavailable, RegionMismatch."""
         found: set[ModelId] = set()
         for name, record in self._board.read().items():
+            if name.endswith(DEATHS):
+                continue
             if self._heard.get(name, (b"", 0.0))[0] != record:
                 self._heard[name] = record, now
             figures = decode_figures(record)
             if isinstance(figures, ProxyFigures) and now - self._heard[name][1] < SILENT_S:
                 found |= {model for model, one in figures.models.items() if one.open}
         return found
+
+
+class DeathKeeper:
+    """Tells on the board what instances were doing when they died. Owned by the supervisor's
+    thread, and the only one who writes there under these names."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._deaths: dict[InstanceId, tuple[Death, ...]] = {}
+        self._untold: set[InstanceId] = set()
+
+    def note(self, child: Child) -> None:
+        """The process of an instance has been buried; nobody else asks what it did. Raises
+        StoreUnavailable: `tell` later."""
+        work, instance = child.last_work(), child.name
+        child.forget_work()
+        log.info("was at work name=%s work=%s", instance, work)
+        before = self._deaths.get(instance, ())
+        self._deaths[instance] = (*before, Death(child.incarnation, work))[-MAX_DEATHS:]
+        self._untold.add(instance)
+        self.tell()
+
+    def tell(self) -> None:
+        """Publish what has not been; call it now and then. Raises StoreUnavailable."""
+        for instance in tuple(self._untold):
+            try:
+                self._board.publish(name_of(instance), encode_deaths(self._deaths[instance]))
+            except RegionError as error:
+                log.warning("death not told name=%s error=%s", instance, error)
+            self._untold.discard(instance)
+
+    def close(self) -> None:
+        """Let go of the board. Idempotent."""
+        self._board.close()
 
 
 def _busy(rows: Iterable[Instance]) -> set[ModelId]:

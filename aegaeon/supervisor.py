@@ -6,10 +6,10 @@ or served here.
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,9 +18,17 @@ from aegaeon.child import REAP_S, Child
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
-from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of, kv_sizes, model_directories
+from aegaeon.keeper import (
+    CatalogKeeper,
+    DeathKeeper,
+    KvSizes,
+    bounds_of,
+    kv_sizes,
+    model_directories,
+)
 from aegaeon.memory.machine import read_machine, with_device
 from aegaeon.memory.room import settle
+from aegaeon.ports import check_port, is_listening
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain, MetadataStore
@@ -68,6 +76,7 @@ class Supervisor:
         self._domain: Domain | None = None
         self._store: MetadataStore | None = None
         self._keeper: CatalogKeeper | None = None
+        self._deaths: DeathKeeper | None = None
         # The KV pool is cut for these, whatever is served by the time that an instance restarts.
         self._kv_shapes: tuple[KvSizes, ...] = ()
         self._kv_spare: tuple[KvSizes, ...] = ()
@@ -94,6 +103,7 @@ class Supervisor:
             )
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
+            self._deaths = DeathKeeper(self._domain.board())
             first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
             catalog, board = self._domain.catalog(), self._domain.board()
             self._keeper = CatalogKeeper(catalog, self._store, board, first)
@@ -171,6 +181,8 @@ class Supervisor:
         self.stop()
 
     def _release(self) -> None:
+        if self._deaths is not None:
+            self._deaths.close()
         domain, self._domain = self._domain, None
         if domain is not None:
             domain.close()
@@ -252,6 +264,7 @@ class Supervisor:
                 index=child.index,
                 incarnation=child.incarnation,
                 status_fd=status_fd,
+                work_fd=child.work_fd,
                 parent_pid=os.getpid(),
                 was_hung=child.was_hung,
             )
@@ -280,6 +293,9 @@ class Supervisor:
         if self._store is None or self._domain is None:
             return
         try:
+            if child.index is not None and self._deaths is not None:
+                # First: who sees it gone is to know whose fault that may have been.
+                self._deaths.note(child)
             if child.index is not None:
                 self._store.remove_instance(child.name, child.incarnation)
             # Only a mailbox's reader removes it, for every backend: so take its place first.
@@ -307,6 +323,9 @@ class Supervisor:
         if now - self._swept_s >= SWEEP_S:
             self._swept_s = now
             sweep_mailboxes(self._settings.domain_name)
+            if self._deaths is not None:
+                with suppress(StoreUnavailable):
+                    self._deaths.tell()
 
     def _fail(self, error: AegaeonError) -> None:
         self._wanted.failure = error
@@ -350,36 +369,3 @@ class Supervisor:
             time.sleep(POLL_S)
         for child in children:
             child.kill()
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise ConfigError when nobody can listen on `host`:`port`."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host, "
-            "or stop the server that uses it"
-        ) from None
-
-
-def free_port(host: str) -> int:
-    """Return a port of `host` that is free now."""
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def is_listening(host: str, port: int) -> bool:
-    """Say whether somebody accepts connections there."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    try:
-        with socket.create_connection((reachable, port), timeout=1.0):
-            return True
-    except OSError:
-        return False

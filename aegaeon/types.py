@@ -46,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     weight: float = 1.0
     waited: Waited = NOT_WAITED  # before this attempt, and elsewhere
+    is_suspect: bool = False  # of having ended instances: nobody is to be computed with it
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -264,7 +265,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
 
     `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
     stay); `shortage` says why there were none. `failed` are out; other requests are unharmed.
-    `scores` come before the tokens.
+    `scores` come before the tokens. `is_apart`: not all were computed together.
     """
 
     model: ModelId
@@ -274,6 +275,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     failed: tuple[Failure, ...] = ()
     shortage: str = ""
     scores: tuple[PromptScores, ...] = ()
+    is_apart: bool = False
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):

@@ -13,7 +13,7 @@ import pytest
 from aegaeon import __version__
 from aegaeon.cli import main, serve_parser, split_command
 from aegaeon.config import Settings
-from aegaeon.supervisor import free_port
+from aegaeon.ports import free_port
 from tests.support.checkpoints import make_checkpoint
 
 

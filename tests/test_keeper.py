@@ -1,9 +1,22 @@
 """The supervisor's side of the catalogue: written, kept, and drained models taken out."""
 
 import msgspec
+import pytest
 
+from aegaeon.child import Child
+from aegaeon.deaths import MAX_DEATHS, Death, Work, decode_deaths, name_of
+from aegaeon.errors import RegionError, StoreUnavailable
 from aegaeon.figures import ModelFigures, ProxyFigures, encode_figures
-from aegaeon.keeper import QUIET_S, SILENT_S, TEND_S, CatalogKeeper, kv_sizes, model_directories
+from aegaeon.instance.at_work import AtWork, memory
+from aegaeon.keeper import (
+    QUIET_S,
+    SILENT_S,
+    TEND_S,
+    CatalogKeeper,
+    DeathKeeper,
+    kv_sizes,
+    model_directories,
+)
 from aegaeon.specs import Catalog
 from aegaeon.store.local import LocalBoard, LocalCatalogStore, LocalMetadataStore
 from aegaeon.types import InstanceRecord, InstanceStatus
@@ -111,3 +124,57 @@ def test_kinds_of_models_are_read_and_what_is_none_is_passed_over(tmp_path):
     sizes = kv_sizes(found)
     assert len(sizes) == 2 and (sizes[1][0], sizes[1][2]) == (5, 32)
     assert model_directories(str(tmp_path / "nowhere")) == ()
+
+
+class Refusing(LocalBoard):
+    """A board that raises `error` while there is one."""
+
+    error = None
+
+    def publish(self, name, record):
+        if self.error is not None:
+            raise self.error
+        super().publish(name, record)
+
+
+def dead(incarnation, request):
+    """A child whose process has ended while it computed `request`."""
+    child = Child("i", 0, incarnation=incarnation, work_fd=memory())
+    AtWork(child.work_fd).compute("m", (request,))
+    return child
+
+
+def told(board):
+    return decode_deaths(board.read()[name_of("i")])
+
+
+def test_of_what_instances_died_stands_on_the_board_of_the_last_ones():
+    board = Refusing()
+    keeper = DeathKeeper(board)
+    for life in range(1, MAX_DEATHS + 3):
+        child = dead(life, f"r{life}")
+        keeper.note(child)
+        assert child.work_fd is None
+        assert told(board)[-1] == Death(life, Work("m", (f"r{life}",)))
+    assert [death.incarnation for death in told(board)] == [*range(3, MAX_DEATHS + 3)]
+    keeper.note(Child("i", 0, incarnation=99))
+    assert told(board)[-1] == Death(99, None)
+
+
+def test_a_death_that_could_not_be_told_is_told_later():
+    board = Refusing()
+    keeper = DeathKeeper(board)
+    board.error = StoreUnavailable("no answer")
+    with pytest.raises(StoreUnavailable):
+        keeper.note(dead(1, "r"))
+    with pytest.raises(StoreUnavailable):
+        keeper.tell()
+    board.error = None
+    keeper.tell()
+    assert told(board) == (Death(1, Work("m", ("r",))),)
+    # Where there is no room, the rest of what is to be done of a death must not wait for it.
+    board.error = RegionError("no room")
+    keeper.note(dead(2, "s"))
+    board.error = None
+    keeper.note(dead(3, "t"))
+    assert [death.incarnation for death in told(board)] == [1, 2, 3]

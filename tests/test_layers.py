@@ -13,12 +13,12 @@ PACKAGE = ROOT / "aegaeon"
 
 ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures", "handles"}
 ROW_0 |= {"setting_text"}
-ROW_1 = {"config", "metrics", "figures", "logs", "workload", "_native"}
+ROW_1 = {"config", "metrics", "figures", "deaths", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}
 ROW_4 |= {"flags", "load_flags", "explain", "keys", "config_command", "models_command"}
-ROW_4 |= {"client", "keeper", "reload", "watch", "top"}
+ROW_4 |= {"client", "keeper", "reload", "watch", "top", "ports"}
 PURE = {
     *("time", "datetime", "threading", "asyncio", "multiprocessing", "concurrent", "os", "io"),
     *("sys", "socket", "subprocess", "signal", "pathlib", "random", "logging", "torch", "numpy"),

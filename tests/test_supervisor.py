@@ -16,10 +16,12 @@ import msgspec
 import pytest
 
 from aegaeon.config import Settings
+from aegaeon.deaths import Death, Work, decode_deaths, name_of
 from aegaeon.errors import BudgetTooSmall, ConfigError
+from aegaeon.ports import check_port, free_port
 from aegaeon.store.codec import decode_replies, encode
 from aegaeon.store.domains import domain_is_live, open_domain
-from aegaeon.supervisor import Supervisor, check_port, free_port
+from aegaeon.supervisor import Supervisor
 from aegaeon.types import Instance, Moved, Submit, TokenEvent
 from tests.support.specs import make_request, make_spec
 
@@ -97,6 +99,26 @@ def test_a_killed_instance_comes_back_with_a_higher_incarnation():
         assert after.record.incarnation > before.incarnation
         assert after.record.mailbox != before.mailbox
         assert not list(Path("/dev/shm").glob(f"aegaeon-*{before.mailbox}*"))
+    assert left_overs(settings) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_what_a_dead_instance_did_is_told_before_it_is_seen_to_be_gone(number):
+    settings = make_settings(lease_s=60.0)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        before = rows(settings)["instance-0"].record
+        domain = open_domain(settings)
+        domain.create_mailbox("tester")
+        deadline_s = time.monotonic() + 600
+        request = make_request("r", "a", reply_to="tester", deadline_s=deadline_s, max_tokens=4000)
+        domain.open_mailbox(before.mailbox).send(encode(Submit(request)))
+        poll(lambda: rows(settings)["instance-0"].status.running)
+        os.kill(before.pid, number)
+        poll(lambda: (row := rows(settings).get("instance-0")) is None or row.record != before)
+        told = domain.board().read()[name_of("instance-0")]
+        assert decode_deaths(told) == (Death(before.incarnation, Work("a", ("r",))),)
+        domain.close()
     assert left_overs(settings) == []
 
 

@@ -13,7 +13,8 @@ EXIT_DEVICE_LOST = 4  # a new process may have the device again
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end.
+    """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end,
+    `work_fd` inherited memory in which to note what is being done (None: nobody asks).
 
     The node's KV pool is cut for `kv_shapes`, and serves `kv_spare` where it can: of each its
     layers, heads and head_dim. `catalog` is the version that `specs` are of. The
@@ -31,6 +32,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     kv_spare: tuple[tuple[int, int, int], ...] = ()
     catalog: int = 0
     was_hung: bool = False
+    work_fd: int | None = None
 
 
 def mailbox_address(instance: InstanceId, incarnation: int) -> str:

@@ -11,8 +11,16 @@ from itertools import islice
 
 import msgspec
 
+from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine
-from aegaeon.errors import AegaeonError, DeadlineExceeded, Draining, InvalidRequest, Overloaded
+from aegaeon.errors import (
+    AegaeonError,
+    DeadlineExceeded,
+    Draining,
+    Forgotten,
+    InvalidRequest,
+    Overloaded,
+)
 from aegaeon.instance.arrivals import Arrivals
 from aegaeon.instance.departures import Departures, Failure
 from aegaeon.instance.outbox import Outbox
@@ -134,6 +142,16 @@ class Requests:
             self._departures.forward_cancel(cancel)
         elif cancel.covers(live.request.attempt):
             self._end(cancel.request_id, now)
+
+    def confirm(self, confirm: Confirm) -> None:
+        """Tell a proxy which of its attempts are not here; others may have them, or nobody."""
+        message = f"{self._record.id} does not have the request; send it again"
+        for request_id, attempt in confirm.attempts:
+            live, held = self._live.get(request_id), self._to_submit.get(request_id)
+            known = held if live is None else live.request
+            if known is None or known.attempt < attempt:
+                reply = RequestFailed(request_id, attempt, Forgotten.code, message, self._record.id)
+                self._outbox.post(confirm.reply_to, reply)
 
     def on_transfer(self, transfer: Transfer, now: float) -> None:
         """Answer the sender, whatever happens: it keeps the KV until it knows."""

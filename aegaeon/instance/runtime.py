@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine, EngineUsage
 from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
 from aegaeon.explanations import Explain, Explained
+from aegaeon.instance.apart import Apart, Suspects
+from aegaeon.instance.at_work import AtWork
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
@@ -37,6 +40,7 @@ from aegaeon.types import (
     LoadFailed,
     Outcome,
     Preload,
+    Request,
     RequestId,
     Stepped,
     Submit,
@@ -72,6 +76,7 @@ class Parts:
     served: Served | None = None  # None: the models never change
     counts: Counts = field(default_factory=Counts)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0.0))
+    at_work: AtWork = field(default_factory=AtWork)
 
 
 class Runtime:
@@ -89,7 +94,8 @@ class Runtime:
         self._idle_until_s: float | None = None
         self._is_ready = False
         self._actions = 0  # begun
-        self._action: tuple[ComputeAction, str] | None = None  # under way, and why
+        self._action: tuple[Apart, str] | None = None  # under way, and why
+        self._suspects = Suspects()
         self._load: tuple[Load, str, str] | None = None  # likewise, with its phase
         self._switch_s = 0.0
         self._stall_s = 0.0
@@ -161,12 +167,12 @@ class Runtime:
             log.error("message dropped error=%s", error)
             return
         match message:
-            case Submit(request=request):
-                self._requests.submit(request, now)
+            case Submit(request=request) | Transfer(request=request):
+                self._take_in(message, request, now)
             case Cancel():
                 self._requests.cancel(message, now)
-            case Transfer():
-                self._requests.on_transfer(message, now)
+            case Confirm():
+                self._requests.confirm(message)
             case Accepted() | Declined():
                 self._requests.on_answer(message, now)
             case Preload(model=model):
@@ -177,6 +183,16 @@ class Runtime:
             case Drain():
                 self._is_drain_wanted = True
                 self._tend_drain(now)
+
+    def _take_in(self, message: Submit | Transfer, request: Request, now: float) -> None:
+        """Take a request in; should that end us, it is known which one it was."""
+        self._parts.at_work.take(request.id)
+        self._suspects.enter(request)
+        if isinstance(message, Submit):
+            self._requests.submit(request, now)
+        else:
+            self._requests.on_transfer(message, now)
+        self._parts.at_work.take(None)
 
     def _explain(self, message: Explain) -> None:
         """Tell of decisions, as many of the last ones as go into one record."""
@@ -204,10 +220,15 @@ class Runtime:
     def _on_computed(self, outcome: Outcome, now: float) -> None:
         requests, counts = self._requests, self._parts.counts
         assert self._action is not None
-        (action, reason), self._action = self._action, None
-        requests.end_action()
-        requests.waits.end(action, outcome, now)
-        self._parts.scheduler.complete(outcome, now)
+        apart, reason = self._action
+        whole = apart.end(outcome)
+        if isinstance(outcome, Stepped):
+            self._suspects.gained(outcome)
+        if whole is not None:
+            self._action = None
+            requests.end_action()
+            requests.waits.end(apart.action, whole, now)
+            self._parts.scheduler.complete(whole, now)
         match outcome:
             case Switched(took_s=took_s):
                 self._switch_s += took_s
@@ -224,6 +245,7 @@ class Runtime:
 
     def _on_loaded(self, outcome: Outcome, now: float) -> None:
         assert self._load is not None
+        self._parts.at_work.load(None)
         (load, phase, reason), self._load = self._load, None
         self._requests.waits.end_load(load, now)
         self._parts.counts.load_ended(load, outcome, phase, reason)
@@ -233,6 +255,8 @@ class Runtime:
 
     def _start_actions(self, now: float) -> None:
         parts, leaving = self._parts, list[RequestId]()
+        if self._action is not None and not parts.compute.is_busy:
+            self._start_part(self._action[0], now)
         if not parts.compute.is_busy:
             while isinstance(action := parts.scheduler.next_action(now), Handoff):
                 self._requests.set_apart(action.request)
@@ -240,18 +264,27 @@ class Runtime:
             self._note_stall(isinstance(action, Idle) and len(self._requests) > 0, now)
             if isinstance(action, Idle):
                 self._idle_until_s = action.until_s
+                parts.at_work.rest()
             else:
                 self._idle_until_s = None
                 self._requests.begin(action, now)
-                self._action = action, self._reason() if isinstance(action, Switch) else ""
-                self._actions += 1
-                parts.compute.start(action)
+                apart = Apart(action, self._suspects.among(action))
+                self._action = apart, self._reason() if isinstance(action, Switch) else ""
+                self._start_part(apart, now)
         if not parts.copy.is_busy:
             load = parts.scheduler.next_load(now)
             if load is not None:
                 self._start_load(load, now)
         for request in leaving:  # beside what computes: their KV may have to be copied
             self._requests.leave(request, now)
+
+    def _start_part(self, apart: Apart, now: float) -> None:
+        if apart.is_next_alone:
+            self._requests.send(now)  # what is known now: there may be no later
+        part = apart.next()
+        self._actions += 1
+        self._parts.at_work.compute(part.model, () if isinstance(part, Switch) else part.requests)
+        self._parts.compute.start(part)
 
     def _start_load(self, load: Load, now: float) -> None:
         parts, reason = self._parts, self._reason()
@@ -260,6 +293,7 @@ class Runtime:
         self._load = load, "kv" if has_weights else "load", reason
         self._requests.waits.begin_load(load, now)
         parts.counts.load_began(load, reason)
+        parts.at_work.load(load.model)
         parts.copy.start(load)
 
     def _reason(self) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import TracebackType
 
 import msgspec
 
@@ -19,6 +20,7 @@ from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, DeviceLost, StaleIncarnation
+from aegaeon.instance.at_work import AtWork
 from aegaeon.instance.costs import costs_of
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import ThreadLane
@@ -51,6 +53,10 @@ from aegaeon.types import ComputeAction, InstanceRecord, Load, Outcome
 log = logging.getLogger(__name__)
 
 LANE_CLOSE_S = 5.0
+
+_Exit = Callable[
+    [type[BaseException] | None, BaseException | None, TracebackType | None], bool | None
+]
 
 
 def regions_of(launch: Launch) -> Regions:
@@ -135,6 +141,7 @@ def build_runtime(
         served=Served(launch, domain.catalog(), engine, presence, deciding),
         counts=_counts(domain, launch, owned),
         watchdog=Watchdog(settings.watchdog_s),
+        at_work=AtWork(launch.work_fd),
     )
     return Runtime(parts, settings.drain_s)
 
@@ -150,8 +157,19 @@ def _load_of(settings: Settings, engine: Engine, residency: Residency) -> Callab
 def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:
     """Register the instance, until `owned` ends."""
     presence = Presence(domain.metadata(), record, lease_s)
-    owned.callback(presence.withdraw)
+    owned.push(_unless_crashed(presence.withdraw))
     return presence
+
+
+def _unless_crashed(end: Callable[[], None]) -> _Exit:
+    """Return what does that at the end of a stack, but not where a crash ends us: then our
+    supervisor does, which says first what we were doing."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, StaleIncarnation):
+            end()
+
+    return leave
 
 
 def _counts(domain: Domain, launch: Launch, owned: ExitStack) -> Counts:
@@ -171,8 +189,8 @@ def serve(launch: Launch) -> int:
             engine = open_engine(launch.settings, launch.specs, regions_of(launch))
             owned.callback(engine.close)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
-            owned.callback(inbox.unlink)
-            owned.callback(inbox.close)
+            owned.push(_unless_crashed(inbox.unlink))
+            owned.push(_unless_crashed(inbox.close))
             runtime = build_runtime(launch, domain, engine, inbox, owned)
         except AegaeonError as error:
             log.debug("cannot start error=%s", error)  # the supervisor tells the user
@@ -187,15 +205,7 @@ def serve(launch: Launch) -> int:
         signal.signal(signal.SIGTERM, drain)
         os.close(launch.status_fd)
         log.info("instance up incarnation=%d pid=%d", launch.incarnation, os.getpid())
-        try:
-            runtime.run()
-        except DeviceLost as error:
-            log.critical(
-                "%s is lost, so this instance ends: its requests go on elsewhere, and it is "
-                "started again error=%s",
-                *(launch.settings.device, error),
-            )
-            return EXIT_DEVICE_LOST
+        runtime.run()
         log.info("instance drained")
     return EXIT_DRAINED
 
@@ -210,6 +220,13 @@ def main() -> int:
     except StaleIncarnation as error:
         log.error("replaced error=%s", error)
         return EXIT_REPLACED
+    except DeviceLost as error:
+        log.critical(
+            "%s is lost, so this instance ends: its requests go on elsewhere, and it is started "
+            "again error=%s",
+            *(launch.settings.device, error),
+        )
+        return EXIT_DEVICE_LOST
     except Exception:
         log.exception("instance crashed")
         return EXIT_CRASHED

@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -25,8 +26,9 @@ from aegaeon.errors import (
     StoreUnavailable,
 )
 from aegaeon.explanations import Explain, Explained, Explanation
-from aegaeon.proxy.generation import Generation, OpenRequest, waits
-from aegaeon.proxy.living import Living
+from aegaeon.proxy.generation import Generation, OpenRequest
+from aegaeon.proxy.living import Living, waits, watch_deadlines
+from aegaeon.proxy.losses import Losses
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, nobody_for, target_of
 from aegaeon.proxy.outlook import Outlook
@@ -43,8 +45,9 @@ log = logging.getLogger(__name__)
 
 # How often the table is looked at for instances that vanished.
 WATCH_S = 0.1
-# How long a request waits for an instance to appear when none is ready.
-PATIENCE_S = 30.0
+# How long a request waits for an instance to appear when none is ready: what dies again and again
+# is begun anew after 30 s, and takes a while to start.
+PATIENCE_S = 60.0
 # Tokens come all the time where many streams are open: the loop needs the processor more than they
 # need the last 50 us.
 _LOOK_S = 0.00005
@@ -85,6 +88,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop
         self._mailbox: Mailbox
         self._outbox: Outbox
+        self._losses: Losses
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="aegaeon-sender")
         self._receiver: Receiver
         self._watchers: tuple[asyncio.Task[None], ...] = ()
@@ -110,6 +114,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._mailbox = self._domain.create_mailbox(self._address, look_s=_LOOK_S)
         self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
+        self._losses = Losses(self._domain.board())
         self._instances = await self._blocking(self._outbox.snapshot)
         self._seen_s = time.monotonic()
         await self._blocking(partial(self.meter.join, self._domain, self._address))
@@ -119,7 +124,7 @@ class Gateway:
         self._receiver.start()
         self._watchers = (
             asyncio.create_task(self._watch(), name="aegaeon-watch"),
-            asyncio.create_task(self._watch_deadlines(), name="aegaeon-deadlines"),
+            asyncio.create_task(watch_deadlines(self._open, WATCH_S), name="aegaeon-deadlines"),
         )
 
     def abandon(self) -> None:
@@ -141,6 +146,7 @@ class Gateway:
         await self._receiver.stop()
         await self.meter.leave(self._blocking)
         await self._blocking(self._outbox.close)
+        await self._blocking(self._losses.close)
         self._mailbox.close()
         self._mailbox.unlink()
         self._sender.shutdown(wait=False)
@@ -344,6 +350,8 @@ class Gateway:
         while True:
             try:
                 self._instances = await self._blocking(self._outbox.snapshot)
+                alive = {target_of(row) for row in self._instances}
+                await self._lose_all(self._living.targets - alive)
             except AegaeonError as error:
                 # Whatever it is, it may be over the next time.
                 log.warning("table not readable error=%s", error)
@@ -351,30 +359,22 @@ class Gateway:
             else:
                 self._away = None
                 self._seen_s = time.monotonic()
-                alive = {target_of(row) for row in self._instances}
-                for target in tuple(self._living.targets - alive):
-                    self._lose(target)
                 self._changed.set()
                 self._changed = asyncio.Event()
+            for target, confirm in tuple(self._living.silent(time.monotonic(), self._address)):
+                await self._blocking(partial(self._outbox.confirm, confirm, target))
             await self._blocking(self._outbox.flush)
             await self.meter.tend(self._blocking)
             await asyncio.sleep(WATCH_S)
 
-    async def _watch_deadlines(self) -> None:
-        """Apart from the store, which may not answer for a while."""
-        while True:
-            now = time.monotonic()
-            for opened in tuple(self._open.values()):
-                if now >= opened.deadline_s:
-                    opened.fail(DeadlineExceeded("the request's time is over"))
-            await asyncio.sleep(WATCH_S)
-
-    def _lose(self, target: Target) -> None:
-        lost = self._living.at(target)
-        log.warning("instance lost instance=%s requests=%d", target.instance, len(lost))
-        for opened in lost:
-            self._detach(opened)
-            opened.lose()
+    async def _lose_all(self, gone: AbstractSet[Target]) -> None:
+        """Give up those lives of `gone` of which it is known what they did, or will not be."""
+        if not gone:
+            return
+        for lost in await self._blocking(partial(self._losses.judge, gone, self.meter.made())):
+            for opened in self._living.at(lost.target):
+                self._detach(opened)
+                opened.lose(lost.work, lost.bad.get(opened.generation.model))
 
     def _break(self) -> None:
         """No answer will ever come: say so to those who wait and to those who look."""

@@ -5,12 +5,14 @@ A plain state machine: no I/O, and time comes from outside. One event loop owns 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from aegaeon.errors import AegaeonError, HandoffLost, InstanceLost
+from aegaeon.deaths import Work
+from aegaeon.errors import AegaeonError, Forgotten, HandoffLost, InstanceLost, error_of
 from aegaeon.measures import NOT_WAITED, Waited
+from aegaeon.proxy.losses import Suspicion
 from aegaeon.proxy.metrics import Timing
 from aegaeon.proxy.outbox import Target
 from aegaeon.proxy.traces import Trace
@@ -28,16 +30,12 @@ from aegaeon.types import (
 
 log = logging.getLogger(__name__)
 
-# A request that took this many instances down with it is not tried on another one: in a row, each
-# before it made PROGRESS_TOKENS, or at all.
-MAX_LOSSES, MOST_LOSSES = 3, 24
-PROGRESS_TOKENS = 8
 TOKEN_BYTES = 36  # of an id in a prompt: a number and the reference to it
 BIAS_BYTES = 120  # of an entry of logit_bias
 SCORE_BYTES = 120  # of a log-probability of a token, with its id
 _WAIT_S = 1.0
 # Failures that mean "not here": the request goes elsewhere.
-_ELSEWHERE = frozenset({"draining", "instance_lost"})
+_ELSEWHERE = frozenset({"draining", "instance_lost", Forgotten.code})
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,9 +119,8 @@ class OpenRequest:
         self.on_other: Callable[[], None] = nothing
         self._attempt = 0
         self._refused_attempt: int | None = None  # by an instance not known yet
-        self._losses = 0
-        self._fruitless = 0  # losses in a row without progress
-        self._lost_at = 0  # tokens that were there at the last loss
+        self._suspicion = Suspicion()
+        self._confirmed_s = arrival_s  # when its instance was last asked whether it has it
         self._tokens: list[int] = []
         self._taken = 0
         # Of the tokens that are not taken, where they were asked for, and of the prompt but for its
@@ -221,6 +218,7 @@ class OpenRequest:
             waited=self._waited_by(now),
             key=asked.key,
             weight=asked.weight,
+            is_suspect=self._suspicion.is_suspect,
         )
 
     def placed(self, target: Target, attempt: int) -> bool:
@@ -263,27 +261,35 @@ class OpenRequest:
             case RequestFailed(code=HandoffLost.code):
                 self.lose()
             case RequestFailed(code=code) if code in _ELSEWHERE:
-                if self.target is not None:
-                    self.refused.add(self.target)
-                else:
-                    self._refused_attempt = self._attempt
-                self._attempt += 1
+                self._go_elsewhere(code)
             case RequestFailed(code=code, message=message):
                 self.error = error_of(code, message)
         self._changed.set()
         return self.has_ended or reply.attempt != self._attempt
 
-    def lose(self) -> None:
-        """The instance is gone: the next attempt goes on from here, unless there were too many."""
+    def lose(self, work: Work | None = None, error: AegaeonError | None = None) -> None:
+        """The instance is gone, which was at `work` (None: nobody knows): the next attempt goes on
+        from here, unless too many have ended because of it, or an `error` says that it must not."""
         self.on_other()
         self._attempt += 1
-        self._losses += 1
-        has_gained = len(self._tokens) - self._lost_at >= PROGRESS_TOKENS
-        self._fruitless = 1 if has_gained else self._fruitless + 1
-        self._lost_at = len(self._tokens)
-        if self._fruitless >= MAX_LOSSES or self._losses >= MOST_LOSSES:
-            self.fail(InstanceLost(f"{self._losses} instances ended while serving this request"))
+        self._suspicion.note(self.id, work, len(self._tokens))
+        if self._suspicion.is_certain:
+            message = (
+                f"{self._suspicion.losses} instances ended while they computed this request, so it "
+                "is not tried again; the server's log says how they ended"
+            )
+            self.fail(InstanceLost(message))
+        if error is not None:
+            self.fail(error)
         self._changed.set()
+
+    def is_silent(self, now: float, limit_s: float) -> bool:
+        """Whether nothing has been heard of it for `limit_s`, nor asked; then that is done now."""
+        since_s = max(self._received_s, self._confirmed_s)
+        if now - since_s < limit_s:
+            return False
+        self._confirmed_s = now
+        return True
 
     def fail(self, error: AegaeonError) -> None:
         """End the request with `error`, unless it has ended already."""
@@ -338,6 +344,15 @@ class OpenRequest:
         lost_s = max(0.0, now - self._received_s)
         return msgspec.structs.replace(self.waited, preempted_s=self.waited.preempted_s + lost_s)
 
+    def _go_elsewhere(self, code: str) -> None:
+        if code == Forgotten.code:
+            pass  # it can be there again
+        elif self.target is not None:
+            self.refused.add(self.target)
+        else:
+            self._refused_attempt = self._attempt
+        self._attempt += 1
+
     def _lives_elsewhere(self, instance: InstanceId) -> bool:
         return self.target is not None and self.target.instance != instance
 
@@ -380,25 +395,4 @@ def nothing() -> None:
 
 
 def _hold_nothing(_: int) -> None:
-    """As `_nothing`."""
-
-
-def waits(opened: Iterable[OpenRequest], now: float) -> dict[ModelId, tuple[int, float]]:
-    """Return how many of `opened` are of each model, and how long one without tokens has waited."""
-    found: dict[ModelId, tuple[int, float]] = {}
-    for one in opened:
-        model = one.generation.model
-        count, oldest_s = found.get(model, (0, 0.0))
-        wait_s = 0.0 if one.has_tokens else now - one.arrival_s
-        found[model] = count + 1, max(oldest_s, wait_s)
-    return found
-
-
-def error_of(code: str, message: str) -> AegaeonError:
-    """Return the error that an instance reported, as the class that has this code."""
-    kinds: list[type[AegaeonError]] = [AegaeonError]
-    for kind in kinds:
-        if kind.code == code:
-            return kind(message)
-        kinds.extend(kind.__subclasses__())
-    return AegaeonError(f"{code}: {message}")
+    """As `nothing`."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from aegaeon.config import Settings
+from aegaeon.deaths import DEATHS
 from aegaeon.errors import AegaeonError
 from aegaeon.figures import (
     Histogram,
@@ -239,6 +240,10 @@ class Meter:
         sums.instances = self._instances
         return sums
 
+    def made(self) -> dict[ModelId, int]:
+        """Return how many tokens of each model have come."""
+        return {model: one.generated_tokens for model, one in self.sums().models.items()}
+
     def recent(self, sums: Sums) -> dict[ModelId, Recent]:
         """Return what was counted of late, up to `sums`."""
         now = time.monotonic()
@@ -309,7 +314,7 @@ class Meter:
         self._heard = {name: heard for name, heard in self._heard.items() if name in records}
         for name, record in records.items():
             heard = self._heard.get(name, (b"", 0.0))
-            if name == self._name:
+            if name == self._name or name.endswith(DEATHS):
                 continue
             if heard[0] == record:
                 if now - heard[1] > SILENT_S and name not in instances:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aegaeon.config import Settings
+from aegaeon.deaths import Confirm
 from aegaeon.errors import (
     AegaeonError,
     InstanceLost,
@@ -149,6 +150,18 @@ class Outbox:
                 deaf.add(row.record.id)
         return Asked(frozenset(asked), frozenset(deaf))
 
+    def confirm(self, confirm: Confirm, target: Target) -> None:
+        """Ask `target` which requests it has, without waiting for room; who is deaf is asked again
+        in a while."""
+        try:
+            way = self._way_to(target)
+            if way is not None:
+                way.mailbox.send(encode(confirm))
+        except RingClosed:
+            self._closed.add(target)
+        except AegaeonError as error:
+            log.warning("not asked instance=%s error=%s", target.instance, error)
+
     def preload(self, model: ModelId, instance: InstanceId) -> None:
         """Have `instance` bring a model in. Raises StoreUnavailable."""
         self.ask(Preload(model), instance)
@@ -185,17 +198,14 @@ class Outbox:
     def cancel(self, cancel: Cancel, target: Target) -> None:
         """Tell `target`, if it still lives, that nobody waits for a request; now, or by `flush`."""
         try:
-            way = self._ways.get(target)
-            if way is None:  # what runs there came from another instance
-                row = next((row for row in self.snapshot() if target_of(row) == target), None)
-                if row is None:
-                    return
-                way = self._way(target, row.record.mailbox)
+            way = self._way_to(target)
         except RingClosed:
             self._closed.add(target)
         except AegaeonError as error:
             log.warning("cancel not delivered request=%s error=%s", cancel.request_id, error)
         else:
+            if way is None:
+                return
             way.cancels.append(encode(cancel))
             self._send_cancels(target, way)
 
@@ -229,6 +239,14 @@ class Outbox:
             way.mailbox.close()
         self._ways.clear()
         self._store.close()
+
+    def _way_to(self, target: Target) -> _Way | None:
+        """Return how to reach a life that has requests of ours; None where it has ended."""
+        way = self._ways.get(target)
+        if way is None:  # what runs there came from another instance
+            row = next((row for row in self.snapshot() if target_of(row) == target), None)
+            way = None if row is None else self._way(target, row.record.mailbox)
+        return way
 
     def _way(self, target: Target, address: str) -> _Way:
         way = self._ways.get(target)

@@ -271,7 +271,8 @@ class DeviceScheduler(Ledger[GroupT]):
         self._shares.charge(action.requests, outcome.took_s)
         # Others did less, or more: without KV, or a grammar's word; with a prompt's likelihood.
         is_plain = len(outcome.tokens) == len(action.requests) and not outcome.scores
-        if self.observer is not None and is_plain and not outcome.preempted:
+        is_plain = is_plain and not (outcome.preempted or outcome.is_apart)
+        if self.observer is not None and is_plain:
             self._tell(self.observer, group, action, outcome)
         self._steps_done += 1
         self._residency.touch(outcome.model)

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
+from aegaeon.deaths import Confirm
 from aegaeon.errors import RegionMismatch
 from aegaeon.explanations import Explain, Explained
 from aegaeon.measures import Waited
@@ -28,9 +29,8 @@ class LeasedInstance(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 # The checker takes a union given as a value for Any.
-_instance_message: "msgspec.msgpack.Decoder[InstanceMessage | Explain]" = msgspec.msgpack.Decoder(
-    InstanceMessage | Explain
-)
+_Message = InstanceMessage | Explain | Confirm
+_instance_message: "msgspec.msgpack.Decoder[_Message]" = msgspec.msgpack.Decoder(_Message)
 _replies: "msgspec.msgpack.Decoder[list[Reply | Explained] | Reply | Explained]" = (
     msgspec.msgpack.Decoder(list[Reply | Explained] | Reply | Explained)
 )
@@ -44,6 +44,7 @@ _row = msgspec.msgpack.Decoder(LeasedInstance)
 def encode(
     message: InstanceMessage
     | Reply
+    | Confirm
     | Explain
     | Explained
     | InstanceRecord
@@ -55,7 +56,7 @@ def encode(
     return _encoder.encode(message)
 
 
-def decode_instance_message(record: bytes) -> InstanceMessage | Explain:
+def decode_instance_message(record: bytes) -> InstanceMessage | Explain | Confirm:
     """Read what the proxy sent to an instance. Raises RegionMismatch on other bytes."""
     return _decode(_instance_message, record, "a message to an instance")
 

@@ -24,6 +24,7 @@ from tests.chaos.leaks import (
     INSTANCES,
     KV_GB,
     MARK,
+    MODELS,
     Sample,
     growth,
     left_behind,
@@ -39,7 +40,6 @@ from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-MODELS = 6
 QUESTIONS = 36
 # Four of the six models at a time, and KV for about half of what is asked.
 SETTINGS: dict[str, Any] = {

@@ -15,7 +15,10 @@ from tests.chaos.proxies import Deaths, Proxies, Proxy, instance_pids
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 
-ADD_TRIES = 60
+ADD_S = 120.0  # for a model to drain, whatever befalls those that have requests of it
+AGAIN_S = 10.0  # for what was killed to be started
+# Between two outages: in one after the other no token moves, and clients go after 30 s without any.
+REDIS_PEACE_S = 2.0
 NOBODY = ""
 
 _T = TypeVar("_T")
@@ -39,16 +42,20 @@ class Faults:
         self._model = model
         self._redis_is_free = asyncio.Lock()
         self._model_is_free = asyncio.Lock()
+        self._supervisor_is_free = asyncio.Lock()
         self._kinds: dict[str, Fault] = {
             "an instance killed": self._kill_instance,
             "both instances killed": self._kill_all,
+            "an instance killed as it starts": self._kill_starting,
             "an instance paused": self._pause_instance,
             "an instance paused past its lease": self._pause_instance,
             "a proxy killed": self._kill_proxy,
             "a proxy paused": self._pause_proxy,
             "a proxy paused for long": self._pause_proxy,
+            "the supervisor paused": self._pause_supervisor,
             "a model removed and added again": self._remove_and_add,
             "Redis killed and started again": self._kill_redis,
+            "Redis killed while a model is removed": self._kill_redis_and_remove,
             "Redis paused": self._pause_redis,
             "Redis paused past all leases": self._pause_redis,
         }
@@ -86,6 +93,33 @@ class Faults:
         finally:
             has_lasted = _signal(pid, signal.SIGCONT)
         return f"pid {pid}" if has_lasted else f"pid {pid}, given up before"
+
+    async def _kill_starting(self, planned: Planned) -> str:
+        """Kill one, and the one that is started in its place."""
+        before = instance_pids(self._server)
+        pid = _picked(before, planned)
+        if pid is None or not _signal(pid, signal.SIGKILL):
+            return NOBODY
+        give_up_s = time.monotonic() + AGAIN_S
+        while not (new := set(instance_pids(self._server)) - set(before)):
+            if time.monotonic() > give_up_s:
+                return f"pid {pid}, of which there is none again"
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(planned.lasts_s)
+        killed = [one for one in new if _signal(one, signal.SIGKILL)]
+        return f"pid {pid}, then {killed}"
+
+    async def _pause_supervisor(self, planned: Planned) -> str:
+        """Nobody is buried or started meanwhile."""
+        if self._supervisor_is_free.locked():
+            return NOBODY
+        async with self._supervisor_is_free:
+            os.kill(self._server.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(planned.lasts_s)
+            finally:
+                os.kill(self._server.pid, signal.SIGCONT)
+        return f"pid {self._server.pid}"
 
     # Proxies
 
@@ -131,7 +165,8 @@ class Faults:
 
     async def _add(self, http: httpx.AsyncClient, url: str) -> str:
         asked = {"reference": self._model, "id": self._model}
-        for _ in range(ADD_TRIES):
+        give_up_s = time.monotonic() + ADD_S
+        while time.monotonic() < give_up_s:
             with suppress(httpx.HTTPError):
                 answer = await http.post(url, json=asked)
                 if answer.status_code == 201 or await self._is_served(http, answer.status_code):
@@ -150,20 +185,34 @@ class Faults:
 
     async def _kill_redis(self, planned: Planned) -> str:
         assert self._redis is not None
+        if self._redis_is_free.locked():
+            return NOBODY
         async with self._redis_is_free:
             self._redis.kill()
             await asyncio.sleep(planned.lasts_s)
             await asyncio.to_thread(self._redis.start)
+            await asyncio.sleep(REDIS_PEACE_S)
         return "Redis"
+
+    async def _kill_redis_and_remove(self, planned: Planned) -> str:
+        """It is gone while the model drains, or before anybody has heard of it."""
+        at_s = planned.pick  # up to a second: a request or two long
+        removing = asyncio.create_task(self._remove_and_add(planned))
+        await asyncio.sleep(at_s)
+        done = [await self._kill_redis(planned), await removing]
+        return ", ".join(one for one in done if one != NOBODY)
 
     async def _pause_redis(self, planned: Planned) -> str:
         assert self._redis is not None
+        if self._redis_is_free.locked():
+            return NOBODY
         async with self._redis_is_free:
             self._redis.pause()
             try:
                 await asyncio.sleep(planned.lasts_s)
             finally:
                 self._redis.go_on()
+            await asyncio.sleep(REDIS_PEACE_S)
         return "Redis"
 
 

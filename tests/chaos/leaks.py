@@ -17,6 +17,7 @@ from tests.support.server import Server, is_running, left_in_shared_memory
 
 QUIET_S = 30.0
 INSTANCES = 2
+MODELS = 6
 MARK = f"CHAOS={os.getpid()}"  # in the environment of all that is started
 KV_GB = 0.02  # of an instance
 KV_SHAPE = KvShape(layers=2, kv_heads=2, head_dim=16)  # of all models
@@ -83,6 +84,9 @@ def _held(server: Server, proxies: Proxies) -> list[str]:
     try:
         for health in proxies.health():
             found += _told(health)
+        for served in proxies.served():
+            if len(served) != MODELS:
+                found.append(f"{len(served)} models are served")
     except (httpx.HTTPError, ValueError) as error:
         return [f"no health: {error!r}"]
     if len(proxies.living()) != len(proxies.urls()):

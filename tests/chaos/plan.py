@@ -15,19 +15,24 @@ SHORT_S = (0.1, 3.0)
 # Some come back late by a moment, when others have just taken over; some are given up before.
 PAST_LEASE_S = (LEASE_S - 0.2, LEASE_S + 5.0)
 AT_ONCE_S = (0.0, 0.0)
+# From before it reads what it is told to after it serves.
+START_UP_S = (0.0, 2.5)
 
 FAULTS: Mapping[str, tuple[float, float]] = {
     "an instance killed": AT_ONCE_S,
     "both instances killed": AT_ONCE_S,
+    "an instance killed as it starts": START_UP_S,
     "an instance paused": SHORT_S,
     "an instance paused past its lease": PAST_LEASE_S,
     "a proxy killed": AT_ONCE_S,
     "a proxy paused": SHORT_S,
-    "a proxy paused for long": (4.0, 12.0),
+    "a proxy paused for long": (4.0, 16.0),
+    "the supervisor paused": PAST_LEASE_S,
     "a model removed and added again": SHORT_S,
 }
 REDIS_FAULTS: Mapping[str, tuple[float, float]] = {
     "Redis killed and started again": (0.1, 2.0),
+    "Redis killed while a model is removed": SHORT_S,
     "Redis paused": SHORT_S,
     # Longer than its clients wait for an answer, too.
     "Redis paused past all leases": (LEASE_S - 0.2, LEASE_S + 8.0),

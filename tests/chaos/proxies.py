@@ -114,9 +114,17 @@ class Proxies:
 
     def health(self) -> Iterator[dict]:
         """Yield what each says of itself, some perhaps twice. Raises httpx.HTTPError, ValueError"""
+        return self._told("/health")
+
+    def served(self) -> Iterator[set[str]]:
+        """Yield the models that each takes requests for, as `health`."""
+        for told in self._told("/v1/models"):
+            yield {one["id"] for one in told["data"] if one["status"] != "draining"}
+
+    def _told(self, path: str) -> Iterator[dict]:
         with httpx.Client(timeout=10.0, limits=httpx.Limits(max_keepalive_connections=0)) as http:
             for url in self.urls() * 3:  # whoever takes the connection answers
-                yield http.get(f"{url}/health").json()
+                yield http.get(f"{url}{path}").json()
 
 
 class Deaths:

@@ -3,6 +3,7 @@
 import asyncio
 
 from aegaeon.config import check_settings
+from aegaeon.deaths import Death, encode_deaths, name_of
 from aegaeon.figures import ProxyFigures, decode_figures, encode_figures, folded_up
 from aegaeon.proxy.metrics import GONE, SILENT_S, Meter
 from aegaeon.store.local import LocalDomain
@@ -54,6 +55,18 @@ def test_proxies_that_have_ended_are_folded_and_their_sums_stay(monkeypatch):
             assert sums.responses == {"/metrics": {"200": 3}} and sums.proxy_restarts == 0
     assert sorted(board.read()) == [GONE, "proxy-50-ab", "proxy-51-ab", "proxy-9-ab"]
     assert boards.meter("proxy-52-ab").sums().models["m"].prompt_tokens == 106
+
+
+def test_what_is_told_of_dead_instances_is_no_proxy_that_has_ended(monkeypatch):
+    boards = Boards(monkeypatch)
+    board = boards.domain.board()
+    board.publish(name_of("i"), encode_deaths((Death(1, None),)))
+    board.end(name_of("i"))
+    meter = boards.meter("proxy-50-ab")
+    boards.pass_s(SILENT_S + 1, meter)
+    boards.pass_s(SILENT_S + 1, meter)
+    assert sorted(board.read()) == ["i.deaths", "proxy-50-ab"]
+    assert not meter.sums().instances
 
 
 def test_a_supervised_proxy_that_has_ended_keeps_its_name_for_the_next(monkeypatch):

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from aegaeon.errors import AegaeonError
+from aegaeon.deaths import Confirm, Death, Work, encode_deaths, name_of
+from aegaeon.errors import AegaeonError, Forgotten
 from aegaeon.explanations import Decision, Explain, Explained
 from aegaeon.measures import Waited
 from aegaeon.sampling import PromptScores, TokenLogProbs
@@ -48,6 +49,7 @@ class FakeInstance:
     tokens. One that `is_hung` reads nothing until `recover`."""
 
     waited: Waited | None = None
+    confirmed = 0  # how often it was asked what it has
 
     def __init__(
         self,
@@ -119,11 +121,18 @@ class FakeInstance:
         """Go on as before `hang`."""
         self._should_hang = False
 
-    def die(self) -> None:
-        """Vanish as a killed process does once the supervisor has noticed it."""
+    def forget(self) -> None:
+        """Give all requests up, as those of a proxy that takes nothing."""
+        self._running.clear()
+
+    def die(self, work: Work | None = None) -> None:
+        """Vanish as a killed process does once the supervisor has noticed it, which tells of its
+        `work`: without a word, all it had."""
         self._stop.set()
         self._mailbox.wake()
         self._thread.join(10)
+        death = Death(self.incarnation, work or Work("m", tuple(self._running)))
+        self.domain.board().publish(name_of(self.id), encode_deaths((death,)))
         self._mailbox.close()
         self._store.remove_instance(self.id, self.incarnation)
 
@@ -155,6 +164,13 @@ class FakeInstance:
                     told = Explained(ticket, self.id, tuple(self.decisions))
                     self.domain.open_mailbox(reply_to).send(encode(told), 1.0)
                 self.asked.append(request)
+            case Confirm(attempts=attempts, reply_to=reply_to):
+                self.confirmed += 1
+                for request_id, attempt in attempts:
+                    if request_id not in self._running:
+                        code = Forgotten.code
+                        failed = RequestFailed(request_id, attempt, code, "gone", self.id)
+                        self.domain.open_mailbox(reply_to).send(encode(failed), 1.0)
             case Preload(model=model):
                 self.preloaded.append(model)
             case Cancel(request_id=request_id) as cancel:
@@ -191,7 +207,8 @@ class FakeInstance:
             self._send(request, event)
             if finish is not None:
                 break
-        self._running.pop(request.id, None)
+        if not self._stop.is_set():  # what it had when it died, it has
+            self._running.pop(request.id, None)
 
     def _send(self, request: Request, reply: ToProxy) -> None:
         try:
