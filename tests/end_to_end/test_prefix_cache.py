@@ -93,7 +93,7 @@ def test_an_answer_that_another_instance_made_is_not_run_again(checkpoints, tmp_
             assert cached(usage) == 0
             second = [*first, *answer, *new]
             if "staged" in flags:  # it comes to the host behind the answer, and nobody waits for it
-                eventually(lambda: brought_out(server) > before)
+                eventually(lambda before=before: brought_out(server) > before)
                 before = brought_out(server)
             known = len(first) + len(answer) - 1
             _, usage = complete(server, model, second, **said)
