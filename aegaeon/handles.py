@@ -24,6 +24,8 @@ class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     the pool gave for this offer. They hold the first `cached_tokens` of the sequence and count
     `kv_bytes` in an adopter's budget. `shape` says how a block is laid out.
 
+    `identity` names what computed all of it; empty, where nobody else may begin with it.
+
     With `device`, the KV is there, and `blocks` hold nothing: an adopter copies the KV and then
     takes them, which it cannot where the sender has let go of the KV meanwhile.
     """
@@ -34,4 +36,5 @@ class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int = 0
     pool: str = ""
     shape: tuple[int, ...] = ()
+    identity: bytes = b""
     device: DeviceKv | None = None

@@ -1,5 +1,5 @@
-"""Second turns of chats at a server of two instances, over HTTP, while a stream of another model
-runs where the first turn was: the other instance is idle, and knows nothing of the chat."""
+"""Second turns of chats at a server of two instances, over HTTP: while a stream of another model
+runs where the first turn was, and where one instance prefills and the other one decodes."""
 
 import contextlib
 import http.client
@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -43,6 +43,9 @@ def token_ids(count: int, seed: str) -> list[int]:
     return random.Random(seed).choices(range(1, PROMPT_IDS), k=count)
 
 
+SAID = 7  # the token that answers are made of, so that second turns have it where it was
+
+
 class Heard(NamedTuple):
     """Of an answer: seconds to its first token, and of how many tokens of its prompt keys and
     values were there."""
@@ -52,13 +55,14 @@ class Heard(NamedTuple):
 
 
 def send(url: str, model: str, prompt: Sequence[int], tokens: int) -> http.client.HTTPResponse:
-    """Ask for so many tokens; return the stream."""
+    """Ask for so many tokens, all of them the same one; return the stream."""
     body = {
         "model": model,
         "prompt": list(prompt),
         "max_tokens": tokens,
         "temperature": 0,
         "ignore_eos": True,
+        "logit_bias": {str(SAID): 100},
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -98,7 +102,7 @@ def talk(url: str, turns: Turns, repeats: int) -> tuple[list[Heard], list[Heard]
     second, other = [], []
     for at in range(repeats):
         prompt = token_ids(turns.prompt, f"chat {at}")
-        more = token_ids(turns.answer + turns.more, f"more {at}")
+        more = [SAID] * turns.answer + token_ids(turns.more, f"more {at}")
         with contextlib.ExitStack() as beside:
             with running(url, BEFORE):  # so that the chat begins at the other instance
                 ask(url, prompt, turns.answer)
@@ -110,13 +114,48 @@ def talk(url: str, turns: Turns, repeats: int) -> tuple[list[Heard], list[Heard]
     return second, other
 
 
+def talk_split(url: str, turns: Turns, repeats: int) -> tuple[list[Heard], list[Heard]]:
+    """As `talk`, with nothing beside it."""
+    second, other = [], []
+    for at in range(repeats):
+        prompt = token_ids(turns.prompt, f"split chat {at}")
+        ask(url, prompt, turns.answer)
+        time.sleep(SETTLED_S)
+        more = [SAID] * turns.answer + token_ids(turns.more, f"more {at}")
+        second.append(ask(url, [*prompt, *more], 1))
+        other.append(ask(url, token_ids(turns.second, f"other split {at}"), 1))
+    return second, other
+
+
+class Case(NamedTuple):
+    """A server of instances as `flags` say, and how chats are had there."""
+
+    name: str
+    flags: tuple[str, ...]
+    talk: Callable[[str, Turns, int], tuple[list[Heard], list[Heard]]]
+
+
+CASES = (
+    Case(f"{INSTANCES} instances, of which one is busy", (f"--colocated-count={INSTANCES}",), talk),
+    Case(
+        "one instance that prefills and one that decodes",
+        ("--colocated-count=0", "--prefill-count=1", "--decode-count=1"),
+        talk_split,
+    ),
+)
+
+
 def measure_instances(model: str, name: str, turns: Turns, repeats: int) -> list[Row]:
-    """Milliseconds to the first token of a second turn at a server of two instances; the peer is
-    as in `prefixes.py`. What is found is told. Raises ServerError."""
-    progress(f"{name}: {INSTANCES} instances, turns of {turns.prompt} and {turns.second} tokens")
+    """Milliseconds to the first token of a second turn at servers of two instances; the peer is as
+    in `prefixes.py`. What is found is told. Raises ServerError."""
+    return [_measure(model, name, case, turns, repeats) for case in CASES]
+
+
+def _measure(model: str, name: str, case: Case, turns: Turns, repeats: int) -> Row:
+    progress(f"{name}: {case.name}, turns of {turns.prompt} and {turns.second} tokens")
     flags = [
         f"--models={','.join(f'{one}={model}' for one in MODELS)}",
-        f"--colocated-count={INSTANCES}",
+        *case.flags,
         "--threads-per-instance=1",
         f"--domain=prefixes-{random.randrange(1 << 32):08x}",
         "--drain-s=2",
@@ -125,15 +164,17 @@ def measure_instances(model: str, name: str, turns: Turns, repeats: int) -> list
         try:
             with running_server(flags, log) as url:
                 for one in MODELS:
-                    send(url, one, token_ids(turns.more, one), 1).read()
-                second, other = talk(url, turns, repeats)
+                    send(url, one, token_ids(turns.more, one), 2).read()
+                second, other = case.talk(url, turns, repeats)
         except (ServerError, OSError) as error:
             log.seek(0)
             raise ServerError(f"{error}; it said: {log.read()[-2000:]}") from None
-    found = sum(heard.cached >= turns.prompt // BLOCK_TOKENS * BLOCK_TOKENS for heard in second)
+    # The last token of an answer is made, and never run.
+    known = turns.prompt + turns.answer - 1
+    found = sum(heard.cached >= known // BLOCK_TOKENS * BLOCK_TOKENS for heard in second)
     row = Row(
-        case=f"{name}, {INSTANCES} instances, of which one is busy: first token of a second turn, "
-        f"{turns.second} tokens after {turns.prompt} ({found} of {repeats} found them)",
+        case=f"{name}, {case.name}: first token of a second turn, {turns.second} tokens, of which "
+        f"{known} have been run ({found} of {repeats} found them)",
         unit="ms",
         ours=1e3 * median(heard.first_s for heard in second),
         peer="all of it prefilled",
@@ -141,4 +182,4 @@ def measure_instances(model: str, name: str, turns: Turns, repeats: int) -> list
     )
     least = turns.second / (turns.second - turns.prompt) / 2
     aim = Aim("ratio_to_peer", least, f">= {least:.1f} x")
-    return [measured(row, aim, less_is_better=True)]
+    return measured(row, aim, less_is_better=True)

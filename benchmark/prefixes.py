@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The prefix cache: the second turn of a chat with it and without, at one instance and, with
---model, at a server of two, and what looking costs."""
+--model, at servers of two, one of which prefills and decodes apart, and what looking costs."""
 
 import argparse
 import sys

@@ -260,11 +260,20 @@ class KvPool:
         ours)."""
 
     def wake(self, shape: int, blocks: Sequence[int], words: Sequence[int]) -> int:
-        """Make the first of these ours again, up to one that is gone or over the quota; return how
-        many."""
+        """Make the first of these ours, whoever laid them to rest, up to one that is gone or over
+        the quota; return how many."""
 
     def still_rest(self, shape: int, blocks: Sequence[int], words: Sequence[int]) -> list[bool]:
         """Return which of these have not been evicted, nor woken."""
+
+    def tell(
+        self, shape: int, keys: Sequence[bytes], blocks: Sequence[int], words: Sequence[int]
+    ) -> None:
+        """Let all clients find these, which rest under `words` (0: it does not), by `keys`, of 16
+        bytes each: hashes of what they hold. Others that rest by the same key are freed."""
+
+    def look_up(self, shape: int, keys: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Return for each key a block that rests by it, and the word to wake it by (0: none)."""
 
     def back_next(self, ahead_bytes: int) -> bool:
         """Get memory for one more free slab, unless free slabs of `ahead_bytes` have some; say

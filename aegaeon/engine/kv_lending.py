@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from aegaeon._native import CopyEngine
+from aegaeon.engine.kv_copies import Blocks, Segments
 from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.kv_place import check_layout, offer_blocks, take_offered
 from aegaeon.engine.sequence import Sequence
@@ -29,9 +30,6 @@ URGENT = 0
 COPY_S = 2.0
 # Of the device's KV that may wait for others to copy it.
 MOST_LENT = 0.5
-
-Blocks = tuple[KvPool, list[int]]
-Segments = list[tuple[int, int, int]]  # to, from, bytes
 
 
 class Lending:

@@ -92,7 +92,7 @@ class InPlaceKv(KvPlace):
         if sequence.cached or not sequence.is_shareable:
             return sequence.cached
         most = sequence.findable_tokens // BLOCK_TOKENS
-        return self.prefixes.knows(sequence.chain, most) * BLOCK_TOKENS
+        return self.prefixes.knows(sequence.shape, sequence.chain, most) * BLOCK_TOKENS
 
     def give_up(self, sequence: Sequence) -> bool:
         self.free(sequence)
@@ -120,7 +120,7 @@ class InPlaceKv(KvPlace):
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
         take_blocks(self.pool, sequence.shape, kv)
         sequence.held = Held(list(kv.blocks))
-        sequence.cached = kv.cached_tokens
+        sequence.adopt(kv)
 
     def close(self) -> None:
         self.pool.close()
@@ -174,6 +174,7 @@ def offer_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> KvHandl
         kv_bytes=len(blocks) * sequence.shape.block_bytes,
         pool=pool.name,
         shape=layout_of(sequence.shape),
+        identity=sequence.sound_identity,
     )
 
 

@@ -35,6 +35,11 @@ class Spill:
         self._ticket: CopyTicket | None = None
         device.ended = {}
 
+    @property
+    def ticket(self) -> CopyTicket | None:
+        """Of the copy that is under way."""
+        return self._ticket
+
     def begin(self) -> None:
         """Have go out what has come to rest since the last time, unless another copy is under way:
         of each shape the last ones, as many as the host has room for."""
@@ -43,7 +48,7 @@ class Spill:
             return
         wanted: dict[KvShape, list[Entry]] = {}
         for entry in self._device.ended.values():
-            if not entry.uses and not self._host.has(entry.key):
+            if not entry.uses and not self._host.has(entry.shape, entry.key):
                 wanted.setdefault(entry.shape, []).append(entry)
         self._device.ended = {}
         for shape, entries in wanted.items():

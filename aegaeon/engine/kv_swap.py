@@ -5,16 +5,18 @@ stay as long as nobody needs their room. At a turn's start what had to leave com
 step goes on with the sequences that are in.
 
 Both pools keep what sequences begin with, once they have ended: see memory/prefixes.py. A sequence
-begins with what the device has, and goes on with what the host has beyond that.
+begins with what the device has, and goes on with what the host has beyond that, whichever instance
+left it there.
 """
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from aegaeon._native import CopyEngine, CopyTicket
+from aegaeon.engine.kv_copies import Blocks, HostCopy, segments_of
 from aegaeon.engine.kv_lending import Lending
 from aegaeon.engine.kv_place import KvPlace, offer_blocks, take_blocks
+from aegaeon.engine.kv_return import Return
 from aegaeon.engine.kv_spill import Spill
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import CopyError, CopyQueueFull, OutOfBlocks
@@ -31,39 +33,6 @@ URGENT = 0
 # Behind everything: nobody waits for what a turn leaves behind.
 IDLE = 2
 COPY_S = 60.0
-
-
-@dataclass(slots=True)
-class _HostCopy:
-    """What the host has of a sequence: its first `tokens`, once `going_out` has ended.
-
-    That begins with block number `first` of the sequence. No copy is under way beside these two.
-    """
-
-    held: Held = field(default_factory=Held)
-    tokens: int = 0
-    first: int = 0
-    going_out: CopyTicket | None = None
-    coming_in: CopyTicket | None = None
-
-    @property
-    def blocks(self) -> list[int]:
-        """The blocks of `held`."""
-        return self.held.blocks
-
-    def stop(self) -> None:
-        """Have no copy touch the blocks, here or on the device, any more."""
-        for ticket in (self.going_out, self.coming_in):
-            if ticket is not None:
-                ticket.cancel()
-
-    def settle(self, block_bytes: int) -> None:
-        """End what is going out: the host has what has come there so far."""
-        if self.going_out is not None and not self.going_out.is_done:
-            self.going_out.cancel()
-            whole = self.first + self.going_out.progress_bytes // block_bytes
-            self.tokens = min(self.tokens, whole * BLOCK_TOKENS)
-        self.going_out = None
 
 
 class SwappedKv(KvPlace):
@@ -85,11 +54,12 @@ class SwappedKv(KvPlace):
         self._host = host
         self._kept = Prefixes(host, is_sharing)
         self._spill = Spill(self.prefixes, self._kept, copier, traffic)
+        self._return = Return(self._spill, self.lock)
         self._copier = copier
         self._traffic = traffic
         self._costs = costs
         self._lending = lending
-        self._copies: dict[int, _HostCopy] = {}  # by the sequence's order
+        self._copies: dict[int, HostCopy] = {}  # by the sequence's order
         self._resting: dict[int, Sequence] = {}  # of other models, with blocks on the device
 
     def grow(self, sequence: Sequence) -> bool:
@@ -99,7 +69,7 @@ class SwappedKv(KvPlace):
         if sequence.cached or not sequence.is_shareable:
             return sequence.cached
         chain, most = sequence.chain, sequence.findable_tokens // BLOCK_TOKENS
-        here = self.prefixes.knows(chain, most)
+        here = self.prefixes.knows(sequence.shape, chain, most)
         more = self._more_on_host(sequence, here, most)
         return (here + more) * BLOCK_TOKENS
 
@@ -127,6 +97,8 @@ class SwappedKv(KvPlace):
         self.prefixes.free(shape, chain, sequence.held, is_poisoned)
         self._resting.pop(sequence.order, None)
         sequence.forget_kv()
+        if sequence.is_adopted and self.prefixes.is_on:
+            self._return.begin()
 
     def await_any(self, sequences: list[Sequence]) -> list[Sequence]:
         coming = {s.order: t for s in sequences if (t := self._coming(s)) is not None}
@@ -176,32 +148,39 @@ class SwappedKv(KvPlace):
         return handle
 
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
-        self._spill.stop()
-        pool, blocks = self._host, list(kv.blocks)
-        if self._lending is not None and kv.device is not None:
-            pool, blocks = self._lending.take(
-                sequence, kv, self.lock, lambda count: self._clear_for(sequence, count)
-            )
-        else:
-            take_blocks(self._host, sequence.shape, kv)
+        try:
+            pool, blocks = self._take(sequence, kv)
+        except OutOfBlocks:
+            if not self._spill.stop():
+                raise
+            pool, blocks = self._take(sequence, kv)
         if pool is self.pool:
             sequence.held = Held(blocks)
         else:
-            self._copies[sequence.order] = _HostCopy(Held(blocks), kv.cached_tokens)
-        sequence.cached = kv.cached_tokens
+            self._copies[sequence.order] = HostCopy(Held(blocks), kv.cached_tokens)
+        sequence.adopt(kv)
 
     def close(self) -> None:
+        self._return.close()
         self._copier.close()
         if self._lending is not None:
             self._lending.close()
         self._host.close()
         self.pool.close()
 
+    def _take(self, sequence: Sequence, kv: KvHandle) -> Blocks:
+        if self._lending is not None and kv.device is not None:
+            return self._lending.take(
+                sequence, kv, self.lock, lambda count: self._clear_for(sequence, count)
+            )
+        take_blocks(self._host, sequence.shape, kv)
+        return self._host, list(kv.blocks)
+
     # Out
 
     def _save(self, sequence: Sequence, priority: int) -> bool:
         """Have the host's copy brought up to date; False where it has no room for it."""
-        copy = self._copies.setdefault(sequence.order, _HostCopy())
+        copy = self._copies.setdefault(sequence.order, HostCopy())
         if not sequence.blocks or copy.tokens == sequence.cached:
             if copy.going_out is not None:
                 copy.going_out.raise_priority(priority)
@@ -215,7 +194,7 @@ class SwappedKv(KvPlace):
         try:
             copy.blocks.extend(self._allocate_on_host(sequence, missing))
             to = copy.blocks[copy.first : used]
-            segments = _segments(sequence, (self._host, to), (self.pool, start))
+            segments = segments_of(sequence.shape, (self._host, to), (self.pool, start))
             copy.going_out = self._copier.submit(segments, priority, is_outward=True)
         except (OutOfBlocks, CopyError) as error:
             log.debug("KV not saved request=%s error=%s", sequence.request.id, error)
@@ -337,7 +316,7 @@ class SwappedKv(KvPlace):
             kept = self._kept.find(shape, chain, most)
             if len(kept.blocks) > found:
                 found = len(kept.blocks)
-                self._copies[sequence.order] = _HostCopy(kept, found * BLOCK_TOKENS)
+                self._copies[sequence.order] = HostCopy(kept, found * BLOCK_TOKENS)
             else:
                 self._kept.free(shape, chain, kept)
         sequence.cached = sequence.sound = sequence.found = found * BLOCK_TOKENS
@@ -345,7 +324,7 @@ class SwappedKv(KvPlace):
     def _more_on_host(self, sequence: Sequence, found: int, most: int) -> int:
         """How many blocks of a new sequence the host has beyond those `found`, `most` in all; 0
         where they are not worth bringing in."""
-        more = self._kept.knows(sequence.chain, most) - found
+        more = self._kept.knows(sequence.shape, sequence.chain, most) - found
         tokens, moved_bytes = more * BLOCK_TOKENS, more * sequence.shape.block_bytes
         model = sequence.request.model
         return more if more > 0 and self._costs.is_worth_copying(model, tokens, moved_bytes) else 0
@@ -364,7 +343,7 @@ class SwappedKv(KvPlace):
         copy = self._copies[sequence.order]
         first, used = len(sequence.blocks), blocks_for(sequence.cached)
         to, start = blocks[: used - first], copy.blocks[first:used]
-        segments = _segments(sequence, (self.pool, to), (self._host, start))
+        segments = segments_of(sequence.shape, (self.pool, to), (self._host, start))
         try:
             copy.coming_in = self._copier.submit(segments, URGENT)
         except CopyQueueFull as error:
@@ -380,20 +359,3 @@ class SwappedKv(KvPlace):
     def _coming(self, sequence: Sequence) -> CopyTicket | None:
         copy = self._copies.get(sequence.order)
         return None if copy is None else copy.coming_in
-
-
-Blocks = tuple[KvPool, list[int]]
-
-
-def _segments(sequence: Sequence, to: Blocks, start: Blocks) -> list[tuple[int, int, int]]:
-    """Return the copies of whole blocks, one to one."""
-    shape = sequence.shape
-    to_address, start_address = (pool.pages(shape).data_ptr() for pool, _ in (to, start))
-    return [
-        (
-            to_address + to_block * shape.page_bytes,
-            start_address + start_block * shape.page_bytes,
-            shape.block_bytes,
-        )
-        for to_block, start_block in zip(to[1], start[1], strict=True)
-    ]

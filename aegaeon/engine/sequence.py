@@ -4,7 +4,7 @@ from aegaeon._native import Adjustment
 from aegaeon.engine.constraints import Constraint
 from aegaeon.memory.kv import BLOCK_TOKENS, KvShape
 from aegaeon.memory.prefixes import Chain, Held
-from aegaeon.types import FinishReason, Request
+from aegaeon.types import FinishReason, KvHandle, Request
 
 
 class Sequence:
@@ -14,15 +14,15 @@ class Sequence:
 
     `found` tokens were cached when it began, as others had left them, and nobody has been told yet.
     `offer` is under what its blocks were last offered to other instances (0: never); `is_apart`
-    from when it is to go there: it computes no more, and yields to nobody. `adjustment` is what it
-    does to its logits, `constraint` says which tokens it may have; of the prompt's
-    tokens, the first `scored` have their log-probabilities, or need none.
+    from when it is to go there: it computes no more, and yields to nobody. `is_adopted` is one that
+    came from there. `adjustment` is what it does to its logits, `constraint` says which tokens it
+    may have; of the prompt's tokens, the first `scored` have their log-probabilities, or need none.
     """
 
     __slots__ = (
         *("adjustment", "cached", "chain", "constraint", "context_tokens", "found", "generated"),
-        *("held", "is_apart", "is_shareable", "offer", "order", "request", "scored", "shape"),
-        *("sound",),
+        *("held", "is_adopted", "is_apart", "is_shareable", "offer", "order", "request"),
+        *("scored", "shape", "sound"),
     )
 
     def __init__(self, request: Request, shape: KvShape, context_tokens: int, order: int) -> None:
@@ -36,7 +36,7 @@ class Sequence:
         self.held = Held()
         self.cached = self.sound = self.found = 0
         self.offer = 0
-        self.is_apart = False
+        self.is_apart = self.is_adopted = False
         self.adjustment: Adjustment | None = None
         self.constraint: Constraint | None = None
         wants_scores = request.sampling.prompt_logprobs is not None and not self.generated
@@ -61,6 +61,20 @@ class Sequence:
             self.is_shareable = True
         elif self.chain.identity != identity:
             self.is_shareable = False
+
+    def adopt(self, kv: KvHandle) -> None:
+        """Its blocks hold what another instance computed, as `kv` says."""
+        self.is_adopted = True
+        self.cached = kv.cached_tokens
+        if kv.identity:
+            self.chain = Chain(kv.identity, self.slice)
+            self.is_shareable = True
+            self.sound = kv.cached_tokens
+
+    @property
+    def sound_identity(self) -> bytes:
+        """What computed its keys and values, where all of them are sound and of one mind."""
+        return self.chain.identity if self.is_shareable and self.sound == self.cached else b""
 
     @property
     def findable_tokens(self) -> int:

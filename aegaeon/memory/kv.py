@@ -209,13 +209,30 @@ class KvPool:
         return self._native.rest(self._numbers[shape], blocks, offer)
 
     def wake(self, shape: KvShape, blocks: Sequence[int], words: Sequence[int]) -> int:
-        """Make resting blocks ours again, with what was in them; return how many of them, the
-        first ones: up to one that has been evicted, or that we have no quota for."""
+        """Make resting blocks ours, whoever laid them down, with what was in them; return how many
+        of them, the first ones: up to one that has been evicted, or that we have no quota for."""
         return self._native.wake(self._numbers[shape], blocks, words)
 
     def still_rest(self, shape: KvShape, blocks: Sequence[int], words: Sequence[int]) -> list[bool]:
         """Return which of the blocks hold what they did when `rest` gave these words."""
         return self._native.still_rest(self._numbers[shape], blocks, words)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may be clients of it."""
+        return bool(self.name)
+
+    def tell(
+        self, shape: KvShape, keys: Sequence[bytes], blocks: Sequence[int], words: Sequence[int]
+    ) -> None:
+        """Let all clients find blocks that rest under `words` by `keys`, hashes of what they hold.
+        What rests by the same key already is freed."""
+        self._native.tell(self._numbers[shape], keys, blocks, words)
+
+    def look_up(self, shape: KvShape, keys: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Return for each key a block that rests by it, whoever told of it, and its word (0: there
+        is none)."""
+        return self._native.look_up(self._numbers[shape], keys)
 
     def copy(self, shape: KvShape, to: int, start: int) -> None:
         """Copy all of block `start` to block `to`, in memory of this host: where its tokens lie in

@@ -10,6 +10,10 @@ more. Where it is used by several, they count in `uses`; where by nobody, it res
 (KvPool.rest): free for whoever needs room, in whatever process, the longest unused first. So this
 index keeps nobody waiting, and what it says of a resting block is a guess until the pool wakes it.
 
+What rests in a pool of several clients is told to all of them (KvPool.tell), and whoever needs it
+next wakes it: what one instance prefilled and another decoded is there for the next turn, at either
+or at a third. What somebody uses is its process's alone.
+
 A sequence that goes on inside a block of another one, at the border of what they have in common,
 copies the tokens that it shares into a block of its own.
 """
@@ -112,30 +116,27 @@ class Prefixes:
     def find(self, shape: KvShape, chain: Chain, most: int) -> Held:
         """Return the first blocks of `chain`, as many as are here, `most` of them, each in use from
         now on. Keys are only made so far."""
-        if not self.is_on:
-            return Held()
-        found: list[Entry] = []
-        names: list[Key] = []
-        for key in chain.walk(most):
-            entry = self._entries.get(key)
-            if entry is None or entry.shape != shape:
-                break
-            found.append(entry)
-            names.append(key)
-        resting = [at for at, entry in enumerate(found) if not entry.uses]
-        woken = self._wake(shape, [found[at] for at in resting])
-        if woken < len(resting):
-            cut = resting[woken]
-            self._drop_evicted(shape, [names[at] for at in resting[woken:]])
+        held = Held()
+        has_changed = self.is_on
+        while has_changed:
+            found = self._walk(shape, chain, len(held.blocks), most)
+            resting = [at for at, entry in enumerate(found) if not entry.uses]
+            woken = self._wake(shape, [found[at] for at in resting])
+            # One that has been evicted may rest elsewhere in the pool by now.
+            stale = [found[at].key for at in resting[woken:]]
+            has_changed = self._drop_evicted(shape, stale) > 0
             # Of those behind it some may be awake, though not by us.
-            del found[cut:]
-        for entry in found:
-            entry.uses += 1
-        return Held([entry.block for entry in found], [True] * len(found))
+            del found[resting[woken] if stale else len(found) :]
+            for entry in found:
+                entry.uses += 1
+                held.blocks.append(entry.block)
+                held.shares.append(True)
+        return held
 
-    def has(self, key: Key) -> bool:
-        """Whether the block of this key was here when it was asked for last."""
-        return key in self._entries
+    def has(self, shape: KvShape, key: Key) -> bool:
+        """Whether the block of this key was here when it was asked for last, or rests elsewhere in
+        the pool."""
+        return key in self._entries or self._rests_elsewhere(shape, (key,)) is not None
 
     def is_here(self, entry: Entry) -> bool:
         """Whether `entry` holds still what it did when it was made."""
@@ -151,44 +152,29 @@ class Prefixes:
         else:
             self.pool.free(entry.shape, (block,))
 
-    def knows(self, chain: Chain, most: int) -> int:
+    def knows(self, shape: KvShape, chain: Chain, most: int) -> int:
         """Return how many blocks `find` would return just now; others may be quicker."""
-        if not self.is_on:
-            return 0
         found: list[Entry] = []
-        for key in chain.walk(most):
-            entry = self._entries.get(key)
-            if entry is None:
-                break
-            found.append(entry)
-        at = [number for number, entry in enumerate(found) if not entry.uses]
-        if not at:
-            return len(found)
-        blocks, words = [found[n].block for n in at], [found[n].word for n in at]
-        rest = self.pool.still_rest(found[0].shape, blocks, words)
-        return next((n for n, rests in zip(at, rest, strict=True) if not rests), len(found))
+        has_changed = self.is_on
+        while has_changed:
+            found = self._walk(shape, chain, 0, most)
+            resting = [entry.key for entry in found if not entry.uses]
+            has_changed = self._drop_evicted(shape, resting) > 0
+        return len(found)
 
     def find_border(
         self, shape: KvShape, before: Key, tokens: Sequence[int]
     ) -> tuple[Key, int, int] | None:
         """Return a block that follows the block `before` and begins as `tokens` do: its key, in use
         from now on, itself, and how many of the tokens it holds."""
-        key = self._next.get((before, tokens[0])) if tokens and self.is_on else None
-        entry = self._entries.get(key) if key is not None else None
-        if key is None or entry is None or entry.shape != shape:
-            return None
-        common = 0
-        for ours, theirs in zip(tokens, entry.tokens, strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        if common < LEAST_BORDER_TOKENS:
+        entry = self._border(shape, before, tokens) if self.is_on else None
+        if entry is None:
             return None
         if not entry.uses and not self._wake(shape, [entry]):
-            self._drop_evicted(shape, [key])
+            self._drop_evicted(shape, [entry.key])
             return None
         entry.uses += 1
-        return key, entry.block, common
+        return entry.key, entry.block, _common(tokens, entry.tokens)
 
     def publish(self, shape: KvShape, chain: Chain, held: Held, count: int) -> None:
         """Share the first `count` blocks of `held`, where they are not yet: they are whole. One
@@ -228,7 +214,10 @@ class Prefixes:
             if not entry.uses:
                 ended.append(key)
         if ended:
-            words = self.pool.rest(shape, [self._entries[key].block for key in ended])
+            blocks = [self._entries[key].block for key in ended]
+            words = self.pool.rest(shape, blocks)
+            if self.pool.is_shared:
+                self.pool.tell(shape, ended, blocks, words)
             for key, word in zip(ended, words, strict=True):
                 self._entries[key].word = word
                 if self.ended is not None:
@@ -279,19 +268,74 @@ class Prefixes:
         self._next[entry.before, entry.tokens[0]] = entry.key
         return True
 
+    def _walk(self, shape: KvShape, chain: Chain, start: int, most: int) -> list[Entry]:
+        """Return what there seems to be of a chain from block number `start` on."""
+        found: list[Entry] = []
+        for at in range(start, most):
+            key = chain.key(at)
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._rests_elsewhere(shape, (key,))
+                if entry is None:
+                    break
+                self._note(entry, chain.before(at), chain.tokens(at))
+            if entry.shape != shape:
+                break
+            found.append(entry)
+        return found
+
+    def _border(self, shape: KvShape, before: Key, tokens: Sequence[int]) -> Entry | None:
+        """Return what follows the block `before` and has enough in common with `tokens`."""
+        key = self._next.get((before, tokens[0])) if tokens else None
+        entry = self._entries.get(key) if key is not None else None
+        common = 0 if entry is None or entry.shape != shape else _common(tokens, entry.tokens)
+        if common >= LEAST_BORDER_TOKENS:
+            return entry
+        # Of others we know nothing but keys: so it has to begin as a whole as the tokens do.
+        counts = range(min(len(tokens), BLOCK_TOKENS - 1), LEAST_BORDER_TOKENS - 1, -1)
+        keys = [key_of(before, tokens[:count]) for count in counts] if self.pool.is_shared else []
+        known = next((self._entries[key] for key in keys if key in self._entries), None)
+        if known is not None:
+            return known if known.shape == shape else None
+        entry = self._rests_elsewhere(shape, keys)
+        if entry is not None:
+            count = counts[keys.index(entry.key)]
+            self._note(entry, before, tuple(tokens[:count]))
+        return entry
+
+    def _rests_elsewhere(self, shape: KvShape, keys: Sequence[Key]) -> Entry | None:
+        """Return the first of `keys` that rests in the pool, whoever told of it; what it follows
+        and holds is not said there."""
+        if not self.pool.is_shared:
+            return None
+        for key, (block, word) in zip(keys, self.pool.look_up(shape, keys), strict=True):
+            if word:
+                return Entry(key, b"", (), shape, block, uses=0, word=word)
+        return None
+
+    def _note(self, entry: Entry, before: Key, tokens: tuple[int, ...]) -> None:
+        """Know `entry`, which rests elsewhere, from here on."""
+        entry.before, entry.tokens = before, tokens
+        self._entries[entry.key] = entry
+        self._next[before, tokens[0]] = entry.key
+
     def _wake(self, shape: KvShape, entries: list[Entry]) -> int:
         if not entries:
             return 0
         blocks, words = zip(*((entry.block, entry.word) for entry in entries), strict=True)
         return self.pool.wake(shape, blocks, words)
 
-    def _drop_evicted(self, shape: KvShape, keys: Sequence[Key]) -> None:
-        """Forget those of `keys`, in use by nobody, that have been evicted."""
+    def _drop_evicted(self, shape: KvShape, keys: Sequence[Key]) -> int:
+        """Forget those of `keys`, in use by nobody, that have been evicted; return how many."""
+        if not keys:
+            return 0
         entries = [self._entries[key] for key in keys]
         blocks, words = [e.block for e in entries], [e.word for e in entries]
-        for key, rests in zip(keys, self.pool.still_rest(shape, blocks, words), strict=True):
+        rest = self.pool.still_rest(shape, blocks, words)
+        for key, rests in zip(keys, rest, strict=True):
             if not rests:
                 del self._entries[key]
+        return rest.count(False)
 
     def _sweep(self) -> None:
         """Forget what has been evicted."""
@@ -305,3 +349,9 @@ class Prefixes:
         if self.ended is not None:
             self.ended = {key: e for key, e in self.ended.items() if key in self._entries}
         self._sweep_at = max(LEAST_SWEEP, 2 * len(self._entries))
+
+
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(ours), len(theirs)))

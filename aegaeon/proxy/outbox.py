@@ -167,8 +167,11 @@ class Outbox:
         self.ask(Preload(model), instance)
 
     def _keys(self, request: Request) -> list[int]:
-        """The hashes of a prompt, where they say something: others may know it, too."""
-        if not self._settings.prefix_cache or len(self.snapshot()) < 2:
+        """The hashes of a prompt, where it matters who has run it before: on devices with memory of
+        their own, of which one cannot reach the other's. Elsewhere all find what any has left."""
+        settings = self._settings
+        is_apart = settings.prefix_cache and settings.has_own_memory
+        if not is_apart or len(self.snapshot()) < 2:
             return []
         return self._prompts.keys(request.model, request.prompt_token_ids)
 

@@ -1,4 +1,5 @@
-"""Which prompts were sent where: what a place computes it may keep, and need not compute again.
+"""Which prompts were sent where: what a place computes it may keep, and need not compute again. For
+places that cannot reach what others keep.
 
 By hashes of blocks, each of its tokens and of all before them, in a bounded table. It is a guess: a
 place may have made room for others since. One that is wrong costs little, for the prompt that was

@@ -4,9 +4,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -21,11 +23,15 @@ namespace {
 
 using memory::Effort;
 using memory::Given;
+using memory::KvFound;
 using memory::KvGeometry;
+using memory::KvKey;
 using memory::KvPool;
 using memory::Taken;
 using Ids = std::vector<std::uint64_t>;
 using Shapes = std::vector<std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>>;
+
+using Found = std::vector<std::tuple<std::uint64_t, std::uint64_t>>;
 
 // Work on so many blocks takes microseconds and is done without the GIL.
 constexpr std::size_t kManyBlocks = 256;
@@ -36,6 +42,21 @@ KvGeometry geometry_of(std::uint64_t slab_bytes, std::uint64_t slab_count, const
     geometry.shapes.push_back({block_bytes, page_bytes, encoding});
   }
   return geometry;
+}
+
+std::vector<KvKey> keys_of(const std::vector<py::bytes>& given) {
+  std::vector<KvKey> keys;
+  keys.reserve(given.size());
+  for (const py::bytes& one : given) {
+    const auto bytes = static_cast<std::string_view>(one);
+    if (bytes.size() != sizeof(KvKey)) {
+      throw py::value_error("a key has " + std::to_string(sizeof(KvKey)) + " bytes");
+    }
+    KvKey key;
+    std::memcpy(&key, bytes.data(), sizeof key);
+    keys.push_back(key);
+  }
+  return keys;
 }
 
 template <typename Work>
@@ -111,6 +132,28 @@ class PyKvPool {
   std::vector<bool> still_rest(std::size_t shape, const Ids& ids, const Ids& words) {
     const unsigned number = check(shape, ids, words);
     return run(ids.size() > kManyBlocks, [&] { return pool_->still_rest(number, ids, words); });
+  }
+
+  void tell(std::size_t shape, const std::vector<py::bytes>& given, const Ids& ids,
+            const Ids& words) {
+    const unsigned number = check(shape, ids, words);
+    const std::vector<KvKey> keys = keys_of(given);
+    if (keys.size() != ids.size()) {
+      throw py::value_error(std::to_string(ids.size()) + " blocks and " +
+                            std::to_string(keys.size()) + " keys");
+    }
+    run(ids.size() > kManyBlocks, [&] { pool_->tell(number, keys, ids, words); });
+  }
+
+  Found look_up(std::size_t shape, const std::vector<py::bytes>& given) const {
+    const unsigned number = check(shape);
+    const std::vector<KvKey> keys = keys_of(given);
+    Found found;
+    found.reserve(keys.size());
+    for (const KvFound& one : pool_->look_up(number, keys)) {
+      found.emplace_back(one.id, one.word);
+    }
+    return found;
   }
 
   bool back_next(std::uint64_t ahead_bytes) {
@@ -218,7 +261,10 @@ void bind_rest(py::class_<PyKvPool>& pool) {
   pool.def("rest", &PyKvPool::rest, py::arg("shape"), py::arg("blocks"), py::arg("offer") = 0)
       .def("wake", &PyKvPool::wake, py::arg("shape"), py::arg("blocks"), py::arg("words"))
       .def("still_rest", &PyKvPool::still_rest, py::arg("shape"), py::arg("blocks"),
-           py::arg("words"));
+           py::arg("words"))
+      .def("tell", &PyKvPool::tell, py::arg("shape"), py::arg("keys"), py::arg("blocks"),
+           py::arg("words"))
+      .def("look_up", &PyKvPool::look_up, py::arg("shape"), py::arg("keys"));
 }
 
 }  // namespace

@@ -13,6 +13,10 @@ static_assert(sizeof(KvControlHead) % 8 == 0 && sizeof(KvSlab) == 16);
 
 std::size_t hint_words_for(const KvGeometry& geometry) { return (geometry.slab_count + 63) / 64; }
 
+std::size_t index_sets_for(const KvGeometry& geometry) {
+  return KvIndex::sets_for(geometry.slab_count * geometry.most_blocks());
+}
+
 template <typename T>
 T* place(std::byte* at) {
   return std::launder(reinterpret_cast<T*>(at));
@@ -26,18 +30,23 @@ KvControl::KvControl(std::byte* body, const KvGeometry& geometry, std::string na
       shape_count_(geometry.shapes.size()),
       most_blocks_(geometry.most_blocks()),
       hint_words_(hint_words_for(geometry)),
-      head_(place<KvControlHead>(body)) {
+      head_(place<KvControlHead>(body)),
+      index_(nullptr, 0) {
   std::byte* at = body + sizeof(KvControlHead);
   hints_ = place<std::atomic<std::uint64_t>>(at);
   at += (1 + shape_count_) * hint_words_ * sizeof(*hints_);
   slabs_ = place<KvSlab>(at);
-  owners_ = place<std::atomic<KvIdentity>>(at + slab_count_ * sizeof(KvSlab));
+  at += slab_count_ * sizeof(KvSlab);
+  owners_ = place<std::atomic<KvIdentity>>(at);
+  at += slab_count_ * most_blocks_ * sizeof(*owners_);
+  index_ = KvIndex(place<KvIndexSet>(at), index_sets_for(geometry));
 }
 
 std::size_t KvControl::bytes_for(const KvGeometry& geometry) {
   const std::size_t hints = (1 + geometry.shapes.size()) * hint_words_for(geometry);
   const std::size_t words = hints + geometry.slab_count * (2 + geometry.most_blocks());
-  return sizeof(KvControlHead) + words * sizeof(std::uint64_t);
+  const std::size_t index_bytes = index_sets_for(geometry) * sizeof(KvIndexSet);
+  return sizeof(KvControlHead) + words * sizeof(std::uint64_t) + index_bytes;
 }
 
 void KvControl::initialise(std::byte* body, const KvGeometry& geometry) {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "memory/kv_geometry.h"
+#include "memory/kv_index.h"
 #include "memory/kv_words.h"
 #include "shm/lock.h"
 #include "shm/owner.h"
@@ -82,6 +83,7 @@ class KvControl {
   std::atomic<KvIdentity>* owners(std::size_t slab) const { return owners_ + slab * most_blocks_; }
   std::size_t most_blocks() const { return most_blocks_; }
   bool is_all_free(std::size_t slab) const;
+  const KvIndex& index() const { return index_; }
 
   SlabSet free_slabs() const { return {hints_, slab_count_}; }
   // Slabs bound to `shape` that may have a free block.
@@ -102,6 +104,7 @@ class KvControl {
   std::atomic<std::uint64_t>* hints_;
   KvSlab* slabs_;
   std::atomic<KvIdentity>* owners_;
+  KvIndex index_;
 };
 
 }  // namespace aegaeon::memory

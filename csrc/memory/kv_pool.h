@@ -21,10 +21,11 @@
 // The dead. A word whose client is not alive is reclaimed: taken over by compare-and-swap, its
 // block zeroed (a NaN of a half-done step would reach the next reader through masked keys), freed.
 //
-// Rest. A block may hold what its client would like to find again, but needs not: it rests. It
+// Rest. A block may hold what somebody would like to find again, but needs not: it rests. It
 // counts as free and against nobody's quota; whoever lacks room, in whatever process, evicts those
-// that have rested longest, by one compare-and-swap that makes them free. Its client wakes it by
-// another, from the very word that it was given: so it has either its content or a refusal.
+// that have rested longest, by one compare-and-swap that makes them free. Any client wakes it by
+// another, from the very word that it rests under: so it has either its content or a refusal. What
+// it holds is told to all clients through an index: see kv_index.h.
 //
 // Quota. Each client counts for itself what it was given and what it freed. What others have taken
 // from it is found by looking, when the count says that there is no room.
@@ -58,6 +59,12 @@ enum class Given {
 };
 
 enum class Taken { all, gone, over_quota };
+
+// A block that rests, by the word to wake it; by none where there is none.
+struct KvFound {
+  std::uint64_t id;
+  KvIdentity word;
+};
 
 enum class Effort {
   quick,  // some hundred nanoseconds: only what lies in bound slabs
@@ -98,13 +105,19 @@ class KvPool {
   // they stay. Returns the word to wake each by, 0 for those that are not ours.
   std::vector<KvIdentity> rest(unsigned shape, const std::vector<std::uint64_t>& ids,
                                KvIdentity offer);
-  // Makes the first of these ours again, up to one that was evicted or that there is no quota for;
-  // returns how many. `words`, one each, are those that `rest` gave.
+  // Makes the first of these ours, up to one that was evicted or that there is no quota for;
+  // returns how many. `words`, one each, are those that `rest` gave, to us or to another client.
   std::size_t wake(unsigned shape, const std::vector<std::uint64_t>& ids,
                    const std::vector<KvIdentity>& words);
   // Which of them rest still.
   std::vector<bool> still_rest(unsigned shape, const std::vector<std::uint64_t>& ids,
                                const std::vector<KvIdentity>& words) const;
+  // Lets all clients find these, which rest under `words` (0: it does not), by `keys`. Others that
+  // rest by the same key are freed.
+  void tell(unsigned shape, const std::vector<KvKey>& keys, const std::vector<std::uint64_t>& ids,
+            const std::vector<KvIdentity>& words);
+  // Returns for each key what rests by it, whoever told of it.
+  std::vector<KvFound> look_up(unsigned shape, const std::vector<KvKey>& keys) const;
   // How many resting blocks, of whomever, made room for this client.
   std::uint64_t evicted() const { return evicted_.load(); }
   // Gets memory for one more free slab, whoever may use it, unless free slabs of `ahead_bytes` have
@@ -185,6 +198,11 @@ class KvPool {
                     std::vector<Resting>& found) const;
   std::size_t evict_in(const Resting& victim);
   bool is_bindable(std::size_t slab) const;
+
+  // kv_index.cpp: what rests is found by others
+  void tell_one(const KvEntry& entry, std::uint64_t now);
+  bool rests_still(const KvEntry& entry) const;
+  void let_go(const KvEntry& entry);
 
   // kv_reclaim.cpp: the dead, under the lock
   Living find_living() const;

@@ -7,16 +7,10 @@
 namespace aegaeon::memory {
 namespace {
 
-// The numbers of resting words; later they begin again, and what is oldest is guessed wrong once.
-constexpr std::uint64_t kRests = kHeldOffer - kFirstRest;
 // Evicted beyond what is wanted, so that not each block costs a look at all words: a share of what
 // rests, and the most.
 constexpr std::size_t kSpareShare = 16;
 constexpr std::size_t kMostSpare = 64;
-
-std::uint64_t age_of(KvIdentity word, std::uint64_t now) {
-  return (now % kRests + kRests - (offer_of(word) - kFirstRest)) % kRests;
-}
 
 }  // namespace
 
@@ -52,7 +46,7 @@ std::size_t KvPool::wake(unsigned shape, const std::vector<std::uint64_t>& ids,
   for (; count < ids.size(); ++count) {
     const BlockPlace place = geometry_.find(shape, ids[count]);
     KvIdentity word = words[count];
-    if (!is_resting(word) || !is_ours(word) || !charge(block_bytes)) {
+    if (!is_resting(word) || !charge(block_bytes)) {
       break;
     }
     // It held its slab's binding as any word does, and no two rests have the same one.
@@ -135,7 +129,7 @@ void KvPool::find_resting(std::size_t slab, unsigned shape, std::uint64_t now,
   for (std::size_t index = 0; index < blocks; ++index) {
     const KvIdentity word = owners[index].load(std::memory_order_relaxed);
     if (is_resting(word)) {
-      const std::uint64_t age = age_of(word, now);
+      const std::uint64_t age = rest_age(word, now);
       whole.age = std::min(whole.age, age);
       if (is_own_shape) found.push_back({age, slab, index, index + 1, 1});
     }

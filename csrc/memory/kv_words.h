@@ -36,6 +36,12 @@ constexpr bool is_reserved(KvIdentity identity) { return offer_of(identity) >= k
 constexpr bool is_resting(KvIdentity identity) {
   return is_reserved(identity) && offer_of(identity) < kHeldOffer;
 }
+// The numbers of resting words; later they begin again, and what is oldest is guessed wrong once.
+constexpr std::uint64_t kRests = kHeldOffer - kFirstRest;
+// How many blocks have been laid to rest since the one that rests under `word`: less than kRests.
+constexpr std::uint64_t rest_age(KvIdentity word, std::uint64_t now) {
+  return (now % kRests + kRests - (offer_of(word) - kFirstRest)) % kRests;
+}
 
 enum class SlabUse : unsigned {
   free,       // anybody's

@@ -64,11 +64,12 @@ class Mail {
 // Works on a pool that other threads may work on too; its blocks are its own.
 class Worker {
  public:
-  Worker(KvPool& pool, Mail& mail, unsigned seed) : pool_(pool), mail_(mail), random_(seed) {}
+  Worker(KvPool& pool, Mail& mail, Mail& told, unsigned seed)
+      : pool_(pool), mail_(mail), told_(told), random_(seed) {}
 
   void run() {
     for (int step = 0; step < kSteps; ++step) {
-      switch (random_() % 8) {
+      switch (random_() % 9) {
         case 0:
         case 1:
           allocate();
@@ -85,6 +86,9 @@ class Worker {
           break;
         case 6:
           wake();
+          break;
+        case 7:
+          find();
           break;
         default:
           take();
@@ -139,7 +143,33 @@ class Worker {
     Letter blocks = pick();
     check(blocks);
     std::vector<KvIdentity> words = pool_.rest(blocks.shape, blocks.ids, 0);
+    if (random_() % 2 == 0) {
+      pool_.tell(blocks.shape, keys_of(blocks), blocks.ids, words);
+      told_.send(blocks);
+    }
     resting_.emplace_back(std::move(blocks), std::move(words));
+  }
+
+  static std::vector<KvKey> keys_of(const Letter& blocks) {
+    std::vector<KvKey> keys;
+    for (std::size_t at = 0; at < blocks.ids.size(); ++at) {
+      keys.push_back({blocks.stamp, blocks.stamp * 31 + at});
+    }
+    return keys;
+  }
+
+  // What somebody has told of is as it was, or not to be had.
+  void find() {
+    Letter letter;
+    if (!told_.look(random_, letter)) return;
+    Letter blocks{letter.shape, {}, 0, letter.stamp};
+    for (const KvFound& one : pool_.look_up(letter.shape, keys_of(letter))) {
+      if (one.word != kFreeBlock && pool_.wake(letter.shape, {one.id}, {one.word}) == 1) {
+        blocks.ids.push_back(one.id);
+      }
+    }
+    check(blocks);
+    if (!blocks.ids.empty()) held_.push_back(std::move(blocks));
   }
 
   // What is woken is as it was; the others have made room for somebody.
@@ -182,6 +212,7 @@ class Worker {
 
   KvPool& pool_;
   Mail& mail_;
+  Mail& told_;
   std::mt19937 random_;
   std::vector<Letter> held_;
   std::vector<std::pair<Letter, std::vector<KvIdentity>>> resting_;
@@ -203,6 +234,7 @@ void come_and_go(const std::string& path, const std::atomic<bool>& done) {
 // before another, through a third one's mapping, was before it.
 void stress(const std::string& path, unsigned clients) {
   Mail mail;
+  Mail told;
   std::vector<std::unique_ptr<KvPool>> pools;
   for (unsigned client = 0; client < clients; ++client) {
     pools.push_back(KvPool::open_shared(path, kGeometry, kGeometry.arena_bytes() / 2));
@@ -211,8 +243,9 @@ void stress(const std::string& path, unsigned clients) {
   std::thread guest([&] { come_and_go(path, done); });
   std::vector<std::thread> threads;
   for (unsigned number = 0; number < kThreads; ++number) {
-    threads.emplace_back(
-        [&pool = *pools[number % clients], &mail, number] { Worker(pool, mail, number).run(); });
+    threads.emplace_back([&pool = *pools[number % clients], &mail, &told, number] {
+      Worker(pool, mail, told, number).run();
+    });
   }
   for (std::thread& thread : threads) thread.join();
   done.store(true);

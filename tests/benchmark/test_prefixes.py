@@ -26,8 +26,11 @@ def test_a_quick_run_reports_a_second_turn_and_the_index(tmp_path):
 
 
 @pytest.mark.thorough
-def test_with_a_checkpoint_a_server_of_two_instances_is_measured(tmp_path):
+def test_with_a_checkpoint_servers_of_two_instances_are_measured(tmp_path):
     model = make_checkpoint(tmp_path / "model", vocab_size=1024, max_position_embeddings=4096)
-    _, at_two, *looks = rows(tmp_path, "--model", str(model))
-    assert "2 instances" in at_two["case"] and " of 2 found them)" in at_two["case"]
-    assert at_two["ours"] > 0 and at_two["peer_value"] > 0 and len(looks) == 4
+    _, at_two, split, *looks = rows(tmp_path, "--model", str(model))
+    assert "2 instances" in at_two["case"] and "one that decodes" in split["case"]
+    for row in (at_two, split):
+        assert "(2 of 2 found them)" in row["case"]
+        assert row["ours"] > 0 and row["peer_value"] > 0
+    assert len(looks) == 4

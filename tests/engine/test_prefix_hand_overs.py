@@ -32,8 +32,7 @@ def test_what_is_handed_over_is_found_again_at_the_sender(device, room, tmp_path
     assert runner.finish() == undisturbed(request)
     again = make_request("2", SYSTEM)
     assert run(first, again) == undisturbed(again)
-    is_found = first.usage().found_tokens > 0
-    assert is_found == (room == "enough" or device == "staged")
+    assert first.usage().found_tokens > 0  # where there was no room for copies, at the receiver
     for engine in (first, second):
         assert_nothing_is_held(engine)
         engine.close()

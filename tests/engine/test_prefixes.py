@@ -293,6 +293,7 @@ def test_without_sharing_nothing_is_found_or_kept(device):
 
 def test_what_a_switch_drives_off_the_device_is_found_on_the_host():
     engine = make_engine(device="staged", kv_bytes=SHAPES["b"].block_bytes * 26, host_bytes=8 << 20)
+    engine._costs.is_worth_copying = lambda *_: True  # on a busy machine it may seem not to be
     run(engine, make_request("1", SYSTEM))
     engine.execute(Switch("b"))
     spill = engine._kv._spill

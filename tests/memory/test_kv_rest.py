@@ -131,7 +131,6 @@ def test_what_rests_is_neither_freed_nor_offered_nor_taken(path):
     pool.free(SMALL, blocks[:1], is_poisoned=True)
     assert pool.offer(SMALL, blocks) is None
     assert not other.take(SMALL, blocks[:1], word)
-    assert other.wake(SMALL, blocks[:1], [word]) == 0
     assert other.rest(SMALL, blocks) == [0, 0]
     assert pool.wake(SMALL, blocks[:1], [word]) == 1
 

@@ -1,6 +1,9 @@
-"""The gateway sends a chat's next turn where the last one went, among scripted instances."""
+"""The gateway sends a chat's next turn where the last one went, among scripted instances: where
+these cannot reach each other's keys and values."""
 
 import asyncio
+
+import pytest
 
 from aegaeon.measures import Speed
 from tests.proxy.test_gateway import Setup, collect, generation, run, until
@@ -37,7 +40,7 @@ def reasons(setup):
 
 def test_a_chat_goes_on_where_it_was():
     async def test():
-        async with Setup() as setup:
+        async with Setup(device="staged") as setup:
             pair(setup)
             first, second = await turns(setup)
             assert first == second
@@ -46,9 +49,12 @@ def test_a_chat_goes_on_where_it_was():
     run(test())
 
 
-def test_without_a_prefix_cache_it_goes_where_the_policy_says():
+@pytest.mark.parametrize("settings", [{"prefix_cache": False, "device": "staged"}, {}])
+def test_it_goes_where_the_policy_says_where_all_know_the_same(settings):
+    """Without a prefix cache nothing; on the CPU, what any of them has left."""
+
     async def test():
-        async with Setup(prefix_cache=False) as setup:
+        async with Setup(**settings) as setup:
             pair(setup)
             first, second = await turns(setup)
             assert first != second
@@ -58,7 +64,7 @@ def test_without_a_prefix_cache_it_goes_where_the_policy_says():
 
 def test_a_restarted_instance_knows_nothing():
     async def test():
-        async with Setup() as setup:
+        async with Setup(device="staged") as setup:
             a, b = pair(setup)
             _, last = await collect(setup.gateway, generation(prompt_token_ids=FIRST))
             dead = a if last.instance == "a" else b

@@ -67,6 +67,8 @@ def use_rest(pool: _native.KvPool, shape: int) -> None:
     words = pool.rest(shape, [0, 16])
     pool.still_rest(shape, [0, 16], words)
     pool.allocate(shape, 2)
+    pool.tell(shape, [bytes(16), b"k" * 16], [0, 16], words)
+    pool.look_up(shape, [bytes(16), b"k" * 16])
     pool.wake(shape, [0, 16], words)
 
 

@@ -27,11 +27,17 @@ MAIL_SLOTS = 64
 MAIL_BYTES = 512
 MOST_BLOCKS = 6
 
+KEYS = 64
+
 Held = dict[tuple[int, int], int]  # (shape, block) -> the number written into it
 
 
 def open_pool() -> _native.KvPool:
     return _native.KvPool.open_shared(PATH, SLABS, SHAPES, QUOTA)
+
+
+def key_of(number: int) -> bytes:
+    return random.Random(number % KEYS).randbytes(16)
 
 
 class Client:
@@ -64,7 +70,7 @@ class Client:
 
     def step(self) -> None:
         verbs = (self.allocate, self.allocate, self.free, self.free, self.hand_out, self.receive)
-        self.rng.choice((*verbs, self.rest, self.wake))()
+        self.rng.choice((*verbs, self.rest, self.wake, self.find))()
         if self.held and self.rng.random() < 0.2:
             self.check(*self.rng.choice(list(self.held)))
 
@@ -93,7 +99,10 @@ class Client:
         if self.held:
             shape, block = self.rng.choice(list(self.held))
             (word,) = self.pool.rest(shape, [block])
-            self.resting.append((shape, block, word, self.held.pop((shape, block))))
+            number = self.held.pop((shape, block))
+            # By few keys, so that clients find each other's.
+            self.pool.tell(shape, [key_of(number)], [block], [word])
+            self.resting.append((shape, block, word, number))
 
     def wake(self) -> None:
         """What is woken is as it was; the rest has made room for somebody."""
@@ -102,6 +111,17 @@ class Client:
         shape, block, word, number = self.resting.pop(self.rng.randrange(len(self.resting)))
         if self.pool.wake(shape, [block], [word]):
             assert (shape, block) not in self.held, "woke what is ours"
+            self.held[shape, block] = number
+            self.check(shape, block)
+
+    def find(self) -> None:
+        """What any client has told of holds a number of that key."""
+        shape, key = self.rng.randrange(len(SHAPES)), key_of(self.rng.randrange(KEYS))
+        ((block, word),) = self.pool.look_up(shape, [key])
+        if word and self.pool.wake(shape, [block], [word]):
+            assert (shape, block) not in self.held, "found what is ours"
+            number = int.from_bytes(bytes(self.bytes[self.place(shape, block)])[:8], "little")
+            assert key_of(number) == key, "found something else"
             self.held[shape, block] = number
             self.check(shape, block)
 
