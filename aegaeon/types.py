@@ -4,6 +4,7 @@ Only data lives here. All of it is frozen; alternatives are tagged unions taken 
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -161,10 +162,26 @@ class Switch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True):
-    """Compute lane: run the prompts of `requests` and make one token for each."""
+    """Compute lane: run the prompts of `requests` and make one token for each.
+
+    With `max_tokens` run only so many tokens, at least 1, those of the first request first: whose
+    prompt does not end with them gets no token yet.
+    """
 
     model: ModelId
     requests: tuple[RequestId, ...]
+    max_tokens: int | None = None
+
+    def shares(self, missing: Iterable[int]) -> list[int]:
+        """Return how many tokens each prompt gets on by that lacks so many."""
+        left = self.max_tokens
+        if left is None:
+            return list(missing)
+        shares: list[int] = []
+        for tokens in missing:
+            shares.append(min(tokens, left))
+            left -= shares[-1]
+        return shares
 
 
 class Stretch(msgspec.Struct, frozen=True):
@@ -250,6 +267,15 @@ class NewToken(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """A prompt that a prefill has run a piece of: the first `tokens` of the request have keys and
+    values, of which the step found `cached_tokens`. Room is held for all of them."""
+
+    request_id: RequestId
+    tokens: int
+    cached_tokens: int
+
+
 class Switched(msgspec.Struct, frozen=True, tag=True):
     """The device now belongs to `model`."""
 
@@ -265,7 +291,8 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
 
     `preempted` lost their KV for want of blocks and must be prefilled again (their tokens so far
     stay); `shortage` says why there were none. `failed` are out; other requests are unharmed.
-    `scores` come before the tokens. `is_apart`: not all were computed together.
+    `scores` come before the tokens. `begun` hold KV and have no token yet. `is_apart`: not all were
+    computed together.
     """
 
     model: ModelId
@@ -275,6 +302,7 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     failed: tuple[Failure, ...] = ()
     shortage: str = ""
     scores: tuple[PromptScores, ...] = ()
+    begun: tuple[Begun, ...] = ()
     is_apart: bool = False
 
 

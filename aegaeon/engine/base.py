@@ -12,6 +12,7 @@ import msgspec
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest
 from aegaeon.measures import Phase, PhaseTotal
 from aegaeon.types import (
+    Begun,
     ComputeAction,
     Decode,
     KvHandle,
@@ -175,6 +176,7 @@ class NullEngine(Engine):
         self._load_s = load_s
         self._requests: dict[RequestId, Request] = {}
         self._generated: dict[RequestId, int] = {}
+        self._prefilled: dict[RequestId, int] = {}  # of prompts of which a piece has been run
         self._resident: dict[ModelId, int] = {}
         self._troubles: dict[ModelId, Outcome] = {}
 
@@ -195,8 +197,8 @@ class NullEngine(Engine):
         return 0
 
     def release(self, request: RequestId) -> None:
-        self._requests.pop(request, None)
-        self._generated.pop(request, None)
+        for known in (self._requests, self._generated, self._prefilled):
+            known.pop(request, None)
 
     def set_apart(self, request: RequestId) -> None:
         """Nothing takes anything."""
@@ -219,10 +221,30 @@ class NullEngine(Engine):
         match action:
             case Switch(model=model):
                 return Switched(model, 0.0)
-            case Prefill(model=model, requests=requests) | Decode(model=model, requests=requests):
+            case Prefill():
+                return self._prefill(action)
+            case Decode(model=model, requests=requests):
                 self._pause(self._step_s)
                 tokens = tuple(self._step(self._requests[request]) for request in requests)
                 return Stepped(model, tokens, self._step_s)
+
+    def _prefill(self, action: Prefill) -> Stepped:
+        self._pause(self._step_s)
+        known = [self._requests[request] for request in action.requests]
+        missing = [self._length(r) - self._prefilled.get(r.id, 0) for r in known]
+        tokens: list[NewToken] = []
+        begun: list[Begun] = []
+        for request, lacking, share in zip(known, missing, action.shares(missing), strict=True):
+            before = self._prefilled.pop(request.id, 0)
+            if share == lacking:
+                tokens.append(self._step(request))
+            else:
+                self._prefilled[request.id] = before + share
+                begun.append(Begun(request.id, before + share, before))
+        return Stepped(action.model, tuple(tokens), self._step_s, begun=tuple(begun))
+
+    def _length(self, request: Request) -> int:
+        return len(request.prompt_token_ids) + self._generated[request.id]
 
     def load(self, action: Load) -> Outcome:
         self._troubles.pop(action.model, None)
@@ -254,8 +276,8 @@ class NullEngine(Engine):
         return EngineUsage(weight_bytes, NO_BOUND_BYTES, kv_bytes, NO_BOUND_BYTES)
 
     def close(self) -> None:
-        self._requests.clear()
-        self._generated.clear()
+        for known in (self._requests, self._generated, self._prefilled):
+            known.clear()
         self._resident.clear()
 
     def _step(self, request: Request) -> NewToken:

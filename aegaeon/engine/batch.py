@@ -1,6 +1,6 @@
 """Cuts the work of one action into forward passes of bounded rows, and builds each pass."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -28,26 +28,33 @@ class Part:
     scored: range = range(0)
 
 
-def plan_passes(sequences: Iterable[Sequence], max_rows: int = MAX_PASS_ROWS) -> list[list[Part]]:
-    """Return passes of at most `max_rows` rows that together feed every token not yet cached.
+def plan_passes(
+    sequences: Iterable[Sequence],
+    max_rows: int = MAX_PASS_ROWS,
+    shares: Callable[[Iterable[int]], list[int]] = list,
+) -> list[list[Part]]:
+    """Return passes of at most `max_rows` rows that together feed every token not yet cached, or
+    so many of each sequence as `shares` makes of what they lack.
 
     Sequences whose prompts are to be scored are in passes of their own, of MAX_SCORED_ROWS rows.
     """
-    plain: list[Sequence] = []
-    scoring: list[Sequence] = []
-    for sequence in sequences:
-        (plain if sequence.is_scored else scoring).append(sequence)
+    plain: list[tuple[Sequence, int]] = []
+    scoring: list[tuple[Sequence, int]] = []
+    wanted = list(sequences)
+    counts = shares(sequence.tokens - sequence.cached for sequence in wanted)
+    for sequence, count in zip(wanted, counts, strict=True):
+        (plain if sequence.is_scored else scoring).append((sequence, sequence.cached + count))
     return _cut(plain, max_rows) + _cut(scoring, min(max_rows, MAX_SCORED_ROWS))
 
 
-def _cut(sequences: Iterable[Sequence], max_rows: int) -> list[list[Part]]:
+def _cut(sequences: Iterable[tuple[Sequence, int]], max_rows: int) -> list[list[Part]]:
     passes: list[list[Part]] = []
     parts: list[Part] = []
     room = max_rows
-    for sequence in sequences:
+    for sequence, end in sequences:
         start = sequence.cached
-        while start < sequence.tokens:
-            stop = min(start + room, sequence.tokens)
+        while start < end:
+            stop = min(start + room, end)
             scored = _scored_rows(sequence, start, stop)
             parts.append(Part(sequence, start, stop, stop == sequence.tokens, scored))
             room -= stop - start

@@ -84,9 +84,9 @@ class EngineMemory:
 class ModelEngine(Engine):
     """Runs `specs` in `memory`.
 
-    Prefill and Decode both feed whatever of a sequence is not cached and make its next token, so a
-    sequence that lost its KV needs no special care. Who loses it: see SequenceTable.make_room;
-    sequences of another model may be among the `preempted`.
+    Prefill and Decode both feed whatever of a sequence is not cached, or a Prefill a piece of it,
+    and make its next token, so one that lost its KV needs no special care. Who loses it: see
+    SequenceTable.make_room; sequences of another model may be among the `preempted`.
     """
 
     def __init__(
@@ -286,6 +286,42 @@ class ModelEngine(Engine):
             self._weights.set_demand(model, not was_wanted)
 
     def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
+        ready, preempted, shortage = self._prepare(action, model)
+        starts = [(sequence, sequence.cached) for sequence in ready]
+        is_prefill = isinstance(action, Prefill)
+        passes = plan_passes(ready, shares=action.shares if isinstance(action, Prefill) else list)
+        self._count_found(passes)
+        is_scoring = not all(sequence.is_scored for sequence in ready)
+        made = Made()
+        for parts in passes:
+            logits = model.forward(build_batch(parts, self._kv.pool))
+            self._passes += 1
+            for part in parts:
+                part.sequence.cached, part.sequence.is_unsure = part.stop, True
+            self._take_logits(parts, logits, made)
+            del logits  # a view of memory that the next pass may need more of
+        for request, is_poisoned in made.lost.items():
+            self._forget(request, is_poisoned)
+        took_s = time.perf_counter() - started
+        if is_prefill and not is_scoring:
+            fed = sum(part.stop - part.start for parts in passes for part in parts)
+            self._costs.note_prefill(action.model, fed, took_s)
+        return Stepped(
+            model=action.model,
+            tokens=tuple(made.tokens),
+            took_s=took_s,
+            preempted=preempted,
+            failed=tuple(made.failed),
+            shortage=shortage,
+            scores=tuple(made.scores),
+            begun=made.begun(starts) if is_prefill else (),
+        )
+
+    def _prepare(
+        self, action: Prefill | Decode, model: ResidentModel
+    ) -> tuple[list[Sequence], tuple[RequestId, ...], str]:
+        """Return the sequences with room for all their tokens and their KV in place, those that
+        lost theirs, and for want of what."""
         self._identities[action.model] = model.identity
         with self._lock:
             wanted = [self._sequences.get(request) for request in action.requests]
@@ -293,46 +329,22 @@ class ModelEngine(Engine):
                 sequence.begin(model.identity)
             ready, preempted = self._sequences.make_room(wanted)
             shortage = self._kv.shortage if preempted else ""
-        ready = leave_out_slow(self._kv.await_any(ready))
-        self._count_found(ready)
-        missing = sum(sequence.tokens - sequence.cached for sequence in ready)
-        is_scoring = not all(sequence.is_scored for sequence in ready)
-        made = Made()
-        for parts in plan_passes(ready):
-            logits = model.forward(build_batch(parts, self._kv.pool))
-            self._passes += 1
-            for part in parts:
-                part.sequence.cached = part.stop
-            self._take_logits(parts, logits, made)
-            del logits  # a view of memory that the next pass may need more of
-        for request, is_poisoned in made.lost.items():
-            self._forget(request, is_poisoned)
-        took_s = time.perf_counter() - started
-        if isinstance(action, Prefill) and missing and not is_scoring:
-            self._costs.note_prefill(action.model, missing, took_s)
-        return Stepped(
-            model=action.model,
-            tokens=tuple(made.tokens),
-            took_s=took_s,
-            preempted=tuple(preempted),
-            failed=tuple(made.failed),
-            shortage=shortage,
-            scores=tuple(made.scores),
-        )
+        return leave_out_slow(self._kv.await_any(ready)), tuple(preempted), shortage
 
-    def _count_found(self, sequences: list[Sequence]) -> None:
+    def _count_found(self, passes: list[list[Part]]) -> None:
         """Count those that begin: of the others more is cached than they have found."""
         if not self._kv.prefixes.is_on:
             return
-        for sequence in sequences:
-            if sequence.cached == sequence.found:
+        for part in (part for parts in passes for part in parts):
+            sequence = part.sequence
+            if part.start == sequence.cached == sequence.found:
                 self._looked_up_tokens += sequence.tokens
                 self._found_tokens += sequence.found
 
     def _publish(self, sequence: Sequence) -> None:
         """Its logits are finite, so its keys and values are: others may begin with them."""
         sequence.found = 0
-        sequence.sound = sequence.cached
+        sequence.sound, sequence.is_unsure = sequence.cached, False
         if sequence.whole_blocks > len(sequence.held.shares):
             with self._lock:
                 self._kv.prefixes.publish(

@@ -99,6 +99,7 @@ class InPlaceKv(KvPlace):
         return False
 
     def free(self, sequence: Sequence, is_poisoned: bool = False) -> None:
+        is_poisoned = is_poisoned or sequence.is_unsure
         if not (is_poisoned or sequence.offer):
             self._keep(sequence)
         self.prefixes.free(

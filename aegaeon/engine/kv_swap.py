@@ -86,6 +86,7 @@ class SwappedKv(KvPlace):
         if self._lending is not None:
             self._lending.take_back(sequence)
         shape, chain = sequence.shape, sequence.chain
+        is_poisoned = is_poisoned or sequence.is_unsure
         copy = self._copies.pop(sequence.order, None)
         if copy is not None:
             copy.settle(shape.block_bytes)
@@ -269,7 +270,7 @@ class SwappedKv(KvPlace):
         if copy is not None and copy.coming_in is not None:
             copy.coming_in.cancel()
             copy.coming_in = None
-        self.prefixes.free(sequence.shape, sequence.chain, sequence.held)
+        self.prefixes.free(sequence.shape, sequence.chain, sequence.held, sequence.is_unsure)
         self._resting.pop(sequence.order, None)
 
     # In

@@ -1,11 +1,12 @@
 """What a step makes: tokens, scores, and sequences that end for what they have computed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import AegaeonError
 from aegaeon.sampling import PromptScores
-from aegaeon.types import Failure, NewToken, RequestId
+from aegaeon.types import Begun, Failure, NewToken, RequestId
 
 
 @dataclass(slots=True)
@@ -27,3 +28,12 @@ class Made:
         message = f"{request.model} made logits that are not finite; the request ends"
         code = AegaeonError.code if error is None else error.code
         self.failed.append((request.id, code, message if error is None else str(error)))
+
+    def begun(self, starts: Iterable[tuple[Sequence, int]]) -> tuple[Begun, ...]:
+        """Return those that go on, of sequences and where they started, and have no token."""
+        ended = {token.request_id for token in self.tokens} | self.lost.keys()
+        return tuple(
+            Begun(sequence.request.id, sequence.cached, start)
+            for sequence, start in starts
+            if sequence.request.id not in ended
+        )

@@ -10,7 +10,8 @@ from aegaeon.types import FinishReason, KvHandle, Request
 class Sequence:
     """`held` has the blocks a forward pass uses, for the first `cached` tokens and those of the
     pass; `chain` names their content, where others may see them (`is_shareable`). Of the cached
-    tokens `sound` ones are known to have finite keys and values.
+    tokens `sound` ones are known to have finite keys and values; `is_unsure` while no logits have
+    told of what was run last.
 
     `found` tokens were cached when it began, as others had left them, and nobody has been told yet.
     `offer` is under what its blocks were last offered to other instances (0: never); `is_apart`
@@ -21,8 +22,8 @@ class Sequence:
 
     __slots__ = (
         *("adjustment", "cached", "chain", "constraint", "context_tokens", "found", "generated"),
-        *("held", "is_adopted", "is_apart", "is_shareable", "offer", "order", "request"),
-        *("scored", "shape", "sound"),
+        *("held", "is_adopted", "is_apart", "is_shareable", "is_unsure", "offer", "order"),
+        *("request", "scored", "shape", "sound"),
     )
 
     def __init__(self, request: Request, shape: KvShape, context_tokens: int, order: int) -> None:
@@ -32,7 +33,7 @@ class Sequence:
         self.order = order
         self.generated = list(request.generated_token_ids)
         self.chain = Chain(b"", self.slice)
-        self.is_shareable = False
+        self.is_shareable = self.is_unsure = False
         self.held = Held()
         self.cached = self.sound = self.found = 0
         self.offer = 0
@@ -113,6 +114,7 @@ class Sequence:
 
     def forget_kv(self) -> None:
         """Nothing of it is cached any more; its tokens stay."""
+        self.is_unsure = False
         self.held = Held()
         self.cached = self.sound = self.found = 0
         self.offer = 0

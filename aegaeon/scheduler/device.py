@@ -12,7 +12,7 @@ from aegaeon.errors import Overloaded
 from aegaeon.explanations import Decision
 from aegaeon.scheduler.decisions import GOES_ON, Decisions
 from aegaeon.scheduler.ledger import GroupT, Ledger, Limits
-from aegaeon.scheduler.observer import Observer
+from aegaeon.scheduler.observer import Observer, tell
 from aegaeon.scheduler.residency import Residency
 from aegaeon.types import (
     Action,
@@ -140,7 +140,8 @@ class DeviceScheduler(Ledger[GroupT]):
         self._steps_done = 0
         self._decoding = step if isinstance(step, Decode) else None
         if isinstance(step, Prefill) and group is not None:
-            tokens = sum(group.waiting[request].tokens + 1 for request in step.requests)
+            new = [group.waiting[r] for r in step.requests if r not in group.begun]
+            tokens = sum(entry.tokens for entry in new) + len(step.requests)
             self._reserved_tokens = tokens
             self._hold_kv(group, tokens)
         return step
@@ -182,7 +183,7 @@ class DeviceScheduler(Ledger[GroupT]):
         self._loads.begin(load)
         group = self._group(load.model)
         self._arriving = load.bring
-        self._arriving_tokens = sum(group.running[request].tokens for request in load.bring)
+        self._arriving_tokens = sum(e.tokens for e in group.holders if e.id in load.bring)
         self._hold_kv(group, self._arriving_tokens)
 
     def _is_used(self, model: ModelId) -> bool:
@@ -269,19 +270,18 @@ class DeviceScheduler(Ledger[GroupT]):
         assert isinstance(action, Prefill | Decode)
         group = self._groups[outcome.model]
         self._shares.charge(action.requests, outcome.took_s)
-        # Others did less, or more: without KV, or a grammar's word; with a prompt's likelihood.
-        is_plain = len(outcome.tokens) == len(action.requests) and not outcome.scores
-        is_plain = is_plain and not (outcome.preempted or outcome.is_apart)
-        if self.observer is not None and is_plain:
-            self._tell(self.observer, group, action, outcome)
+        if self.observer is not None:
+            tell(self.observer, group, action, outcome)
         self._steps_done += 1
         self._residency.touch(outcome.model)
         for token in outcome.tokens:
             if token.request_id in self._model_of:
                 self._add_token(group, token.request_id, now)
+        for begun in outcome.begun:
+            self._begin(group, begun)
         if len(group.running) > len(action.requests):
             group.rotate(action.requests)
-        if outcome.tokens:
+        if outcome.tokens or outcome.begun:
             self._gained(group)
             group.kv_retry.reset()
         if outcome.preempted:
@@ -297,27 +297,12 @@ class DeviceScheduler(Ledger[GroupT]):
             self._let_go(group)
         self._stepped(group, action, now)
 
-    def _tell(
-        self, observer: Observer, group: GroupT, action: Prefill | Decode, outcome: Stepped
-    ) -> None:
-        """A step ended in which none of its requests fared ill; they are not up to date yet."""
-        here = group.waiting if isinstance(action, Prefill) else group.running
-        entries = [here.get(request) for request in action.requests]
-        lengths = [entry.tokens for entry in entries if entry is not None]
-        if len(lengths) < len(entries):
-            return  # some were cancelled meanwhile
-        if isinstance(action, Prefill):
-            cached = {token.request_id: token.cached_tokens for token in outcome.tokens}
-            found = [cached.get(request, 0) for request in action.requests]
-            observer.prefilled(group.model, lengths, found, outcome.took_s)
-        else:
-            observer.decoded(group.model, lengths, outcome.took_s)
-
     def _add_token(self, group: GroupT, request: RequestId, now: float) -> None:
         if request in group.waiting:
+            has_kv = request in group.begun
             entry = group.begin_running(request, now)
             self._waiting_count -= 1
-            self._hold_kv(group, entry.tokens)
+            self._hold_kv(group, 1 if has_kv else entry.tokens)
         else:
             entry = group.running[request]
             entry.tokens += 1
@@ -370,7 +355,7 @@ class DeviceScheduler(Ledger[GroupT]):
         self._hold_kv(group, -self._arriving_tokens)
         self._arriving_tokens = 0
         for request in arriving:
-            if is_here and request in group.running:
+            if is_here and group.holder(request) is not None:
                 self._move_kv(request, True)
 
     def _on_weights_lost(self, group: GroupT, now: float) -> None:

@@ -22,7 +22,9 @@ class Entry:
     made: int = 0  # tokens since it came
     first_s: float = 0.0  # when the first of them was there
     is_here: bool = True  # its KV is on the device, or it has none
-    known: int = 0  # first tokens, while it waits, whose KV others have left, as it looks
+    # First tokens, while it waits, that need not be run: whose KV others have left, as it looks, or
+    # a piece of its prefill has made.
+    known: int = 0
 
     def prefill_s(self, cost: ModelCost, known: int | None = None) -> float:
         """How long its prefill takes behind the tokens that are known, or that were."""
@@ -43,12 +45,14 @@ class Group:
     model: ModelId
     # first come, first served, pre-empted ones in front
     waiting: OrderedDict[RequestId, Entry] = field(default_factory=OrderedDict)
+    # of these, those with a piece of their prefill behind them; they hold KV for the whole of it
+    begun: dict[RequestId, Entry] = field(default_factory=dict)
     # the front has decoded least recently
     running: dict[RequestId, Entry] = field(default_factory=dict)
     # prefilled ones on their way to another instance; they hold KV until they are gone
     leaving: dict[RequestId, Entry] = field(default_factory=dict)
     here_tokens: int = 0  # whose KV is on the device
-    away: int = 0  # running ones whose KV is not
+    away: int = 0  # those with KV whose KV is not
     load_retry: Retry = field(default_factory=lambda: Retry(1.0, 30.0))  # after a failed load
     loss_retry: Retry = field(default_factory=lambda: Retry(0.1, 4.0, free=1))  # lost, no token yet
     load_s: float = 0.0  # what the last load took
@@ -63,6 +67,15 @@ class Group:
     def has_requests(self) -> bool:
         """Whether anything waits or runs here."""
         return bool(self.waiting or self.running)
+
+    @property
+    def holders(self) -> tuple[Entry, ...]:
+        """Those with KV that are not leaving, here or away."""
+        return (*self.running.values(), *self.begun.values())
+
+    def holder(self, request: RequestId) -> Entry | None:
+        """Return `request` if it is one of them."""
+        return self.running.get(request) or self.begun.get(request)
 
     @property
     def to_prefill(self) -> int:
@@ -107,6 +120,7 @@ class Group:
     def begin_running(self, request: RequestId, now: float) -> Entry:
         """A waiting request has been prefilled and has a token more."""
         entry = self.waiting.pop(request)
+        self.begun.pop(request, None)
         self.running[request] = entry
         entry.is_here = True
         entry.tokens += 1
@@ -116,27 +130,31 @@ class Group:
         return entry
 
     def put_back(self, requests: Iterable[RequestId]) -> tuple[Entry, ...]:
-        """Return `requests` to the front of those waiting; say which of them were running."""
-        ran: list[Entry] = []
+        """Return `requests` to the front of those waiting; say which of them had KV."""
+        held: list[Entry] = []
         for request in reversed(tuple(requests)):
-            entry = self.running.pop(request, None)
+            entry = self.running.pop(request, None) or self.begun.pop(request, None)
             if entry is not None:
-                ran.append(entry)
+                held.append(entry)
                 entry.known = 0
                 self.away -= not entry.is_here
                 self.waiting[request] = entry
             if request in self.waiting:
                 self.waiting.move_to_end(request, last=False)
-        return tuple(ran)
+        return tuple(held)
 
     def leave(self, request: RequestId) -> None:
         """Let a running request go to another instance."""
         self.leaving[request] = self.running.pop(request)
 
     def remove(self, request: RequestId) -> Entry | None:
-        """Forget `request`; return it if it was running or leaving."""
+        """Forget `request`; return it if it had KV."""
         self.waiting.pop(request, None)
-        entry = self.leaving.pop(request, None) or self.running.pop(request, None)
+        entry = (
+            self.leaving.pop(request, None)
+            or self.running.pop(request, None)
+            or self.begun.pop(request, None)
+        )
         if entry is not None:
             self.away -= not entry.is_here
         return entry

@@ -29,7 +29,7 @@ class KvLine:
 
     def is_held(self) -> bool:
         """Whether any sequence has KV that it may give up later."""
-        return any(group.running or group.leaving for group in self._groups.values())
+        return any(g.running or g.leaving or g.begun for g in self._groups.values())
 
     def join(self, groups: Iterable[Group], now: float) -> None:
         """Put `groups` in line, those behind that are not in it yet."""
@@ -78,5 +78,5 @@ class KvLine:
         return {
             model: group
             for model, group in active.items()
-            if group.running or self.may_prefill(group, now)
+            if group.running or group.begun or self.may_prefill(group, now)
         }

@@ -20,7 +20,7 @@ from aegaeon.scheduler.loads import Loads
 from aegaeon.scheduler.ranks import Ranks, room_of
 from aegaeon.scheduler.residency import Residency
 from aegaeon.specs import Priority
-from aegaeon.types import Failure, InstanceId, ModelId, Request, RequestId, Role
+from aegaeon.types import Begun, Failure, InstanceId, ModelId, Request, RequestId, Role
 
 GroupT = TypeVar("GroupT", bound=Group)
 
@@ -194,6 +194,8 @@ class Ledger(Scheduler, Generic[GroupT]):
         entry = None if model is None else self._groups[model].waiting.get(request)
         if model is None or entry is None or entry.known == known_tokens:
             return
+        if request in self._groups[model].begun:
+            return  # it is known what it has
         before, entry.known = entry.known, known_tokens
         self._expected(self._groups[model], entry, before, now)
         self._something_happened()
@@ -299,12 +301,29 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._residency.hold_kv(group.model, tokens)
 
     def _put_back(self, group: GroupT, requests: Iterable[RequestId]) -> bool:
-        """Let `requests` wait in front of `group`. Those that ran give up their KV, and are
-        prefilled again when there is room. Says whether any did."""
-        ran = group.put_back(requests)
-        self._waiting_count += len(ran)
-        self._hold_kv(group, -sum(entry.tokens for entry in ran if entry.is_here))
-        return bool(ran)
+        """Let `requests` wait in front of `group`. Those with KV give it up, and are prefilled
+        again when there is room. Says whether any did."""
+        waited = len(group.waiting)
+        held = group.put_back(requests)
+        self._waiting_count += len(group.waiting) - waited
+        self._hold_kv(group, -sum(entry.tokens for entry in held if entry.is_here))
+        return bool(held)
+
+    def _begin(self, group: GroupT, begun: Begun) -> None:
+        """A piece of a prompt has been prefilled; the room for all of it is taken."""
+        entry = group.waiting.get(begun.request_id)
+        if entry is None:
+            return
+        entry.known = begun.tokens
+        if entry.id not in group.begun:
+            group.begun[entry.id] = entry
+            entry.is_here = True
+            self._hold_kv(group, entry.tokens)
+
+    def has_begun(self, request: RequestId) -> bool:
+        """Whether `request` waits with a piece of its prompt prefilled and its KV held."""
+        model = self._model_of.get(request)
+        return model is not None and request in self._groups[model].begun
 
     def _forget(self, request: RequestId) -> None:
         model = self._model_of.pop(request, None)
@@ -335,18 +354,15 @@ class Ledger(Scheduler, Generic[GroupT]):
         return self._residency.free_bytes // per_step if per_step else 1 << 30
 
     def _kv_of(self, models: Iterable[ModelId]) -> tuple[RequestId, ...]:
-        """The running requests of `models` whose KV is on the device."""
+        """The requests of `models` whose KV is on the device."""
         return tuple(
-            entry.id
-            for model in models
-            for entry in self._groups[model].running.values()
-            if entry.is_here
+            entry.id for model in models for entry in self._groups[model].holders if entry.is_here
         )
 
     def _move_kv(self, request: RequestId, is_here: bool) -> None:
         group = self._groups[self._model_of[request]]
-        entry = group.running[request]
-        assert entry.is_here != is_here
+        entry = group.holder(request)
+        assert entry is not None and entry.is_here != is_here
         entry.is_here = is_here
         group.away += -1 if is_here else 1
         self._hold_kv(group, entry.tokens if is_here else -entry.tokens)

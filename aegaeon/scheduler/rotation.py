@@ -25,21 +25,34 @@ class Stream(NamedTuple):
 
 
 class Newcomer(NamedTuple):
-    """A model with requests to prefill, what that takes, and how long they may wait."""
+    """A model with requests to prefill, or the next `max_tokens` of their prompts, what that takes,
+    how long they may wait, and what all of the first one's prompt takes from here on."""
 
     group: SlackGroup
     requests: tuple[RequestId, ...]
     prefill_s: float
     slack_s: float
+    max_tokens: int | None = None
+    rest_s: float = 0.0
 
 
 class Turn(NamedTuple):
-    """Whose it is, and whom it prefills: nobody where it decodes. Then it may be over, for a
-    newcomer's sake, once its most urgent request is `lead_s` ahead."""
+    """Whose it is, and whom it prefills, with what bound in tokens: nobody where it decodes. Then
+    it may be over, for a newcomer's sake, once its most urgent request is `lead_s` ahead."""
 
     group: SlackGroup
     prefill: tuple[RequestId, ...] = ()
     lead_s: float = math.inf
+    max_tokens: int | None = None
+
+
+def first_of(newcomers: Sequence[Newcomer]) -> Newcomer | None:
+    """Return who of them is prefilled first: the shortest, for it keeps the others least, unless
+    one cannot wait for as long as its own prompt takes; then the one that can least."""
+    urgent = [one for one in newcomers if one.slack_s < one.rest_s]
+    if urgent:
+        return min(urgent, key=lambda one: one.slack_s)
+    return min(newcomers, key=lambda one: one.rest_s, default=None)
 
 
 class Rotation:
@@ -82,7 +95,7 @@ class Rotation:
         """
         if not streams:
             assert newcomer is not None
-            return Turn(newcomer.group, newcomer.requests)
+            return _prefill(newcomer)
         longest = self._next_of(streams)
         lead_s = min(stream.lead_s for stream in streams)
         needed_s = math.inf if newcomer is None else self._needed_s(newcomer, streams, longest)
@@ -91,9 +104,9 @@ class Rotation:
         if newcomer is not None:
             is_current = goes_on and newcomer.group is current
             if is_current and owner is None:
-                return Turn(newcomer.group, newcomer.requests)
+                return _prefill(newcomer)
             if needed_s <= lead_s and (is_current or owner is None):
-                return Turn(newcomer.group, newcomer.requests)
+                return _prefill(newcomer)
         if owner is None:
             owner = longest
             if owner.group is current:
@@ -112,3 +125,7 @@ class Rotation:
         if min(stream.group.ran_s for stream in streams) <= self._prefilled_s:
             return math.inf
         return min(newcomer.slack_s, newcomer.prefill_s + longest.group.step_s)
+
+
+def _prefill(newcomer: Newcomer) -> Turn:
+    return Turn(newcomer.group, newcomer.requests, max_tokens=newcomer.max_tokens)

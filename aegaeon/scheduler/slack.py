@@ -7,7 +7,7 @@ is needed last makes room for what is needed next (`slack_loads`).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aegaeon.metrics import Target
 from aegaeon.scheduler.busyness import Busyness
@@ -15,8 +15,9 @@ from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.decisions import TAKES_TURNS
 from aegaeon.scheduler.groups import Entry
 from aegaeon.scheduler.ledger import Limits
+from aegaeon.scheduler.pieces import Bounds, bounds_before, bounds_between, cut
 from aegaeon.scheduler.residency import Residency
-from aegaeon.scheduler.rotation import Newcomer, Rotation, Stream, Turn
+from aegaeon.scheduler.rotation import Newcomer, Rotation, Stream, Turn, first_of
 from aegaeon.scheduler.shedding import Demand, shed
 from aegaeon.scheduler.slack_loads import SlackLoads
 from aegaeon.scheduler.urgency import SlackGroup, SlackSettings, Survey, Urgency, scaled
@@ -104,13 +105,19 @@ class SlackScheduler(SlackLoads):
         group.joining = 0
 
     def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:
-        group.late_since_s = math.inf
         group.ran_s = now
         group.cost = self._costs[group.model]  # refined meanwhile
+        group.owes_step = isinstance(action, Prefill) and action.max_tokens is not None
         if isinstance(action, Prefill):
             self._rotation.prefilled(now)
-            group.joining = max(0, group.joining - len(action.requests))
-        elif len(group.running) <= len(action.requests):
+            joined = sum(request not in group.waiting for request in action.requests)
+            group.joining = max(0, group.joining - joined)
+            if joined:  # a piece is no help to one that starves
+                group.late_since_s = math.inf
+            self._changed(group)
+            return
+        group.late_since_s = math.inf
+        if len(group.running) <= len(action.requests):
             group.holds_s = -math.inf  # the same one is the most urgent
             return
         self._changed(group)
@@ -214,29 +221,35 @@ class SlackScheduler(SlackLoads):
         if min(slack_s[group.model] for group in ready) < -self._set.guard_s:
             return None
         streams = [Stream(g, self._urgency.lead_s(g, now)) for g in ready if g.running]
-        newcomers = [found for g in ready if (found := self._newcomer_of(g, now)) is not None]
+        found = (self._newcomer_of(group, streams, now) for group in ready)
+        newcomers = [newcomer for newcomer in found if newcomer is not None]
         if not (streams or newcomers):
             return None
-        newcomer = min(newcomers, key=lambda one: one.slack_s, default=None)
         current = None if self._current is None else self._groups.get(self._current)
-        turn = self._rotation.next(current, streams, newcomer, now)
+        turn = self._rotation.next(current, streams, first_of(newcomers), now)
         self._other_s = min(slack_s[group.model] for group in ready if group is not turn.group)
         return turn
 
-    def _newcomer_of(self, group: SlackGroup, now: float) -> Newcomer | None:
+    def _newcomer_of(
+        self, group: SlackGroup, streams: Sequence[Stream], now: float
+    ) -> Newcomer | None:
         """Those of `group` that may be prefilled: more than one only if that takes no longer than
         a token may."""
         if not group.waiting or len(group.running) >= self._limits.max_running:
             return None
-        picked = self._pick_prefill(group)
+        picked, cost = self._pick_prefill(group), group.cost
+        steps_s = [stream.group.step_s for stream in streams]
+        tbt_s = min((stream.group.target.tbt_s for stream in streams), default=math.inf)
+        least_s, most_s = bounds_between(steps_s, tbt_s, cost)
+        bounds = Bounds(least_s, min(most_s, self._set.piece_s))
         while picked:
-            entries = [group.waiting[request] for request in picked]
-            squares = sum(entry.tokens**2 - entry.known**2 for entry in entries)
-            new = sum(entry.tokens - entry.known for entry in entries)
-            prefill_s = group.cost.prefill_s(new, squares)
-            if len(picked) == 1 or prefill_s <= group.target.tbt_s:
+            piece = cut([group.waiting[request] for request in picked], cost, bounds)
+            if len(piece.requests) == 1 or piece.prefill_s <= group.target.tbt_s:
                 slack_s = self._urgency.waiting_due_s(group, now) - now
-                return Newcomer(group, picked, prefill_s, slack_s)
+                rest_s = group.waiting[piece.requests[0]].prefill_s(cost)
+                return Newcomer(
+                    group, piece.requests, piece.prefill_s, slack_s, piece.max_tokens, rest_s
+                )
             picked = picked[:-1]
         return None
 
@@ -252,11 +265,12 @@ class SlackScheduler(SlackLoads):
 
     def _step(self, group: SlackGroup, now: float) -> Prefill | Decode | None:
         if self._turn is not None and self._turn.prefill:
-            return Prefill(group.model, self._turn.prefill)
+            return Prefill(group.model, self._turn.prefill, self._turn.max_tokens)
         if self._turn is None and group.waiting and self._admits(group, now):
-            picked = self._pick_prefill(group)
-            if picked:
-                return Prefill(group.model, picked)
+            entries = [group.waiting[request] for request in self._pick_prefill(group)]
+            if entries:
+                piece = cut(entries, group.cost, self._bounds(group, now))
+                return Prefill(group.model, piece.requests, piece.max_tokens)
         if not group.running:
             self._reason = "no_room_for_kv"
             return None
@@ -269,15 +283,32 @@ class SlackScheduler(SlackLoads):
 
     def _admits(self, group: SlackGroup, now: float) -> bool:
         """Whether newcomers are prefilled now, or wait for the next turn."""
-        if len(group.running) >= self._limits.max_running:
+        if len(group.running) >= self._limits.max_running or (group.owes_step and group.running):
             return False
-        if not self._kv.may_prefill(group, now) or self._urgency.yields(group, self._other_s, now):
+        has_room = bool(group.begun) or self._kv.may_prefill(group, now)
+        if not has_room or self._urgency.yields(group, self._other_s, now):
             return False
-        if group.joining or not group.running or self._is_idle:
+        if group.begun or group.joining or not group.running or self._is_idle:
             return True
         if self._urgency.lead_s(group, now) < self._set.join_s:
             return True
         return self._urgency.waiting_due_s(group, now) - now < self._set.join_slack_s
+
+    def _bounds(self, group: SlackGroup, now: float) -> Bounds:
+        """Of a piece in a turn of `group`: those who run, and others who may keep their deadlines,
+        are to keep them; and where nobody else is here, nobody's stream is to stand still."""
+        is_alone = len(self._active) < 2
+        dues_s = [] if is_alone else [self._set.piece_s]
+        if self._other_s > self._set.guard_s:
+            dues_s.append(self._other_s)
+        if not group.running or len(group.waiting) > self._limits.prefill_requests:
+            return bounds_before(dues_s, 0.0, group.cost)  # a backlog comes before smooth streams
+        step_s = group.cost.decode_s(group.here_tokens, len(group.running))
+        dues_s.append(self._urgency.lead_s(group, now) - step_s)
+        if not (self._is_idle and is_alone):
+            return bounds_before(dues_s, step_s, group.cost)
+        least_s, most_s = bounds_between([step_s], group.target.tbt_s, group.cost)
+        return Bounds(least_s, min(most_s, *dues_s))
 
     def _pick_prefill(self, group: SlackGroup) -> tuple[RequestId, ...]:
         """The most urgent ones of those waiting, within the bounds and the memory."""
@@ -288,11 +319,16 @@ class SlackScheduler(SlackLoads):
         free = self._residency.free_bytes
         if group.running:
             free -= self._residency.kv_margin_bytes // 2
-        tokens = known = 0
+        is_short = bool(group.begun) and self._kv.first() is not None  # only those with KV go on
+        tokens = new = 0
         picked: list[RequestId] = []
         for entry in self._urgency.in_order(group):
-            tokens, known = tokens + entry.tokens + 1, known + entry.known
-            too_much = len(picked) >= most or (picked and tokens - known > limits.prefill_tokens)
+            has_kv = entry.id in group.begun
+            if is_short and not has_kv:
+                continue
+            new += entry.tokens - entry.known + 1
+            tokens += 1 if has_kv else entry.tokens + 1
+            too_much = len(picked) >= most or (picked and new > limits.prefill_tokens)
             if too_much or self._residency.kv_bytes(group.model, tokens) > free:
                 break
             picked.append(entry.id)
@@ -306,7 +342,7 @@ class SlackScheduler(SlackLoads):
         urgent, tbt_s = self._urgency.urgent(group, now), group.target.tbt_s
         lead_s = urgent.due_s(tbt_s) - now
         steps = self._steps_that_fit(group, len(requests))
-        if len(group.running) > len(requests):
+        if len(group.running) > len(requests) or group.begun:
             steps = min(steps, 1)
         until_s, ahead_s = math.inf, math.inf
         if lead_s < settings.ahead_s and len(self._active) > 1:

@@ -62,7 +62,7 @@ class SlackLoads(DeviceScheduler[SlackGroup]):
             room = self._room_for(group, busy, holders, slack_s[group.model] + margin_s)
             if room is not None:
                 self._reason = "least_slack_absent"
-                bring = tuple(e.id for e in group.running.values() if not e.is_here)
+                bring = tuple(e.id for e in group.holders if not e.is_here)
                 return Load(group.model, room.evict, self._kv_of(room.offload), bring)
         return None
 
@@ -80,17 +80,18 @@ class SlackLoads(DeviceScheduler[SlackGroup]):
         # Prompts for which the device is too small even so have to wait for those before them.
         most -= residency.kv_bytes(model, group.here_tokens) + away
         most -= residency.bytes_of(busy) if busy and busy != model else 0
-        waiting = sum(entry.tokens for entry in group.waiting.values())
+        new = (entry for entry in group.waiting.values() if entry.id not in group.begun)
+        waiting = sum(entry.tokens for entry in new)
         need += min(residency.kv_bytes(model, waiting), max(most, self._first_prompt_bytes(group)))
         return find_room(need - residency.free_bytes, holders, above_s)
 
     def _away_that_fits(self, group: SlackGroup, most: int) -> int:
-        """The KV to be brought back, in bytes. While that of all who run is more than `most`, the
-        last to come is put back, to be prefilled again behind the others."""
-        size, model, running = self._residency.kv_bytes, group.model, group.running
-        away = sum(e.tokens for e in running.values() if not e.is_here) if group.away else 0
-        while size(model, group.here_tokens + away) > most and len(running) > 1:
-            last = max(running.values(), key=lambda entry: entry.arrival_s)
+        """The KV to be brought back, in bytes. While that of all who have some is more than `most`,
+        the last to come is put back, to be prefilled again behind the others."""
+        size, model = self._residency.kv_bytes, group.model
+        away = sum(e.tokens for e in group.holders if not e.is_here) if group.away else 0
+        while size(model, group.here_tokens + away) > most and len(group.holders) > 1:
+            last = max(group.holders, key=lambda entry: entry.arrival_s)
             away -= 0 if last.is_here else last.tokens
             self._put_back(group, (last.id,))
             self._changed(group)
@@ -102,7 +103,8 @@ class SlackLoads(DeviceScheduler[SlackGroup]):
         if group.running or not group.waiting:
             return 0
         first = self._urgency.in_order(group)[0]
-        return self._residency.kv_bytes(group.model, first.tokens + 1)
+        held = first.tokens if first.id in group.begun else 0
+        return self._residency.kv_bytes(group.model, first.tokens + 1 - held)
 
     def _find_relief(self, now: float, busy: ModelId | None) -> Load | None:
         """Make room in time for the KV of those who compute."""

@@ -29,6 +29,7 @@ class SlackSettings(msgspec.Struct, frozen=True, kw_only=True):
     look_s: float = 0.25  # between looks for room for a load
     share_s: float = 1.0  # of the device: who has had so much more than others yields a TTFT
     yield_s: float = 2.5  # slack that one of a lower priority always seems to have
+    piece_s: float = 1.0  # of a prefill, at most, where there are other models' requests
     press_s: float = 2.0  # and that one of a higher priority seems to have less
 
     def leaves_below_s(self, current_s: float) -> float:
@@ -57,6 +58,7 @@ class SlackGroup(Group):
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
     late_since_s: float = math.inf  # no step since a request was hopelessly late
     ran_s: float = -math.inf  # when its last step ended
+    owes_step: bool = False  # to those who run, since a piece of a prefill
     # What follows from its requests, until `holds_s` or a change of them.
     due_s: float = math.inf
     step_s: float = 0.0  # of decoding all of them

@@ -15,8 +15,8 @@ from aegaeon.sampling import SamplingParams
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.places import Place
 from aegaeon.scheduler.policies import Fleet, Policy
-from aegaeon.sim.device import Device, Job, Prices, Usage
-from aegaeon.sim.pace import exact
+from aegaeon.sim.device import Device, Job, Usage
+from aegaeon.sim.pace import Prices, exact
 from aegaeon.sim.timeline import Span, Timeline
 from aegaeon.sim.workloads import Arrival, Load
 from aegaeon.types import ModelId, Request, Role

@@ -5,18 +5,18 @@ new actions.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from aegaeon.metrics import TokenRuns
-from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.policies import AnyScheduler
-from aegaeon.sim.pace import Pace, StepCosts, exact
+from aegaeon.sim.pace import Pace, Prices
 from aegaeon.sim.timeline import Timeline
 from aegaeon.types import (
     Action,
+    Begun,
     ComputeAction,
     Decode,
     Handoff,
@@ -74,37 +74,6 @@ class Usage:
     kv_moved_gb: float = 0.0
 
 
-class Prices:
-    """What actions take on one kind of device, in exact multiples of the quantum."""
-
-    def __init__(self, costs: Costs, models: Mapping[ModelId, ModelCost]) -> None:
-        self.models = models
-        self.switch_s = exact(costs.switch_s)
-        self.rest_s = math.inf if costs.rest_s is None else exact(costs.rest_s)
-        self._costs = costs
-        self._steps = {cost: StepCosts(cost) for cost in set(models.values())}
-        self._steps_of = {model: self._steps[cost] for model, cost in models.items()}
-
-    def steps(self, model: ModelId) -> StepCosts:
-        """Return what decoding takes."""
-        return self._steps_of[model]
-
-    def prefill_s(self, model: ModelId, lengths: list[int]) -> float:
-        """Return the time of a prefill of prompts of `lengths`."""
-        squares = sum(length * length for length in lengths)
-        return exact(self.models[model].prefill_s(sum(lengths), squares))
-
-    def load_s(self, model: ModelId) -> float:
-        """Return the time in which weights come over the link."""
-        return exact(self._costs.load_s(self.models[model]))
-
-    def move_s(self, gigabytes: float) -> float:
-        """Return the time in which so much of keys and values goes over the link."""
-        if not gigabytes or not self._costs.is_kv_moved:
-            return 0.0
-        return exact(gigabytes / self._costs.link_gb_per_s + self._costs.move_fixed_s)
-
-
 class Device:
     """Runs one scheduler. `due_s` is when something ends there; call `tick` then, or earlier with
     what has arrived."""
@@ -142,6 +111,7 @@ class Device:
         self._coming: ModelId | None = None  # whose did, and when all are in
         self._whole_s = -math.inf
         self._waits_s = 0.0  # of a prefill, for weights
+        self._spans: list[tuple[int, int]] = []  # of its prompts
         self._rests_since_s = 0.0  # while nothing computes
         self._idle_until_s = math.inf
         self._idle_since_s = math.inf
@@ -228,10 +198,16 @@ class Device:
 
     def _end_prefill(self, action: Prefill, took_s: float, now: float) -> None:
         tokens = []
+        begun = []
         ended = []
-        for request in action.requests:
+        for request, (start, stop) in zip(action.requests, self._spans, strict=True):
             job = self.jobs.get(request)
             if job is None:
+                continue
+            if stop < self._prefill_tokens(job):
+                job.context_tokens = stop
+                job.saved_tokens = min(job.saved_tokens, start)
+                begun.append(Begun(request, stop, start))
                 continue
             job.times_s.add(now, 0.0, 0.0, 1)
             job.context_tokens = len(job.request.prompt_token_ids) + job.made
@@ -240,7 +216,8 @@ class Device:
             tokens.append(NewToken(request, 0, "length" if is_last else None))
             if is_last:
                 ended.append(job)
-        self.scheduler.complete(Stepped(action.model, tuple(tokens), took_s), now)
+        outcome = Stepped(action.model, tuple(tokens), took_s, begun=tuple(begun))
+        self.scheduler.complete(outcome, now)
         for job in ended:
             self._end_job(job, is_failed=False)
 
@@ -338,13 +315,22 @@ class Device:
             case Decode():
                 self._begin_decode(action, now)
             case Prefill():
-                lengths = [self._prefill_tokens(self.jobs[r]) for r in action.requests]
-                ends_s = now + self._prices.prefill_s(action.model, lengths)
-                self._action_ends_s = max(ends_s, self._in_s(action.model))
-                self._waits_s = self._action_ends_s - ends_s
+                self._begin_prefill(action, now)
             case Switch():
                 assert action.model in self._resident, f"{action.model} is not resident"
                 self._action_ends_s = now + self._prices.switch_s
+
+    def _begin_prefill(self, action: Prefill, now: float) -> None:
+        jobs = [self.jobs[request] for request in action.requests]
+        starts = [
+            job.context_tokens if self.scheduler.has_begun(job.request.id) else 0 for job in jobs
+        ]
+        missing = [self._prefill_tokens(job) - at for job, at in zip(jobs, starts, strict=True)]
+        shares = action.shares(missing)
+        self._spans = [(at, at + share) for at, share in zip(starts, shares, strict=True)]
+        ends_s = now + self._prices.prefill_s(action.model, self._spans)
+        self._action_ends_s = max(ends_s, self._in_s(action.model))
+        self._waits_s = self._action_ends_s - ends_s
 
     def _begin_decode(self, action: Decode, now: float) -> None:
         jobs = [self.jobs[request] for request in action.requests]

@@ -1,12 +1,14 @@
-"""When the steps of a run end: in closed form, and to the last bit what single steps would give.
+"""What actions take, and when the steps of a run end: in closed form, and to the last bit what
+single steps would give.
 
 All durations are multiples of a power of two of a second, so sums of them are exact for hours.
 """
 
 import math
+from collections.abc import Mapping
 
-from aegaeon.scheduler.cost import ModelCost
-from aegaeon.types import Stretch
+from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.types import ModelId, Stretch
 
 QUANTUM = 2.0**-38  # s; exact in a double up to 2**15 s
 
@@ -99,3 +101,35 @@ class Pace:
             return seconds / self.step_s
         linear = self.step_s - self.growth_s / 2
         return 2 * seconds / (linear + math.sqrt(linear * linear + 2 * self.growth_s * seconds))
+
+
+class Prices:
+    """What actions take on one kind of device, in exact multiples of the quantum."""
+
+    def __init__(self, costs: Costs, models: Mapping[ModelId, ModelCost]) -> None:
+        self.models = models
+        self.switch_s = exact(costs.switch_s)
+        self.rest_s = math.inf if costs.rest_s is None else exact(costs.rest_s)
+        self._costs = costs
+        self._steps = {cost: StepCosts(cost) for cost in set(models.values())}
+        self._steps_of = {model: self._steps[cost] for model, cost in models.items()}
+
+    def steps(self, model: ModelId) -> StepCosts:
+        """Return what decoding takes."""
+        return self._steps_of[model]
+
+    def prefill_s(self, model: ModelId, spans: list[tuple[int, int]]) -> float:
+        """Return the time of a prefill of the tokens of prompts from one on and before another."""
+        squares = sum(stop * stop - start * start for start, stop in spans)
+        tokens = sum(stop - start for start, stop in spans)
+        return exact(self.models[model].prefill_s(tokens, squares))
+
+    def load_s(self, model: ModelId) -> float:
+        """Return the time in which weights come over the link."""
+        return exact(self._costs.load_s(self.models[model]))
+
+    def move_s(self, gigabytes: float) -> float:
+        """Return the time in which so much of keys and values goes over the link."""
+        if not gigabytes or not self._costs.is_kv_moved:
+            return 0.0
+        return exact(gigabytes / self._costs.link_gb_per_s + self._costs.move_fixed_s)

@@ -132,7 +132,7 @@ def test_tokens_are_the_same_wherever_prompts_are_cut(device, rows, monkeypatch,
     from aegaeon.engine import engine as module  # noqa: PLC0415
 
     plan = module.plan_passes
-    monkeypatch.setattr(module, "plan_passes", lambda sequences: plan(sequences, rows))
+    monkeypatch.setattr(module, "plan_passes", lambda those, shares: plan(those, rows, shares))
     chosen = [request for request in mates() if len(request.prompt_token_ids) < 200]
     runner = Runner(make_engine(device=device))
     runner.submit(*chosen)

@@ -175,7 +175,7 @@ def test_tokens_are_those_of_an_undisturbed_run(kv_dtype, devices, specs_of, und
         assert tokens == undisturbed(kv_dtype), (seed, ways)
         did += ways
     # What these seeds are there for; each of it happens many times.
-    expected = {"preempted", "handed over", "resumed", "cancelled"}
+    expected = {"preempted", "handed over", "resumed", "cancelled", "begun"}
     expected |= {"prefetch right", "prefetch wrong", "found"}
     if "cpu" in devices:
         expected |= {"evicted by others"}

@@ -239,7 +239,7 @@ def test_what_a_step_that_broke_off_has_left_is_never_found(device, monkeypatch)
     from aegaeon.engine import engine as module  # noqa: PLC0415
 
     plan = module.plan_passes
-    monkeypatch.setattr(module, "plan_passes", lambda sequences: plan(sequences, 32))
+    monkeypatch.setattr(module, "plan_passes", lambda those, shares: plan(those, 32, shares))
     engine = make_engine(device=device)
     model = engine._weights.models["a"]
     forward, passes = model.forward, itertools.count()

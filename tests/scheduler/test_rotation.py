@@ -60,8 +60,8 @@ def test_where_switching_takes_long_a_turn_makes_tokens_ahead_as_ever():
 def test_a_newcomer_begins_as_soon_as_its_prefill_makes_nobody_late():
     _, served = run((5.0, "a", 8, 300), (5.5, "b", 200, 50), (6.5, "c", 400, 50))
     for one in served:
-        assert longest_gap_s(one) < 0.41 + 4 * STEP_S
-        assert time_to_first_token_s(one.arrival_s, one.token_times_s) < 0.6
+        assert longest_gap_s(one) < 0.05 + 4 * STEP_S  # a piece of 32 tokens, not a prompt of 400
+        assert time_to_first_token_s(one.arrival_s, one.token_times_s) < 0.85
         first_s = one.token_times_s[0]
         assert all(at_s <= first_s + k * 0.1 for k, at_s in enumerate(one.token_times_s))
 
@@ -69,7 +69,7 @@ def test_a_newcomer_begins_as_soon_as_its_prefill_makes_nobody_late():
 def test_newcomers_at_once_come_one_by_one_with_steps_of_the_others_between():
     _, served = run((5.0, "a", 8, 300), *((7.0, model, 100, 50) for model in "bbccd"))
     stream = next(one for one in served if one.model == "a")
-    assert longest_gap_s(stream) < 2 * 0.11
+    assert longest_gap_s(stream) < 0.12
     waits = [time_to_first_token_s(one.arrival_s, one.token_times_s) for one in served]
     assert max(waits) < 1.5
 

@@ -19,7 +19,8 @@ from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.scheduler.policies import POLICIES, Fleet
 from aegaeon.scheduler.residency import Residency
-from aegaeon.sim.device import Device, Job, Prices
+from aegaeon.sim.device import Device, Job
+from aegaeon.sim.pace import Prices
 from aegaeon.sim.timeline import Timeline
 from aegaeon.store.codec import encode
 from aegaeon.store.local import LocalDomain
@@ -115,7 +116,8 @@ class Log:
 
     def action(self, now, action):
         requests = () if isinstance(action, Switch) else action.requests
-        self.computed.append((now, type(action).__name__, action.model, requests))
+        most = action.max_tokens if isinstance(action, Prefill) else None
+        self.computed.append((now, type(action).__name__, action.model, requests, most))
 
     def load(self, now, load):
         self.loaded.append((now, load.model, load.evict, load.offload, load.bring))
@@ -162,8 +164,11 @@ class Live:
             case Switch():
                 return self.prices.switch_s
             case Prefill():
-                lengths = [self.tokens_of(request) for request in action.requests]
-                return self.prices.prefill_s(action.model, lengths)
+                starts = [self.engine._prefilled.get(request, 0) for request in action.requests]
+                pairs = list(zip(action.requests, starts, strict=True))
+                shares = action.shares(self.tokens_of(request) - at for request, at in pairs)
+                spans = [(at, at + n) for at, n in zip(starts, shares, strict=True)]
+                return self.prices.prefill_s(action.model, spans)
             case Decode():
                 context = sum(self.tokens_of(request) for request in action.requests)
                 steps = self.prices.steps(action.model)

@@ -21,6 +21,8 @@ class Runner:
         self.reasons = {}
         self.failures = {}
         self.preempted = 0
+        self.begun = 0
+        self.pieces = lambda: None  # says how large each prefill may be
         self.reloads = 0
         self.current = None
 
@@ -63,6 +65,7 @@ class Runner:
         for request, code, _ in outcome.failed:
             self.failures[request] = code
             self._close(request)
+        self.begun += len(outcome.begun)
         for request in outcome.preempted:
             self.preempted += 1
             if request in self.running:
@@ -86,7 +89,7 @@ class Runner:
             running = [r for r in mine if r in self.running]
             if waiting and (not running or choose.random() < 0.3):
                 picked = choose.sample(waiting, choose.randint(1, len(waiting)))
-                self.act(Prefill(model, tuple(picked)))
+                self.act(Prefill(model, tuple(picked), self.pieces()))
             else:
                 picked = choose.sample(running, choose.randint(1, len(running)))
                 self.act(Decode(model, tuple(picked)))

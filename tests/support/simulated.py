@@ -59,7 +59,8 @@ class Account:
     def next_action(self, now):
         self._action = self.inner.next_action(now)
         for request in tuple(self._here):  # put back in line: its KV is let go
-            if request in self.inner._groups[self._requests[request].model].waiting:
+            is_waiting = request in self.inner._groups[self._requests[request].model].waiting
+            if is_waiting and not self.inner.has_begun(request):
                 del self._here[request]
         match self._action:
             case Prefill():

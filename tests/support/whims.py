@@ -70,12 +70,15 @@ class Whims:
     def _step(self, at, model, mine):
         picked = tuple(self.choose.sample(mine, self.choose.randint(1, len(mine))))
         action = self.choose.choice((Prefill, Decode))(model, picked)
+        if isinstance(action, Prefill) and self.choose.random() < 0.5:
+            action = Prefill(model, picked, self.choose.choice((1, 5, 16, 40)))
         outcome = self.engines[at].execute(action)
         if isinstance(outcome, WeightsLost):
             self._lose(at, model)
             return False
         assert isinstance(outcome, Stepped) and not outcome.failed, outcome
         self.did["preempted"] += len(outcome.preempted)
+        self.did["begun"] += len(outcome.begun)
         self.did["deferred"] += len(picked) - len(outcome.tokens) - len(outcome.preempted)
         for token in outcome.tokens:
             self.tokens[token.request_id].append(token.token_id)
