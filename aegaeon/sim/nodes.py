@@ -16,7 +16,7 @@ from aegaeon.metrics import Served, Target
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.demand import Flow, busy, loads_per_s
 from aegaeon.scheduler.levels import Node, NodeId
-from aegaeon.scheduler.placement import Move, Need, Placed, Rules, place
+from aegaeon.scheduler.placement import Move, Need, Placed, Rules, Where, place
 from aegaeon.scheduler.policies import USABLE_MEMORY, Policy
 from aegaeon.scheduler.routing import Router
 from aegaeon.sim.cluster import Cluster, make_job, no_garbage
@@ -177,8 +177,9 @@ class Wires:
 class Nodes:
     """A run of nodes. What happens: epochs, losses, that they are missed, weights that come."""
 
-    def __init__(self, setup: Setup, flows: Flows) -> None:
-        """`flows` are what is known of each model before it begins."""
+    def __init__(self, setup: Setup, flows: Flows, where: Where | None = None) -> None:
+        """`flows` are what is known of each model before it begins, `where` is where models live
+        then; None: where they are placed best."""
         self._setup = setup
         self._flows = dict(flows)
         self._now = 0.0
@@ -197,7 +198,7 @@ class Nodes:
         self._counts: dict[ModelId, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._counted_s = 0.0
         self.result = NodesRun([], {})
-        self._begin()
+        self._begin(self._choose().where if where is None else where)
 
     def run(self, load: Load, losses: Sequence[NodeLoss]) -> NodesRun:
         """Serve `load`, ordered by time, to its end."""
@@ -270,12 +271,11 @@ class Nodes:
 
     # Models
 
-    def _begin(self) -> None:
+    def _begin(self, where: Where) -> None:
         """The first placement finds the weights there."""
-        placed = self._choose()
-        self._where = placed.where
-        self._ready = {model: list(nodes) for model, nodes in placed.where.items()}
-        self._router.settle(placed.where)
+        self._where = dict(where)
+        self._ready = {model: list(where.get(model, ())) for model in self._flows}
+        self._router.settle(where)
 
     def _epoch(self) -> None:
         recent, took_s = self._setup.timing.recent, self._now - self._counted_s
@@ -349,9 +349,13 @@ def _unserved(job: Job) -> Served:
 
 
 def simulate_nodes(
-    load: Load, setup: Setup, flows: Flows, losses: Sequence[NodeLoss] = ()
+    load: Load,
+    setup: Setup,
+    flows: Flows,
+    losses: Sequence[NodeLoss] = (),
+    where: Where | None = None,
 ) -> NodesRun:
     """Return what becomes of `load` on the nodes of `setup`, of whose models `flows` are known
-    before. Raises ConfigError."""
+    before; they live at first where `where` says, or are placed. Raises ConfigError."""
     with no_garbage():
-        return Nodes(setup, flows).run(load, losses)
+        return Nodes(setup, flows, where).run(load, losses)
