@@ -189,7 +189,6 @@ def simulate_day(asked: Asked, policy: str, devices: int, pool: Pool) -> DayRepo
     with tqdm(total=len(cells), desc=policy, unit="sample", disable=None) as bar:
         results = pool.cells(day, policy, cells, bar)
     found = with_left(estimate(results), day.shares, placements)
-    later = placements[1:]
     return DayReport(
         policy=policy,
         devices=devices,
@@ -206,7 +205,7 @@ def simulate_day(asked: Asked, policy: str, devices: int, pool: Pool) -> DayRepo
         device_time_share=math.fsum(one.device_time_share for one in results) / len(results),
         replicas=sum(len(where) for where in placements[-1].where.values()),
         left=len(placements[-1].left),
-        moves=sum(len(placed.moves) for placed in later),
+        moves=sum(len(placed.moves) for placed in placements[1:]),
         placements=len(placements),
         placement_s=placed_s,
         by_hour=_by_hour(day, results, hours),

@@ -58,6 +58,7 @@ class Levels:
         self._kind_of: list[_Kind] = []
         self._usual: dict[tuple[frozenset[str], tuple[bool, ...]], int] = {}
         self._sort()
+        self.devices = sum(node.devices for node in self._nodes)
         links = (node.devices * node.link_bytes_per_s for node in self._nodes)
         self.fastest_link = max(links, default=1.0)
 

@@ -32,13 +32,16 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """`full`: the share of a node's time, or link, that is planned with; a model has one replica
-    more when it needs more than that of those it has, one less when it would need less than `spare`
-    of the rest. A node that is more than full is crowded: a replica moves to a node that is not, or
-    if the busier one of both is less busy then by `gain`."""
+    """`full`: the share of a node's time, or link, that is planned with; where nodes have more time
+    than they need, only `margin` times what they are busy in the mean, but never less than `easy`.
+    A model has one replica more when those it has would be busier than that, one less when the rest
+    would not be by far: `spare`. A node that is more than full is crowded: a replica moves to a
+    node that is not, or if the busier one of both is less busy then by `gain`."""
 
     full: float = 0.75
-    spare: float = 0.5
+    margin: float = 1.5
+    easy: float = 0.4
+    spare: float = 0.67
     gain: float = 0.05
     least: int = 1  # replicas of each model
     most_moves: int = 64  # from crowded nodes, in one round
@@ -95,6 +98,8 @@ class _Round:
     ) -> None:
         self._levels = Levels(nodes, min((need.weight_bytes for need in needs), default=0))
         self._needs = {need.model: need for need in needs}
+        mean = math.fsum(need.busy for need in needs) / max(self._levels.devices, 1)
+        self._full = min(rules.full, max(rules.easy, rules.margin * mean))
         self._present = present
         self._rules = rules
         self._where: dict[ModelId, list[NodeId]] = {}
@@ -151,8 +156,8 @@ class _Round:
         if not devices:
             self._wanted[need.model] = least
             return
-        at_least = math.ceil(need.busy / (rules.full * devices) - 1e-9)
-        at_most = math.ceil(need.busy / (rules.spare * devices) - 1e-9)
+        at_least = math.ceil(need.busy / (self._full * devices) - 1e-9)
+        at_most = math.ceil(need.busy / (rules.spare * self._full * devices) - 1e-9)
         wanted = max(at_least, min(now, at_most))
         self._wanted[need.model] = min(max(least, wanted), possible)
 

@@ -11,13 +11,14 @@ from aegaeon.metrics import keeps
 from aegaeon.scheduler.demand import Flow
 from aegaeon.scheduler.levels import NodeId
 from aegaeon.scheduler.placement import Placed, Rules, Where
-from aegaeon.sim.day import BEFORE_S, COUNTED_S, Day
+from aegaeon.sim.day import COUNTED_S, Day
 from aegaeon.sim.fleets import policy_of
 from aegaeon.sim.nodes import NodeLoss, Setup, Timing, simulate_nodes
 from aegaeon.sim.workloads import fit_lengths, poisson_of
 from aegaeon.types import ModelId
 
 TOUCHED_BEFORE_S, TOUCHED_AFTER_S = 20.0, 40.0  # requests that come so near to a loss count
+RUNS_S = 45.0  # before those
 MOST_TAKERS = 6  # nodes simulated beside the lost one
 
 
@@ -115,7 +116,7 @@ def _cell(day: Day, lost: NodeId, before: Where, after: Placed, rate: float) -> 
 def run_loss(day: Day, policy: str, cell: LossCell, notice_s: float) -> LossResult:
     """Simulate `cell`: the node is lost when it has run for a while."""
     models = {model: day.models[model] for model in cell.rates}
-    lost_s = BEFORE_S + TOUCHED_BEFORE_S
+    lost_s = RUNS_S + TOUCHED_BEFORE_S
     drawn = poisson_of(cell.rates, lost_s + COUNTED_S, day.profile.lengths, cell.seed)
     load = fit_lengths(drawn, models)
     ids = {cell.lost, *cell.takers}

@@ -11,7 +11,7 @@ from aegaeon.scheduler.levels import Node
 from aegaeon.scheduler.placement import Need, Rules, place
 
 GB = 10**9
-CALM = Rules(full=1e9, spare=1e8)  # nobody is ever crowded, one replica is always enough
+CALM = Rules(full=1e9, easy=1e9)  # nobody is ever crowded, one replica is always enough
 
 
 def node(name, devices=8, cache_gb=1000, labels=(), device_gb=72):
@@ -162,12 +162,18 @@ def test_more_load_never_gets_fewer_replicas(loads):
 
 def test_a_replica_goes_only_when_the_rest_have_time_to_spare():
     nodes = nodes_of(4)
-    two = place(nodes, [need("m", 7.0)], {}).where
+    two = place(nodes, [need("m", 5.0)], {}).where
     assert len(two["m"]) == 2
-    assert place(nodes, [need("m", 5.0)], two).where == two
-    less = place(nodes, [need("m", 3.9)], two)
+    assert place(nodes, [need("m", 2.6)], two).where == two
+    less = place(nodes, [need("m", 2.1)], two)
     assert len(less.where["m"]) == 1
     assert [(drop.model, drop.why) for drop in less.drops] == [("m", "idle")]
+
+
+def test_a_busy_model_spreads_while_nodes_have_time():
+    assert len(place(nodes_of(40), [need("m", 16.0)], {}).where["m"]) == 5
+    rest = [need(f"r{i}", 1.0) for i in range(170)]
+    assert len(place(nodes_of(40), [need("m", 16.0), *rest], {}).where["m"]) == 3
 
 
 def test_a_crowded_node_is_relieved_and_says_so():
