@@ -73,7 +73,7 @@ def test_more_load_needs_more_devices_and_the_picture_shows_it(files, tmp_path):
 
 
 def test_a_load_that_the_most_devices_cannot_keep_is_said(files):
-    asked = ["--loads", "20", "--max-devices", "4", "--json"]
+    asked = ["--loads", "6", "--max-devices", "2", "--json"]
     (text,) = plan_day_command([*files, *SMALL, *asked])
     (point,) = json.loads(text)["points"]
     assert point["devices"] is None and point["attainment_request"] < 0.9
