@@ -314,10 +314,11 @@ class Search:
         most = max(1, asked.max_devices // asked.devices_per_node)
         if guess < 1:
             guess = self._busy() / 0.85
-        nodes = min(most, max(1, math.ceil(guess / asked.devices_per_node)))
+        floor = self._floor(most)
+        nodes = min(most, max(floor, math.ceil(guess / asked.devices_per_node)))
         tried: dict[int, Estimate] = {}
-        too_few, enough = 0, most + 1
-        while True:
+        too_few, enough = floor - 1, most + 1
+        while floor <= most:
             tried[nodes] = self._kept(nodes)
             if tried[nodes].share >= asked.least:
                 enough = nodes
@@ -327,10 +328,12 @@ class Search:
                 nodes = min(most, math.ceil(STEP * nodes))
             elif enough - too_few <= max(1, CLOSE * enough) or too_few == most:
                 break
-            elif not too_few:
-                nodes = max(1, int(enough / STEP))
+            elif too_few < floor:
+                nodes = max(floor, int(enough / STEP))
             else:
                 nodes = (too_few + enough) // 2
+        if floor > most:  # some models live nowhere, whatever becomes of the others
+            tried[most] = self._kept(most)
         best = tried[min(enough, most)]
         each = asked.devices_per_node
         return CurvePoint(
@@ -347,6 +350,26 @@ class Search:
         """Devices that the busiest window takes at least."""
         day = self.asked.day(1, self.factor)
         return day.busy(max(day.profile.requests_per_s))
+
+    def _floor(self, most: int) -> int:
+        """The least number of nodes, up to one more than `most`, on which every model has room:
+        nobody plans with models that live nowhere, however rare they are."""
+        too_few, enough = 0, 1
+        while self._lacks_room(enough):
+            if enough == most:
+                return most + 1
+            too_few, enough = enough, min(2 * enough, most)
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            if self._lacks_room(middle):
+                too_few = middle
+            else:
+                enough = middle
+        return enough
+
+    def _lacks_room(self, nodes: int) -> bool:
+        day = self.asked.day(nodes, self.factor)
+        return bool(day.place(max(day.profile.requests_per_s), {}).left)
 
     def _kept(self, nodes: int) -> Estimate:
         """Sample until it is plain whether so many nodes are enough."""

@@ -79,11 +79,26 @@ def test_a_load_that_the_most_devices_cannot_keep_is_said(files):
     assert point["devices"] is None and point["attainment_request"] < 0.9
 
 
+def test_no_number_of_devices_is_enough_where_models_never_have_room(files):
+    few = ["--cache-gb", "10", "--rate", "0.2", "--max-devices", "8", "--json"]
+    (text,) = plan_day_command([*files, *SMALL, *few])
+    (point,) = json.loads(text)["points"]
+    assert point["devices"] is None and point["attainment_request"] < 0.9
+
+
 def test_models_without_room_count_as_missed(files):
     less = ["--cache-gb", "20", "--devices", "4", "--json"]
     (text,) = plan_day_command([*files, *SMALL, *less])
     day = json.loads(text)
     assert day["left"] > 0 and day["attainment_request"] < 0.8
+
+
+def test_devices_are_enough_only_where_every_model_has_room(files):
+    few = ["--cache-gb", "40", "--rate", "0.2", "--json"]
+    (text,) = plan_day_command([*files, *SMALL, *few])
+    (point,) = json.loads(text)["points"]
+    assert [tried["devices"] for tried in point["tried"]] == [8]  # fewer are not even simulated
+    assert point["devices"] == 8  # 132 GB of weights, 40 GB on each pair of devices
 
 
 @pytest.mark.parametrize(
