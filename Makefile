@@ -112,6 +112,7 @@ bench: install weights ## benchmarks; JSON results in results/
 	  > $(RESULTS)/engine-smollm2.json
 	$(BIN)/python benchmark/prefixes.py --model $(MODELS)/$(SMOLLM2) --json > $(RESULTS)/prefixes.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
+	$(BIN)/python benchmark/cluster.py --json > $(RESULTS)/cluster.json
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json
 	$(BIN)/python benchmark/relay.py --models-dir $(MODELS) --json > $(RESULTS)/relay.json

@@ -34,6 +34,7 @@ from aegaeon.memory.room import check_room
 from aegaeon.models.references import locate, served_models, split_reference
 from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables
+from aegaeon.plan_day import plan_day_command
 from aegaeon.plan_devices import plan_devices_command
 from aegaeon.ports import free_port
 from aegaeon.proxy.keys import read_keys
@@ -85,6 +86,7 @@ commands:
   aegaeon serve              serve models over an OpenAI-compatible HTTP interface (the default)
   aegaeon plan [CONFIG]      show what fits where and how long switches take, without serving
   aegaeon plan --costs FILE  find how many devices a load needs
+  aegaeon plan --trace FILE  plan a day of many models on many nodes
   aegaeon explain ID         tell why a request was served as it was
   aegaeon top                show what a running server does, live
   aegaeon simulate           serve a load on devices that are not there, under any policy
@@ -121,6 +123,7 @@ examples:
 
 Takes every setting of `aegaeon serve`; those of listening and scheduling change nothing here.
 With --costs it finds how many devices a load needs: `aegaeon plan --costs FILE --help`.
+With --trace it plans a day of many models on many nodes: `aegaeon plan --trace FILE --help`.
 exit codes: 0 it fits, 1 it does not fit or a model is missing, 2 wrong usage or settings"""
 
 # Commands that only say something.
@@ -174,6 +177,8 @@ def _run(given: list[str]) -> int:
         return _top(rest)
     if command in SPEAKING:
         return _show(SPEAKING[command](rest))
+    if command == "plan" and any(word.partition("=")[0] == "--trace" for word in rest):
+        return _show(plan_day_command(rest))
     if command == "plan" and any(word.partition("=")[0] == "--costs" for word in rest):
         return _show(plan_devices_command(rest))
     options = vars(serve_parser(command).parse_args(rest))

@@ -17,6 +17,7 @@ ROW_1 = {"config", "metrics", "figures", "deaths", "logs", "workload", "_native"
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}
+ROW_4 |= {"plan_day", "day_runs", "day_report"}
 ROW_4 |= {"flags", "load_flags", "explain", "keys", "config_command", "models_command"}
 ROW_4 |= {"client", "keeper", "reload", "watch", "top", "ports"}
 PURE = {

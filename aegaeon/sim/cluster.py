@@ -84,12 +84,12 @@ class Cluster:
         timeline: Timeline,
     ) -> None:
         self._policy = policy
-        self._prices = Prices(costs, models)
+        self.prices = Prices(costs, models)
         self._dispatcher = policy.dispatcher()
         self._served: list[Served] = []
         self._places = policy.schedulers(fleet, costs, models)
         self._devices = [
-            Device(index, scheduler, self._prices, timeline, self._on_end, self._on_handoff)
+            Device(index, scheduler, self.prices, timeline, self._on_end, self._on_handoff)
             for index, scheduler in enumerate(self._places)
         ]
         self._prefilling = [
@@ -117,14 +117,18 @@ class Cluster:
             at_s = exact(arrival.at_s)
             while failures and failures[-1].at_s <= at_s:
                 self._fail(failures.pop())
-            self._run_until(at_s)
-            self._now = at_s
-            self._submit(_job(number, arrival, at_s), at_s)
+            self.submit(make_job(number, arrival, at_s), at_s)
             extras.progress(number + 1)
         while failures:
             self._fail(failures.pop())
-        self._run_until(math.inf)
+        self.advance(math.inf)
         return self._served
+
+    def submit(self, job: Job, at_s: float) -> None:
+        """`job` comes at `at_s`, a time from `exact`, and goes on from what it has."""
+        self.advance(at_s)
+        self._now = at_s
+        self._submit(job, at_s)
 
     @property
     def usage(self) -> list[Usage]:
@@ -136,7 +140,34 @@ class Cluster:
         """The time of the last event."""
         return self._now
 
-    def _run_until(self, until_s: float) -> None:
+    def lose(self, at_s: float) -> list[Job]:
+        """Everything here is gone at `at_s`; return the requests as they go on elsewhere."""
+        self.advance(at_s)
+        jobs = [job for device in self._devices for job in device.fail(at_s)]
+        for _, _, _, job in self._heap:
+            if job is not None:  # on its way from one device to another
+                job.context_tokens = job.saved_tokens = 0
+                job.go_on(job.request.attempt + 1)
+                jobs.append(job)
+        self._heap.clear()
+        return jobs
+
+    @property
+    def served(self) -> list[Served]:
+        """What became of the requests that have ended."""
+        return self._served
+
+    @property
+    def devices(self) -> list[Device]:
+        """All of them, in the order of the fleet."""
+        return self._devices
+
+    @property
+    def prefilling(self) -> list[Device]:
+        """Those to which new requests go."""
+        return self._prefilling
+
+    def advance(self, until_s: float) -> None:
         """Let everything happen that is due before `until_s`."""
         heap = self._heap
         while heap and heap[0][0] < until_s:
@@ -178,7 +209,7 @@ class Cluster:
     def _fail(self, failure: Failure) -> None:
         """Its requests begin anew elsewhere, behind the tokens they have; their KV is lost."""
         at_s = exact(failure.at_s)
-        self._run_until(at_s)
+        self.advance(at_s)
         device = self._devices[failure.device]
         jobs = device.fail(at_s)
         gone = Gone(self._places[failure.device].role)
@@ -200,8 +231,8 @@ class Cluster:
 
     def _on_handoff(self, index: int, job: Job, now: float) -> None:
         """The KV goes to the host of the device that prefilled; from there others fetch it."""
-        cost = self._prices.models[job.request.model]
-        at_s = now + self._prices.move_s(cost.kv_gb(job.context_tokens))
+        cost = self.prices.models[job.request.model]
+        at_s = now + self.prices.move_s(cost.kv_gb(job.context_tokens))
         self._serial += 1
         heapq.heappush(self._heap, (at_s, self._serial, self._devices[index], job))
 
@@ -223,13 +254,13 @@ def simulate(
     """Return what becomes of `load`, ordered by time, of `models` on `fleet` under `policy`."""
     timeline = Timeline(is_wanted=extras.with_timeline)
     cluster = Cluster(policy, fleet, costs, models, timeline)
-    with _no_garbage():
+    with no_garbage():
         served = cluster.run(load, extras)
     return Simulated(served, cluster.usage, cluster.now, timeline.spans())
 
 
 @contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Let nobody look for cycles: a run makes millions of objects and none, and the search for
     them takes a seventh of its time."""
     was_enabled = gc.isenabled()
@@ -241,7 +272,8 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _job(number: int, arrival: Arrival, at_s: float) -> Job:
+def make_job(number: int, arrival: Arrival, at_s: float) -> Job:
+    """Return the request of `arrival`, at `at_s`, as a job that has not begun."""
     return Job(
         Request(
             id=f"r{number}",

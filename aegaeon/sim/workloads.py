@@ -15,9 +15,10 @@ from aegaeon.errors import ConfigError
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.types import ModelId
 
-# Both are column names of a header line.
+# All are column names of a header line.
 PAPER_COLUMNS = ("Request Time", "Model Name", "Input Length", "Output Length")
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+BURST_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens")
 LONGEST_OVERFLOW = 16384  # of the published rule that shortens what is too long
 OVERFLOW_MARGIN = 32
 
@@ -40,23 +41,32 @@ Number = TypeVar("Number", int, float)
 def read_load(path: Path, horizon_s: float = math.inf) -> Load:
     """Return what the CSV file at `path` asks for before `horizon_s`.
 
-    The columns are those of the artifact of Aegaeon (SOSP'25), or those of Azure's traces of 2023,
-    which name no model: all is asked of one, named like the file. Raises ConfigError.
+    The columns are those of the artifact of Aegaeon (SOSP'25), those of Azure's traces of 2023 and
+    2024, which name no model: all is asked of one, named like the file; or those of BurstGPT, whose
+    failed requests, without an output, are left out. Raises ConfigError.
     """
+    return tuple(sorted(one for one in read_arrivals(path) if one.at_s < horizon_s))
+
+
+def read_arrivals(path: Path) -> Iterator[Arrival]:
+    """Yield what `read_load` returns, in the order of the file, without keeping it. Raises
+    ConfigError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             columns = tuple(rows.fieldnames or ())
             if set(PAPER_COLUMNS) <= set(columns):
-                arrivals = _paper_rows(rows)
+                yield from _paper_rows(rows)
             elif set(AZURE_COLUMNS) <= set(columns):
-                arrivals = _azure_rows(rows, path.stem)
+                yield from _azure_rows(rows, path.stem)
+            elif set(BURST_COLUMNS) <= set(columns):
+                yield from _burst_rows(rows)
             else:
                 raise ConfigError(
                     f"{path} has the columns {', '.join(columns) or 'of no header'}; a load has "
-                    f"{', '.join(PAPER_COLUMNS)}, or {', '.join(AZURE_COLUMNS)}"
+                    f"{', '.join(PAPER_COLUMNS)}, or {', '.join(AZURE_COLUMNS)}, or "
+                    f"{', '.join(BURST_COLUMNS)}"
                 )
-            return tuple(sorted(one for one in arrivals if one.at_s < horizon_s))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -103,7 +113,17 @@ def models_of(load: Iterable[Arrival]) -> tuple[ModelId, ...]:
 def fit_lengths(load: Load, costs: dict[ModelId, ModelCost]) -> Load:
     """Return `load` with requests that are too long for their model shortened as the artifact of
     Aegaeon does: both lengths in proportion."""
-    return tuple(_fitted(one, costs[one.model].max_len) for one in load)
+    return tuple(fit_length(one, costs[one.model].max_len) for one in load)
+
+
+def fit_length(one: Arrival, max_len: int) -> Arrival:
+    """Return `one`, shortened if it is longer than `max_len`."""
+    total = one.prompt_tokens + one.output_tokens
+    if total <= max_len:
+        return one
+    scale = max_len / max(total + OVERFLOW_MARGIN, LONGEST_OVERFLOW)
+    prompt, output = (max(1, int(n * scale)) for n in (one.prompt_tokens, one.output_tokens))
+    return msgspec.structs.replace(one, prompt_tokens=prompt, output_tokens=output)
 
 
 def prepare(
@@ -190,6 +210,16 @@ def _azure_rows(rows: "csv.DictReader[str]", model: ModelId) -> Iterator[Arrival
         yield Arrival(at_s - began_s, model, prompt, output)
 
 
+def _burst_rows(rows: "csv.DictReader[str]") -> Iterator[Arrival]:
+    began_s: float | None = None
+    for row in rows:
+        at_s = _number(rows, row, "Timestamp", float)
+        began_s = at_s if began_s is None else began_s
+        prompt, output = (_number(rows, row, name, int) for name in BURST_COLUMNS[2:])
+        if output:
+            yield Arrival(max(0.0, at_s - began_s), row["Model"], max(1, prompt), output)
+
+
 def _number(
     rows: "csv.DictReader[str]", row: dict[str, str], column: str, convert: Callable[[str], Number]
 ) -> Number:
@@ -208,16 +238,7 @@ def _clock_s(text: str) -> float:
 
 
 def _date_s(text: str) -> float:
-    # Azure writes seven digits of a second, where six are the most.
-    whole, _, fraction = text.strip().partition(".")
+    # Azure writes seven digits of a second, where six are the most, and later the zone, UTC.
+    whole, _, fraction = text.strip().removesuffix("+00:00").partition(".")
     began = datetime.fromisoformat(whole).replace(tzinfo=timezone.utc)
     return began.timestamp() + float(f"0.{fraction or 0}")
-
-
-def _fitted(one: Arrival, max_len: int) -> Arrival:
-    total = one.prompt_tokens + one.output_tokens
-    if total <= max_len:
-        return one
-    scale = max_len / max(total + OVERFLOW_MARGIN, LONGEST_OVERFLOW)
-    prompt, output = (max(1, int(n * scale)) for n in (one.prompt_tokens, one.output_tokens))
-    return msgspec.structs.replace(one, prompt_tokens=prompt, output_tokens=output)
