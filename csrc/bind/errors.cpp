@@ -62,45 +62,38 @@ bool find_error_classes() {
   return found;
 }
 
+// Whether `error` is an Error, or one of its kinds: then Python has it as `kind`.
+template <typename Error>
+bool is_of(const std::exception& error, PyObject* kind) {
+  if (dynamic_cast<const Error*>(&error) == nullptr) return false;
+  PyErr_SetString(kind, error.what());
+  return true;
+}
+
 void translate_error(std::exception_ptr failure) {
   try {
     std::rethrow_exception(failure);
-  } catch (const shm::RegionMismatch& error) {
-    PyErr_SetString(classes.region_mismatch, error.what());
-  } catch (const shm::RegionError& error) {
-    PyErr_SetString(classes.region_error, error.what());
-  } catch (const shm::RingFull& error) {
-    PyErr_SetString(classes.ring_full, error.what());
-  } catch (const shm::RingClosed& error) {
-    PyErr_SetString(classes.ring_closed, error.what());
-  } catch (const shm::RecordTooLarge& error) {
-    PyErr_SetString(classes.record_too_large, error.what());
-  } catch (const shm::TableFull& error) {
-    PyErr_SetString(classes.table_full, error.what());
-  } catch (const shm::StaleIncarnation& error) {
-    PyErr_SetString(classes.stale_incarnation, error.what());
-  } catch (const memory::CheckpointError& error) {
-    PyErr_SetString(classes.checkpoint_error, error.what());
-  } catch (const memory::MemoryFull& error) {
-    PyErr_SetString(classes.memory_full, error.what());
-  } catch (const memory::BudgetTooSmall& error) {
-    PyErr_SetString(classes.budget_too_small, error.what());
-  } catch (const memory::WeightsEvicted& error) {
-    PyErr_SetString(classes.weights_evicted, error.what());
-  } catch (const memory::LoadCancelled& error) {
-    PyErr_SetString(classes.load_cancelled, error.what());
-  } catch (const copy::CopyQueueFull& error) {
-    PyErr_SetString(classes.copy_queue_full, error.what());
-  } catch (const copy::LinkLost& error) {
-    PyErr_SetString(classes.device_lost, error.what());
-  } catch (const copy::CopyError& error) {
-    PyErr_SetString(classes.copy_error, error.what());
-  } catch (const shm::OutOfBlocks& error) {
-    PyErr_SetString(classes.out_of_blocks, error.what());
-  } catch (const cuda::Lost& error) {
-    PyErr_SetString(classes.device_lost, error.what());
-  } catch (const cuda::Error& error) {
-    PyErr_SetString(classes.device_error, error.what());
+  } catch (const std::exception& error) {
+    const bool is_ours =  // kinds before what they are kinds of
+        is_of<shm::RegionMismatch>(error, classes.region_mismatch) ||
+        is_of<shm::RegionError>(error, classes.region_error) ||
+        is_of<shm::RingFull>(error, classes.ring_full) ||
+        is_of<shm::RingClosed>(error, classes.ring_closed) ||
+        is_of<shm::RecordTooLarge>(error, classes.record_too_large) ||
+        is_of<shm::TableFull>(error, classes.table_full) ||
+        is_of<shm::StaleIncarnation>(error, classes.stale_incarnation) ||
+        is_of<memory::CheckpointError>(error, classes.checkpoint_error) ||
+        is_of<memory::MemoryFull>(error, classes.memory_full) ||
+        is_of<memory::BudgetTooSmall>(error, classes.budget_too_small) ||
+        is_of<memory::WeightsEvicted>(error, classes.weights_evicted) ||
+        is_of<memory::LoadCancelled>(error, classes.load_cancelled) ||
+        is_of<copy::CopyQueueFull>(error, classes.copy_queue_full) ||
+        is_of<copy::LinkLost>(error, classes.device_lost) ||
+        is_of<copy::CopyError>(error, classes.copy_error) ||
+        is_of<shm::OutOfBlocks>(error, classes.out_of_blocks) ||
+        is_of<cuda::Lost>(error, classes.device_lost) ||
+        is_of<cuda::Error>(error, classes.device_error);
+    if (!is_ours) throw;
   }
 }
 
