@@ -17,7 +17,7 @@ from aegaeon.models.references import MAX_NAME_CHARS, check_names, describe_mode
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.service import Service
 from aegaeon.scheduler.dispatch import PREFILLING
-from aegaeon.specs import Catalog
+from aegaeon.specs import Catalog, check_room
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, ModelId, ModelSpec
 
@@ -57,6 +57,10 @@ class Models:
             except ConfigError:
                 text = f"one of the names {', '.join(spec.names)} is taken; choose another id"
                 raise ApiError(409, "model_exists", text, "id") from None
+            try:
+                check_room((*catalog.models, spec))
+            except ConfigError as error:
+                raise ApiError(409, "model_refused", str(error), "id") from None
             return catalog.with_model(spec)
 
         after = await self._change(added)
