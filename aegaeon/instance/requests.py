@@ -114,6 +114,11 @@ class Requests:
         """Take nothing new from here on."""
         self._is_draining = True
 
+    def forget_model(self, model: ModelId) -> None:
+        """`model` is served here no more."""
+        if not any(live.request.model == model for live in self._live.values()):
+            self.waits.forget(model)
+
     # Messages
 
     def submit(self, request: Request, now: float) -> None:
