@@ -121,6 +121,10 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
         """Return the model with this id or alias."""
         return next((spec for spec in self.models if name in spec.names), None)
 
+    def by_name(self) -> dict[str, ModelSpec]:
+        """Return the models by all their names."""
+        return {name: spec for spec in self.models for name in spec.names}
+
     def with_model(self, spec: ModelSpec) -> "Catalog":
         """Return it with `spec` in the place of the one with its id, or behind the others."""
         models = tuple(spec if known.id == spec.id else known for known in self.models)
