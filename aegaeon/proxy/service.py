@@ -157,8 +157,7 @@ class Service:
         await asyncio.to_thread(self._renderer.close)
 
     async def chat(self, body: ChatBody, asker: str = "") -> Job:
-        """Prepare a chat completion, for `asker`. Raises ApiError, or AegaeonError with a code of a
-        request."""
+        """Prepare a chat completion. Raises ApiError, or AegaeonError with a request's code."""
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
