@@ -14,7 +14,7 @@ from aegaeon.keeper import bounds_of
 from aegaeon.memory.budget import lay_out
 from aegaeon.memory.machine import read_machine, with_device
 from aegaeon.models.references import check_names, served_models
-from aegaeon.specs import Bounds, Catalog
+from aegaeon.specs import Bounds, Catalog, check_room
 from aegaeon.supervisor import Supervisor
 from aegaeon.types import ModelId, ModelSpec
 
@@ -121,6 +121,7 @@ class Reloader:
                 is_pinned = known.is_pinned
             catalog = catalog.with_model(msgspec.structs.replace(spec, is_pinned=is_pinned))
         check_names(catalog.models)
+        check_room(catalog.models)
         return msgspec.structs.replace(catalog, bounds=bounds_of(settings), complaint="")
 
     def _complain(self, text: str) -> None:

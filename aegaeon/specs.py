@@ -3,14 +3,23 @@
 Only data, frozen; it stands beside types.py, whose names these are, too, and config.py.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from aegaeon.errors import ConfigError
+
 Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")  # who comes last first
+# What an instance may say of itself in the table: the names of its models once; where each stands,
+# how many ask for it and how fast it is; and the rest, with why some models were refused.
+ROW_BYTES = 128 << 10
+_OF_A_MODEL_BYTES = 48
+REFUSALS_BYTES = 16 << 10
+_OF_AN_INSTANCE_BYTES = REFUSALS_BYTES + (4 << 10)
 
 
 def doc(text: str, **bounds: Any) -> Meta:
@@ -78,6 +87,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return (self.id, *self.aliases)
 
 
+def check_room(specs: Sequence[ModelSpec]) -> None:
+    """Raise ConfigError where instances could not tell of so many models."""
+    names = sum(len(spec.id.encode()) for spec in specs)
+    need = names + _OF_A_MODEL_BYTES * len(specs) + _OF_AN_INSTANCE_BYTES
+    if need > ROW_BYTES:
+        raise ConfigError(
+            f"{len(specs)} models with {names} bytes of ids are too many for a server: instances "
+            f"would need {need} bytes to tell of them, and have {ROW_BYTES}; serve fewer, give "
+            "them shorter ids, or run a second server"
+        )
+
+
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """What of a proxy's limits may change while it serves; the settings of the same names."""
 
@@ -99,6 +120,10 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     def find(self, name: str) -> ModelSpec | None:
         """Return the model with this id or alias."""
         return next((spec for spec in self.models if name in spec.names), None)
+
+    def by_name(self) -> dict[str, ModelSpec]:
+        """Return the models by all their names."""
+        return {name: spec for spec in self.models for name in spec.names}
 
     def with_model(self, spec: ModelSpec) -> "Catalog":
         """Return it with `spec` in the place of the one with its id, or behind the others."""

@@ -4,8 +4,9 @@ import logging
 
 import msgspec
 
-from aegaeon.errors import StoreUnavailable
+from aegaeon.errors import RecordTooLarge, StoreUnavailable
 from aegaeon.store.base import MetadataStore
+from aegaeon.store.rows import without_models
 from aegaeon.types import Instance, InstanceRecord, InstanceStatus, ModelId
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,20 @@ class Presence:
         return tuple(row for row in rows if row.record.id != self._record.id)
 
     def serve(self, models: tuple[ModelId, ...]) -> None:
-        """Say that these are served from here on; the status has to be published again."""
+        """Say that these are served from here on; the status has to be published again. Where the
+        table has no room for so many, nobody learns of those that have come."""
+        before = self._record
         self._record = msgspec.structs.replace(self._record, models=models)
-        status = self._published or InstanceStatus()
         try:
             self._store.register_instance(self._record, self._lease_s)
             # In the meantime it counted as starting, for as long as two writes take.
-            self._store.update_instance_status(self._record.id, self._record.incarnation, status)
+            self._update(self._published or InstanceStatus())
         except StoreUnavailable as error:
             log.warning("models not published error=%s", error)
             self._is_due = True
+        except RecordTooLarge as error:
+            log.error("models not published, requests for new ones will not come error=%s", error)
+            self._record = before
 
     def publish(self, status: InstanceStatus, now: float) -> float:
         """Write `status` if it is time to; return when to call again at the latest."""
@@ -72,7 +77,18 @@ class Presence:
             self.serve(self._record.models)
         self._published_s = now  # also after a failure: the rate stays bounded
         try:
-            self._store.update_instance_status(self._record.id, self._record.incarnation, status)
+            self._update(status)
             self._published = status
         except StoreUnavailable as error:
             log.warning("status not published error=%s", error)
+
+    def _update(self, status: InstanceStatus) -> None:
+        """Write `status`; where there is no room for all of it, what routing needs least is left
+        out: an instance that cannot say everything still serves. Raises StoreUnavailable."""
+        record = self._record
+        try:
+            self._store.update_instance_status(record.id, record.incarnation, status)
+        except RecordTooLarge as error:
+            log.error("status published without its models error=%s", error)
+            bare = without_models(status)
+            self._store.update_instance_status(record.id, record.incarnation, bare)

@@ -1,7 +1,5 @@
-"""The requests of an instance: how they come, go on elsewhere and end, in every state.
-
-Keeps engine and scheduler of one mind about which there are. The loop and the lanes are runtime.py.
-"""
+"""The requests of an instance: how they come, go on elsewhere and end, in every state. Keeps engine
+and scheduler of one mind about which there are. The loop and the lanes are runtime.py."""
 
 import logging
 from collections.abc import Iterable
@@ -113,6 +111,11 @@ class Requests:
     def drain(self) -> None:
         """Take nothing new from here on."""
         self._is_draining = True
+
+    def forget_model(self, model: ModelId) -> None:
+        """`model` is served here no more."""
+        if all(live.request.model != model for live in self._live.values()):
+            self.waits.forget(model)
 
     # Messages
 

@@ -129,7 +129,8 @@ class Runtime:
         self._take_outcomes(now)
         self._requests.end_overdue(now)
         if self._parts.served is not None:
-            self._parts.served.look(now, is_free=not self._parts.copy.is_busy)
+            for model in self._parts.served.look(now, is_free=not self._parts.copy.is_busy):
+                self._requests.forget_model(model)
         self._requests.look_up(now)
         self._start_actions(now)
         self._requests.send(now)

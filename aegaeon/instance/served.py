@@ -4,7 +4,7 @@ Owned by the runtime. One that cannot be served here is refused, and others see 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from aegaeon.config import Settings
@@ -20,12 +20,14 @@ from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.scheduler.residency import Residency
+from aegaeon.specs import REFUSALS_BYTES
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import ModelId, ModelSpec
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.1  # between two looks at the catalogue
+SEE_LOG = "see the server's log"  # for why so many were refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,13 @@ class Served:
 
     @property
     def refused(self) -> dict[ModelId, str]:
-        """Models that cannot be served here, or not as wanted, and why."""
-        return {model: why for model, (_, why) in self._refused.items()}
+        """Models that cannot be served here, or not as wanted, and why, as far as there is room to
+        tell."""
+        told, left = {}, REFUSALS_BYTES
+        for model, (_, why) in self._refused.items():
+            left -= len(why.encode())
+            told[model] = why if left >= 0 else SEE_LOG
+        return told
 
     def speeds(self, models: Iterable[ModelId]) -> dict[ModelId, Speed]:
         """Return how fast those of `models` are that are known here."""
@@ -92,11 +99,11 @@ class Served:
         if model in self._specs:
             self._deciding.scheduler.preload((model,))
 
-    def look(self, now: float, is_free: bool) -> None:
+    def look(self, now: float, is_free: bool) -> Collection[ModelId]:
         """Follow the catalogue, at most every LOOK_S; models come and go only while no load is
-        under way (`is_free`)."""
+        under way (`is_free`). Return those that have gone."""
         if now - self._look_s < LOOK_S:
-            return
+            return ()
         self._look_s = now
         if is_free:
             self._idle.look(self._specs.values(), now)
@@ -104,12 +111,16 @@ class Served:
             catalog = self._store.read()
         except (StoreUnavailable, AegaeonError) as error:
             log.warning("catalogue not readable error=%s", error)
-            return
+            return ()
         if catalog.version > self._seen:
             self._seen = catalog.version
             self._wanted = {spec.id: spec for spec in catalog.models}
-        if is_free and self._version != self._seen and self._follow():
+        if not is_free or self._version == self._seen:
+            return ()
+        before = set(self._specs)
+        if self._follow():
             self._version = self._seen
+        return before.difference(self._specs)
 
     def _follow(self) -> bool:
         """Serve what is wanted; say whether that is done."""

@@ -126,6 +126,12 @@ class Waits:
         """The copy lane has ended `load`."""
         self._of(load.model).change(now, lanes=-1, loads=-1)
 
+    def forget(self, model: ModelId) -> None:
+        """`model` is served no more, and nothing of it waits here."""
+        if self._turn == model:
+            self._turn = None
+        self._clocks.pop(model, None)
+
     # Requests
 
     def enter(self, request: Request, now: float) -> Wait:

@@ -11,6 +11,7 @@ from aegaeon.config import Settings
 from aegaeon.device.processors import compute_threads
 from aegaeon.errors import BudgetTooSmall
 from aegaeon.memory.cuda_room import cuda_workspace_bytes
+from aegaeon.memory.front import tokenizer_bytes
 from aegaeon.memory.machine import Machine, read_machine, with_device
 from aegaeon.memory.workspace import sampling_bytes
 from aegaeon.models.config import read_config
@@ -99,6 +100,7 @@ class NodeBudget(msgspec.Struct, frozen=True):
 
     instances: int
     instance: Budgets
+    tokenizer_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -117,8 +119,8 @@ class NodeBudget(msgspec.Struct, frozen=True):
 
     @property
     def front_bytes(self) -> int:
-        """Bytes of the supervisor and the proxy."""
-        return PROCESS_BYTES
+        """Bytes of the supervisor, the proxy and its tokenizers."""
+        return PROCESS_BYTES + self.tokenizer_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -153,8 +155,10 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
     workspace = workspace_bytes(settings, specs) if is_in_host else 0
     grammars = grammar_host_bytes(specs)
     private_bytes = stage + workspace + PROCESS_BYTES + grammars
+    tokenizers = tokenizer_bytes(specs)
+    beside_parts = SHARED_RESERVE_BYTES + PROCESS_BYTES + tokenizers
     memory_room = int((1 - HEADROOM_SHARE) * machine.memory_bytes) - (
-        SHARED_RESERVE_BYTES + PROCESS_BYTES + settings.instance_count * private_bytes
+        beside_parts + settings.instance_count * private_bytes
     )
     parts = _parts(settings, specs, machine)
     shared_room = machine.shared_free_bytes - SHARED_RESERVE_BYTES
@@ -177,7 +181,7 @@ def lay_out(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) ->
         is_device_in_host=is_in_host,
     )
     check_budgets(budgets, specs)
-    return NodeBudget(settings.instance_count, budgets)
+    return NodeBudget(settings.instance_count, budgets, tokenizers)
 
 
 class _Part(msgspec.Struct, frozen=True):

@@ -15,6 +15,8 @@ from aegaeon.memory.workspace import pass_bytes, sequence_bytes
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.hub_ids import HUB_ID, NAME, directory_name
 from aegaeon.models.packing import plan_pack
+from aegaeon.models.token_ids import OwnIds
+from aegaeon.specs import check_room
 from aegaeon.types import ModelSpec, Quantize
 
 MAX_NAME_CHARS = 200
@@ -55,14 +57,18 @@ def resolve_all(
 ) -> tuple[ModelSpec, ...]:
     """Resolve each reference, in order.
 
-    Raises ConfigError if two would be served under one name, and what `resolve` raises.
+    Raises ConfigError if two would be served under one name, or if they are too many, and what
+    `resolve` raises.
     """
     specs: list[ModelSpec] = []
+    own_ids = OwnIds()
     for reference in references:
         one = reference if isinstance(reference, ModelSettings) else None
         spec = resolve(reference_of(one) if one else str(reference), models_dir, kv_dtype, quantize)
+        own_ids.check(Path(spec.path), spec.vocab_tokens)
         specs.append(with_settings(spec, one) if one else spec)
         check_names(specs)
+        check_room(specs)
     return tuple(specs)
 
 

@@ -117,7 +117,10 @@ def ids_of(
     for at in range(0, len(chars) if len(chars) > piece else 0, piece):
         tokens += len(text.encode(chars[at : at + piece], add_special_tokens=False))
         check_tokens(spec, tokens, param)
-    return text.encode(chars, add_special_tokens)
+    ids = text.encode(chars, add_special_tokens)
+    if len(text.vocabulary) > spec.vocab_tokens:
+        check_token_ids(spec, ids, param)  # of a token that was added, without weights
+    return ids
 
 
 def chars_of(messages: Sequence[dict[str, Any]]) -> int:

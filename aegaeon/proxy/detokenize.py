@@ -7,9 +7,8 @@ import codecs
 from abc import ABC, abstractmethod
 from functools import partial
 
-from tokenizers import Tokenizer
-
 from aegaeon import _native
+from aegaeon.proxy.vocabulary import Vocabulary
 
 _REPLACEMENT = "\ufffd"
 # A decoder that holds back this many tokens is being fed noise; its text goes out as it is.
@@ -43,16 +42,16 @@ class Detokenizer(ABC):
 class ByteLevelVocabulary:
     """The bytes of a byte-level vocabulary's tokens, each worked out when it first comes."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._alphabet = _byte_alphabet()
-        self._bytes = dict.fromkeys(special_ids(tokenizer), b"")
+        self._bytes = dict.fromkeys(vocabulary.special, b"")
         # The text of tokens of whole characters, and None for the others; as they come.
         self._texts: dict[int, str | None] = {}
         # Not of `bytes_of`: native code would keep this alive, which keeps it.
         special = frozenset(self._bytes)
         self.native = _native.TokenVocabulary(
-            partial(_bytes_of, tokenizer, self._alphabet, special)
+            partial(_bytes_of, vocabulary, self._alphabet, special)
         )
 
     def bytes_of(self, token_id: int) -> bytes:
@@ -60,7 +59,7 @@ class ByteLevelVocabulary:
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = _bytes_of(
-                self._tokenizer, self._alphabet, frozenset(), token_id
+                self._vocabulary, self._alphabet, frozenset(), token_id
             )
         return known
 
@@ -116,31 +115,30 @@ class WindowDetokenizer(Detokenizer):
     may still change.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._special = special_ids(tokenizer)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._window: list[int] = []
         # Tokens of the window that only give context, and their text.
         self._known = 0
         self._known_text = ""
 
     def push(self, token_id: int) -> str:
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._special:
+        token = self._vocabulary.id_to_token(token_id)
+        if token is None or token_id in self._vocabulary.special:
             return ""
         self._window.append(token_id)
-        text = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        text = self._vocabulary.decode(self._window)
         is_torn = text.endswith(_REPLACEMENT) or _is_byte_token(token)
         if is_torn and len(self._window) - self._known < _MAX_HELD_TOKENS:
             return ""
         new = text[len(self._known_text) :]
         self._window = self._window[self._known :]
         self._known = len(self._window)
-        self._known_text = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        self._known_text = self._vocabulary.decode(self._window)
         return new
 
     def finish(self) -> str:
-        text = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        text = self._vocabulary.decode(self._window)
         new = text[len(self._known_text) :]
         self._known_text = text
         return new
@@ -181,16 +179,10 @@ class StopMatcher:
         return longest
 
 
-def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids of the tokens that are control signs, not text."""
-    added = tokenizer.get_added_tokens_decoder()
-    return frozenset(token_id for token_id, token in added.items() if token.special)
-
-
-def token_name_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+def token_name_bytes(vocabulary: Vocabulary, token_id: int) -> bytes:
     """Return the bytes of a token by its name in the vocabulary, for those that SentencePiece made
     and for control signs; none for unknown ids."""
-    name: str | None = tokenizer.id_to_token(token_id)
+    name = vocabulary.id_to_token(token_id)
     if name is None:
         return b""
     if _is_byte_token(name):
@@ -203,9 +195,9 @@ def _is_byte_token(token: str) -> bool:
 
 
 def _bytes_of(
-    tokenizer: Tokenizer, alphabet: dict[str, int], special: frozenset[int], token_id: int
+    vocabulary: Vocabulary, alphabet: dict[str, int], special: frozenset[int], token_id: int
 ) -> bytes:
-    text = None if token_id in special else tokenizer.id_to_token(token_id)
+    text = None if token_id in special else vocabulary.id_to_token(token_id)
     return b"" if text is None else _token_bytes(text, alphabet)
 
 

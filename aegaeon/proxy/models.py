@@ -5,19 +5,20 @@ its processes follow. Which files a name means is the operator's: clients name n
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from aegaeon.config import ModelSettings, Settings
-from aegaeon.errors import AegaeonError, ConfigError, Overloaded
+from aegaeon.errors import AegaeonError, ConfigError, DeadlineExceeded, Overloaded
 from aegaeon.models.hub_ids import HUB_ID, NAME, directory_name
 from aegaeon.models.references import MAX_NAME_CHARS, check_names, describe_model, with_settings
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.service import Service
 from aegaeon.scheduler.dispatch import PREFILLING
-from aegaeon.specs import Catalog
+from aegaeon.specs import Catalog, check_room
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, ModelId, ModelSpec
 
@@ -49,7 +50,7 @@ class Models:
     async def add(self, asked: ModelSettings) -> ModelChange:
         """Serve a model of the models directory. Raises ApiError: 400 for what is no name, 404
         where there is none, 409 for a name that is taken and a model that does not fit."""
-        spec = await asyncio.to_thread(self._described, asked)
+        spec = await self._described(asked)
 
         def added(catalog: Catalog) -> Catalog:
             try:
@@ -57,6 +58,10 @@ class Models:
             except ConfigError:
                 text = f"one of the names {', '.join(spec.names)} is taken; choose another id"
                 raise ApiError(409, "model_exists", text, "id") from None
+            try:
+                check_room((*catalog.models, spec))
+            except ConfigError as error:
+                raise ApiError(409, "model_refused", str(error), "id") from None
             return catalog.with_model(spec)
 
         after = await self._change(added)
@@ -108,7 +113,7 @@ class Models:
         await self._gateway.preload(spec.id, row.record.id)
         return ModelChange(spec.id, "loading", catalog.version)
 
-    def _described(self, asked: ModelSettings) -> ModelSpec:
+    async def _described(self, asked: ModelSettings) -> ModelSpec:
         reference, settings = asked.reference, self._settings
         if not (NAME.fullmatch(reference) or HUB_ID.fullmatch(reference)):
             raise invalid("reference", "'reference' must be a model's name, not a path")
@@ -117,12 +122,13 @@ class Models:
             text = f"no model {reference!r} is in the models directory; pull or import it there"
             raise ApiError(404, "model_not_found", text, "reference")
         try:
-            plain = describe_model(path, asked.id or None, settings.kv_dtype, settings.quantize)
+            described = partial(describe_model, path, asked.id or None)
+            plain = await asyncio.to_thread(described, settings.kv_dtype, settings.quantize)
             spec = with_settings(plain, asked)
             _check_own_names(spec)
-            self._service.try_text(spec.path)
+            await self._service.try_text(spec)
             return spec
-        except Overloaded:
+        except (DeadlineExceeded, Overloaded):
             raise
         except AegaeonError as error:
             log.error("model not added reference=%s error=%s", reference, error)

@@ -1,6 +1,7 @@
 """The HTTP routes: read a body, let the service do it, write the answer whole or as a stream."""
 
-from typing import Literal
+from collections.abc import Coroutine
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from fastapi import FastAPI
@@ -14,16 +15,19 @@ from aegaeon.proxy.answers import Answer, Live, ModelList, Text
 from aegaeon.proxy.bodies import Bodies
 from aegaeon.proxy.failures import ApiError, invalid
 from aegaeon.proxy.guard import CALLER, Caller, error_response, json_response
+from aegaeon.proxy.late import stream_of
 from aegaeon.proxy.openai import parse_chat, parse_completion
 from aegaeon.proxy.service import Job, Service
-from aegaeon.proxy.streams import ClientGone, Tally, TokenStream, api_error, until_gone
+from aegaeon.proxy.streams import ClientGone, Tally, api_error, until_gone
 from aegaeon.proxy.tokenize import parse_detokenize, parse_tokenize
 from aegaeon.proxy.tools import Call
 from aegaeon.proxy.tracing import TRACE
 from aegaeon.proxy.transcript import TokenScore
+from aegaeon.types import ModelId
 
 DEFAULT_DECISIONS, MAX_DECISIONS = 200, 1000  # in an answer
 _WHOLE_WAIT_S = 5.0
+Preparing: TypeAlias = Coroutine[Any, Any, Job]
 
 
 def add_routes(app: FastAPI) -> None:
@@ -48,13 +52,13 @@ def add_routes(app: FastAPI) -> None:
 async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions."""
     service = _service(request)
-    return await _answer(request, service, await _chat(request, service))
+    return await _answer(request, service, *await _chat(request, service))
 
 
 async def completions(request: Request) -> Response:
     """POST /v1/completions."""
     service = _service(request)
-    return await _answer(request, service, await _completion(request, service))
+    return await _answer(request, service, *await _completion(request, service))
 
 
 async def tokens_of_text(request: Request) -> Response:
@@ -152,31 +156,43 @@ async def _body(request: Request, service: Service) -> bytes:
     return await bodies.read(request, most, "" if key is None else key.name)
 
 
-async def _chat(request: Request, service: Service) -> Job:
-    # The body ends here: an answer that lasts for minutes keeps none of it.
+# Bodies end with the preparation: an answer that lasts for minutes keeps none of it.
+
+
+async def _chat(request: Request, service: Service) -> tuple[ModelId | None, Preparing]:
     body = parse_chat(await _body(request, service))
     _caller(request).check_model(service.names_of(body.model))
-    return await service.chat(body, _asker(request))
+    return (body.model if body.stream else None), service.chat(body, _asker(request))
 
 
-async def _completion(request: Request, service: Service) -> Job:
+async def _completion(request: Request, service: Service) -> tuple[ModelId | None, Preparing]:
     body = parse_completion(await _body(request, service))
     _caller(request).check_model(service.names_of(body.model))
-    return await service.complete(body)
+    return (body.model if body.stream else None), service.complete(body)
 
 
-async def _answer(request: Request, service: Service, job: Job) -> Response:
-    job = job.asked_with(_caller(request).key).traced(request.scope.get(TRACE))
-    if job.body.stream:
-        return TokenStream(service, job)
+async def _answer(
+    request: Request, service: Service, streamed: ModelId | None, preparing: Preparing
+) -> Response:
+    """`streamed` is of which model a stream is asked for, if one is."""
+    prepared = _owned(request, preparing)
+    if streamed is not None:
+        return await stream_of(service, streamed, prepared)
     try:
-        body = await until_gone(request.receive, _whole(service, job))
+        body = await until_gone(request.receive, _whole(service, prepared))
     except ClientGone:
         return Response(status_code=499)
     return Response(body, media_type="application/json")
 
 
-async def _whole(service: Service, job: Job) -> bytes:
+async def _owned(request: Request, preparing: Preparing) -> Job:
+    """Return what is prepared as what this caller asked, and part of this trace."""
+    job = await preparing
+    return job.asked_with(_caller(request).key).traced(request.scope.get(TRACE))
+
+
+async def _whole(service: Service, prepared: Preparing) -> bytes:
+    job = await prepared
     count = len(job.generations)
     texts: list[list[str]] = [[] for _ in range(count)]
     scores: list[list[TokenScore]] = [[] for _ in range(count)]

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from aegaeon.config import Settings
-from aegaeon.errors import InvalidRequest, ModelNotFound
+from aegaeon.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.asked import (
@@ -47,6 +47,7 @@ from aegaeon.proxy.openai import (
 from aegaeon.proxy.readiness import Readiness
 from aegaeon.proxy.rendering import Renderer
 from aegaeon.proxy.status import Status, status_of, whereabouts
+from aegaeon.proxy.texts import Texts
 from aegaeon.proxy.tokenize import (
     DetokenizeBody,
     Detokenized,
@@ -113,9 +114,9 @@ class Service:
         self.is_draining = False
         self.complaint = ""  # what is wrong with the configuration, if anything
         self._catalog = Catalog(models=specs)
-        # By id and path: another model may be served under an id that was another's.
-        self._texts: dict[tuple[ModelId, str], asyncio.Task[TextModel]] = {}
+        self._named = self._catalog.by_name()
         self._renderer = Renderer()
+        self._texts = Texts(self._renderer.template)
         self._started_s = started_s
         self._checker = GrammarChecker()
         self._readiness = Readiness(gateway, settings)
@@ -137,29 +138,26 @@ class Service:
             self.settings = msgspec.structs.replace(self.settings, **changes)
             self.gateway.bound(catalog.bounds)
         self.gateway.serve(catalog.models)
-        for gone in self._texts.keys() - {(spec.id, spec.path) for spec in catalog.models}:
-            del self._texts[gone]
+        self._named = catalog.by_name()
         self.warm()
 
     def warm(self) -> None:
-        """Start reading every model's tokenizer, so that first requests do not wait for it."""
-        for spec in self._catalog.models:
-            self._reading(spec)
+        """Start reading the models' tokenizers, so that first requests do not wait for them."""
+        self._texts.follow(self._catalog.models)
 
     def names_of(self, model: ModelId) -> tuple[ModelId, ...]:
         """Return all names of the model that is called so; the name itself where none is."""
-        spec = self._catalog.find(model)
+        spec = self._named.get(model)
         return (model,) if spec is None else spec.names
 
     async def close(self) -> None:
-        """Wait for what `warm` started, and end what renders."""
+        """End what `warm` started, and what renders."""
         self._checker.close()
-        await asyncio.gather(*self._texts.values(), return_exceptions=True)
+        await self._texts.close()
         await asyncio.to_thread(self._renderer.close)
 
     async def chat(self, body: ChatBody, asker: str = "") -> Job:
-        """Prepare a chat completion, for `asker`. Raises ApiError, or AegaeonError with a code of a
-        request."""
+        """Prepare a chat completion. Raises ApiError, or AegaeonError with a request's code."""
         spec = self._spec(body.model)
         text = await self._text(spec)
         messages = messages_for_template(body.messages)
@@ -219,10 +217,15 @@ class Service:
         spec = self._spec(body.model)
         return await asyncio.to_thread(detokenize, spec, await self._text(spec), body)
 
-    def try_text(self, path: str) -> None:
-        """Read the text side of the model in `path`, its chat template, too. Takes a second, on
-        any thread. Raises CheckpointError, Overloaded."""
-        TextModel(path, self._renderer.template).try_template()
+    def has_text(self, model: ModelId) -> bool:
+        """Whether nobody has to wait for the tokenizer of `model`, served or not."""
+        spec = self._named.get(model)
+        return spec is None or self._texts.has(spec)
+
+    async def try_text(self, spec: ModelSpec) -> None:
+        """Read the text side of a model that is to be served, its chat template, too. Raises
+        CheckpointError, Overloaded."""
+        await asyncio.to_thread((await self._text(spec)).try_template)
 
     def choices(self, job: Job) -> Choices:
         """Return the running choices of `job`, to be entered as a context."""
@@ -307,25 +310,22 @@ class Service:
         return spec
 
     def _known(self, model: ModelId) -> ModelSpec:
-        spec = self._catalog.find(model)
+        spec = self._named.get(model)
         if spec is None:
             raise ModelNotFound(
                 f"no model {model!r} is served; GET /v1/models lists those that are"
             )
         return spec
 
-    def _reading(self, spec: ModelSpec) -> asyncio.Task[TextModel]:
-        task = self._texts.get((spec.id, spec.path))
-        if task is None or (task.done() and task.exception() is not None):
-            task = asyncio.create_task(
-                asyncio.to_thread(TextModel, spec.path, self._renderer.template)
-            )
-            self._texts[spec.id, spec.path] = task
-        return task
-
     async def _text(self, spec: ModelSpec) -> TextModel:
-        # Shielded: the reading is shared by all who wait, and one of them may go away.
-        return await asyncio.shield(self._reading(spec))
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                return await self._texts.get(spec)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the tokenizer of {spec.id} was not read within "
+                f"{self.settings.request_timeout_s:g} s; try again later"
+            ) from None
 
     def _job(
         self,

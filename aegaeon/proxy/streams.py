@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 HEADER_GRACE_S = 0.1
 FIRST_PING_S = 0.5
 PING_S = 5.0
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -210,13 +210,13 @@ class TokenStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         with contextlib.suppress(ClientGone):
-            await until_gone(receive, self._run(send, scope.get(SERVER_SEND, send)))
+            await until_gone(receive, self.run(send, scope.get(SERVER_SEND, send)))
 
-    async def _run(self, begin: Send, send: Send) -> None:
-        """`begin` takes the headers, `send` the rest."""
+    async def run(self, begin: Send, send: Send) -> None:
+        """`begin` takes the headers, `send` the rest. Raises what comes before the headers."""
         async with self._service.choices(self._job) as choices:
             first = await choices.next(HEADER_GRACE_S)
-            await begin({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await begin({"type": "http.response.start", "status": 200, "headers": HEADERS})
             with contextlib.closing(Outlet(send)) as outlet:
                 ping_s = asyncio.get_running_loop().time() + FIRST_PING_S - HEADER_GRACE_S
                 try:

@@ -150,6 +150,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._asked_s.pop(model, None)
         self._ranks.set(model, "normal")
         self._residency.leave(model)
+        self._groups.pop(model, None)
         self._something_happened()
         return True
 
@@ -234,8 +235,11 @@ class Ledger(Scheduler, Generic[GroupT]):
 
     def snapshot(self) -> SchedulerSnapshot:
         """Counts per model, those without requests left out."""
-        groups = self._groups.values()
+        # Of hundreds of models few are asked for at a time.
+        groups = [g for g in self._groups.values() if g.waiting or g.running or g.leaving]
         running = {g.model: len(g.running) + len(g.leaving) for g in groups}
+        to_prefill = dict.fromkeys(self._groups, 0)
+        to_prefill.update((g.model, g.to_prefill) for g in groups if g.waiting)
         return SchedulerSnapshot(
             current=self._current,
             resident=self._residency.resident,
@@ -245,8 +249,8 @@ class Ledger(Scheduler, Generic[GroupT]):
             switches=self._switches,
             preloading=self._loads.preloading,
             load=self.load,
-            joins=tuple(model for model in self._groups if self.joins(model)),
-            to_prefill={g.model: g.to_prefill for g in groups},
+            joins=tuple(filter(self.joins, self._groups)),
+            to_prefill=to_prefill,
         )
 
     def _check_room(self, request: Request) -> None:

@@ -56,6 +56,13 @@ class PaperDevice(DeviceScheduler[Group]):
         super().begin_model(model, weight_bytes)
         self._load_s[model] = self._load_s_of(self._costs[model])
 
+    def end_model(self, model: ModelId) -> bool:
+        has_ended = super().end_model(model)
+        if has_ended:
+            self._load_s.pop(model, None)
+            self._worn.discard(model)
+        return has_ended
+
     @abstractmethod
     def _upcoming(self, now: float) -> Iterable[Batch]:
         """Return whose turns are next, in order."""

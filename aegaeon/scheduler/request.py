@@ -111,7 +111,10 @@ class RequestScheduler(DeviceScheduler[Group]):
     def _give_up_late(self, now: float) -> None:
         while self._untried and self._untried[0][0] <= now:
             _, entry, model = self._untried.popleft()
-            if self._groups[model].waiting.get(entry.id) is entry and not entry.made:
+            group = self._groups.get(model)  # none: the model has been removed
+            if group is None or entry.made:
+                continue
+            if group.waiting.get(entry.id) is entry:
                 message = f"no token after {self._rules.patience_s:g} s; try again later"
                 self._hopeless.append((entry.id, Overloaded.code, message))
 

@@ -1,4 +1,4 @@
-"""How messages and table rows look as bytes (msgpack); the only place that knows."""
+"""How messages look as bytes (msgpack); rows of the shared table have a module of their own."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,21 +10,9 @@ from aegaeon.errors import RegionMismatch
 from aegaeon.explanations import Explain, Explained
 from aegaeon.measures import Waited
 from aegaeon.specs import Catalog
-from aegaeon.types import Instance, InstanceMessage, InstanceRecord, InstanceStatus, Reply
+from aegaeon.types import InstanceMessage, InstanceRecord, InstanceStatus, Reply
 
 _T = TypeVar("_T")
-
-
-class LeasedInstance(msgspec.Struct, frozen=True, array_like=True):
-    """A row of the shared-memory table; its lease is in here because each renewal needs it."""
-
-    record: InstanceRecord
-    status: InstanceStatus
-    lease_s: float
-
-    def snapshot(self) -> Instance:
-        """Return what routing sees of the row."""
-        return Instance(record=self.record, status=self.status)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -38,7 +26,6 @@ _waited = msgspec.msgpack.Decoder(Waited)
 _record = msgspec.msgpack.Decoder(InstanceRecord)
 _status = msgspec.msgpack.Decoder(InstanceStatus)
 _catalog = msgspec.msgpack.Decoder(Catalog)
-_row = msgspec.msgpack.Decoder(LeasedInstance)
 
 
 def encode(
@@ -49,7 +36,6 @@ def encode(
     | Explained
     | InstanceRecord
     | InstanceStatus
-    | LeasedInstance
     | Catalog,
 ) -> bytes:
     """Return `message` as bytes for a mailbox or the table."""
@@ -88,11 +74,6 @@ def decode_record(record: bytes) -> InstanceRecord:
 def decode_status(record: bytes) -> InstanceStatus:
     """Read an instance's status. Raises RegionMismatch on other bytes."""
     return _decode(_status, record, "an instance's status")
-
-
-def decode_row(record: bytes) -> LeasedInstance:
-    """Read a row of the shared-memory table. Raises RegionMismatch on other bytes."""
-    return _decode(_row, record, "a row of the instance table")
 
 
 def decode_catalog(record: bytes) -> Catalog:

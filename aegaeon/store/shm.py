@@ -12,13 +12,12 @@ from aegaeon.errors import RegionError, RingClosed, StaleIncarnation
 from aegaeon.store.base import LOOK_S, Board, Domain, Mailbox, MetadataStore
 from aegaeon.store.board import FileBoard
 from aegaeon.store.catalog import CatalogStore, FileCatalogStore
-from aegaeon.store.codec import LeasedInstance, decode_row, encode
 from aegaeon.store.names import MAILBOX, SHARED_MEMORY, check_name, domain_files, region_path
+from aegaeon.store.rows import ROW_BYTES, RowWriter, SeenRow
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
 
 INSTANCES = "instances"
 INSTANCE_SLOTS = 64  # one set of the table: full only when all are taken
-INSTANCE_BYTES = 64 << 10  # a record and a status that name several hundred models
 ASSIGNMENTS = "assignments"
 ASSIGNMENT_SLOTS = 1 << 15
 ASSIGNMENT_BYTES = 64
@@ -32,17 +31,18 @@ class PosixShmMetadataStore(MetadataStore):
         instances = str(region_path(directory, domain, INSTANCES))
         assignments = str(region_path(directory, domain, ASSIGNMENTS))
         self._paths = (instances, assignments)
-        self._instances = _native.Table.open_or_create(instances, INSTANCE_SLOTS, INSTANCE_BYTES)
+        self._instances = _native.Table.open_or_create(instances, INSTANCE_SLOTS, ROW_BYTES)
         self._assignments = _native.Table.open_or_create(
             assignments, ASSIGNMENT_SLOTS, ASSIGNMENT_BYTES
         )
         # Rows that have not changed are not decoded again.
-        self._decoded: dict[bytes, tuple[bytes, Instance]] = {}
+        self._seen: dict[bytes, SeenRow] = {}
+        self._writer = RowWriter()
 
     def register_instance(self, record: InstanceRecord, lease_s: float) -> None:
         """See MetadataStore."""
-        row = LeasedInstance(record, InstanceStatus(), lease_s)
-        self._instances.put(record.id.encode(), encode(row), lease_s, record.incarnation)
+        row = self._writer.entered(record, lease_s)
+        self._instances.put(record.id.encode(), row, lease_s, record.incarnation)
 
     def update_instance_status(
         self, instance: InstanceId, incarnation: int, status: InstanceStatus
@@ -55,10 +55,9 @@ class PosixShmMetadataStore(MetadataStore):
                 f"incarnation {incarnation} of {instance} holds no lease; register it again, "
                 "or exit when it has been replaced"
             )
-        row = decode_row(value)
-        # Record and lease of an incarnation never change, and the fence lets no other one's pass.
-        fresh = LeasedInstance(row.record, status, row.lease_s)
-        self._instances.renew(key, encode(fresh), row.lease_s, incarnation)
+        # Only an incarnation changes its own record, and the fence lets no other one's pass.
+        fresh, lease_s = self._writer.renewed(value, status)
+        self._instances.renew(key, fresh, lease_s, incarnation)
 
     def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
         """See MetadataStore."""
@@ -67,9 +66,9 @@ class PosixShmMetadataStore(MetadataStore):
     def sync_for_routing(self) -> tuple[Instance, ...]:
         """See MetadataStore."""
         rows = sorted(self._instances.items())
-        known = self._decoded
-        self._decoded = {key: self._decode(known.get(key), value) for key, value in rows}
-        return tuple(instance for _, instance in self._decoded.values())
+        known = self._seen
+        self._seen = {key: _seen(known.get(key), value) for key, value in rows}
+        return tuple(seen.instance for seen in self._seen.values())
 
     def record_assignment(self, request: RequestId, instance: InstanceId, ttl_s: float) -> None:
         """See MetadataStore."""
@@ -89,12 +88,6 @@ class PosixShmMetadataStore(MetadataStore):
         """See MetadataStore."""
         for path in self._paths:
             _native.unlink(path)
-
-    @staticmethod
-    def _decode(known: tuple[bytes, Instance] | None, value: bytes) -> tuple[bytes, Instance]:
-        if known is not None and known[0] == value:
-            return known
-        return value, decode_row(value).snapshot()
 
 
 class ShmMailbox(Mailbox):
@@ -209,3 +202,7 @@ class ShmDomain(Domain):
 def remove_domain(name: str, directory: Path = SHARED_MEMORY) -> int:
     """Remove all regions of the domain `name`, not its lock; return how many there were."""
     return sum(_native.unlink(str(path)) for path in domain_files(directory, name))
+
+
+def _seen(before: SeenRow | None, row: bytes) -> SeenRow:
+    return before if before is not None and before.row == row else SeenRow(row, before)

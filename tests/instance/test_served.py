@@ -10,10 +10,11 @@ from aegaeon.instance.launch import Launch
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
-from aegaeon.instance.served import LOOK_S, Served
+from aegaeon.instance.served import LOOK_S, SEE_LOG, Served
 from aegaeon.instance.worker import build_deciding
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.scheduler.residency import Residency
+from aegaeon.specs import REFUSALS_BYTES
 from aegaeon.types import InstanceRecord, Preload, RequestFailed
 from tests.support.bench import Bench
 from tests.support.node import HeldLane
@@ -50,7 +51,8 @@ class ServingBench(Bench):
         )
         self.engine = NullEngine(specs, pause=lambda _: None)
         self.compute, self.copy = HeldLane(self.engine.execute), HeldLane(self.engine.load)
-        deciding = build_deciding(launch, BUDGET)
+        self.deciding = deciding = build_deciding(launch, BUDGET)
+        self.scheduler = deciding.scheduler
         presence = Presence(self.store, RECORD, 8.0)
         self.catalog = self.domain.catalog()
         self.catalog.change(lambda before: before.with_model(specs[0]))
@@ -84,6 +86,12 @@ class ServingBench(Bench):
         self.status()
         (row,) = self.store.sync_for_routing()
         return row
+
+    def groups(self):
+        return set(self.deciding.scheduler._groups)
+
+    def clocks(self):
+        return set(self.runtime._requests.waits._clocks)
 
     def ended(self, request_id):
         replies = [reply for reply in self.replies() if reply.request_id == request_id]
@@ -122,6 +130,27 @@ def test_a_model_comes_answers_and_goes(policy):
     bench.submit("again", "b", arrival_s=bench.now)
     bench.work(100)
     assert bench.ended("again").finish_reason == "length"
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_models_that_have_gone_leave_nothing_behind(policy):
+    bench = ServingBench(policy)
+    for turn in range(6):
+        bench.add(f"m{turn}")
+        bench.row()
+        bench.submit(f"r{turn}", f"m{turn}", arrival_s=bench.now)
+        bench.work(60)
+        assert bench.ended(f"r{turn}").finish_reason == "length"
+        bench.remove(f"m{turn}")
+        assert bench.row().record.models == ("a",)
+    assert set(bench.scheduler.snapshot().to_prefill) <= {"a"}
+    assert bench.groups() <= {"a"} and bench.clocks() <= {"a"}
+    for _ in range(40):  # whatever waits for times that have passed
+        bench.now += 2.0
+        bench.turn()
+    bench.submit("last", "a", arrival_s=bench.now)
+    bench.work(60)
+    assert bench.ended("last").finish_reason == "length"
 
 
 @pytest.mark.parametrize("policy", LIVE)
@@ -174,6 +203,13 @@ def test_what_does_not_fit_is_refused_and_known_no_more_when_it_is_taken_back():
     assert bench.ended("r").code == "model_not_found"
     bench.remove("huge")
     assert bench.row().status.refused == {}
+    for number in range(400):  # more reasons than there is room for: each is still named
+        bench.add(f"huge-{number:04d}", weight_bytes=1000)
+    refused = bench.row().status.refused
+    assert len(refused) == 400 and refused["huge-0399"] == SEE_LOG
+    assert sum(map(len, refused.values())) < REFUSALS_BYTES + 400 * len(SEE_LOG)
+    for number in range(400):
+        bench.remove(f"huge-{number:04d}")
     bench.add("huge", weight_bytes=200)
     assert bench.row().record.models == ("a", "huge")
 

@@ -22,6 +22,7 @@ from aegaeon.memory.budget import (
     lay_out,
 )
 from aegaeon.memory.cuda_room import cuda_workspace_bytes
+from aegaeon.memory.front import TOKENIZERS_BYTES, VOCABULARIES_BYTES
 from aegaeon.memory.machine import Machine
 from aegaeon.memory.room import check_room, settle
 from aegaeon.memory.workspace import sampling_bytes
@@ -319,3 +320,21 @@ def test_an_instance_computes_on_all_processors_where_nothing_is_set():
 def test_null_engines_and_budgets_need_no_torch():
     code = "import sys, aegaeon.engine.open, aegaeon.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_tokenizers_are_in_the_layout_once_for_each_file_and_bounded(tmp_path):
+    def spec(name, file_bytes):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "tokenizer.json").open("wb") as file:
+            file.truncate(file_bytes)
+        return msgspec.structs.replace(SPECS[0], id=name, path=str(tmp_path / name))
+
+    small, large = spec("a", 4_000_000), spec("b", 12_000_000)
+    again = [msgspec.structs.replace(small, id=f"a{number}") for number in range(500)]
+    one, both = lay_out(Settings(), [small], MACHINE), lay_out(Settings(), [small, large], MACHINE)
+    assert one.front_bytes - PROCESS_BYTES == 35_000_000 + 10 * 4_000_000 + 4_000_000
+    assert lay_out(Settings(), [small, *again], MACHINE).front_bytes == one.front_bytes
+    assert both.front_bytes - one.front_bytes == 35_000_000 + 10 * 12_000_000 + 12_000_000
+    many = [spec(f"c{number}", 12_000_000) for number in range(40)]
+    most = TOKENIZERS_BYTES + VOCABULARIES_BYTES
+    assert lay_out(Settings(), many, MACHINE).front_bytes - PROCESS_BYTES == most

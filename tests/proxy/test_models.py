@@ -1,10 +1,12 @@
 """The routes that change models, and how a proxy follows the catalogue, over scripted instances."""
 
 import asyncio
+import json
 import shutil
 
 import msgspec
 import pytest
+from tokenizers import Tokenizer
 
 from aegaeon.proxy import models as changes
 from aegaeon.specs import Bounds
@@ -293,3 +295,54 @@ def test_a_model_under_an_old_name_is_read_by_its_own_tokenizer(proxy, tmp_path)
 
     before, after = run(proxy, test)
     assert before != after == list(proxy.text.encode("another one", False))
+
+
+def test_one_whose_tokenizer_is_of_another_model_is_refused(proxy, tmp_path):
+    file = tmp_path / "models" / "new" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["beyond"] = 384
+    file.write_text(json.dumps(tokenizer))
+
+    async def test(client):
+        response = await client.post("/admin/models", json={"reference": "new"})
+        assert code(response) == (409, "model_refused")
+        assert "checkpoint_error" in response.json()["error"]["message"]
+        assert proxy.catalog.read().find("new") is None
+
+    run(proxy, test)
+
+
+def test_a_prompt_with_an_added_token_without_weights_is_refused(proxy, tmp_path):
+    file = tmp_path / "models" / "new" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_special_tokens(["<pad>"])
+    assert tokenizer.token_to_id("<pad>") == 384
+    tokenizer.save(str(file))
+
+    async def test(client):
+        response = await answered(proxy, client.post("/admin/models", json={"reference": "new"}))
+        assert response.status_code == 201
+        bad = await client.post("/v1/completions", json={"model": "new", "prompt": "a<pad>b"})
+        assert code(bad) == (400, "invalid_value")
+        assert "token id 384" in bad.json()["error"]["message"]
+
+    run(proxy, test)
+
+
+def test_more_models_than_instances_can_tell_of_are_refused_with_the_remedy(proxy):
+    spec = proxy.specs[0]
+    many = tuple(msgspec.structs.replace(spec, id=f"{'m' * 195}{n:05d}") for n in range(430))
+
+    async def test(client):
+        proxy.catalog.change(lambda _: msgspec.structs.replace(_, models=many))
+        await until(lambda: proxy.service.catalog.version == 2)
+        for number in range(40):
+            body = {"reference": "new", "id": f"{'a' * 195}{number:05d}"}
+            response = await answered(proxy, client.post("/admin/models", json=body))
+            if response.status_code != 201:
+                break
+        assert code(response) == (409, "model_refused")
+        assert "shorter ids" in response.json()["error"]["message"]
+        assert len(proxy.catalog.read().models) == 430 + number
+
+    run(proxy, test)
