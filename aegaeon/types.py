@@ -349,7 +349,8 @@ Outcome = Switched | Stepped | Ran | Loaded | LoadFailed | WeightsLost
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance says once, when it registers. A restart has a higher `incarnation`."""
+    """What an instance says once, when it registers. A restart has a higher `incarnation`. Only
+    those of one `node` have each other's memory."""
 
     id: InstanceId
     incarnation: int
@@ -358,6 +359,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     mailbox: str
     pid: int
     models: tuple[ModelId, ...]
+    node: str = ""
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -394,7 +396,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """A row of the routing snapshot: an instance whose lease is alive."""
+    """A row of the routing snapshot: an instance whose lease is alive, for `lease_left_s` more if
+    nobody renews it, where the store tells."""
 
     record: InstanceRecord
     status: InstanceStatus
+    lease_left_s: float | None = None
