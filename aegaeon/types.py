@@ -26,7 +26,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation, as token ids. Times are seconds of the node's monotonic clock.
+    """One generation, as token ids. Times are seconds of the machine's monotonic clock.
 
     `generated_token_ids` are tokens that an earlier attempt already made and the client already
     has: the instance continues behind them. `max_tokens` counts them too. The requests of a `key`
@@ -51,9 +51,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Proxy to instance: generate this."""
+    """Proxy to instance: generate this. `ahead_s` is how far the wall's clock is ahead of the
+    proxy's, where they may be on two machines (clocks.py)."""
 
     request: Request
+    ahead_s: float | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
