@@ -16,15 +16,17 @@ it comes, is the child's: the raylet ends its actors when it dies, the actors di
 they lose it, the kernel then kills the children.
 
 Memory stays a node's: the first member on a node makes its shared memory and writes the layout,
-the others take shares of it, the last removes it (store/shares.py). KV never leaves by handle: only
-instances of one node hand over to each other. Table, mailboxes, board and catalogue are in Redis,
+the others take shares of it, the last removes it (store/shares.py), or, where all of them were
+killed, a process beside them does (janitor.py). KV never leaves by handle: only instances of one
+node hand over to each other. Table, mailboxes, board and catalogue are in Redis,
 which all must reach.
 
 What ends | what follows
 --- | ---
 an instance's process | its member starts it again (back-off); its requests move at once
 a member's actor | Ray starts it again on its node; its row goes first; requests move
-a node | the controller takes the rows of its instances out; requests move; a proxy's place moves
+a node | its instances are lost once they are silent to the controller and to Redis (lease_s / 4 and
+some); the controller takes their rows out; requests move; a proxy's place moves
 the controller | Ray starts it again; it finds the members by their names; serving goes on
 `aegaeon serve` | serving goes on; run again it finds the controller
 Ray's head | members elsewhere serve on for as long as their raylets live without it (60 s, by

@@ -19,18 +19,20 @@ from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.figures import encode_figures
 from aegaeon.instance.launch import mailbox_address
+from aegaeon.instance.presence import RENEWALS_PER_LEASE
 from aegaeon.keeper import CatalogKeeper, bounds_of
 from aegaeon.logs import set_up
 from aegaeon.nodes import CLUSTER, ClusterFigures, MemberNow, NodeNow
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Board, Domain
 from aegaeon.store.domains import join_domain
-from aegaeon.types import InstanceRecord, ModelSpec
+from aegaeon.types import Instance, ModelSpec
 
 log = logging.getLogger(__name__)
 
 TURN_S = 0.5
 TELL_S = 1.0
+LATE_S = 1.0  # for a renewal of a lease, on a busy machine
 
 
 class ControllerLaunch(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +156,10 @@ class Controller:
         ids = {node.id for node in self._nodes}
         told = Told({node.id: node.address for node in self._nodes}, catalog)
         crew.settle(plans, ids, told)
-        _end_lives_elsewhere(domain, ids)
+        for row in _rows(domain):
+            if is_lost(row, ids, crew.silent(), settings.lease_s):
+                log.warning("instance lost name=%s node=%s", row.record.id, row.record.node)
+                end_life(domain, row.record)
         keeper.tend(time.monotonic())
         self._members = crew.now()
 
@@ -162,11 +167,12 @@ class Controller:
         settings = self._launch.settings
 
         def end(name: str, incarnation: int) -> None:
-            rows = [r for r in _rows(domain) if r.id == name and r.incarnation == incarnation]
+            address = mailbox_address(name, incarnation)
+            rows = [row.record for row in _rows(domain) if row.record.mailbox == address]
             for record in rows:
                 end_life(domain, record)
             if not rows:
-                end_mailbox(domain, mailbox_address(name, incarnation))
+                end_mailbox(domain, address)
 
         return Crew(self._ray, settings.domain_name, settings.drain_s, end)
 
@@ -200,17 +206,19 @@ def _begin_empty(domain: Domain, settings: Settings, should_stop: Callable[[], b
     domain.unlink()
 
 
-def _rows(domain: Domain) -> list[InstanceRecord]:
+def _rows(domain: Domain) -> tuple[Instance, ...]:
     try:
-        return [row.record for row in domain.metadata().sync_for_routing()]
+        return domain.metadata().sync_for_routing()
     except AegaeonError as error:
         log.warning("table not readable error=%s", error)
-        return []
+        return ()
 
 
-def _end_lives_elsewhere(domain: Domain, nodes: set[str]) -> None:
-    """Take out the instances of nodes that are gone: their requests go on elsewhere now."""
-    for record in _rows(domain):
-        if record.node not in nodes:
-            log.warning("instance of a lost node name=%s node=%s", record.id, record.node)
-            end_life(domain, record)
+def is_lost(row: Instance, nodes: set[str], silent: set[str], lease_s: float) -> bool:
+    """Whether an instance is gone, before its lease has ended: its node is not among `nodes`, or
+    its member is `silent`, and it has not renewed its lease when it should have."""
+    if row.record.node not in nodes:
+        return True
+    if row.record.id not in silent or row.lease_left_s is None:
+        return False
+    return lease_s - row.lease_left_s >= lease_s / RENEWALS_PER_LEASE + LATE_S

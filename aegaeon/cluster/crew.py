@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.2  # for all that are looked at together
 AGAIN_S = 30.0  # before one that could not start is tried again
+SILENT_S = 2.0  # without an answer
 GRACE_S = 15.0  # beyond drain_s, for one that drains to end
 LOST_S = 10.0  # an actor that Ray holds to be dead, before another one is made
 AWAY_S = 1.0  # without an answer from an actor, as its machine tells, before it is held to be gone
@@ -37,6 +38,7 @@ class _Member:
     handle: Any
     plan: MemberPlan | None
     asked: Any = None  # the look under way
+    asked_s: float = 0.0  # since when
     look: MemberLook | None = None
     state: MemberState = "pending"
     detail: str = ""
@@ -102,7 +104,7 @@ class Crew:
         """Ask all how they are, and take in what has been answered."""
         for member in self._members.values():
             if member.asked is None:
-                member.asked = member.handle.look.remote()
+                member.asked, member.asked_s = member.handle.look.remote(), time.monotonic()
         asked = {member.asked: member for member in self._members.values()}
         if not asked:
             return
@@ -120,6 +122,11 @@ class Crew:
     def of_kind(self, kind: MemberKind) -> tuple[str, ...]:
         """Return the names of those of a kind."""
         return tuple(name for name in self._members if name.startswith(kind))
+
+    def silent(self) -> set[str]:
+        """Return the names of those that have been asked for a while and have not answered."""
+        asked = [member for member in self._members.values() if member.asked is not None]
+        return {one.name for one in asked if time.monotonic() - one.asked_s >= SILENT_S}
 
     def places(self) -> dict[str, str]:
         """Return the nodes of members, by name."""

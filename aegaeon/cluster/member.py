@@ -7,10 +7,12 @@ nothing, and none of them waits.
 import logging
 import threading
 from collections.abc import Sequence
+from typing import IO
 
 import msgspec
 
 from aegaeon.child import Child
+from aegaeon.cluster.janitor import watch
 from aegaeon.cluster.lives import end_life
 from aegaeon.cluster.plan import MemberPlan
 from aegaeon.config import Settings
@@ -133,6 +135,7 @@ class NodeShare(Holding):
         self._plan = plan
         self._catalog = catalog
         self._share: Share | None = None
+        self._janitor: IO[bytes] | None = None
 
     def instances(self, settings: Settings) -> list[Child]:  # noqa: ARG002  one of the node's
         """See Holding."""
@@ -149,6 +152,10 @@ class NodeShare(Holding):
 
         name = memory_name(settings.domain_name, self.node)
         self._share = share_memory(name, make)
+        try:
+            self._janitor = watch(name)
+        except OSError as error:
+            log.warning("no janitor, memory of the dead may stay error=%s", error)
         return msgspec.json.decode(self._share.layout, type=Layout)
 
     def keeper(self, domain: Domain, settings: Settings, specs: tuple[ModelSpec, ...]) -> Keeper:  # noqa: ARG002
@@ -159,6 +166,8 @@ class NodeShare(Holding):
         """See Holding."""
         if self._share is not None:
             self._share.release()
+        if self._janitor is not None:
+            self._janitor.close()
 
     def _machine(self, settings: Settings) -> Machine:
         """What the node's instances may share out: what they take of it by their rule, if it says,

@@ -80,12 +80,12 @@ def share_memory(name: str, make: Callable[[], bytes], directory: Path = SHARED_
 
 
 def sweep_share(name: str, directory: Path = SHARED_MEMORY) -> bool:
-    """Remove the memory called `name` if all its owners have ended; say whether it was removed."""
+    """Remove the memory called `name` if all its owners have ended; say whether it is gone."""
     path = region_path(directory, check_name("domain", name), LOCK)
     try:
         lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return False
+        return True
     try:
         if not (_try(lock, fcntl.LOCK_EX) and is_at(lock, path)):
             return False
@@ -102,7 +102,11 @@ def _taken(lock: int, path: Path, name: str, make: Callable[[], bytes]) -> bytes
     if _try(lock, fcntl.LOCK_EX):
         if not is_at(lock, path):
             return None  # the last owner has removed it meanwhile
-        _make(layout, name, make)
+        try:
+            _make(layout, name, make)
+        except BaseException:
+            path.unlink(missing_ok=True)  # those who wait for the lock begin anew
+            raise
     # Between the two locks another one may have made it anew: what is read now is what holds.
     if not _try(lock, fcntl.LOCK_SH) or not is_at(lock, path):
         return None

@@ -1,9 +1,11 @@
 """A server on a Ray cluster of three nodes on this machine, with a real Redis: what befalls it."""
 
+import itertools
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from tests.support.redis_server import RedisServer, require_redis
 from tests.support.server import Streamed, is_running, run_cli
 
 TOKENS = 800
-LEASE_S = 20.0  # beyond what any test waits for: nothing here is to rely on its end
+LONG_TOKENS = 3000
+LEASE_S = 10.0
 PROMPT = "the device"
 
 
@@ -46,7 +49,7 @@ def cluster() -> Iterator[Any]:
 def server(cluster, redis_server, tmp_path_factory) -> Iterator[ClusteredServer]:
     root = tmp_path_factory.mktemp("served")
     models = {"ada": make_checkpoint(root / "ada", "llama", seed=1, max_position_embeddings=4096)}
-    flags = ("--lease-s", str(LEASE_S), "--drain-s", "2", "--log-level", "info")
+    flags = ("--lease-s", str(LEASE_S), "--drain-s", "0.5", "--log-level", "info")
     flags += ("--model-cache-budget-gb", "0.1", "--kv-budget-gb", "0.1")
     with ClusteredServer(root, models, cluster.address, redis_server.url, *flags) as server:
         eventually(lambda: len(server.ready()) == 2, within_s=30)
@@ -55,10 +58,15 @@ def server(cluster, redis_server, tmp_path_factory) -> Iterator[ClusteredServer]
     assert server.keys() == []
 
 
+@pytest.fixture(scope="module")
+def undisturbed(server) -> str:
+    return Streamed(server.url, "ada", PROMPT, TOKENS).whole()
+
+
 @pytest.fixture
-def whole(server) -> Iterator[str]:
+def whole(server, undisturbed) -> Iterator[str]:
     """What undisturbed tokens are; at the test's end all is as it was at its beginning."""
-    yield Streamed(server.url, "ada", PROMPT, TOKENS).whole()
+    yield undisturbed
     eventually(lambda: len(server.ready()) == 2, within_s=40)
 
 
@@ -114,12 +122,54 @@ def test_a_killed_actor_takes_its_instance_along_and_ray_starts_it_again(server,
 
 def test_a_killed_controller_finds_its_members(server, whole):
     pids = server.instance_pids()
-    controller = controller_pid(server)
+    name = f"aegaeon-{server.domain}"
+    controller = actor_pid(name)
     os.kill(controller, signal.SIGKILL)
     assert Streamed(server.url, "ada", PROMPT, TOKENS).whole() == whole
-    eventually(lambda: controller_pid(server) not in (0, controller), within_s=30)
+    eventually(lambda: actor_pid(name) not in (0, controller), within_s=30)
     eventually(lambda: len(server.status()["members"]) == 3, within_s=10)
     assert server.instance_pids() == pids
+
+
+def test_a_killed_proxy_comes_back_where_it_was(server, whole):
+    before = proxy_pid(server)
+    os.kill(parent_of(before), signal.SIGKILL)
+    eventually(lambda: not is_running(before))
+    eventually(lambda: proxy_pid(server) not in (0, before), within_s=30)
+    eventually(server.is_listening, within_s=20)
+    assert Streamed(server.url, "ada", PROMPT, TOKENS).whole() == whole
+
+
+def test_the_command_may_be_killed_and_run_again(server, whole):
+    pids = server.instance_pids()
+    server.kill()
+    server.start()
+    assert server.instance_pids() == pids
+    assert Streamed(server.url, "ada", PROMPT, TOKENS).whole() == whole
+
+
+def test_other_settings_under_the_same_name_are_refused(server, cluster, redis_server):
+    told = run_cli(
+        *("serve", "--cluster", cluster.address, "--domain", server.domain, "--device", "null"),
+        *("--metadata-backend", "redis", "--redis-url", redis_server.url),
+        *("--models", str(server.models["ada"])),
+    )
+    assert told.returncode == 2
+    assert "serves with other settings already; stop it first" in told.stderr
+
+
+def test_a_server_that_fits_no_node_says_why_and_leaves_nothing(server, cluster, redis_server):
+    told = run_cli(
+        *("serve", "--cluster", cluster.address, "--domain", f"{server.domain}-small"),
+        *("--metadata-backend", "redis", "--redis-url", redis_server.url, "--port", "0"),
+        *("--models", str(server.models["ada"]), "--kv-budget-gb", "0.000001"),
+        *("--threads-per-instance", "1"),
+    )
+    assert told.returncode == 2
+    assert "raise --kv-budget-gb" in told.stderr
+    assert not [name for name in server.left_in_shared_memory() if "-small-" in name]
+    held = server.keys()
+    assert not [key for key in held if b"-small" in key]
 
 
 def test_a_node_that_is_lost_loses_no_stream_and_one_that_joins_gets_an_instance(
@@ -130,23 +180,34 @@ def test_a_node_that_is_lost_loses_no_stream_and_one_that_joins_gets_an_instance
     cluster.remove_node(node, allow_graceful=False)
     assert [stream.whole() for stream in streams] == [whole] * 6
     assert_moved(streams)
+    # Before any lease has ended, and before Ray, which waits for some heartbeats, says so.
+    assert max(map(longest_gap_s, streams)) < LEASE_S
     eventually(lambda: name not in server.ready())
+    # All its processes were killed, and none of ours is there any more.
+    eventually(lambda: not memory_of(server, node.node_id), within_s=15)
     assert Streamed(server.url, "ada", PROMPT, TOKENS).whole() == whole
     new = add_node(cluster, labels={"pool": "c"})
     eventually(lambda: f"instance-{new.node_id[:8]}-0" in server.ready(), within_s=40)
 
 
 def test_a_node_that_is_drained_ends_its_streams_elsewhere_and_is_empty(server, cluster, whole):
-    streams = begun(server, 4)
+    streams = begun(server, 4, LONG_TOKENS)
     (node, name) = node_of(server, cluster, streams[0].instances[-1])
     drain(cluster, node.node_id)
-    assert [stream.whole() for stream in streams] == [whole] * 4
+    # Longer than it is let: they end elsewhere.
+    (text,) = {stream.whole() for stream in streams}
+    assert text.startswith(whole.rstrip("\ufffd"))
     assert_moved(streams)
     eventually(lambda: name not in server.records(), within_s=30)
-    memory = f"aegaeon-{server.domain}-{node.node_id[:12]}"
-    eventually(lambda: not any(n.startswith(memory) for n in server.left_in_shared_memory()))
+    eventually(lambda: not memory_of(server, node.node_id))
     add_node(cluster, labels={"pool": "d"})
     cluster.remove_node(node)
+
+
+def memory_of(server: ClusteredServer, node: str) -> list[str]:
+    """Return the names in the shared memory of a node."""
+    start = f"aegaeon-{server.domain}-{node[:12]}"
+    return [name for name in server.left_in_shared_memory() if name.startswith(start)]
 
 
 def assert_moved(streams: list[Streamed]) -> None:
@@ -154,11 +215,16 @@ def assert_moved(streams: list[Streamed]) -> None:
     assert any(len(set(stream.instances)) > 1 for stream in streams)
 
 
-def controller_pid(server: ClusteredServer) -> int:
+def longest_gap_s(stream: Streamed) -> float:
+    return max(after - before for before, after in itertools.pairwise(stream.times_s))
+
+
+def actor_pid(name: str) -> int:
+    """Return the pid of the actor of this name; 0 while it does not live."""
     import ray  # noqa: PLC0415  an extra
 
     for actor in ray._private.state.actors().values():
-        if actor["Name"] == f"aegaeon-{server.domain}" and actor["State"] == "ALIVE":
+        if actor["Name"] == name and actor["State"] == "ALIVE":
             return int(actor["Pid"])
     return 0
 
@@ -167,6 +233,16 @@ def node_of(server: ClusteredServer, cluster: Any, name: str) -> tuple[Any, str]
     """Return the node where the instance `name` is."""
     id = server.records()[name].node
     return next(node for node in cluster.list_all_nodes() if node.node_id == id), name
+
+
+def proxy_pid(server: ClusteredServer) -> int:
+    """Return the pid of the proxy; 0 while there is none."""
+    actor = actor_pid(f"aegaeon-{server.domain}-proxy-0")
+    for file in Path(f"/proc/{actor}/task").glob("*/children"):
+        for pid in file.read_text().split():
+            if b"aegaeon.proxy.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    return 0
 
 
 def drain(cluster: Any, node: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from aegaeon.store.redis import RedisDomain
+from aegaeon.supervisor import free_port
 from aegaeon.types import Instance, InstanceRecord
 from tests.support.server import SHARED_MEMORY, Server, run_cli
 
@@ -47,7 +48,7 @@ def ray_cluster(*nodes: dict[str, Any]) -> Iterator[Any]:
 
 def add_node(cluster: Any, **what: Any) -> Any:
     """Add a node with `what`, of resources and labels."""
-    return cluster.add_node(**{"num_cpus": 1, "object_store_memory": OBJECT_BYTES, **what})
+    return cluster.add_node(**{"num_cpus": 2, "object_store_memory": OBJECT_BYTES, **what})
 
 
 class ClusteredServer(Server):
@@ -58,7 +59,14 @@ class ClusteredServer(Server):
     ) -> None:
         over = ("--cluster", address, "--metadata-backend", "redis", "--redis-url", redis_url)
         super().__init__(directory, models, *over, *flags)
+        self.models = models
         self._redis_url = redis_url
+        self._free_port = free_port("127.0.0.1")
+
+    def start(self, port: int = 0) -> "ClusteredServer":
+        """Start it, or find it again, on a port that stays."""
+        super().start(port or self._free_port)
+        return self
 
     def records(self) -> dict[str, InstanceRecord]:
         """Return the instances' records, by name."""
