@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 ANSWER_S = 10.0  # of the controller, to a look
 AWAY_S = 120.0  # without an answer; Ray starts it again meanwhile
 TURN_S = 0.5
+HEAD = (
+    "node:__internal_head__"  # what only Ray's head has, and Ray Serve's controller asks for, too
+)
 END_S = 60.0  # beyond twice drain_s, to drain proxies and then instances
 
 
@@ -61,6 +64,8 @@ class ClusterServer:
             get_if_exists=True,
             max_restarts=-1,
             num_cpus=0,
+            # Beside Ray's own: with another node would go who sees that it is lost.
+            resources={HEAD: 0.001},
         )
         self._controller = actor.remote(msgspec.json.encode(launch))
         told = msgspec.json.decode(self._ask(self._controller.launch), type=ControllerLaunch)

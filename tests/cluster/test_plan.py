@@ -6,7 +6,7 @@ from aegaeon.nodes import NodeNow, NodeSettings
 
 
 def make_settings(**changes) -> Settings:
-    return check_settings({"cluster": "auto", "device": "cpu", **changes})
+    return check_settings({"cluster": "auto", "colocated_count": 1, **changes})
 
 
 def make_node(name: str, labels: dict[str, str] | None = None, **resources: float) -> NodeNow:
@@ -23,14 +23,14 @@ def instances(plans: dict[str, MemberPlan]) -> list[str]:
     return sorted(name for name, plan in plans.items() if plan.kind == "instance")
 
 
-def test_each_node_gets_what_one_machine_would_and_shares_its_processors_out():
+def test_each_node_gets_what_one_machine_would():
     plans = planned(make_settings(colocated_count=2), make_node("a"), make_node("b", CPU=8.0))
     assert instances(plans) == [
         *("instance-aaaaaaaa-0", "instance-aaaaaaaa-1"),
         *("instance-bbbbbbbb-0", "instance-bbbbbbbb-1"),
     ]
     second = plans["instance-bbbbbbbb-1"]
-    assert (second.index, second.cpus, second.settings.threads_per_instance) == (1, 4.0, 4)
+    assert (second.index, second.cpus, second.settings.threads_per_instance) == (1, 4.0, 0)
     assert second.settings.colocated_count == 2
 
 

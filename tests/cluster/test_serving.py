@@ -50,6 +50,7 @@ def server(cluster, redis_server, tmp_path_factory) -> Iterator[ClusteredServer]
     root = tmp_path_factory.mktemp("served")
     models = {"ada": make_checkpoint(root / "ada", "llama", seed=1, max_position_embeddings=4096)}
     flags = ("--lease-s", str(LEASE_S), "--drain-s", "0.5", "--log-level", "info")
+    flags += ("--colocated-count", "1")
     flags += ("--model-cache-budget-gb", "0.1", "--kv-budget-gb", "0.1")
     with ClusteredServer(root, models, cluster.address, redis_server.url, *flags) as server:
         eventually(lambda: len(server.ready()) == 2, within_s=30)
@@ -163,7 +164,7 @@ def test_a_server_that_fits_no_node_says_why_and_leaves_nothing(server, cluster,
         *("serve", "--cluster", cluster.address, "--domain", f"{server.domain}-small"),
         *("--metadata-backend", "redis", "--redis-url", redis_server.url, "--port", "0"),
         *("--models", str(server.models["ada"]), "--kv-budget-gb", "0.000001"),
-        *("--threads-per-instance", "1"),
+        *("--threads-per-instance", "1", "--colocated-count", "1"),
     )
     assert told.returncode == 2
     assert "raise --kv-budget-gb" in told.stderr
