@@ -79,10 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     cluster: Annotated[
         str | ClusterSettings,
-        _doc(
-            "serve on a Ray cluster: auto, or its address; in a file also a table (default: on "
-            "this machine alone; needs the extra ray, and --metadata-backend redis)"
-        ),
+        _doc("serve on a Ray cluster, over redis: auto or its address; in a file also a table"),
     ] = ""
     colocated_count: Annotated[
         int,

@@ -244,6 +244,15 @@ def folded_up(gone: ProxyFigures | None, name: str, figures: ProxyFigures) -> Pr
     )
 
 
+def silenced(figures: ProxyFigures) -> ProxyFigures:
+    """Return the figures of a proxy that has ended: its requests are gone."""
+    models = {
+        model: msgspec.structs.replace(one, open=0, oldest_wait_s=0.0)
+        for model, one in figures.models.items()
+    }
+    return msgspec.structs.replace(figures, models=models)
+
+
 def summed(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     """Return the counts of both, by name."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}

@@ -26,6 +26,7 @@ from aegaeon.figures import (
     decode_figures,
     encode_figures,
     folded_up,
+    silenced,
     summed,
     summed_up,
     within,
@@ -347,7 +348,7 @@ class Meter:
         """A proxy has ended. What it has counted is added, where nobody goes on behind it, to what
         all such have: or there would be more and more of them on the board."""
         if name in others:  # else it has been added, and is still there
-            others[name] = _silent(others[name])
+            others[name] = silenced(others[name])
             if not others[name].is_passing:
                 return
 
@@ -390,15 +391,6 @@ class Meter:
         waiting = self._waiting(time.monotonic())
         for model, figures in self._own.models.items():
             figures.open, figures.oldest_wait_s = waiting.get(model, (0, 0.0))
-
-
-def _silent(figures: ProxyFigures) -> ProxyFigures:
-    """Return the figures of a proxy that has ended: its requests are gone."""
-    models = {
-        model: msgspec.structs.replace(one, open=0, oldest_wait_s=0.0)
-        for model, one in figures.models.items()
-    }
-    return msgspec.structs.replace(figures, models=models)
 
 
 def _count(figures: ModelFigures, kind: str, name: str) -> None:

@@ -175,7 +175,7 @@ class Outbox:
         """The hashes of a prompt, where it matters who has run it before: on devices with memory of
         their own, of which one cannot reach the other's. Elsewhere all find what any has left."""
         settings = self._settings
-        is_apart = settings.prefix_cache and settings.has_own_memory
+        is_apart = settings.prefix_cache and (settings.has_own_memory or settings.clustered)
         if not is_apart or len(self.snapshot()) < 2:
             return []
         return self._prompts.keys(request.model, request.prompt_token_ids)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
+from aegaeon.ports import free_port
 from aegaeon.store.redis import RedisDomain
-from aegaeon.supervisor import free_port
 from aegaeon.types import Instance, InstanceRecord
 from tests.support.server import SHARED_MEMORY, Server, run_cli
 
