@@ -11,6 +11,7 @@ import msgspec
 
 from aegaeon.handles import DeviceKv as DeviceKv  # noqa: PLC0414  records of ours, too
 from aegaeon.handles import KvHandle as KvHandle  # noqa: PLC0414
+from aegaeon.handles import Preload as Preload  # noqa: PLC0414
 from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Speed, Waited
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414
@@ -74,12 +75,6 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """To an instance: take nothing new, end what is running, then exit."""
-
-
-class Preload(msgspec.Struct, frozen=True, tag=True):
-    """To an instance: bring `model` in when there is nothing else to bring, if it fits."""
-
-    model: ModelId
 
 
 class Transfer(msgspec.Struct, frozen=True, tag=True):
@@ -351,8 +346,7 @@ Outcome = Switched | Stepped | Ran | Loaded | LoadFailed | WeightsLost
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance says once, when it registers. A restart has a higher `incarnation`. Only
-    those of one `node` have each other's memory."""
+    """What an instance says once, when it registers. A restart has a higher `incarnation`."""
 
     id: InstanceId
     incarnation: int
@@ -361,7 +355,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     mailbox: str
     pid: int
     models: tuple[ModelId, ...]
-    node: str = ""
+    node: str = ""  # only those of one have each other's memory
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):

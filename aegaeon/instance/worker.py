@@ -111,15 +111,13 @@ def build_runtime(
     settings = launch.settings
     deciding = build_deciding(launch, engine.usage().weight_budget_bytes)
     record = InstanceRecord(
-        id=launch.instance,
-        incarnation=launch.incarnation,
+        id=launch.instance, incarnation=launch.incarnation,
         role=settings.role_of(launch.index),
         device=settings.device,
         mailbox=mailbox_address(launch.instance, launch.incarnation),
         pid=os.getpid(),
-        models=tuple(spec.id for spec in launch.specs),
-        node=launch.node,
-    )
+        models=tuple(spec.id for spec in launch.specs), node=launch.node,
+    )  # fmt: skip
     outbox = Outbox(domain.open_mailbox)
     owned.callback(outbox.close)
     compute = ThreadLane[ComputeAction]("compute", engine.execute, inbox.wake)
