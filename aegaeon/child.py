@@ -36,6 +36,7 @@ class Child:
     quick_deaths: int = 0
     was_hung: bool = False
     work_fd: int | None = None
+    starts: int = 0
     _status_fd: int | None = None
 
     def start(self, module: str, launch_of: Callable[[int], bytes]) -> None:
@@ -47,6 +48,7 @@ class Child:
         self.forget_work()
         if self.index is not None:
             self.work_fd = memory()
+        self.starts += 1
         reading, writing = os.pipe()
         try:
             process = subprocess.Popen(

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from aegaeon import __version__, _native
+from aegaeon.cluster.serve import ClusterServer
 from aegaeon.config import Settings, config_path, describe, load_settings
 from aegaeon.config_command import config_command
 from aegaeon.device.processors import compute_threads
@@ -41,13 +41,14 @@ from aegaeon.proxy.keys import read_keys
 from aegaeon.proxy.tracing import check_tracing
 from aegaeon.reload import Reloader
 from aegaeon.simulate import simulate_command
+from aegaeon.status_command import status_command
 from aegaeon.store.domains import removable_files
 from aegaeon.supervisor import Supervisor
 from aegaeon.top import top_command
 from aegaeon.types import ModelSpec
 
 COMMANDS = (
-    *("serve", "plan", "simulate", "config", "explain", "top"),
+    *("serve", "plan", "simulate", "config", "explain", "top", "status"),
     *("keys", "models", "instances"),
 )
 EXIT_FAILED = 1
@@ -69,6 +70,7 @@ GROUPS = {
     ),
     "node": (
         "domain",
+        "cluster",
         "metadata_backend",
         "redis_url",
         "lease_s",
@@ -89,6 +91,7 @@ commands:
   aegaeon plan --trace FILE  plan a day of many models on many nodes
   aegaeon explain ID         tell why a request was served as it was
   aegaeon top                show what a running server does, live
+  aegaeon status             show a running server's nodes, instances and models
   aegaeon simulate           serve a load on devices that are not there, under any policy
   aegaeon config check FILE  say what is wrong with a configuration file (also: schema)
   aegaeon keys create NAME   let only clients with a key in (also: list, revoke)
@@ -127,12 +130,13 @@ With --trace it plans a day of many models on many nodes: `aegaeon plan --trace 
 exit codes: 0 it fits, 1 it does not fit or a model is missing, 2 wrong usage or settings"""
 
 # Commands that only say something.
-SPEAKING: dict[str, Callable[[Sequence[str]], Iterable[Table | str]]] = {
+SPEAKING: dict[str, Callable[[Sequence[str]], Iterable[RenderableType]]] = {
     "config": config_command,
     "explain": explain_command,
     "keys": keys_command,
     "models": models_command,
     "simulate": simulate_command,
+    "status": status_command,
 }
 # Of a command: what it does, and examples.
 WORDS = {
@@ -191,6 +195,8 @@ def _run(given: list[str]) -> int:
         return 0
     owner = _owner_of(options.pop("owner")) if "owner" in options else None
     load = partial(load_settings, options, config_file=config_file)
+    if command == "serve" and (settings := load()).clustered is not None:
+        return _serve_cluster(settings)
     return _serve(load, config_path(config_file), command == "serve", owner)
 
 
@@ -302,6 +308,22 @@ def _serve(
     if supervisor.failure is not None:
         print(f"aegaeon: error: {supervisor.failure}", file=sys.stderr)
     return EXIT_FAILED if supervisor.failure or supervisor.is_killed else 0
+
+
+def _serve_cluster(settings: Settings) -> int:
+    """Serve on a cluster; what the flags say holds for each of its nodes."""
+    set_up(settings.log_level, "cluster", settings.log_format)
+    check_tracing(settings)
+    server = ClusterServer(settings)
+    try:
+        server.start(served_models(settings))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.ask_stop())
+        print(f"aegaeon {__version__} serves on the cluster {server.name}", flush=True)
+        server.run(lambda urls: print(f"ready on {', '.join(urls)}", flush=True))
+    finally:
+        server.close()
+    return EXIT_FAILED if server.is_killed else 0
 
 
 def _wait(supervisor: Supervisor, reloader: Reloader, ready_line: str, owner: int | None) -> None:

@@ -17,6 +17,7 @@ import yaml
 from msgspec import Meta
 
 from aegaeon.errors import ConfigError
+from aegaeon.nodes import ClusterSettings
 from aegaeon.setting_text import parse_text
 from aegaeon.specs import ModelSettings as ModelSettings  # noqa: PLC0414  one of the settings
 from aegaeon.specs import doc as _doc
@@ -76,6 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: Annotated[str, _doc("the Redis server, with --metadata-backend redis")] = (
         "redis://127.0.0.1:6379/0"
     )
+    cluster: Annotated[
+        str | ClusterSettings,
+        _doc("serve on a Ray cluster, over redis: auto or its address; in a file also a table"),
+    ] = ""
     colocated_count: Annotated[
         int,
         _doc(
@@ -213,6 +218,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.domain or f"port-{self.port}"
 
     @property
+    def clustered(self) -> ClusterSettings | None:
+        """The cluster on which to serve, if any."""
+        if isinstance(self.cluster, str):
+            return ClusterSettings(address=self.cluster) if self.cluster else None
+        return self.cluster
+
+    @property
     def cuda_number(self) -> int | None:
         """The N of device cuda:N."""
         return int(self.device[5:]) if self.device.startswith("cuda:") else None
@@ -275,8 +287,11 @@ def load_settings(
     path = config_path(config_file, environ)
     if path is not None:
         merged.update(_read_file(path))
-    merged.update(_from_environment(environ))
-    merged.update(flags or {})
+    for over in (_from_environment(environ), flags or {}):
+        table = merged.get("cluster")
+        merged.update(over)
+        if isinstance(table, dict) and over.get("cluster"):  # the rest of the table stays
+            merged["cluster"] = {**table, "address": over["cluster"]}
     return check_settings(merged)
 
 

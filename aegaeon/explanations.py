@@ -25,7 +25,8 @@ class Decision(msgspec.Struct, frozen=True):
 class Explain(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """To an instance: tell `reply_to` what was decided lately, the last `limit` decisions at most.
 
-    Of `request` those that concern it, and what befell the weights of `model`; of none all.
+    Of `request` those that concern it, and what befell the weights of `model`; of none all. Times
+    are to be by the asker's clock, of which the wall's is `ahead_s` ahead (None: it is ours).
     """
 
     ticket: int
@@ -33,6 +34,7 @@ class Explain(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     request: RequestId | None
     model: ModelId | None
     limit: int
+    ahead_s: float | None = None
 
 
 class Explained(msgspec.Struct, frozen=True, tag=True):

@@ -12,6 +12,7 @@ import msgspec
 from aegaeon.errors import RegionMismatch
 from aegaeon.measures import Phase, PhaseTotal
 from aegaeon.metrics import Target
+from aegaeon.nodes import ClusterFigures
 from aegaeon.types import InstanceId, ModelId
 
 # From a step of a small model to what nobody waits for.
@@ -186,18 +187,20 @@ class Sums(msgspec.Struct, kw_only=True):
     instances: dict[InstanceId, InstanceFigures] = {}
 
 
+Figures = ProxyFigures | InstanceFigures | ClusterFigures
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder: "msgspec.msgpack.Decoder[ProxyFigures | InstanceFigures]" = msgspec.msgpack.Decoder(
-    ProxyFigures | InstanceFigures
+_decoder: "msgspec.msgpack.Decoder[Figures]" = msgspec.msgpack.Decoder(
+    ProxyFigures | InstanceFigures | ClusterFigures
 )
 
 
-def encode_figures(figures: ProxyFigures | InstanceFigures) -> bytes:
+def encode_figures(figures: "Figures") -> bytes:
     """Return the bytes to publish."""
     return _encoder.encode(figures)
 
 
-def decode_figures(record: bytes) -> ProxyFigures | InstanceFigures:
+def decode_figures(record: bytes) -> "Figures":
     """Read what was published. Raises RegionMismatch on other bytes."""
     try:
         return _decoder.decode(record)
@@ -239,6 +242,15 @@ def folded_up(gone: ProxyFigures | None, name: str, figures: ProxyFigures) -> Pr
         hung=sums.proxies_hung,
         folded=(*known, name)[-MAX_FOLDED:],
     )
+
+
+def silenced(figures: ProxyFigures) -> ProxyFigures:
+    """Return the figures of a proxy that has ended: its requests are gone."""
+    models = {
+        model: msgspec.structs.replace(one, open=0, oldest_wait_s=0.0)
+        for model, one in figures.models.items()
+    }
+    return msgspec.structs.replace(figures, models=models)
 
 
 def summed(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

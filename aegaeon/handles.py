@@ -38,3 +38,9 @@ class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...] = ()
     identity: bytes = b""
     device: DeviceKv | None = None
+
+
+class Preload(msgspec.Struct, frozen=True, tag=True):
+    """To an instance: bring `model` in when there is nothing else to bring, if it fits."""
+
+    model: str

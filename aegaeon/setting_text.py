@@ -1,5 +1,6 @@
 """Settings as people write them: in flags, variables and documentation."""
 
+from types import UnionType
 from typing import Any, Literal, get_origin
 
 from aegaeon.errors import ConfigError
@@ -9,7 +10,7 @@ def parse_text(kind: Any, text: str, source: str) -> Any:
     """Parse `text` of a flag or variable `source` as `kind`: str, number, bool, tuple of str."""
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
-    if get_origin(kind) is Literal or kind is str:
+    if get_origin(kind) in (Literal, UnionType) or kind is str:
         return text
     if kind is bool:
         lowered = text.strip().lower()

@@ -17,22 +17,14 @@ import msgspec
 from aegaeon.child import REAP_S, Child
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
+from aegaeon.holding import Holding, Keeper, Layout, WholeDomain
 from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
-from aegaeon.keeper import (
-    CatalogKeeper,
-    DeathKeeper,
-    KvSizes,
-    bounds_of,
-    kv_sizes,
-    model_directories,
-)
-from aegaeon.memory.machine import read_machine, with_device
-from aegaeon.memory.room import settle
+from aegaeon.keeper import DeathKeeper
 from aegaeon.ports import check_port, is_listening
 from aegaeon.proxy.launch import ProxyLaunch
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain, MetadataStore
-from aegaeon.store.domains import DomainClaim, claim_domain, open_domain, sweep_mailboxes
+from aegaeon.store.domains import open_domain, sweep_mailboxes
 from aegaeon.types import ModelSpec
 from aegaeon.watch import Watch
 
@@ -42,7 +34,6 @@ POLL_S = 0.05
 SWEEP_S = 5.0
 KILL_GRACE_S = 5.0  # beyond drain_s, before SIGKILL
 MAILBOX_BYTES = 1 << 16  # the least; nothing is sent there
-PROXY = "proxy"
 
 
 @dataclass(slots=True)
@@ -61,25 +52,26 @@ class Supervisor:
     """Owns the domain and its processes from `start` to `stop`. A context manager, too."""
 
     def __init__(
-        self, settings: Settings, specs: tuple[ModelSpec, ...], with_proxy: bool = False
+        self,
+        settings: Settings,
+        specs: tuple[ModelSpec, ...],
+        with_proxy: bool = False,
+        holding: Holding | None = None,
     ) -> None:
-        """Nothing runs yet."""
+        """Nothing runs yet. It has the whole domain, or what is its `holding`."""
         self._settings = settings
         self._specs = specs
-        count = settings.instance_count
-        self._instances = [Child(f"instance-{index}", index) for index in range(count)]
-        self._proxy = Child(PROXY, None) if with_proxy else None
+        self._holding = holding or WholeDomain()
+        self._instances = self._holding.instances(settings)
+        self._proxy = Child(self._holding.proxy, None) if with_proxy else None
         self._watch = Watch(self._settings)
         self._wanted = _Wanted()
         self._thread = threading.Thread(target=self._own, name="supervisor")
-        self._claim: DomainClaim | None = None
+        self._layout = Layout(self._settings)
         self._domain: Domain | None = None
         self._store: MetadataStore | None = None
-        self._keeper: CatalogKeeper | None = None
+        self._keeper: Keeper | None = None
         self._deaths: DeathKeeper | None = None
-        # The KV pool is cut for these, whatever is served by the time that an instance restarts.
-        self._kv_shapes: tuple[KvSizes, ...] = ()
-        self._kv_spare: tuple[KvSizes, ...] = ()
         self._swept_s = 0.0
 
     @property
@@ -95,21 +87,13 @@ class Supervisor:
         """
         if self._proxy is not None:
             check_port(self._settings.host, self._settings.port)
-        self._claim = claim_domain(self._settings)
         try:
-            # Only now is the memory free again that servers which died had filled.
-            self._settings = settle(
-                self._settings, self._specs, with_device(read_machine(), self._settings)
-            )
+            self._layout = self._holding.take(self._settings, self._specs)
+            self._settings = self._layout.settings
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
             self._deaths = DeathKeeper(self._domain.board())
-            first = Catalog(models=self._specs, bounds=bounds_of(self._settings))
-            catalog, board = self._domain.catalog(), self._domain.board()
-            self._keeper = CatalogKeeper(catalog, self._store, board, first)
-            if self._settings.device != "null":
-                self._kv_shapes = kv_sizes(spec.path for spec in self._specs)
-                self._kv_spare = kv_sizes(model_directories(self._settings.models_dir))
+            self._keeper = self._holding.keeper(self._domain, self._settings, self._specs)
         except BaseException:
             self._release()
             raise
@@ -152,6 +136,12 @@ class Supervisor:
         self._release()
 
     @property
+    def children(self) -> tuple[Child, ...]:
+        """The instances, then the proxy; to look at, from any thread."""
+        proxy = (self._proxy,) if self._proxy is not None else ()
+        return (*self._instances, *proxy)
+
+    @property
     def is_ready(self) -> bool:
         """Whether all processes have served at one time since the start."""
         return self._wanted.is_ready
@@ -186,14 +176,12 @@ class Supervisor:
         domain, self._domain = self._domain, None
         if domain is not None:
             domain.close()
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            claim.release()
+        self._holding.release()
 
     # The owning thread
 
     def _own(self) -> None:
-        children = [*self._instances, *([self._proxy] if self._proxy is not None else [])]
+        children = list(self.children)
         try:
             while not self._wanted.should_stop:
                 self._tend(children)
@@ -257,8 +245,9 @@ class Supervisor:
             Launch(
                 settings=self._settings,
                 specs=catalog.models,
-                kv_shapes=self._kv_shapes,
-                kv_spare=self._kv_spare,
+                kv_shapes=self._layout.kv_shapes,
+                kv_spare=self._layout.kv_spare,
+                node=self._holding.node,
                 catalog=catalog.version,
                 instance=child.name,
                 index=child.index,
@@ -311,7 +300,7 @@ class Supervisor:
     def _end_hung(self) -> None:
         """Kill what lives and does nothing; it is then dead as any other."""
         assert self._store is not None
-        children = [*self._instances, *([self._proxy] if self._proxy is not None else [])]
+        children = self.children
         for name, reason in self._watch.hung(self._instances, self._proxy, self._store).items():
             child = next(child for child in children if child.name == name)
             log.error("hung name=%s reason=%s; it is killed and started again", name, reason)

@@ -11,6 +11,7 @@ import msgspec
 
 from aegaeon.handles import DeviceKv as DeviceKv  # noqa: PLC0414  records of ours, too
 from aegaeon.handles import KvHandle as KvHandle  # noqa: PLC0414
+from aegaeon.handles import Preload as Preload  # noqa: PLC0414
 from aegaeon.measures import NOT_WAITED, Phase, PhaseTotal, Speed, Waited
 from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.specs import ModelSpec as ModelSpec  # noqa: PLC0414
@@ -26,7 +27,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation, as token ids. Times are seconds of the node's monotonic clock.
+    """One generation, as token ids. Times are seconds of the machine's monotonic clock.
 
     `generated_token_ids` are tokens that an earlier attempt already made and the client already
     has: the instance continues behind them. `max_tokens` counts them too. The requests of a `key`
@@ -51,9 +52,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Proxy to instance: generate this."""
+    """Proxy to instance: generate this. `ahead_s` is how far the wall's clock is ahead of the
+    proxy's, where they may be on two machines (clocks.py)."""
 
     request: Request
+    ahead_s: float | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -72,12 +75,6 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """To an instance: take nothing new, end what is running, then exit."""
-
-
-class Preload(msgspec.Struct, frozen=True, tag=True):
-    """To an instance: bring `model` in when there is nothing else to bring, if it fits."""
-
-    model: ModelId
 
 
 class Transfer(msgspec.Struct, frozen=True, tag=True):
@@ -358,6 +355,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     mailbox: str
     pid: int
     models: tuple[ModelId, ...]
+    node: str = ""  # only those of one have each other's memory
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -394,7 +392,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """A row of the routing snapshot: an instance whose lease is alive."""
+    """A row of the routing snapshot: an instance whose lease is alive, for `lease_left_s` more if
+    nobody renews it, where the store tells."""
 
     record: InstanceRecord
     status: InstanceStatus
+    lease_left_s: float | None = None

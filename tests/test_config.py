@@ -11,6 +11,7 @@ from aegaeon.config import (
     load_settings,
 )
 from aegaeon.errors import ConfigError
+from aegaeon.nodes import ClusterSettings, NodeSettings
 from aegaeon.setting_text import parse_text
 
 
@@ -112,6 +113,22 @@ def test_every_setting_is_described():
     for field in msgspec.structs.fields(Settings):
         _, text, default = describe(field.name)
         assert text and default == field.default
+
+
+def test_a_cluster_is_an_address_or_a_table(tmp_path):
+    assert load_settings({}, {}).clustered is None
+    assert load_settings({"cluster": "auto"}, {}).clustered == ClusterSettings()
+    file = tmp_path / "server.toml"
+    file.write_text(
+        '[cluster]\nproxies = 2\n[[cluster.nodes]]\nlabels = {pool = "gpu"}\ndevice = "cuda"\n'
+    )
+    rules = (NodeSettings(labels={"pool": "gpu"}, device="cuda"),)
+    settings = load_settings({}, {}, str(file))
+    assert settings.clustered == ClusterSettings(proxies=2, nodes=rules)
+    settings = load_settings({}, {"AEGAEON_CLUSTER": "10.0.0.1:6379"}, str(file))
+    assert settings.clustered == ClusterSettings(address="10.0.0.1:6379", proxies=2, nodes=rules)
+    with pytest.raises(ConfigError, match="instnces"):
+        check_settings({"cluster": {"nodes": [{"instnces": 2}]}})
 
 
 def test_the_domain_follows_the_port_unless_named():

@@ -12,14 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aegaeon"
 
 ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures", "handles"}
-ROW_0 |= {"setting_text"}
+ROW_0 |= {"setting_text", "nodes", "clocks"}
 ROW_1 = {"config", "metrics", "figures", "deaths", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}
 ROW_4 |= {"plan_day", "day_runs", "day_report"}
 ROW_4 |= {"flags", "load_flags", "explain", "keys", "config_command", "models_command"}
-ROW_4 |= {"client", "keeper", "reload", "watch", "top", "ports"}
+ROW_4 |= {"client", "keeper", "reload", "watch", "top", "ports", "holding", "status_command"}
+ROW_4 |= {"cluster"}  # composes what one node does on many
 PURE = {
     *("time", "datetime", "threading", "asyncio", "multiprocessing", "concurrent", "os", "io"),
     *("sys", "socket", "subprocess", "signal", "pathlib", "random", "logging", "torch", "numpy"),
@@ -122,6 +123,17 @@ def test_only_config_reads_the_environment():
             if reads and path != PACKAGE / "config.py":
                 found.append(f"{path}:{node.lineno}")
     assert found == []
+
+
+def test_ray_is_asked_for_in_one_place_and_imported_by_nobody():
+    asking = [
+        path
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == "ray"
+    ]
+    assert asking == [PACKAGE / "cluster" / "link.py"]
+    assert not [path for path in modules() for name in imports_of(path) if name == "ray"]
 
 
 @pytest.mark.parametrize("module", ["aegaeon.proxy", "aegaeon.proxy.worker"])

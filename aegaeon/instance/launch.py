@@ -11,6 +11,8 @@ EXIT_CANNOT_START = 2  # with one line on `status_fd`
 EXIT_REPLACED = 3  # the lease was lost; a restart gets a new one
 EXIT_DEVICE_LOST = 4  # a new process may have the device again
 
+NODE_CHARS = 12  # of a node's name: as many as tell nodes of a cluster apart
+
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's settings, models and identity. `status_fd` is an inherited pipe's writing end,
@@ -18,7 +20,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     The node's KV pool is cut for `kv_shapes`, and serves `kv_spare` where it can: of each its
     layers, heads and head_dim. `catalog` is the version that `specs` are of. The
-    process before it `was_hung`: it was ended for that.
+    process before it `was_hung`: it was ended for that. `node` is the machine's name where several
+    share a store; else empty.
     """
 
     settings: Settings
@@ -33,8 +36,14 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     catalog: int = 0
     was_hung: bool = False
     work_fd: int | None = None
+    node: str = ""
 
 
 def mailbox_address(instance: InstanceId, incarnation: int) -> str:
     """Where an incarnation receives; its successor receives elsewhere."""
     return f"{instance}.{incarnation}"
+
+
+def memory_name(domain: str, node: str) -> str:
+    """Return what the shared memory of a domain's `node` is called; empty: the only one."""
+    return f"{domain}-{node[:NODE_CHARS]}" if node else domain

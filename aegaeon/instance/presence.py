@@ -34,9 +34,10 @@ class Presence:
         return self._record
 
     def others(self) -> tuple[Instance, ...]:
-        """Return the rows of the other instances. Raises StoreUnavailable."""
-        rows = self._store.sync_for_routing()
-        return tuple(row for row in rows if row.record.id != self._record.id)
+        """Return the rows of the node's other instances, which see the same memory. Raises
+        StoreUnavailable."""
+        rows, me = self._store.sync_for_routing(), self._record
+        return tuple(r for r in rows if r.record.id != me.id and r.record.node == me.node)
 
     def serve(self, models: tuple[ModelId, ...]) -> None:
         """Say that these are served from here on; the status has to be published again. Where the

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aegaeon.clocks import brought_here, brought_there
 from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine, EngineUsage
 from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
@@ -190,7 +191,7 @@ class Runtime:
         self._parts.at_work.take(request.id)
         self._suspects.enter(request)
         if isinstance(message, Submit):
-            self._requests.submit(request, now)
+            self._requests.submit(brought_here(request, message.ahead_s), now)
         else:
             self._requests.on_transfer(message, now)
         self._parts.at_work.take(None)
@@ -199,6 +200,7 @@ class Runtime:
         """Tell of decisions, as many of the last ones as go into one record."""
         limit, me = min(message.limit, MAX_EXPLAINED), self._parts.presence.record.id
         told = self._parts.scheduler.recent(message.request, message.model, limit)
+        told = brought_there(told, message.ahead_s)
         while True:
             try:
                 explained = Explained(message.ticket, me, told)

@@ -15,7 +15,6 @@ from types import TracebackType
 import msgspec
 
 from aegaeon import _native
-from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
@@ -32,6 +31,7 @@ from aegaeon.instance.launch import (
     EXIT_REPLACED,
     Launch,
     mailbox_address,
+    memory_name,
 )
 from aegaeon.instance.load_slots import LoadSlots
 from aegaeon.instance.outbox import Outbox
@@ -60,11 +60,11 @@ _Exit = Callable[
 
 
 def regions_of(launch: Launch) -> Regions:
-    """Return where the domain's processes share weights and KV, and the processors where the
+    """Return where the node's processes share weights and KV, and the processors where the
     settings do not share them out; removed with the domain."""
-    settings = launch.settings
+    settings, node = launch.settings, launch.node
     weights, kv, neighbours = (
-        str(region_path(SHARED_MEMORY, settings.domain_name, kind))
+        str(region_path(SHARED_MEMORY, memory_name(settings.domain_name, node), kind))
         for kind in (WEIGHTS, KV, NEIGHBOURS)
     )
     if settings.threads_per_instance or settings.instance_count == 1:
@@ -111,19 +111,18 @@ def build_runtime(
     settings = launch.settings
     deciding = build_deciding(launch, engine.usage().weight_budget_bytes)
     record = InstanceRecord(
-        id=launch.instance,
-        incarnation=launch.incarnation,
+        id=launch.instance, incarnation=launch.incarnation,
         role=settings.role_of(launch.index),
         device=settings.device,
         mailbox=mailbox_address(launch.instance, launch.incarnation),
         pid=os.getpid(),
-        models=tuple(spec.id for spec in launch.specs),
-    )
+        models=tuple(spec.id for spec in launch.specs), node=launch.node,
+    )  # fmt: skip
     outbox = Outbox(domain.open_mailbox)
     owned.callback(outbox.close)
     compute = ThreadLane[ComputeAction]("compute", engine.execute, inbox.wake)
     owned.callback(compute.close, LANE_CLOSE_S)
-    copy = ThreadLane[Load]("copy", _load_of(settings, engine, deciding.residency), inbox.wake)
+    copy = ThreadLane[Load]("copy", _load_of(launch, engine, deciding.residency), inbox.wake)
     owned.callback(copy.close, LANE_CLOSE_S)
     presence = _presence(domain, record, settings.lease_s, owned)
     parts = Parts(
@@ -146,11 +145,13 @@ def build_runtime(
     return Runtime(parts, settings.drain_s)
 
 
-def _load_of(settings: Settings, engine: Engine, residency: Residency) -> Callable[[Load], Outcome]:
+def _load_of(launch: Launch, engine: Engine, residency: Residency) -> Callable[[Load], Outcome]:
     """Return what the copy lane does, within the node's bound on loads."""
-    if not settings.max_loading:
+    count = launch.settings.max_loading
+    if not count:
         return engine.load
-    slots = LoadSlots(SHARED_MEMORY, settings.domain_name, settings.max_loading)
+    name = memory_name(launch.settings.domain_name, launch.node)
+    slots = LoadSlots(SHARED_MEMORY, name, count)
     return slots.bounded(engine.load, residency.is_resident)
 
 

@@ -26,12 +26,14 @@ from aegaeon.figures import (
     decode_figures,
     encode_figures,
     folded_up,
+    silenced,
     summed,
     summed_up,
     within,
 )
 from aegaeon.measures import Waited
 from aegaeon.metrics import Target
+from aegaeon.nodes import CLUSTER, ClusterFigures
 from aegaeon.proxy.traces import Run
 from aegaeon.specs import ModelSpec
 from aegaeon.store.base import Board, Domain
@@ -163,6 +165,7 @@ class Meter:
         self._removed: dict[ModelId, None] = {}  # the last one last
         self._others: dict[str, ProxyFigures] = {}
         self._instances: dict[InstanceId, InstanceFigures] = {}
+        self.cluster = ClusterFigures()  # as its controller last told, if there is one
         self._heard: dict[str, tuple[bytes, float]] = {}  # by name the last record, and since when
         self._board: Board
         self._name = ""
@@ -317,7 +320,8 @@ class Meter:
             if name == self._name or name.endswith(DEATHS):
                 continue
             if heard[0] == record:
-                if now - heard[1] > SILENT_S and name not in instances:
+                is_proxy = name not in instances and name != CLUSTER
+                if now - heard[1] > SILENT_S and is_proxy:
                     self._on_silent(name, others)
                 continue
             try:
@@ -326,10 +330,13 @@ class Meter:
                 log.warning("figures not readable name=%s error=%s", name, error)
                 continue
             self._heard[name] = record, now
-            if isinstance(figures, ProxyFigures):
-                others[name] = figures
-            else:
-                instances[name] = figures
+            match figures:
+                case ProxyFigures():
+                    others[name] = figures
+                case InstanceFigures():
+                    instances[name] = figures
+                case ClusterFigures():
+                    self.cluster = figures
         gone = others.get(GONE, ProxyFigures()).folded
         for name in gone:
             others.pop(name, None)
@@ -341,14 +348,14 @@ class Meter:
         """A proxy has ended. What it has counted is added, where nobody goes on behind it, to what
         all such have: or there would be more and more of them on the board."""
         if name in others:  # else it has been added, and is still there
-            others[name] = _silent(others[name])
+            others[name] = silenced(others[name])
             if not others[name].is_passing:
                 return
 
         def join(before: bytes | None, record: bytes) -> bytes:
             gone = None if before is None else decode_figures(before)
             ended = decode_figures(record)
-            assert isinstance(ended, ProxyFigures) and not isinstance(gone, InstanceFigures)
+            assert isinstance(ended, ProxyFigures) and isinstance(gone, ProxyFigures | None)
             return encode_figures(folded_up(gone, name, ended))
 
         if self._board.fold(name, GONE, join):
@@ -384,15 +391,6 @@ class Meter:
         waiting = self._waiting(time.monotonic())
         for model, figures in self._own.models.items():
             figures.open, figures.oldest_wait_s = waiting.get(model, (0, 0.0))
-
-
-def _silent(figures: ProxyFigures) -> ProxyFigures:
-    """Return the figures of a proxy that has ended: its requests are gone."""
-    models = {
-        model: msgspec.structs.replace(one, open=0, oldest_wait_s=0.0)
-        for model, one in figures.models.items()
-    }
-    return msgspec.structs.replace(figures, models=models)
 
 
 def _count(figures: ModelFigures, kind: str, name: str) -> None:

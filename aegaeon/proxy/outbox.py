@@ -13,6 +13,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
+from aegaeon.clocks import ahead_s
 from aegaeon.config import Settings
 from aegaeon.deaths import Confirm
 from aegaeon.errors import (
@@ -101,7 +104,7 @@ class Outbox:
         Raises Overloaded (no mailbox has room), RecordTooLarge, StoreUnavailable: then it may have
         been sent all the same, and is cancelled when it can be.
         """
-        record = encode(Submit(request))
+        record = encode(Submit(request, self._ahead_s()))
         if len(record) > 1 << 20:
             raise RecordTooLarge("the prompt is too long for one message; shorten it")
         full: set[Target] = set()
@@ -138,6 +141,8 @@ class Outbox:
     def ask(self, question: Explain | Preload, instance: InstanceId | None) -> Asked:
         """Put `question` to all instances, or to one, without waiting for room at any. Raises
         StoreUnavailable."""
+        if isinstance(question, Explain):
+            question = msgspec.structs.replace(question, ahead_s=self._ahead_s())
         record = encode(question)
         asked, deaf = set(), set()
         for row in self.snapshot():
@@ -170,7 +175,7 @@ class Outbox:
         """The hashes of a prompt, where it matters who has run it before: on devices with memory of
         their own, of which one cannot reach the other's. Elsewhere all find what any has left."""
         settings = self._settings
-        is_apart = settings.prefix_cache and settings.has_own_memory
+        is_apart = settings.prefix_cache and (settings.has_own_memory or settings.clustered)
         if not is_apart or len(self.snapshot()) < 2:
             return []
         return self._prompts.keys(request.model, request.prompt_token_ids)
@@ -250,6 +255,10 @@ class Outbox:
             row = next((row for row in self.snapshot() if target_of(row) == target), None)
             way = None if row is None else self._way(target, row.record.mailbox)
         return way
+
+    def _ahead_s(self) -> float | None:
+        """What brings our times to the clocks of instances, where they may be other ones."""
+        return ahead_s() if self._settings.metadata_backend == "redis" else None
 
     def _way(self, target: Target, address: str) -> _Way:
         way = self._ways.get(target)

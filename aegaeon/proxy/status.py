@@ -6,6 +6,7 @@ import msgspec
 
 from aegaeon.figures import Histogram, InstanceFigures, ModelFigures, Sums
 from aegaeon.metrics import Target
+from aegaeon.nodes import MemberNow, NodeNow
 from aegaeon.proxy.metrics import Meter, Recent
 from aegaeon.specs import ModelSpec
 from aegaeon.types import Instance, ModelId
@@ -30,6 +31,8 @@ class InstanceNow(msgspec.Struct, frozen=True, kw_only=True):
     weight_budget_bytes: int
     kv_bytes: int
     kv_budget_bytes: int
+    node: str = ""  # of a cluster
+    lease_left_s: float | None = None  # if nobody renewed it; None: the store does not tell
 
 
 class Quantiles(msgspec.Struct, frozen=True):
@@ -57,6 +60,7 @@ class ModelNow(msgspec.Struct, frozen=True, kw_only=True):
     finished: int
     failed: int
     attained: float | None
+    replicas: int = 0  # instances whose device has it
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +71,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     slo_tbt_s: float
     instances: tuple[InstanceNow, ...]
     models: tuple[ModelNow, ...]
+    nodes: tuple[NodeNow, ...] = ()  # of a cluster, with its members
+    members: tuple[MemberNow, ...] = ()
 
 
 def status_of(meter: Meter, rows: tuple[Instance, ...], served: tuple[ModelSpec, ...]) -> Status:
@@ -83,6 +89,8 @@ def status_of(meter: Meter, rows: tuple[Instance, ...], served: tuple[ModelSpec,
             _model(spec.id, sums, recent.get(spec.id), rows, cached, meter.target_of(spec.id))
             for spec in served
         ),
+        nodes=meter.cluster.nodes,
+        members=meter.cluster.members,
     )
 
 
@@ -118,6 +126,8 @@ def _instance(row: Instance, figures: InstanceFigures | None) -> InstanceNow:
         weight_budget_bytes=known.weight_budget_bytes,
         kv_bytes=known.kv_bytes,
         kv_budget_bytes=known.kv_budget_bytes,
+        node=row.record.node,
+        lease_left_s=row.lease_left_s,
     )
 
 
@@ -131,11 +141,11 @@ def _model(
 ) -> ModelNow:
     figures = sums.models.get(model, ModelFigures())
     judged = sum(figures.within.values())
-    on_device = any(model in row.status.resident for row in rows)
+    replicas = sum(model in row.status.resident for row in rows)
     return ModelNow(
         id=model,
         status=whereabouts(model, rows),
-        tier="device" if on_device else "host" if model in cached else "disk",
+        tier="device" if replicas else "host" if model in cached else "disk",
         waiting=sum(row.status.waiting.get(model, 0) for row in rows),
         running=sum(row.status.running.get(model, 0) for row in rows),
         oldest_wait_s=figures.oldest_wait_s,
@@ -147,6 +157,7 @@ def _model(
         finished=sum(figures.finished.values()),
         failed=sum(figures.failed.values()),
         attained=figures.within.get("both", 0) / judged if judged else None,
+        replicas=replicas,
     )
 
 

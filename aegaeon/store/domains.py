@@ -253,7 +253,7 @@ def _take_lock(path: Path, patience_s: float) -> int | None:
             time.sleep(0.01)
             continue
         # The last owner may have removed the file between our open and our lock.
-        if _is_at(lock, path):
+        if is_at(lock, path):
             return lock
         os.close(lock)
 
@@ -266,7 +266,8 @@ def _sign(lock: int) -> None:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Say whether `path` is what the descriptor was opened from."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

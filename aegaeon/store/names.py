@@ -17,6 +17,7 @@ CATALOG = "catalog"
 WEIGHTS = "weights"
 LOADS = "loads"
 NEIGHBOURS = "neighbours"
+LAYOUT = "layout"
 BOARDS = ("boarda", "boardb")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

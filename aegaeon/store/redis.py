@@ -7,6 +7,7 @@ What was acknowledged survives a restart of the server as far as its persistence
 import time
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 from redis.exceptions import WatchError
 
@@ -107,10 +108,10 @@ class RedisMetadataStore(MetadataStore):
 
     def _read(self) -> tuple[Instance, ...]:
         keys, args = [self._instances_key], [self._instance_key("")]
-        rows: list[bytes] = self._link.call(lambda: self._sync(keys, args))
+        rows: list[Any] = self._link.call(lambda: self._sync(keys, args))
         return tuple(
-            Instance(record=decode_record(record), status=decode_status(status))
-            for record, status in zip(rows[::2], rows[1::2], strict=True)
+            Instance(decode_record(record), decode_status(status), left_ms / 1000)
+            for record, status, left_ms in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
         )
 
     def record_assignment(self, request: RequestId, instance: InstanceId, ttl_s: float) -> None:

@@ -39,7 +39,8 @@ redis.call('SREM', KEYS[2], ARGV[1])
 return 1
 """
 
-# KEYS: instances. ARGV: prefix of the instances' keys. Returns record, status, record, ...
+# KEYS: instances. ARGV: prefix of the instances' keys. Returns record, status, milliseconds left of
+# the lease, record, ...
 SYNC = """
 local rows = {}
 for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
@@ -47,6 +48,7 @@ for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if entry[1] then
     rows[#rows + 1] = entry[1]
     rows[#rows + 1] = entry[2]
+    rows[#rows + 1] = redis.call('PTTL', ARGV[1] .. id)
   else
     redis.call('SREM', KEYS[1], id)
   end

@@ -1,0 +1,38 @@
+"""Many machines: Ray places the processes of one server and starts them again; here nothing is
+computed or served, and no other module of ours imports ray.
+
+Actors, all detached, named, restarted by Ray (`max_restarts=-1`), in the namespace `aegaeon`:
+`aegaeon-<domain>` is the controller. It looks twice a second at Ray's nodes, compares what they
+are to have (plan.py, pure) with what they have, and starts, drains and forgets members; it keeps
+the catalogue, and tells on the board what there is. `aegaeon-<domain>-<name>` is a member
+(member.py): one instance or one proxy, tied to its node. `aegaeon serve --cluster` only starts the
+controller and watches it; killed, it leaves all running, and run again finds it.
+
+A member is a supervisor (supervisor.py) with one child: the very process that serves on one
+machine, with PDEATHSIG to its owner, the supervisor's thread. So a crash of native code costs a
+process and not the actor; the child's signals, GIL and memory are its own, nothing of Ray's is in
+it; and who watches, buries, backs off and drains is the code of one node. The actor's end, however
+it comes, is the child's: the raylet ends its actors when it dies, the actors die by themselves when
+they lose it, the kernel then kills the children.
+
+Memory stays a node's: the first member on a node makes its shared memory and writes the layout,
+the others take shares of it, the last removes it (store/shares.py), or, where all of them were
+killed, a process beside them does (janitor.py). KV never leaves by handle: only instances of one
+node hand over to each other. Table, mailboxes, board and catalogue are in Redis,
+which all must reach.
+
+What ends | what follows
+--- | ---
+an instance's process | its member starts it again (back-off); its requests move at once
+a member's actor | Ray starts it again on its node; its row goes first; requests move
+a node | its instances are lost once they are silent to the controller and to Redis (lease_s / 4 and
+some); the controller takes their rows out; requests move; a proxy's place moves
+the controller | Ray starts it again; it finds the members by their names; serving goes on
+`aegaeon serve` | serving goes on; run again it finds the controller
+Ray's head | members elsewhere serve on for as long as their raylets live without it (60 s, by
+RAY_gcs_rpc_server_reconnect_timeout_s; for good where Ray keeps its state in Redis); no restarts
+Redis | as on one node: what is under way waits for it and goes on
+
+A node that joins gets what its rule says; one that Ray drains is emptied: its instances take
+nothing new, their requests end within drain_s or go on elsewhere, then they leave.
+"""

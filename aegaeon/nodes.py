@@ -1,0 +1,97 @@
+"""What a cluster is made of: what its nodes are to get, by the settings, and what it tells.
+
+Only data, frozen; it stands beside types.py. Who acts by it is aegaeon/cluster.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from aegaeon.specs import doc
+
+CLUSTER = "cluster"  # under which a controller tells of it, on the board
+MemberKind = Literal["instance", "proxy"]
+MemberState = Literal["pending", "starting", "ready", "draining", "restarting", "failed", "ended"]
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each node of a kind gets. The first of the settings' whose labels a node has holds."""
+
+    labels: Annotated[dict[str, str], doc("labels that a node must have (default: none)")] = {}
+    instances: Annotated[
+        int,
+        doc("instances on each (0: as the counts say, on GPUs one for each)", ge=0, le=1024),
+    ] = 0
+    device: Annotated[
+        str, doc("what they compute on: cpu, staged, null, or cuda (default: as --device)")
+    ] = ""
+    cpus: Annotated[
+        float, doc("CPUs that an instance takes (0: the node's, shared out)", ge=0, le=4096)
+    ] = 0.0
+    memory_gb: Annotated[
+        float, doc("memory that an instance takes of the node's, GB (0: not counted)", ge=0)
+    ] = 0.0
+    resources: Annotated[
+        dict[str, float], doc("what else an instance takes of a node (default: nothing)")
+    ] = {}
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A cluster of Ray on which to serve, instead of this machine alone."""
+
+    address: Annotated[
+        str, doc("of the cluster, or auto: the one that this machine is of", min_length=1)
+    ] = "auto"
+    proxies: Annotated[
+        int, doc("nodes that listen, the one of `aegaeon serve` first (0: all)", ge=0, le=1024)
+    ] = 1
+    nodes: Annotated[
+        tuple[NodeSettings, ...],
+        doc("what nodes get, by their labels (default: each the same, by --device and the counts)"),
+    ] = (NodeSettings(),)
+
+
+class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as Ray describes it. `memory_bytes` are those that Ray gives out."""
+
+    id: str
+    address: str
+    labels: dict[str, str] = {}
+    resources: dict[str, float] = {}
+    is_draining: bool = False
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that Ray gives out."""
+        return self.resources.get("CPU", 0.0)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that Ray gives out."""
+        return int(self.resources.get("GPU", 0.0))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that Ray gives out."""
+        return int(self.resources.get("memory", 0.0))
+
+
+class MemberNow(msgspec.Struct, frozen=True, kw_only=True):
+    """An actor of the cluster: an instance or a proxy. `restarts` are those of its process and of
+    its actor; `url` is where a proxy listens; `detail` says why it is not ready, where known."""
+
+    name: str
+    kind: MemberKind
+    node: str
+    state: MemberState
+    restarts: int = 0
+    url: str = ""
+    detail: str = ""
+
+
+class ClusterFigures(msgspec.Struct, tag="cluster", kw_only=True, omit_defaults=True):
+    """What the controller of a cluster publishes, `beats` times so far."""
+
+    beats: int = 0
+    nodes: tuple[NodeNow, ...] = ()
+    members: tuple[MemberNow, ...] = ()

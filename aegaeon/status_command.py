@@ -1,0 +1,133 @@
+"""The command `aegaeon status`: the nodes, instances and models of a running server, once."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from aegaeon.client import URL
+from aegaeon.config import api_key
+from aegaeon.flags import Parser
+from aegaeon.nodes import MemberNow
+from aegaeon.proxy.status import InstanceNow, Status
+from aegaeon.top import fetch
+
+EXAMPLES = """\
+examples:
+  aegaeon status
+  aegaeon status --url http://10.0.0.7:8080 --json | jq '.members[] | {name, node, state}'
+
+A lease is what is left of it: an instance whose lease ends is gone. The replicas of a model are
+the instances whose devices have it now. Without a cluster there is no table of nodes.
+exit codes: 0 shown, 1 no server there, 2 wrong usage"""
+
+NUMBERS = {
+    *("CPUs", "GPUs", "memory GB", "instances", "replicas", "waiting", "running", "lease s"),
+    "restarts",
+}
+ID_CHARS = 8  # of a node's id, as in the names of its instances
+STILL_THERE = ("ready", "draining")
+
+
+def status_command(given: Sequence[str]) -> Iterator[RenderableType]:
+    """Yield what is to be printed. Raises ConfigError, StoreUnavailable."""
+    parser = Parser(
+        prog="aegaeon status",
+        description="Show what a server is made of: its nodes, instances and models.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--url", default=URL, help=f"of the server (default: {URL})")
+    parser.add_argument("--key", default="", help="an API key that may look (or AEGAEON_API_KEY)")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    options = parser.parse_args(given)
+    status = fetch(options.url, options.key or api_key())
+    if options.json:
+        yield json.dumps(msgspec.to_builtins(status), indent=2)
+        return
+    yield from pictures(status)
+
+
+def pictures(status: Status) -> Iterator[Table]:
+    """Yield the tables: of nodes where there are any, of members, of models."""
+    if status.nodes:
+        yield _nodes(status)
+    yield _members(status)
+    yield _models(status)
+
+
+def _nodes(status: Status) -> Table:
+    table = _table("node", "address", "state", "CPUs", "GPUs", "memory GB", "instances", "labels")
+    for node in status.nodes:
+        instances = [m for m in status.members if m.node == node.id and m.kind == "instance"]
+        ready = sum(member.state == "ready" for member in instances)
+        labels = sorted(f"{k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
+        table.add_row(
+            node.id[:ID_CHARS],
+            node.address,
+            _state("draining" if node.is_draining else "alive", "alive"),
+            f"{node.cpus:g}",
+            str(node.gpus),
+            f"{node.memory_bytes / 1e9:.1f}",
+            f"{ready}/{len(instances)}",
+            ", ".join(labels) or "-",
+        )
+    return table
+
+
+def _members(status: Status) -> Table:
+    """A row for each instance, and each proxy of a cluster, alive or on its way."""
+    numbers = ("waiting", "running", "lease s", "restarts")
+    table = _table("name", "node", "state", "device", "models on it", *numbers, "where or why")
+    alive = {one.id: one for one in status.instances}
+    known = {member.name for member in status.members}
+    for one in status.instances:
+        if one.id not in known:
+            _add(table, MemberNow(name=one.id, kind="instance", node=one.node, state="ready"), one)
+    for member in status.members:
+        _add(table, member, alive.get(member.name))
+    return table
+
+
+def _add(table: Table, member: MemberNow, one: InstanceNow | None) -> None:
+    state = member.state if one is None or member.state not in STILL_THERE else one.state
+    restarts = max(member.restarts, one.restarts if one is not None else 0)
+    row: list[str | Text] = [member.name, member.node[:ID_CHARS] or "-", _state(state, "ready")]
+    if one is None:
+        row += ["-"] * 5
+    else:
+        left_s = one.lease_left_s
+        row += [one.device, ", ".join(one.resident) or "-", str(one.waiting), str(one.running)]
+        row += ["-" if left_s is None else f"{left_s:.1f}"]
+    table.add_row(*row, str(restarts), member.url or member.detail or "-")
+
+
+def _models(status: Status) -> Table:
+    table = _table("model", "is", "tier", "replicas", "waiting", "running", "on")
+    for model in status.models:
+        places = [one.id for one in status.instances if model.id in one.resident]
+        table.add_row(
+            model.id,
+            model.status,
+            model.tier,
+            str(model.replicas),
+            str(model.waiting),
+            str(model.running),
+            ", ".join(places) or "-",
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in NUMBERS else "left")
+    return table
+
+
+def _state(state: str, good: str) -> Text:
+    return Text(state, style="" if state == good else "red")

@@ -1,0 +1,88 @@
+"""The tables of `aegaeon status`, of a cluster and of one machine."""
+
+from rich.console import Console
+
+from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.proxy.status import InstanceNow, ModelNow, Quantiles, Status
+from aegaeon.status_command import pictures
+
+UNKNOWN = Quantiles(None, None)
+
+
+def make_instance(name: str, node: str = "", **changes) -> InstanceNow:
+    return InstanceNow(
+        **{
+            **{"id": name, "state": "ready", "role": "colocated", "device": "cpu", "node": node},
+            **{"current": "ada", "loading": None, "resident": ("ada",), "waiting": 1, "running": 2},
+            **{"switches": 0, "restarts": 3, "stall_s": 0.0, "weight_bytes": 0},
+            **{"weight_budget_bytes": 0, "kv_bytes": 0, "kv_budget_bytes": 0},
+            **changes,
+        }
+    )
+
+
+def make_status(*instances: InstanceNow, **changes) -> Status:
+    ada = ModelNow(
+        id="ada",
+        status="running",
+        tier="device",
+        waiting=1,
+        running=2,
+        oldest_wait_s=0.0,
+        ttft_s=UNKNOWN,
+        tbt_s=UNKNOWN,
+        slo_ttft_s=10.0,
+        slo_tbt_s=0.1,
+        tokens_per_s=0.0,
+        finished=0,
+        failed=0,
+        attained=None,
+        replicas=len(instances),
+    )
+    return Status(
+        open_requests=3, slo_ttft_s=10, slo_tbt_s=0.1, instances=instances, models=(ada,), **changes
+    )
+
+
+def shown(status: Status) -> list[list[str]]:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with console.file:
+        for table in pictures(status):
+            console.print(table)
+    return [line.split() for line in console.export_text().splitlines()]
+
+
+def test_one_machine_has_instances_and_models():
+    lines = shown(make_status(make_instance("instance-0")))
+    assert lines[1][:4] == ["instance-0", "-", "ready", "cpu"]
+    assert lines[1][4:9] == ["ada", "1", "2", "-", "3"]
+    assert lines[3] == ["ada", "running", "device", "1", "1", "2", "instance-0"]
+    assert len(lines) == 4
+
+
+def test_a_cluster_has_nodes_and_members_that_are_not_there_yet():
+    nodes = (
+        NodeNow(
+            id="a" * 20,
+            address="10.0.0.1",
+            labels={"pool": "big", "ray.io/node-id": "a"},
+            resources={"CPU": 8.0, "GPU": 2.0, "memory": 64e9},
+        ),
+        NodeNow(id="b" * 20, address="10.0.0.2", is_draining=True),
+    )
+    members = (
+        MemberNow(name="instance-a-0", kind="instance", node="a" * 20, state="ready", restarts=1),
+        MemberNow(
+            name="instance-a-1", kind="instance", node="a" * 20, state="failed", detail="no room"
+        ),
+        MemberNow(name="proxy-0", kind="proxy", node="b" * 20, state="ready", url="http://b:1"),
+    )
+    one = make_instance("instance-a-0", "a" * 20, lease_left_s=7.25, restarts=0)
+    lines = shown(make_status(one, nodes=nodes, members=members))
+    assert lines[1] == ["aaaaaaaa", "10.0.0.1", "alive", "8", "2", "64.0", "1/2", "pool=big"]
+    assert lines[2] == ["bbbbbbbb", "10.0.0.2", "draining", "0", "0", "0.0", "0/0", "-"]
+    assert lines[4][:9] == [
+        *("instance-a-0", "aaaaaaaa", "ready", "cpu", "ada", "1", "2", "7.2", "1")
+    ]
+    assert lines[5][1:3] == ["aaaaaaaa", "failed"] and lines[5][-2:] == ["no", "room"]
+    assert lines[6][1:3] == ["bbbbbbbb", "ready"] and lines[6][-1] == "http://b:1"
