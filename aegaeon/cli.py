@@ -349,9 +349,8 @@ def _print_banner(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         )
     line = f"  {settings.instance_count} instance(s) on {settings.device}"
     if settings.device != "null":
-        line += f", each with {compute_threads(settings)} thread(s)"
-        if settings.instance_count > 1 and not settings.threads_per_instance:
-            line += ", shared out among those that compute"
+        is_shared = settings.instance_count > 1 and not settings.threads_per_instance
+        line += f", {'sharing' if is_shared else 'each with'} {compute_threads(settings)} thread(s)"
     print(line, flush=True)
     if settings.device != "null":
         for row in layout_lines(lay_out(settings, specs, read_machine())):

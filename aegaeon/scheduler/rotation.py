@@ -12,6 +12,7 @@ from aegaeon.scheduler.urgency import SlackGroup
 from aegaeon.types import RequestId
 
 WORTH = 25.0  # a turn lasts so many times what a switch takes
+MUCH_SHORTER = 2.0
 FALLS, RISES = 0.5, 0.125  # how far what a switch takes follows one that was quicker, or slower
 
 LEAST_S = 1e-3  # by so much it may always seem to rise
@@ -47,12 +48,15 @@ class Turn(NamedTuple):
 
 
 def first_of(newcomers: Sequence[Newcomer]) -> Newcomer | None:
-    """Return who of them is prefilled first: the shortest, for it keeps the others least, unless
-    one cannot wait for as long as its own prompt takes; then the one that can least."""
-    urgent = [one for one in newcomers if one.slack_s < one.rest_s]
-    if urgent:
-        return min(urgent, key=lambda one: one.slack_s)
-    return min(newcomers, key=lambda one: one.rest_s, default=None)
+    """Return who of them is prefilled first: the one that can wait least, unless it can for as long
+    as its own prompt takes, and another one, which is much shorter, keeps it little."""
+    if not newcomers:
+        return None
+    urgent = min(newcomers, key=lambda one: one.slack_s)
+    if urgent.slack_s < urgent.rest_s:
+        return urgent
+    shortest = min(newcomers, key=lambda one: one.rest_s)
+    return shortest if MUCH_SHORTER * shortest.rest_s <= urgent.rest_s else urgent
 
 
 class Rotation:
