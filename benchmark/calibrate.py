@@ -252,6 +252,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return check_settings(
         {
             "device": options.device,
+            "colocated_count": 1,
             "threads_per_instance": threads,
             "link_gb_per_s": options.link_gb_per_s,
             "device_memory_gb": options.device_memory_gb,

@@ -134,6 +134,7 @@ class OurEngine:
         self._has_own_memory = Settings(device=compute.device).has_own_memory
         settings = Settings(
             device=compute.device,
+            colocated_count=1,
             threads_per_instance=compute.threads,
             max_batch=32,
             model_cache_budget_gb=weights_gb,

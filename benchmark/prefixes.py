@@ -47,6 +47,7 @@ def measure_turns(spec: ModelSpec, turns: Turns, repeats: int) -> list[Row]:
     progress(f"{spec.id}: turns of {turns.prompt} and {turns.second} tokens")
     settings = Settings(
         device="cpu",
+        colocated_count=1,
         model_cache_budget_gb=(spec.weight_bytes + (4 << 20)) / GB,
         kv_budget_gb=KV_GB,
     )

@@ -174,6 +174,7 @@ def cpu_settings(specs: Sequence[ModelSpec]) -> Settings:
     """Return settings with room for `specs`."""
     return Settings(
         device="cpu",
+        colocated_count=1,
         model_cache_budget_gb=(sum(spec.weight_bytes for spec in specs) + (4 << 20)) / GB,
         kv_budget_gb=WARM_KV_GB,
     )

@@ -148,6 +148,7 @@ def test_instances_outlive_whichever_worker_started_them_and_end_with_the_server
     settings = environment(
         AEGAEON_MODELS=f"ada={checkpoints['ada']}",
         AEGAEON_DOMAIN=domain,
+        AEGAEON_COLOCATED_COUNT="1",
         AEGAEON_THREADS_PER_INSTANCE="1",
     )
     serve = ["uvicorn", "aegaeon.proxy:app", "--port", str(port), "--workers", "2"]
