@@ -190,8 +190,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     watchdog_s: Annotated[
         float,
         _doc(
-            "an instance whose step or load does nothing for so long is restarted, as are "
-            "processes that do not respond (0: never)",
+            "an instance whose step does nothing for so long is restarted, as are processes that "
+            "do not respond (0: never); of a model whose weights do not come for so long, requests "
+            "are told",
             ge=0,
         ),
     ] = 120.0

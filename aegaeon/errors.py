@@ -67,6 +67,12 @@ class LoadStalled(AegaeonError):
     code = "load_stalled"
 
 
+class LoadLate(CheckpointError):
+    """Weights have not come for so long that nobody waits for them any more; perhaps later."""
+
+    code = "model_loading"
+
+
 class OutOfBlocks(AegaeonError):
     """The KV pool has no room for a sequence, even alone."""
 

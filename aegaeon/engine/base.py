@@ -144,7 +144,9 @@ def check_request(request: Request, spec: ModelSpec) -> None:
         raise InvalidRequest(
             f"max_tokens {request.max_tokens} leaves nothing to generate; raise max_tokens"
         )
-    if prompt + len(request.generated_token_ids) >= spec.context_tokens:
+    # A prompt that is all the context can be scored: no token behind it is ever run.
+    is_scored = request.max_tokens == 1
+    if prompt + len(request.generated_token_ids) >= spec.context_tokens + is_scored:
         raise ContextLengthExceeded(
             f"{prompt} prompt tokens leave no room in the context of {spec.context_tokens} of "
             f"{spec.id}; shorten the prompt"

@@ -24,8 +24,8 @@ class SequenceTable:
     def add(self, request: Request, shape: KvShape, context_tokens: int) -> Sequence:
         """Make `request` known. Raises OutOfBlocks if it could not end even alone."""
         most = len(request.prompt_token_ids) + request.max_tokens
-        # The last token is made, never cached.
-        need = blocks_for(min(most, context_tokens) - 1)
+        # The last token is made, never cached; behind a prompt that is all the context, too.
+        need = blocks_for(min(most, context_tokens + (request.max_tokens == 1)) - 1)
         capacity = self._place.pool.capacity_blocks(shape)
         if need > capacity:
             raise OutOfBlocks(

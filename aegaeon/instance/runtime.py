@@ -21,6 +21,7 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.requests import Requests
 from aegaeon.instance.served import Served
+from aegaeon.instance.stalls import Stalls
 from aegaeon.instance.watchdog import Watchdog
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.scheduler.dispatch import LiveDispatcher
@@ -76,6 +77,7 @@ class Parts:
     pace: Pace = field(default_factory=Pace)  # of the steps
     served: Served | None = None  # None: the models never change
     counts: Counts = field(default_factory=Counts)
+    stalls: Stalls = field(default_factory=lambda: Stalls(0.0))
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0.0))
     at_work: AtWork = field(default_factory=AtWork)
 
@@ -98,6 +100,7 @@ class Runtime:
         self._action: tuple[Apart, str] | None = None  # under way, and why
         self._suspects = Suspects()
         self._load: tuple[Load, str, str] | None = None  # likewise, with its phase
+        self._load_began_s = 0.0
         self._switch_s = 0.0
         self._stall_s = 0.0
         self._stalled_at_s: float | None = None
@@ -250,6 +253,7 @@ class Runtime:
         assert self._load is not None
         self._parts.at_work.load(None)
         (load, phase, reason), self._load = self._load, None
+        outcome = self._parts.stalls.judge(outcome, self._load_began_s, now)
         self._requests.waits.end_load(load, now)
         self._parts.counts.load_ended(load, outcome, phase, reason)
         self._parts.scheduler.complete(outcome, now)
@@ -293,6 +297,7 @@ class Runtime:
         parts, reason = self._parts, self._reason()
         log.info("loading model=%s evict=%s reason=%s", load.model, ",".join(load.evict), reason)
         has_weights = load.model in parts.scheduler.snapshot().resident
+        self._load_began_s = now
         self._load = load, "kv" if has_weights else "load", reason
         self._requests.waits.begin_load(load, now)
         parts.counts.load_began(load, reason)

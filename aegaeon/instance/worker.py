@@ -38,6 +38,7 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.served import Deciding, Served, settle_model
+from aegaeon.instance.stalls import Stalls
 from aegaeon.instance.watchdog import Watchdog
 from aegaeon.logs import set_up
 from aegaeon.metrics import Target
@@ -139,6 +140,7 @@ def build_runtime(
         pace=deciding.learning.pace,
         served=Served(launch, domain.catalog(), engine, presence, deciding),
         counts=_counts(domain, launch, owned),
+        stalls=Stalls(settings.watchdog_s),
         watchdog=Watchdog(settings.watchdog_s),
         at_work=AtWork(launch.work_fd),
     )

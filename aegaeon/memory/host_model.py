@@ -17,6 +17,7 @@ from aegaeon.errors import (
     AegaeonError,
     CheckpointError,
     LoadCancelled,
+    LoadLate,
     LoadStalled,
     WeightsEvicted,
 )
@@ -89,6 +90,7 @@ class HostModel:
         self._is_pinned = False
         self._is_whole = False
         self._give_up_s = time.monotonic() + STAGE_S  # on the first stages
+        self._has_stalled = False
         self._is_interrupted = False
         self._failure: Exception | None = None  # of a load of our own
         self._is_loading = False
@@ -107,11 +109,13 @@ class HostModel:
 
     def await_first(self) -> None:
         """Return when a forward pass may begin. Raises as `await_stage`, and LoadStalled."""
-        stall_s = time.monotonic() + STALL_S
+        # Whoever has waited for it in vain before only looks.
+        stall_s = time.monotonic() + (0.0 if self._has_stalled else STALL_S)
         while True:
             if self.memory.wait_stage(FIRST_STAGES, 0.0):
                 return
             if stall_s <= time.monotonic() < self._give_up_s:
+                self._has_stalled = True
                 raise LoadStalled(f"{self.model} is long in coming; look whether its disk answers")
             self._look_after(FIRST_STAGES - 1, self._give_up_s)
 
@@ -144,9 +148,9 @@ class HostModel:
         if self._failure is not None:
             raise self._told(self._failure)
         if time.monotonic() >= give_up_s:
-            raise CheckpointError(
-                f"stage {stage} of {self.model} has not come within {STAGE_S:.0f} s; "
-                "look whether the disk answers"
+            raise LoadLate(
+                f"the weights of {self.model} are long in coming: stage {stage} has not come "
+                f"within {STAGE_S:.0f} s; look whether the disk answers"
             )
         self._take_over()
         return False

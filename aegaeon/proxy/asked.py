@@ -24,7 +24,8 @@ _PIECE_CHARS = 16  # for each token of the context; ordinary text has fewer
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A tokenised prompt and how much is to follow; only a default gives way to the context."""
+    """A tokenised prompt and how much is to follow, perhaps nothing; only a default gives way to the
+    context."""
 
     token_ids: tuple[int, ...]
     asked: int
@@ -61,7 +62,8 @@ def kept_of(body: ChatBody | CompletionBody) -> Asked:
 
 
 def max_tokens(spec: ModelSpec, prompt: Prompt, param: str) -> int:
-    """Return how much to generate."""
+    """Return how much to generate: one token, which nobody gets, where the prompt is but scored;
+    that one needs no room."""
     token_ids, asked = prompt.token_ids, prompt.asked
     if not token_ids:
         raise invalid(param, f"'{param}' has no tokens; send some text")
@@ -74,7 +76,7 @@ def max_tokens(spec: ModelSpec, prompt: Prompt, param: str) -> int:
             param,
         )
     check_token_ids(spec, token_ids, param)
-    return min(asked, room)
+    return max(min(asked, room), 1)
 
 
 def check_token_ids(spec: ModelSpec, token_ids: Sequence[int], param: str) -> None:

@@ -35,7 +35,15 @@ class Choices:
         self._unfinished = len(self._texts)
 
     async def __aenter__(self) -> "Choices":
-        self._tasks = [asyncio.create_task(self._keep(text)) for text in self._texts]
+        try:
+            opened = self._gateway.open_all([text.generation for text in self._texts])
+        except Exception as error:
+            # The one that awaits the pieces raises it, with its traceback.
+            self._error = error
+            return self
+        for text, one in zip(self._texts, opened, strict=True):
+            text.opened, one.on_tokens = one, partial(self._note, text.index)
+        self._tasks = [asyncio.create_task(self._keep(one)) for one in opened]
         return self
 
     async def __aexit__(
@@ -48,6 +56,9 @@ class Choices:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for text in self._texts:
+            if text.opened is not None:
+                self._gateway.leave(text.opened)  # its task may never have begun
 
     @property
     def only(self) -> "Text | None":
@@ -97,12 +108,10 @@ class Choices:
         self._changed[index] = None
         self._tell()
 
-    async def _keep(self, text: "Text") -> None:
+    async def _keep(self, opened: OpenRequest) -> None:
         try:
-            text.opened = self._gateway.open(text.generation, partial(self._note, text.index))
-            await self._gateway.keep(text.opened)
+            await self._gateway.keep(opened)
         except Exception as error:
-            # The one that awaits the pieces raises it, with its traceback.
             self._error = self._error or error
             self._tell()
 

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,15 +27,15 @@ from aegaeon.errors import (
 )
 from aegaeon.explanations import Explain, Explained, Explanation
 from aegaeon.proxy.generation import Generation, OpenRequest
-from aegaeon.proxy.living import Living, waits, watch_deadlines
+from aegaeon.proxy.living import Living, end_overdue, waits
 from aegaeon.proxy.losses import Losses
 from aegaeon.proxy.metrics import Meter
 from aegaeon.proxy.outbox import Outbox, Target, nobody_for, target_of
 from aegaeon.proxy.outlook import Outlook
 from aegaeon.proxy.questions import Asked, Questions
-from aegaeon.proxy.queue import Queue
+from aegaeon.proxy.queue import Place, Queue
 from aegaeon.proxy.receiver import Receiver
-from aegaeon.proxy.waits import within
+from aegaeon.proxy.waits import again, within
 from aegaeon.scheduler.dispatch import can_serve
 from aegaeon.specs import Bounds
 from aegaeon.store.base import Domain, Mailbox
@@ -56,7 +56,7 @@ _T = TypeVar("_T")
 
 class Gateway:
     """One proxy process's end of the domain. Use it from one event loop; owns a receiver, one
-    sender thread and two watching tasks, from `start` to `close`."""
+    sender thread and three watching tasks, from `start` to `close`."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Gateway:
         self.relay = _native.StreamRelay()  # takes tokens of streams that are lent to it
         self.meter = Meter(settings, lambda now: waits(self._open.values(), now))
         self.serve(specs)
-        self.is_broken = False  # no answer can come any more
+        self.is_broken = False  # no answer can come
         self._tasks: set[asyncio.Task[None]] = set()  # cancels and records under way
         self._loop: asyncio.AbstractEventLoop
         self._mailbox: Mailbox
@@ -122,10 +122,9 @@ class Gateway:
             *(self._mailbox, self._loop, self._take_in, self._break), self.relay.take
         )
         self._receiver.start()
-        self._watchers = (
-            asyncio.create_task(self._watch(), name="aegaeon-watch"),
-            asyncio.create_task(watch_deadlines(self._open, WATCH_S), name="aegaeon-deadlines"),
-        )
+        tend, end_late = lambda: self.meter.tend(self._blocking), partial(end_overdue, self._open)
+        looks = (again(WATCH_S, look) for look in (self._look, tend, end_late))
+        self._watchers = tuple(map(asyncio.create_task, looks))
 
     def abandon(self) -> None:
         """Let go of what a `start` that raised has opened."""
@@ -138,7 +137,7 @@ class Gateway:
         """Cancel what is open at the instances and leave the domain."""
         self.fail_all(InstanceLost("the server is shutting down; try again"))
         for opened in tuple(self._open.values()):
-            self._leave(opened)
+            self.leave(opened)
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
@@ -187,10 +186,25 @@ class Gateway:
 
     def open(self, generation: Generation, on_tokens: Callable[[], None]) -> OpenRequest:
         """Enter `generation`, to be run by `keep`. `on_tokens` is called when there are tokens to
-        take from what is returned. Raises ModelNotFound, QueueFull, InstanceLost."""
-        opened = self._enter(generation)
+        take from what is returned. Raises as `open_all`."""
+        opened = self.open_all((generation,))[0]
         opened.on_tokens = on_tokens
         return opened
+
+    def open_all(self, generations: Sequence[Generation]) -> list[OpenRequest]:
+        """Enter all of them, of one model and key, or none, each to be kept or left. Raises
+        ModelNotFound, QueueFull, InstanceLost, InvalidRequest for more than there is room for."""
+        model = generations[0].model
+        if model not in self._models:
+            raise ModelNotFound(f"no model {model!r} is served; see /v1/models")
+        if self.is_broken:
+            raise InstanceLost("the server has lost its mailbox; it must be started again")
+        try:
+            places = self._queue.enter_all(generations)
+        except QueueFull as error:
+            self.meter.refused(model, error.code)
+            raise
+        return [self._enter(place) for place in places]
 
     async def keep(self, opened: OpenRequest) -> None:
         """Keep what was opened running at some instance, whichever are lost; return when all its
@@ -209,7 +223,7 @@ class Gateway:
             opened.fail(error)
             raise
         finally:
-            self._leave(opened)
+            self.leave(opened)
 
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int
@@ -219,38 +233,29 @@ class Gateway:
         dispatched = self._outbox.choices.recent(request, limit)
         model = dispatched[-1].model if request is not None and dispatched else None
 
+        question = partial(Explain, reply_to=self._address, request=request, limit=limit)
+
         def ask(ticket: int) -> Coroutine[None, None, Asked]:
-            question = Explain(
-                ticket=ticket, reply_to=self._address, request=request, model=model, limit=limit
-            )
-            return self._blocking(partial(self._outbox.ask, question, instance))
+            asked = question(ticket=ticket, model=model)
+            return self._blocking(partial(self._outbox.ask, asked, instance))
 
         decisions, silent = await self._questions.put(ask, limit)
         now_s = time.monotonic()
         return Explanation(now_s=now_s, dispatched=dispatched, decisions=decisions, silent=silent)
 
-    def _enter(self, generation: Generation) -> OpenRequest:
-        if generation.model not in self._models:
-            raise ModelNotFound(f"no model {generation.model!r} is served; see /v1/models")
-        if self.is_broken:
-            raise InstanceLost("the server has lost its mailbox; it must be started again")
-        try:
-            place = self._queue.enter(generation)
-        except QueueFull as error:
-            self.meter.refused(generation.model, error.code)
-            raise
+    def _enter(self, place: Place) -> OpenRequest:
+        generation = place.generation
         now = time.monotonic()
         name = generation.id or f"req-{secrets.token_hex(12)}"
         opened = OpenRequest(name, generation, now, now + self._queue.request_timeout_s)
         opened.on_begun = partial(self._queue.begin, place)
         opened.on_left = partial(self._queue.leave, place)
         opened.on_held = partial(self._queue.hold, place)
-        opened.timing = self.meter.begin(generation.model, len(generation.prompt_token_ids), now)
+        prompt_tokens = len(generation.prompt_token_ids)
+        opened.timing = self.meter.begin(generation.model, prompt_tokens, now)
         if generation.trace is not None:
-            prompt_tokens = len(generation.prompt_token_ids)
             opened.timing.run = generation.trace.run(generation.model, prompt_tokens, now)
-        self._open[opened.id] = opened
-        return opened
+        return self._open.setdefault(opened.id, opened)
 
     async def _place(self, opened: OpenRequest) -> None:
         """Send the request to some instance, waiting a bounded time for one, or for the store."""
@@ -292,7 +297,7 @@ class Gateway:
             self._soon(self._cancel(opened, request.attempt, target))
         return True
 
-    def _leave(self, opened: OpenRequest) -> None:
+    def leave(self, opened: OpenRequest) -> None:
         """Forget the request; what still runs for it anywhere is cancelled. Idempotent."""
         if self._open.pop(opened.id, None) is None:
             return
@@ -345,27 +350,24 @@ class Gateway:
         ttl_s = opened.deadline_s - time.monotonic()
         self._soon(self._blocking(partial(self._outbox.note_move, opened.id, target, ttl_s)))
 
-    async def _watch(self) -> None:
+    async def _look(self) -> None:
         """Refresh the view of the instances; requests of vanished ones are placed again."""
-        while True:
-            try:
-                self._instances = await self._blocking(self._outbox.snapshot)
-                alive = {target_of(row) for row in self._instances}
-                await self._lose_all(self._living.targets - alive)
-            except AegaeonError as error:
-                # Whatever it is, it may be over the next time.
-                log.warning("table not readable error=%s", error)
-                self._away = error
-            else:
-                self._away = None
-                self._seen_s = time.monotonic()
-                self._changed.set()
-                self._changed = asyncio.Event()
-            for target, confirm in tuple(self._living.silent(time.monotonic(), self._address)):
-                await self._blocking(partial(self._outbox.confirm, confirm, target))
-            await self._blocking(self._outbox.flush)
-            await self.meter.tend(self._blocking)
-            await asyncio.sleep(WATCH_S)
+        try:
+            self._instances = await self._blocking(self._outbox.snapshot)
+            alive = {target_of(row) for row in self._instances}
+            await self._lose_all(self._living.targets - alive)
+        except AegaeonError as error:
+            # Whatever it is, it may be over the next time.
+            log.warning("table not readable error=%s", error)
+            self._away = error
+        else:
+            self._away = None
+            self._seen_s = time.monotonic()
+            self._changed.set()
+            self._changed = asyncio.Event()
+        for target, confirm in tuple(self._living.silent(time.monotonic(), self._address)):
+            await self._blocking(partial(self._outbox.confirm, confirm, target))
+        await self._blocking(self._outbox.flush)
 
     async def _lose_all(self, gone: AbstractSet[Target]) -> None:
         """Give up those lives of `gone` of which it is known what they did, or will not be."""

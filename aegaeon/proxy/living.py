@@ -1,6 +1,5 @@
 """Which open requests live at which life of an instance, and which of them have gone silent."""
 
-import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 
@@ -61,14 +60,12 @@ class Living:
         return target
 
 
-async def watch_deadlines(opened: Mapping[RequestId, OpenRequest], every_s: float) -> None:
+async def end_overdue(opened: Mapping[RequestId, OpenRequest]) -> None:
     """Fail what is over; apart from the store, which may not answer for a while."""
-    while True:
-        now = time.monotonic()
-        for one in tuple(opened.values()):
-            if now >= one.deadline_s:
-                one.fail(DeadlineExceeded("the request's time is over"))
-        await asyncio.sleep(every_s)
+    now = time.monotonic()
+    for one in tuple(opened.values()):
+        if now >= one.deadline_s:
+            one.fail(DeadlineExceeded("the request's time is over"))
 
 
 def waits(opened: Iterable[OpenRequest], now: float) -> dict[ModelId, tuple[int, float]]:

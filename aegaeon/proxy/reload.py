@@ -5,12 +5,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.proxy.guard import is_loopback
 from aegaeon.proxy.keys import KeyRing
 from aegaeon.proxy.service import Service
+from aegaeon.proxy.waits import again
 from aegaeon.store.catalog import CatalogStore
 
 log = logging.getLogger(__name__)
@@ -29,17 +31,13 @@ OPEN_TO_ALL = (
 async def kept_models(service: Service, store: CatalogStore) -> AsyncIterator[None]:
     """Serve what the domain's catalogue says, from now on."""
     await _follow(service, store)
-    watcher = asyncio.create_task(_watch_catalog(service, store), name="aegaeon-catalog")
+    watcher = asyncio.create_task(
+        again(CATALOG_S, partial(_follow, service, store)), name="aegaeon-catalog"
+    )
     try:
         yield
     finally:
         await _end(watcher)
-
-
-async def _watch_catalog(service: Service, store: CatalogStore) -> None:
-    while True:
-        await asyncio.sleep(CATALOG_S)
-        await _follow(service, store)
 
 
 async def _follow(service: Service, store: CatalogStore) -> None:
@@ -67,18 +65,16 @@ async def kept_keys(settings: Settings) -> AsyncIterator[KeyRing | None]:
         yield None
         return
     ring = KeyRing(settings.keys_file)
-    watcher = asyncio.create_task(_watch(ring), name="aegaeon-keys")
+    watcher = asyncio.create_task(again(LOOK_S, partial(_look, ring)), name="aegaeon-keys")
     try:
         yield ring
     finally:
         await _end(watcher)
 
 
-async def _watch(ring: KeyRing) -> None:
-    while True:
-        await asyncio.sleep(LOOK_S)
-        try:
-            if await asyncio.to_thread(ring.refresh):
-                log.info("keys read again")
-        except ConfigError as error:
-            log.error("keys not read again, the old ones stay error=%s", error)
+async def _look(ring: KeyRing) -> None:
+    try:
+        if await asyncio.to_thread(ring.refresh):
+            log.info("keys read again")
+    except ConfigError as error:
+        log.error("keys not read again, the old ones stay error=%s", error)

@@ -186,7 +186,7 @@ class Service:
         spec = self._spec(body.model)
         text = await self._text(spec)
         asked = body.max_tokens
-        most = COMPLETION_DEFAULT_TOKENS if asked is None else max(asked, 1)
+        most = COMPLETION_DEFAULT_TOKENS if asked is None else asked
         prompts = []
         for given in body.prompts():
             if isinstance(given, str):

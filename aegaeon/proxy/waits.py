@@ -1,8 +1,11 @@
 """Waiting with a bound, without ever losing a cancellation."""
 
 import asyncio
-from collections.abc import Coroutine
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -24,6 +27,18 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, _T]) -> _T:
         # An error's traceback leads here, and from a task to its error: that circle would keep all
         # that `work` held, a large body say, until the collector looks at old objects.
         del task
+
+
+async def again(every_s: float, look: Callable[[], Awaitable[None]]) -> None:
+    """Await `look` again and again, with such a pause between. What it raises is a fault of ours:
+    it is logged, and the next look may go well; nobody would notice that there are none any more.
+    """
+    while True:
+        try:
+            await look()
+        except Exception:
+            log.exception("a look failed, the next one is in %.1f s", every_s)
+        await asyncio.sleep(every_s)
 
 
 class Alarm:

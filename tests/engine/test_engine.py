@@ -159,6 +159,20 @@ def test_max_tokens_and_the_context_end_a_request_by_length(device):
     assert runner.engine.usage().kv_bytes == 0
 
 
+def test_a_prompt_that_is_all_the_context_is_scored(device):
+    given, params = prompt(CONTEXT), SamplingParams(temperature=0.0, prompt_logprobs=0)
+    whole = Runner(make_engine(device=device))
+    whole.submit(make_request("r", given, sampling=params, max_tokens=1))
+    assert len(whole.finish()["r"]) == 1
+    less = Runner(make_engine(device=device))
+    less.submit(make_request("r", given[:-1], sampling=params, max_tokens=1))
+    less.finish()
+    assert len(whole.scores["r"]) == CONTEXT - 1
+    assert whole.scores["r"][:-1] == less.scores["r"]
+    with pytest.raises(ContextLengthExceeded):
+        whole.submit(make_request("s", given, max_tokens=2))
+
+
 def test_a_nan_fails_its_own_request_only(device, expected):
     poisoned = 95
     clean = next(r for r in mates() if r.model == "a" and poisoned not in r.prompt_token_ids)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from aegaeon.errors import InstanceLost
+from aegaeon.errors import InstanceLost, InvalidRequest
 from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.generation import OpenRequest
 from aegaeon.proxy.transcript import Transcript
@@ -90,3 +90,32 @@ def test_scores_of_a_prompt_are_told_of_before_its_first_token():
             assert (await choices.next(9.0)).text == "A"
 
     asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_choices_that_find_no_room_together_are_all_refused_and_none_is_begun():
+    async def test():
+        async with Setup(max_waiting=8) as setup:
+            instance = setup.instance()
+            many = [generation(id=f"cmpl.{n}") for n in range(16)]
+            for _ in range(3):
+                with pytest.raises(InvalidRequest, match="at most 8"):
+                    async with Choices(setup.gateway, many, [transcript() for _ in many]) as all_:
+                        await all_.next(9.0)
+            async with Choices(setup.gateway, many[:8], [transcript() for _ in range(8)]) as eight:
+                assert len((await read(eight))[1]) >= 8
+            figures = setup.gateway.meter.sums().models["m"]
+            assert (figures.finished, figures.cancelled) == ({"length": 8}, 0)
+            assert not instance.cancelled
+
+    run(test())
+
+
+def test_choices_left_before_they_began_hold_nothing():
+    async def test():
+        async with Setup() as setup:
+            setup.instance()
+            async with Choices(setup.gateway, [ASKED], [transcript()]):
+                assert setup.gateway.open_requests == 1  # and its task has not run
+            assert setup.gateway.open_requests == 0
+
+    run(test())

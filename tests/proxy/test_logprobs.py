@@ -8,8 +8,11 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from aegaeon.proxy.asked import Prompt, max_tokens
+from aegaeon.proxy.failures import ApiError
 from tests.proxy.test_routes import CHAT, CHAT_PATH, TEXT_BODY, TEXT_PATH, ask, error_of, post
 from tests.support.proxy_server import TEXT, Proxy, in_memory
+from tests.support.specs import make_spec
 
 
 @pytest.fixture
@@ -172,3 +175,13 @@ def test_scores_that_come_twice_or_too_late_are_told_once():
     assert opened.take().scores == tuple(told[4:6])
     opened.take_in(PromptScores("r", 1, 7, tuple(told[7:])), 0.0)
     assert opened.attempt == 2
+
+
+def test_a_prompt_that_is_all_the_context_can_be_scored():
+    spec = make_spec("m", context_tokens=8)
+    scored = Prompt((1,) * 8, 0, is_firm=True)
+    assert max_tokens(spec, scored, "prompt") == 1  # which nobody gets
+    assert max_tokens(spec, Prompt((1,) * 7, 1, is_firm=True), "prompt") == 1
+    for tokens, asked in ((8, 1), (9, 0)):
+        with pytest.raises(ApiError, match="the context of m is 8 tokens"):
+            max_tokens(spec, Prompt((1,) * tokens, asked, is_firm=True), "prompt")

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from aegaeon.config import check_settings
-from aegaeon.errors import KeyQueueFull, ModelLoading, QueueFull, TooManyOpen
+from aegaeon.errors import InvalidRequest, KeyQueueFull, ModelLoading, QueueFull, TooManyOpen
 from aegaeon.keeper import bounds_of
 from aegaeon.proxy.generation import TOKEN_BYTES
 from aegaeon.proxy.queue import Queue
@@ -223,3 +223,57 @@ def test_where_nothing_is_held_up_by_loads_they_may_have_all_room(there):
         check_settings({"colocated_count": 1, "max_waiting": 16}), Told(places=0, there=there)
     )
     assert fill(queue, generation(model="cold")) == 16
+
+
+def many(count, **fields):
+    return [generation(**fields) for _ in range(count)]
+
+
+def test_choices_of_one_answer_find_room_together_or_not_at_all():
+    queue = make(max_waiting=8)
+    place = queue.enter(asked())
+    with pytest.raises(QueueFull, match="1 requests are waiting, and 8 more are asked for at once"):
+        queue.enter_all(many(8))
+    assert queue._waiting == queue._open == 1
+    queue.leave(place)
+    places = queue.enter_all(many(8))
+    assert len(places) == queue._waiting == 8
+    for place in places:
+        queue.leave(place)
+    assert (queue._waiting, queue._bytes, queue._held) == (0, 0, {})
+
+
+@pytest.mark.parametrize("key", ["", "a"])
+@pytest.mark.parametrize("there", [[], ["hot"]])
+@pytest.mark.parametrize("count", range(1, 17))
+def test_so_many_as_there_is_room_for_are_never_refused_for_ever(count, there, key):
+    queue = Queue(check_settings({"colocated_count": 1, "max_waiting": 16}), Told(0, there=there))
+    running = queue.enter(asked("another"))
+    queue.begin(running)
+    if key and count > 14:  # the last of it is for others, alone or not
+        with pytest.raises(InvalidRequest, match="at most 14"):
+            queue.enter_all(many(count, key=key))
+    else:
+        assert len(queue.enter_all(many(count, key=key))) == count
+
+
+def test_more_than_there_is_room_for_is_the_clients_to_change():
+    queue = make(max_waiting=64, max_open=60)
+    names = ("low", "high")
+    queue.serve([msgspec.structs.replace(make_spec(name), priority=name) for name in names])
+    with pytest.raises(InvalidRequest, match=r"49 choices.*at most 48 of 'low'.*--max-waiting"):
+        queue.enter_all(many(49, model="low"))
+    with pytest.raises(InvalidRequest, match=r"at most 60 of 'high'.*raise --max-open$"):
+        queue.enter_all(many(61, model="high"))
+    assert len(queue.enter_all(many(48, model="low"))) == 48
+    large = make(max_open_mb=0.1)
+    with pytest.raises(InvalidRequest, match=r"take 0.4 MB.*raise --max-open-mb"):
+        large.enter_all(many(10, prompt_token_ids=(1,) * 1000))
+
+
+def test_choices_at_once_take_no_more_of_the_last_room_than_a_keys_share():
+    queue = make(max_waiting=64)
+    queue.enter(asked("other"))
+    with pytest.raises(KeyQueueFull):
+        queue.enter_all(many(56, key="flood"))
+    assert len(queue.enter_all(many(50, key="flood"))) == 50

@@ -37,10 +37,13 @@ def transcript():
 class Source:
     """A gateway with one request, which never ends."""
 
-    def open(self, generation, on_tokens):
+    def open_all(self, generations):
+        (generation,) = generations
         self.opened = OpenRequest("r", generation, 0.0, 1e9)
-        self.opened.on_tokens = on_tokens
-        return self.opened
+        return [self.opened]
+
+    def leave(self, _):
+        pass
 
     async def keep(self, _):
         await asyncio.Event().wait()
