@@ -161,7 +161,7 @@ def _busy(rows: Iterable[Instance]) -> set[ModelId]:
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """Return what of `settings` bounds a proxy."""
+    """Return what of `settings` may change while it serves."""
     return Bounds(**{name: getattr(settings, name) for name in Bounds.__struct_fields__})
 
 

@@ -33,6 +33,11 @@ def set_up(level: str, process: str, kind: LogFormat) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
+def set_level(level: str) -> None:
+    """Write events of `level` and above from here on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 class TextLines(logging.Formatter):
     """A line of text for each event."""
 

@@ -11,6 +11,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.keeper import bounds_of
+from aegaeon.logs import set_level
 from aegaeon.memory.budget import lay_out
 from aegaeon.memory.machine import read_machine, with_device
 from aegaeon.models.references import check_names, served_models
@@ -93,6 +94,7 @@ class Reloader:
             chosen = self._supervisor.settings  # with the bytes that were chosen at the start
             lay_out(chosen, specs, with_device(read_machine(), chosen))
         self._supervisor.change(lambda catalog: self._follow(catalog, settings, specs))
+        set_level(settings.log_level)
         self._named = {spec.id: spec for spec in specs}
         self._settings = settings
         log.info("configuration read again changed=%s", ",".join(sorted(changed)) or "nothing")

@@ -100,12 +100,17 @@ def check_room(specs: Sequence[ModelSpec]) -> None:
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a proxy's limits may change while it serves; the settings of the same names."""
+    """What may change while a server serves; the settings of the same names."""
 
     max_body_bytes: int
     max_open: int
     max_open_mb: float
     request_timeout_s: float
+    max_waiting: int
+    max_running: int
+    slo_ttft_s: float
+    slo_tbt_s: float
+    log_level: str
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):

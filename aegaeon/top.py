@@ -124,7 +124,7 @@ def _models(status: Status) -> Table:
     for one in sorted(status.models, key=_busiest_first):
         table.add_row(
             one.id,
-            one.status,
+            one.status if one.progress is None else f"{one.status} {one.progress:.0%}",
             one.tier,
             str(one.waiting),
             str(one.running),

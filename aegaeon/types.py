@@ -362,8 +362,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance publishes. Counts are requests; seconds, `switches`, `moved` since start:
     `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
     `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch.
-    `refused` are models of the catalogue that cannot be served here, with the reason. `catalog` is
-    the version of it that is served. `ahead_s` of prefilling wait, by `speeds`, which are those of
+    `refused` are models of the catalogue that cannot be served here, with the reason, `failed` some
+    whose last load came to nothing; `coming` is the share of `loading` that is in the node's cache.
+    `catalog` is the version that is served. `ahead_s` of prefilling wait, by `speeds`, which are of
     models that have had requests."""
 
     state: InstanceState = "starting"
@@ -383,6 +384,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int = 0
     moved: dict[Phase, PhaseTotal] = {}
     refused: dict[ModelId, str] = {}
+    failed: dict[ModelId, str] = {}
+    coming: float = 0.0
     catalog: int = 0
     looked_up_tokens: int = 0  # of prompts, of which `found_tokens` had not to be prefilled
     found_tokens: int = 0

@@ -1,10 +1,12 @@
 """One compute thread in tests and what they start: small products gain nothing from more, and
 OpenMP teams that spin beside other processes lose much. Set before anything imports torch."""
 
+import logging
 import os
 import sys
 
 import hypothesis
+import pytest
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -34,3 +36,11 @@ def pytest_collection_modifyitems(items):
         return min((n for n, part in enumerate(LONG) if part in item.nodeid), default=len(LONG))
 
     items.sort(key=rank)
+
+
+@pytest.fixture
+def root_level():
+    """Puts back from which level on events are written."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)

@@ -36,7 +36,8 @@ NO_BOUND_BYTES = 1 << 62
 
 
 class EngineUsage(msgspec.Struct, frozen=True):
-    """Bytes held now, against their budgets; what the node's cache holds; and since the start:
+    """Bytes held now, against their budgets; what the node's cache holds, and what share
+    of those that come there; and since the start:
     bytes moved, evictions from that cache by model and reason, forward passes, tokens that
     sequences began with, those of them whose KV was found, and blocks of KV that were kept to be
     found and made room for others. `stage_bytes` are those of the buffers that loads and copies go
@@ -48,6 +49,7 @@ class EngineUsage(msgspec.Struct, frozen=True):
     kv_budget_bytes: int
     moved: dict[Phase, PhaseTotal] = {}
     cached: tuple[ModelId, ...] = ()
+    coming: dict[ModelId, float] = {}
     evicted: dict[ModelId, dict[str, int]] = {}
     passes: int = 0
     looked_up_tokens: int = 0

@@ -235,6 +235,7 @@ class ModelEngine(Engine):
             kv_budget_bytes=self._kv.pool.budget_bytes,
             moved=self._traffic.totals(),
             cached=() if evictions is None else evictions.held,
+            coming={} if evictions is None else evictions.coming,
             evicted={} if evictions is None else evictions.counts,
             passes=self._passes,
             looked_up_tokens=self._looked_up_tokens,

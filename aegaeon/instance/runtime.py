@@ -349,6 +349,8 @@ class Runtime:
             weight_bytes=usage.weight_bytes,
             moved=usage.moved,
             refused={} if served is None else served.refused,
+            failed=self._parts.stalls.failed,
+            coming=usage.coming.get(snapshot.loading or "", 0.0),
             catalog=0 if served is None else served.version,
             looked_up_tokens=usage.looked_up_tokens,
             found_tokens=usage.found_tokens,

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from aegaeon.config import Settings
 from aegaeon.engine.base import Engine
 from aegaeon.errors import AegaeonError, StoreUnavailable
@@ -14,13 +16,14 @@ from aegaeon.instance.costs import costs_of, speed_of
 from aegaeon.instance.idle import IdleModels
 from aegaeon.instance.launch import Launch
 from aegaeon.instance.presence import Presence
+from aegaeon.logs import set_level
 from aegaeon.measures import Speed
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.scheduler.residency import Residency
-from aegaeon.specs import REFUSALS_BYTES
+from aegaeon.specs import REFUSALS_BYTES, Bounds
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import ModelId, ModelSpec
 
@@ -58,6 +61,7 @@ class Served:
         self._deciding = deciding
         self._specs = {spec.id: spec for spec in launch.specs}
         self._wanted = dict(self._specs)
+        self._bounds: Bounds | None = None  # as the settings say
         self._version = launch.catalog
         self._seen = launch.catalog
         self._refused: dict[ModelId, tuple[ModelSpec, str]] = {}
@@ -112,6 +116,8 @@ class Served:
         except (StoreUnavailable, AegaeonError) as error:
             log.warning("catalogue not readable error=%s", error)
             return ()
+        if catalog.bounds is not None and catalog.bounds != self._bounds:
+            self._bound(catalog.bounds)
         if catalog.version > self._seen:
             self._seen = catalog.version
             self._wanted = {spec.id: spec for spec in catalog.models}
@@ -121,6 +127,18 @@ class Served:
         if self._follow():
             self._version = self._seen
         return before.difference(self._specs)
+
+    def _bound(self, bounds: Bounds) -> None:
+        """Go by other limits and promises from here on."""
+        self._bounds = bounds
+        changes = msgspec.structs.asdict(bounds)
+        self._settings = msgspec.structs.replace(self._settings, **changes)
+        set_level(bounds.log_level)
+        scheduler = self._deciding.scheduler
+        scheduler.bound(bounds.max_waiting, self._settings.running)
+        for spec in self._specs.values():
+            promise_of(scheduler, spec, self._settings)
+        log.info("bounds changed")
 
     def _follow(self) -> bool:
         """Serve what is wanted; say whether that is done."""
@@ -178,11 +196,16 @@ def settle_model(
     scheduler: AnyScheduler, residency: Residency, spec: ModelSpec, settings: Settings
 ) -> None:
     """Promise, rank and pin as the spec says. Raises BudgetTooSmall."""
-    ttft_s, tbt_s = spec.slo_ttft_s or settings.slo_ttft_s, spec.slo_tbt_s or settings.slo_tbt_s
-    scheduler.promise(spec.id, Target(ttft_s, tbt_s))
+    promise_of(scheduler, spec, settings)
     scheduler.prioritise(spec.id, spec.priority)
     if not spec.is_pinned:
         residency.unpin(spec.id)
     elif not residency.is_pinned(spec.id):
         residency.pin(spec.id)
         scheduler.preload((spec.id,))
+
+
+def promise_of(scheduler: AnyScheduler, spec: ModelSpec, settings: Settings) -> None:
+    """Promise what the spec says, or else the settings."""
+    ttft_s, tbt_s = spec.slo_ttft_s or settings.slo_ttft_s, spec.slo_tbt_s or settings.slo_tbt_s
+    scheduler.promise(spec.id, Target(ttft_s, tbt_s))

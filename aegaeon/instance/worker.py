@@ -111,14 +111,7 @@ def build_runtime(
     """Assemble an instance and register it; `owned` closes what it opens. Raises ConfigError."""
     settings = launch.settings
     deciding = build_deciding(launch, engine.usage().weight_budget_bytes)
-    record = InstanceRecord(
-        id=launch.instance, incarnation=launch.incarnation,
-        role=settings.role_of(launch.index),
-        device=settings.device,
-        mailbox=mailbox_address(launch.instance, launch.incarnation),
-        pid=os.getpid(),
-        models=tuple(spec.id for spec in launch.specs), node=launch.node,
-    )  # fmt: skip
+    record = _record_of(launch)
     outbox = Outbox(domain.open_mailbox)
     owned.callback(outbox.close)
     compute = ThreadLane[ComputeAction]("compute", engine.execute, inbox.wake)
@@ -145,6 +138,19 @@ def build_runtime(
         at_work=AtWork(launch.work_fd),
     )
     return Runtime(parts, settings.drain_s)
+
+
+def _record_of(launch: Launch) -> InstanceRecord:
+    return InstanceRecord(
+        id=launch.instance,
+        incarnation=launch.incarnation,
+        role=launch.settings.role_of(launch.index),
+        device=launch.settings.device,
+        mailbox=mailbox_address(launch.instance, launch.incarnation),
+        pid=os.getpid(),
+        models=tuple(spec.id for spec in launch.specs),
+        node=launch.node,
+    )
 
 
 def _load_of(launch: Launch, engine: Engine, residency: Residency) -> Callable[[Load], Outcome]:

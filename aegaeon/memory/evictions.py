@@ -23,6 +23,7 @@ class EvictionLog:
         self._next = evictions[-1].number + 1 if evictions else 0
         self._counts: dict[ModelId, dict[str, int]] = {}
         self._held: tuple[ModelId, ...] = ()
+        self._coming: dict[ModelId, float] = {}
         self._looked_s = float("-inf")
 
     @property
@@ -34,6 +35,11 @@ class EvictionLog:
     def held(self) -> tuple[ModelId, ...]:
         """The models that the cache held whole when `look` was called last."""
         return self._held
+
+    @property
+    def coming(self) -> dict[ModelId, float]:
+        """Of the models that came in when `look` was called last, the share that was in."""
+        return self._coming
 
     def look(self) -> None:
         """See what the cache holds, at most once in LOOK_S. A stopped process may hold its lock, so
@@ -47,6 +53,11 @@ class EvictionLog:
         except RegionError:
             return  # closed, or the lock was not to be had
         self._held = tuple(sorted(one.model for one in entries if one.state == "ready"))
+        self._coming = {
+            one.model: round(one.stages_done / one.stages, 2)
+            for one in entries
+            if one.state != "ready" and one.stages
+        }
 
     def forget(self) -> None:
         """Look again with the next `look`: what is held has changed."""

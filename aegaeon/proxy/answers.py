@@ -325,8 +325,9 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model. `quantize` is what its weights have become in memory; `status` says where
-    they are now; asking never moves them."""
+    """A served model. `quantize` is what its weights have become in memory; `status` says what
+    is done with them now, `tier` the nearest place where they are, `progress` what share of a load
+    has come; asking never moves them."""
 
     id: str
     object: str = "model"
@@ -335,6 +336,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     quantize: Quantize
     status: Literal["running", "resident", "loading", "idle", "draining"]
+    tier: Literal["device", "host", "disk"]
+    progress: float | None = None
     aliases: tuple[str, ...] = ()
     pinned: bool = False
     priority: Priority = "normal"

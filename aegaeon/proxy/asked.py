@@ -24,7 +24,7 @@ _PIECE_CHARS = 16  # for each token of the context; ordinary text has fewer
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A tokenised prompt and how much is to follow, perhaps nothing; only a default gives way to the
+    """A tokenised prompt and how much is to follow, or nothing; only a default gives way to the
     context."""
 
     token_ids: tuple[int, ...]

@@ -106,8 +106,10 @@ class Gateway:
         await self._blocking(partial(self._outbox.preload, model, instance))
 
     def bound(self, bounds: Bounds) -> None:
-        """Go by other bounds from here on."""
+        """Go by other bounds from here on; `serve` what there is then."""
         self._queue.bound(bounds)
+        self._outlook.bound(bounds)
+        self.meter.bound(bounds)
 
     async def start(self) -> None:
         """Join the domain. Raises RegionError or StoreUnavailable."""
@@ -140,8 +142,7 @@ class Gateway:
             self.leave(opened)
         for watcher in self._watchers:
             watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._watchers, *self._tasks, return_exceptions=True)
         await self._receiver.stop()
         await self.meter.leave(self._blocking)
         await self._blocking(self._outbox.close)
@@ -338,8 +339,7 @@ class Gateway:
 
     def _on_moved(self, moved: Moved) -> None:
         """An instance has handed the request to another one, or to nobody who waits for it."""
-        target = Target(moved.instance, moved.incarnation)
-        opened = self._open.get(moved.request_id)
+        target, opened = Target(moved.instance, moved.incarnation), self._open.get(moved.request_id)
         if opened is None or not opened.is_moved_by(moved):
             cancel = Cancel(moved.request_id, moved.attempt)
             self._soon(self._blocking(partial(self._outbox.cancel, cancel, target)))

@@ -35,7 +35,7 @@ from aegaeon.measures import Waited
 from aegaeon.metrics import Target
 from aegaeon.nodes import CLUSTER, ClusterFigures
 from aegaeon.proxy.traces import Run
-from aegaeon.specs import ModelSpec
+from aegaeon.specs import Bounds, ModelSpec
 from aegaeon.store.base import Board, Domain
 from aegaeon.types import InstanceId, ModelId, TokenEvent
 
@@ -158,7 +158,7 @@ class Meter:
         settings: Settings,
         waiting: Callable[[float], dict[ModelId, tuple[int, float]]],
     ) -> None:
-        self._target = Target(settings.slo_ttft_s, settings.slo_tbt_s)
+        self.target = Target(settings.slo_ttft_s, settings.slo_tbt_s)
         self._waiting = waiting
         self._own = ProxyFigures(starts=1)
         self._targets: dict[ModelId, Target] = {}  # of those that are served
@@ -180,7 +180,7 @@ class Meter:
     def serve(self, specs: Iterable[ModelSpec]) -> None:
         """These are served from here on. What was counted of others stays, of the last MAX_REMOVED
         of them and of those that have requests open."""
-        default = self._target
+        default = self.target
         self._targets.clear()
         for spec in specs:
             self._own.of(spec.id)
@@ -190,12 +190,11 @@ class Meter:
 
     def target_of(self, model: ModelId) -> Target:
         """Return what is promised of a model."""
-        return self._targets.get(model, self._target)
+        return self._targets.get(model, self.target)
 
-    @property
-    def target(self) -> Target:
-        """What is promised of models that say nothing else."""
-        return self._target
+    def bound(self, bounds: Bounds) -> None:
+        """Promise this of models that say nothing else, when `serve` has been called again."""
+        self.target = Target(bounds.slo_ttft_s, bounds.slo_tbt_s)
 
     def begin(self, model: ModelId, prompt_tokens: int, arrival_s: float) -> Timing:
         """A request was taken in."""
@@ -232,16 +231,15 @@ class Meter:
         if self._others or is_kept:
             sums = summed_up((own, *self._others.values()))
         else:
-            sums = Sums(
-                models=own.models,
-                responses=own.responses,
-                dropped=own.dropped,
-                traces=own.traces,
-                proxies_hung=own.hung,
-            )
+            sums = Sums(models=own.models, responses=own.responses, dropped=own.dropped)
+            sums.traces, sums.proxies_hung = own.traces, own.hung
         sums.proxy_restarts = sum(p.starts - 1 for p in (self._own, *self._others.values()))
         sums.instances = self._instances
         return sums
+
+    def cached(self) -> frozenset[ModelId]:
+        """Return the models that a cache on the host holds whole."""
+        return frozenset(model for one in self._instances.values() for model in one.cached)
 
     def made(self) -> dict[ModelId, int]:
         """Return how many tokens of each model have come."""

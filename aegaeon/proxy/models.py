@@ -25,17 +25,22 @@ from aegaeon.types import Instance, ModelId, ModelSpec
 log = logging.getLogger(__name__)
 
 SETTLE_S = 10.0  # for instances to say what they make of a change
+LOAD_S = 2.0  # for a load that a change brings about; it may take longer
 _LOOK_S = 0.05
 
 Standing = Literal["resident", "loading", "served", "pending", "draining", "pinned", "unpinned"]
+Load = Literal["resident", "loading", "failed"]
 
 
-class ModelChange(msgspec.Struct, frozen=True):
-    """The answer to a change. `pending`: not all instances have followed yet; they will."""
+class ModelChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to a change. `pending`: not all instances have followed yet; they will. `load` is
+    what has become of a load that the change brings about."""
 
     id: str
     status: Standing
     version: int
+    load: Load | None = None
+    reason: str = ""  # why it has failed
 
 
 class Models:
@@ -97,7 +102,9 @@ class Models:
             await self._change(lambda catalog: _put_back(catalog, found, before[0]))
             raise ApiError(409, "model_refused", self._told(why), "model")
         log.info("model pinned=%s model=%s by=admin", is_pinned, found.id)
-        return ModelChange(found.id, "pinned" if is_pinned else "unpinned", after.version)
+        if not is_pinned:
+            return ModelChange(found.id, "unpinned", after.version)
+        return ModelChange(found.id, "pinned", after.version, *await self._load_of(found.id))
 
     async def load(self, model: ModelId) -> ModelChange:
         """Have a model brought in where it fits, at the least busy instance that prefills. Raises
@@ -149,6 +156,20 @@ class Models:
                     return row.status.refused[model]
             if self._is_settled(version) or asyncio.get_running_loop().time() >= give_up_s:
                 return None
+            await asyncio.sleep(_LOOK_S)
+
+    async def _load_of(self, model: ModelId) -> tuple[Load, str]:
+        """Return what becomes of a load within LOAD_S, and why it has failed."""
+        give_up_s = asyncio.get_running_loop().time() + LOAD_S
+        while True:
+            rows = [row for row in self._gateway.instances() if _may_load(row, model)]
+            if any(model in row.status.resident for row in rows):
+                return "resident", ""
+            why = next((row.status.failed[model] for row in rows if model in row.status.failed), "")
+            if why:
+                return "failed", self._told(why)
+            if asyncio.get_running_loop().time() >= give_up_s:
+                return "loading", ""
             await asyncio.sleep(_LOOK_S)
 
     def _is_settled(self, version: int) -> bool:

@@ -19,6 +19,7 @@ from aegaeon.scheduler.cost import Costs, decode_costs
 from aegaeon.scheduler.dispatch import PREFILLING
 from aegaeon.scheduler.forecast import Ahead, Event, Forecast, Line, Pace, Site, forecast
 from aegaeon.scheduler.known_costs import known_costs
+from aegaeon.specs import Bounds
 from aegaeon.types import Instance, InstanceId, ModelId, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ class Outlook:
         served = tuple(specs)
         self._costs = known_costs(self._known, self._settings, served, 1 << 30).costs
         self._made = {spec.id: self._made[spec.id] for spec in served if spec.id in self._made}
+
+    def bound(self, bounds: Bounds) -> None:
+        """Go by other bounds from here on."""
+        changes = msgspec.structs.asdict(bounds)
+        self._settings = msgspec.structs.replace(self._settings, **changes)
 
     def note_end(self, generation: Generation, tokens: int) -> None:
         """An answer has ended after so many tokens."""

@@ -81,6 +81,8 @@ class Queue:
 
     def bound(self, bounds: Bounds) -> None:
         """Go by other bounds from here on; requests that are open keep their deadlines."""
+        self._max_waiting = bounds.max_waiting * self._prefilling
+        self.serve(self._served)
         self._max_open = bounds.max_open * self._instances
         self._max_open_mb = bounds.max_open_mb
         self.request_timeout_s = bounds.request_timeout_s

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal
 
@@ -10,6 +11,7 @@ import msgspec
 from aegaeon.config import Settings
 from aegaeon.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
+from aegaeon.logs import set_level
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.asked import (
     Asked,
@@ -46,7 +48,7 @@ from aegaeon.proxy.openai import (
 )
 from aegaeon.proxy.readiness import Readiness
 from aegaeon.proxy.rendering import Renderer
-from aegaeon.proxy.status import Status, status_of, whereabouts
+from aegaeon.proxy.status import Status, card_of, failed_pins, status_of
 from aegaeon.proxy.texts import Texts
 from aegaeon.proxy.tokenize import (
     DetokenizeBody,
@@ -134,9 +136,10 @@ class Service:
         self._catalog = catalog
         self.complaint = catalog.complaint
         if catalog.bounds is not None:
-            changes = msgspec.structs.asdict(catalog.bounds)
-            self.settings = msgspec.structs.replace(self.settings, **changes)
+            bounds = msgspec.structs.asdict(catalog.bounds)
+            self.settings = msgspec.structs.replace(self.settings, **bounds)
             self.gateway.bound(catalog.bounds)
+            set_level(catalog.bounds.log_level)
         self.gateway.serve(catalog.models)
         self._named = catalog.by_name()
         self.warm()
@@ -175,8 +178,8 @@ class Service:
         except InvalidRequest as error:
             raise invalid("messages", str(error)) from None
         asked = body.max_completion_tokens or body.max_tokens
-        prompts = [Prompt(prompt, asked or spec.context_tokens, bool(asked))]
-        job = self._job(body, spec, text, prompts)
+        whole = Prompt(prompt, asked or spec.context_tokens, bool(asked))
+        job = self._job(body, spec, text, [whole])
         kept_bytes = 0 if tools is None else size_of(tools.functions)
         held = tuple(held_to(grammar, one, kept_bytes) for one in job.generations)
         return msgspec.structs.replace(job, tools=tools, generations=held)
@@ -244,12 +247,11 @@ class Service:
 
     def models(self) -> ModelList:
         """Return the served models, with where their weights are now."""
-        rows = self.gateway.instances()
-        return ModelList(data=[self._card(spec, rows) for spec in self._catalog.models])
+        return ModelList(data=self._cards(self._catalog.models))
 
     def model(self, model: ModelId) -> ModelCard:
         """Return one served model. Raises ModelNotFound."""
-        return self._card(self._known(model), self.gateway.instances())
+        return self._cards((self._known(model),))[0]
 
     def health(self) -> Health:
         """Return how the instances are, as last published; wakes nobody."""
@@ -266,10 +268,10 @@ class Service:
         if self.is_draining:
             return Ready("unready", ("the server is about to stop",))
         found = await self._readiness.look()
-        if not self.complaint:
-            return found
-        # What was valid before still serves, so it tells of it and stays ready.
-        return msgspec.structs.replace(found, reasons=(*found.reasons, self.complaint))
+        # What was valid before still serves, so it tells of these and stays ready.
+        told = failed_pins(self._catalog.models, self.gateway.instances())
+        told += (self.complaint,) if self.complaint else ()
+        return msgspec.structs.replace(found, reasons=(*found.reasons, *told))
 
     def metrics(self, is_openmetrics: bool) -> bytes:
         """Return what has been counted, as text for Prometheus; waits for nobody."""
@@ -286,6 +288,10 @@ class Service:
     def status(self) -> Status:
         """Return what goes on now, for people; waits for nobody."""
         return status_of(self.gateway.meter, self.gateway.instances(), self._catalog.models)
+
+    def _cards(self, specs: Iterable[ModelSpec]) -> list[ModelCard]:
+        rows, cached = self.gateway.instances(), self.gateway.meter.cached()
+        return [card_of(spec, rows, cached, self._started_s) for spec in specs]
 
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int
@@ -312,9 +318,8 @@ class Service:
     def _known(self, model: ModelId) -> ModelSpec:
         spec = self._named.get(model)
         if spec is None:
-            raise ModelNotFound(
-                f"no model {model!r} is served; GET /v1/models lists those that are"
-            )
+            text = f"no model {model!r} is served; GET /v1/models lists those that are"
+            raise ModelNotFound(text)
         return spec
 
     async def _text(self, spec: ModelSpec) -> TextModel:
@@ -361,19 +366,6 @@ class Service:
             text=text,
             prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
             echoes=tuple(prompt.echo for prompt in prompts for _ in range(body.n or 1)),
-        )
-
-    def _card(self, spec: ModelSpec, rows: tuple[Instance, ...]) -> ModelCard:
-        return ModelCard(
-            id=spec.id,
-            created=self._started_s,
-            max_model_len=spec.context_tokens,
-            quantize=spec.quantize,
-            status="draining" if spec.is_draining else whereabouts(spec.id, rows),
-            aliases=spec.aliases,
-            pinned=spec.is_pinned,
-            priority=spec.priority,
-            idle_s=spec.idle_s,
         )
 
 

@@ -1,5 +1,7 @@
 """What goes on now, by instance and by model: for `aegaeon top`, and for pages."""
 
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import msgspec
@@ -7,9 +9,12 @@ import msgspec
 from aegaeon.figures import Histogram, InstanceFigures, ModelFigures, Sums
 from aegaeon.metrics import Target
 from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.proxy.answers import ModelCard
 from aegaeon.proxy.metrics import Meter, Recent
 from aegaeon.specs import ModelSpec
 from aegaeon.types import Instance, ModelId
+
+Tier = Literal["device", "host", "disk"]
 
 
 class InstanceNow(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +53,7 @@ class ModelNow(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     status: Literal["running", "resident", "loading", "idle"]
-    tier: Literal["device", "host", "disk"]
+    tier: Tier
     waiting: int
     running: int
     oldest_wait_s: float
@@ -61,6 +66,8 @@ class ModelNow(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     attained: float | None
     replicas: int = 0  # instances whose device has it
+    progress: float | None = None  # of a load: what share is in the node's cache
+    failure: str = ""  # of the last load, if that came to nothing
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +86,7 @@ def status_of(meter: Meter, rows: tuple[Instance, ...], served: tuple[ModelSpec,
     """Return what the meter has counted and the rows of the table say."""
     sums = meter.sums()
     recent = meter.recent(sums)
-    cached = {model for one in sums.instances.values() for model in one.cached}
+    cached = meter.cached()
     return Status(
         open_requests=sum(one.open for one in sums.models.values()),
         slo_ttft_s=meter.target.ttft_s,
@@ -105,6 +112,54 @@ def whereabouts(
     if any(model == row.status.loading for row in rows):
         return "loading"
     return "idle"
+
+
+def tier_of(model: ModelId, rows: tuple[Instance, ...], cached: AbstractSet[ModelId]) -> Tier:
+    """Return the nearest place where the weights of a model are."""
+    if any(model in row.status.resident for row in rows):
+        return "device"
+    return "host" if model in cached else "disk"
+
+
+def progress_of(model: ModelId, rows: tuple[Instance, ...]) -> float | None:
+    """Return what share of a model that is being loaded is in the node's cache; None: none is."""
+    shares = [row.status.coming for row in rows if row.status.loading == model]
+    return max(shares, default=None)
+
+
+def failure_of(model: ModelId, rows: tuple[Instance, ...]) -> str:
+    """Return that a model's last load failed, if it did; the reason may name files."""
+    if any(model in row.status.failed for row in rows):
+        return "its last load failed; the server's log says why"
+    return ""
+
+
+def failed_pins(specs: Iterable[ModelSpec], rows: tuple[Instance, ...]) -> tuple[str, ...]:
+    """Return what is to be told of pinned models that are not there because their load failed."""
+    failed = {model for row in rows for model in row.status.failed}
+    failed -= {model for row in rows for model in row.status.resident}
+    text = "could not be loaded; the server's log says why"
+    pinned = (spec.id for spec in specs if spec.is_pinned and spec.id in failed)
+    return tuple(f"the pinned model {model} {text}" for model in pinned)
+
+
+def card_of(
+    spec: ModelSpec, rows: tuple[Instance, ...], cached: AbstractSet[ModelId], started_s: int
+) -> ModelCard:
+    """Return what clients are told of a model."""
+    return ModelCard(
+        id=spec.id,
+        created=started_s,
+        max_model_len=spec.context_tokens,
+        quantize=spec.quantize,
+        status="draining" if spec.is_draining else whereabouts(spec.id, rows),
+        tier=tier_of(spec.id, rows, cached),
+        progress=progress_of(spec.id, rows),
+        aliases=spec.aliases,
+        pinned=spec.is_pinned,
+        priority=spec.priority,
+        idle_s=spec.idle_s,
+    )
 
 
 def _instance(row: Instance, figures: InstanceFigures | None) -> InstanceNow:
@@ -136,7 +191,7 @@ def _model(
     sums: Sums,
     recent: Recent | None,
     rows: tuple[Instance, ...],
-    cached: set[ModelId],
+    cached: AbstractSet[ModelId],
     target: Target,
 ) -> ModelNow:
     figures = sums.models.get(model, ModelFigures())
@@ -145,7 +200,7 @@ def _model(
     return ModelNow(
         id=model,
         status=whereabouts(model, rows),
-        tier="device" if replicas else "host" if model in cached else "disk",
+        tier=tier_of(model, rows, cached),
         waiting=sum(row.status.waiting.get(model, 0) for row in rows),
         running=sum(row.status.running.get(model, 0) for row in rows),
         oldest_wait_s=figures.oldest_wait_s,
@@ -158,6 +213,8 @@ def _model(
         failed=sum(figures.failed.values()),
         attained=figures.within.get("both", 0) / judged if judged else None,
         replicas=replicas,
+        progress=progress_of(model, rows),
+        failure=failure_of(model, rows),
     )
 
 

@@ -218,6 +218,13 @@ class Ledger(Scheduler, Generic[GroupT]):
             group.away += 1
         self._enter(request, group, entry, now)
 
+    def bound(self, max_waiting: int, max_running: int) -> None:
+        """Go by other limits from here on; those that are in stay."""
+        self._limits = msgspec.structs.replace(
+            self._limits, max_waiting=max_waiting, max_running=max_running
+        )
+        self._something_happened()
+
     def cancel(self, request: RequestId, now: float) -> None:  # noqa: ARG002  part of the seam
         """Forget `request`; if an action with it is under way, its part of the outcome is too."""
         self._forget(request)

@@ -1,5 +1,7 @@
 """The models of an instance follow the catalogue, over scripted lanes and every policy."""
 
+import logging
+
 import msgspec
 import pytest
 
@@ -12,6 +14,7 @@ from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.served import LOOK_S, SEE_LOG, Served
 from aegaeon.instance.worker import build_deciding
+from aegaeon.keeper import bounds_of
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.scheduler.residency import Residency
 from aegaeon.specs import REFUSALS_BYTES
@@ -312,3 +315,25 @@ def test_a_priority_follows_the_catalogue_and_goes_with_its_model(policy):
     bench.remove("b")
     bench.row()
     assert not ranks.are_used
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_limits_and_promises_follow_while_serving(policy, root_level):
+    bench = ServingBench(policy)
+    bench.submit("first", "a")
+    changed = {"max_waiting": 1, "max_running": 7, "slo_ttft_s": 2.5, "log_level": "warning"}
+    bounds = bounds_of(check_settings(changed))
+    bench.catalog.change(lambda before: msgspec.structs.replace(before, bounds=bounds))
+    bench.row()
+    scheduler = bench.runtime._parts.scheduler
+    assert scheduler._limits.max_running == 7
+    assert scheduler._targets["a"].ttft_s == 2.5
+    assert logging.getLogger().level == logging.WARNING
+    for number in range(4):
+        bench.submit(f"r{number}", "a")
+    bench.turn()
+    assert "raise --max-waiting" in bench.ended("r3").message
+    bench.work(300)
+    bench.add("b")
+    bench.row()
+    assert scheduler._targets["b"].ttft_s == 2.5

@@ -16,6 +16,7 @@ def test_a_load_that_is_put_off_for_long_has_failed_for_a_reason_that_clients_ma
     assert (failed.model, failed.code) == ("m", "model_loading")
     assert "long in coming" in failed.message
     assert "20 s" in failed.message
+    assert stalls.failed == {"m": failed.message}
     assert stalls.judge(LOST, 130.0, 133.0) == LOST  # whoever asks next waits anew
 
 
@@ -23,5 +24,8 @@ def test_what_has_come_after_all_begins_anew():
     stalls = Stalls(20.0)
     stalls.judge(LOST, 100.0, 103.0)
     loaded = Loaded("m", 10, 1.0)
+    stalls.judge(LoadFailed("m", "checkpoint_error", "broken"), 104.0, 104.0)
+    assert stalls.failed == {"m": "broken"}
     assert stalls.judge(loaded, 104.0, 105.0) == loaded
+    assert stalls.failed == {}
     assert stalls.judge(LOST, 200.0, 203.0) == LOST

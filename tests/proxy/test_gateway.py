@@ -398,22 +398,3 @@ def test_a_request_waits_a_bounded_time_for_a_silent_store():
             assert len(instance.submitted) == 1
 
     run(test())
-
-
-def test_a_fault_of_ours_does_not_end_the_looks_at_the_instances(monkeypatch):
-    async def test():
-        async with Setup() as setup:
-            faults = []
-
-            def broken(*_):
-                faults.append(1)
-                raise RuntimeError("a fault")
-
-            monkeypatch.setattr(setup.gateway._outbox, "flush", broken)
-            monkeypatch.setattr(setup.gateway.meter, "tend", broken)
-            await until(lambda: len(faults) >= 4)
-            setup.instance()
-            await until(setup.gateway.instances)
-            monkeypatch.undo()
-
-    run(test())

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
+import logging
 import shutil
 
 import msgspec
 import pytest
 from tokenizers import Tokenizer
 
+from aegaeon.keeper import bounds_of
 from aegaeon.proxy import models as changes
-from aegaeon.specs import Bounds
 from tests.support.checkpoints import make_checkpoint
 from tests.support.proxy_server import Proxy, in_memory, write_text_model
 
@@ -269,9 +270,16 @@ def test_a_load_goes_to_an_instance_unless_the_model_is_there(proxy):
     run(proxy, test)
 
 
-def test_bounds_and_complaints_come_with_the_catalogue(proxy):
+def test_bounds_and_complaints_come_with_the_catalogue(proxy, root_level):
     async def test(client):
-        bounds = Bounds(max_body_bytes=2000, max_open=7, max_open_mb=1.0, request_timeout_s=5.0)
+        settings = proxy.service.settings
+        changed = {
+            "max_body_bytes": 2000,
+            "slo_ttft_s": 3.5,
+            "max_waiting": 2,
+            "log_level": "error",
+        }
+        bounds = bounds_of(msgspec.structs.replace(settings, **changed))
         proxy.catalog.change(
             lambda before: msgspec.structs.replace(before, bounds=bounds, complaint="so")
         )
@@ -279,6 +287,12 @@ def test_bounds_and_complaints_come_with_the_catalogue(proxy):
         long = {**CHAT, "user": "x" * 3000}
         assert (await client.post(PATH, json=long)).status_code == 413
         assert (await client.get("/health")).json()["complaint"] == "so"
+        status = (await client.get("/admin/status")).json()
+        assert status["slo_ttft_s"] == status["models"][0]["slo_ttft_s"] == 3.5
+        many = await client.post(PATH, json={**CHAT, "n": 3})
+        assert many.status_code == 400
+        assert "at most 2" in many.json()["error"]["message"]
+        assert logging.getLogger().level == logging.ERROR
 
     run(proxy, test)
 
@@ -308,6 +322,20 @@ def test_one_whose_tokenizer_is_of_another_model_is_refused(proxy, tmp_path):
         assert code(response) == (409, "model_refused")
         assert "checkpoint_error" in response.json()["error"]["message"]
         assert proxy.catalog.read().find("new") is None
+
+    run(proxy, test)
+
+
+def test_a_pin_whose_load_fails_says_so(proxy):
+    async def test(client):
+        why = {"failed": {"m": "the file is cut short"}}
+        pinned = (await answered(proxy, client.post("/admin/models/m/pin"), **why)).json()
+        assert (pinned["status"], pinned["load"]) == ("pinned", "failed")
+        assert pinned["reason"] == "the file is cut short"
+        ready = (await client.get("/health/ready")).json()
+        assert any("pinned model m" in reason for reason in ready["reasons"])
+        (model, _) = (await client.get("/admin/status")).json()["models"]
+        assert "the server's log" in model["failure"]
 
     run(proxy, test)
 
@@ -344,5 +372,19 @@ def test_more_models_than_instances_can_tell_of_are_refused_with_the_remedy(prox
         assert code(response) == (409, "model_refused")
         assert "shorter ids" in response.json()["error"]["message"]
         assert len(proxy.catalog.read().models) == 430 + number
+
+    run(proxy, test)
+
+
+def test_cards_tell_the_tier_and_how_much_of_a_load_is_in(proxy):
+    async def test(client):
+        proxy.instance.publish(resident=("m",), loading="org/other", coming=0.25)
+        await until(lambda: proxy.service.gateway.instances()[0].status.loading)
+        cards = {one["id"]: one for one in (await client.get("/v1/models")).json()["data"]}
+        assert (cards["m"]["status"], cards["m"]["tier"]) == ("resident", "device")
+        assert cards["m"]["progress"] is None
+        other = (await client.get("/v1/models/org/other")).json()
+        assert other == cards["org/other"]
+        assert (other["status"], other["tier"], other["progress"]) == ("loading", "disk", 0.25)
 
     run(proxy, test)

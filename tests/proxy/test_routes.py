@@ -264,24 +264,6 @@ def test_an_instances_failure_becomes_a_status(proxy, code, status, is_retriable
     assert ("retry-after" in response.headers) == is_retriable
 
 
-def test_too_many_open_requests_are_a_429(tmp_path):
-    proxy = Proxy(tmp_path, max_waiting=1)
-    response = post(proxy, CHAT_PATH, {**CHAT, "n": 2})
-    assert response.status_code == 429
-    assert error_of(response)["code"] == "queue_full"
-    assert 1 <= int(response.headers["retry-after"]) <= 120
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_too_many_that_have_begun_are_a_503_of_its_own(tmp_path, stream):
-    proxy = Proxy(tmp_path, max_open=1)
-    response = post(proxy, CHAT_PATH, {**CHAT, "n": 2, "stream": stream})
-    assert response.status_code == 503
-    assert error_of(response)["code"] == "overloaded"
-    assert "--max-open" in error_of(response)["message"]
-    assert 1 <= int(response.headers["retry-after"]) <= 120
-
-
 def test_a_draining_server_takes_nothing_new(proxy):
     def drain():
         proxy.service.is_draining = True

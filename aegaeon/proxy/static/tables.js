@@ -33,6 +33,11 @@ function against(figures, target) {
 }
 
 // `act(model, verb)` is called for a button; `figures` are by model, where they are to be had.
+function whereabouts({ status, tier, progress }) {
+  const share = progress == null ? "" : ` ${(100 * progress).toFixed(0)} %`;
+  return `${status}${share}, on ${tier}`;
+}
+
 export function drawModels(body, { models, instances, figures, act }) {
   const active = document.activeElement?.dataset?.act;
   body.replaceChildren(
@@ -41,7 +46,7 @@ export function drawModels(body, { models, instances, figures, act }) {
       const told = figures.get(model.id);
       row.append(
         named(model.id),
-        cell(told ? `${model.status}, on ${told.tier}` : model.status),
+        cell(whereabouts(model)),
         cell(counted(instances, "waiting", model.id), "number"),
         cell(counted(instances, "running", model.id), "number"),
         against(told?.ttft_s, told?.slo_ttft_s),
