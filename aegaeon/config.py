@@ -190,9 +190,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     watchdog_s: Annotated[
         float,
         _doc(
-            "an instance whose step does nothing for so long is restarted, as are processes that "
-            "do not respond (0: never); of a model whose weights do not come for so long, requests "
-            "are told",
+            "an instance whose step does nothing for so long is restarted (0: never), as is what "
+            "does not respond; requests for weights that do not come for so long end in a 503",
             ge=0,
         ),
     ] = 120.0

@@ -28,11 +28,15 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def reachable(host: str) -> str:
+    """Return an address at which who listens on `host` can be reached from here."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
 def is_listening(host: str, port: int) -> bool:
     """Say whether somebody accepts connections there."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     try:
-        with socket.create_connection((reachable, port), timeout=1.0):
+        with socket.create_connection((reachable(host), port), timeout=1.0):
             return True
     except OSError:
         return False

@@ -324,10 +324,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
-    """`model` could not be loaded; its requests end with `code` and `message`.
-
-    From the compute lane, too: later layers come in while the first ones compute.
-    """
+    """`model` could not be loaded; its requests end with `code` and `message`. From the compute
+    lane, too: later layers come in while the first ones compute."""
 
     model: ModelId
     code: str
@@ -362,10 +360,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance publishes. Counts are requests; seconds, `switches`, `moved` since start:
     `stall_s` with requests and nothing computed, `compute_s` in steps (`expected_s` by the costs).
     `weight_bytes`: of the cache, or the device's memory. One request more of `joins`: no switch.
-    `refused` are models of the catalogue that cannot be served here, with the reason, `failed` some
-    whose last load came to nothing; `coming` is the share of `loading` that is in the node's cache.
-    `catalog` is the version that is served. `ahead_s` of prefilling wait, by `speeds`, which are of
-    models that have had requests."""
+    `refused` cannot be served here, with the reason, `failed` were not loaded; of `loading` the
+    share `coming` is cached. `catalog` is the version that is served. `ahead_s` of prefilling wait,
+    by `speeds`, which are of models that have had requests."""
 
     state: InstanceState = "starting"
     current: ModelId | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from aegaeon.child import Child
 from aegaeon.config import Settings
 from aegaeon.errors import StoreUnavailable
+from aegaeon.ports import reachable
 from aegaeon.store.base import MetadataStore
 from aegaeon.types import Instance
 
@@ -106,8 +107,7 @@ class Watch:
 
 def answers(host: str, port: int) -> bool:
     """Say whether a server there answers anything at all within ANSWER_S."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    connection = http.client.HTTPConnection(reachable, port, timeout=ANSWER_S)
+    connection = http.client.HTTPConnection(reachable(host), port, timeout=ANSWER_S)
     try:
         connection.request("GET", "/health/live")
         connection.getresponse()

@@ -40,7 +40,8 @@ from aegaeon.models.grammar import digest_of
 log = logging.getLogger(__name__)
 
 BUILD_CPU_S = 4.0  # of one grammar; an ordinary one takes milliseconds, a large one a second
-# By the clock, for a process that is not even given the processor: then nobody is to blame.
+# By the clock, for a process that is not even given the processor: then nobody is to blame. Who is
+# stopped at once answers none of these, and is given up after SILENT_S.
 ANSWER_S = 15.0
 BUILD_S = 30.0
 SILENT_S = 60.0  # with neither answers nor builds, as while it starts and reads a vocabulary

@@ -336,12 +336,13 @@ class Requests:
         One that another instance has just taken goes on there: its proxy knows.
         """
         lives, self._live = self._live, {}
+        held, self._to_submit = self._to_submit, {}
         for live in lives.values():
             if not live.is_leaving:
                 self._scheduler.cancel(live.request.id, now)
-            message = f"{self._record.id} stopped before the request ended; send it again"
-            self._post_failure(live.request, Draining.code, message)
-        self._to_submit.clear()
+        message = f"{self._record.id} stopped before the request ended; send it again"
+        for request in (*(live.request for live in lives.values()), *held.values()):
+            self._post_failure(request, Draining.code, message)
 
     def send(self, now: float) -> None:
         """Send the replies, then offer those requests elsewhere whose tokens have all left."""

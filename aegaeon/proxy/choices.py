@@ -33,6 +33,8 @@ class Choices:
         self._tell = self._alarm.wake
         self._tasks: list[asyncio.Task[None]] = []
         self._unfinished = len(self._texts)
+        self._kept_bytes = 0  # log-probabilities of those that have ended
+        self._heir: OpenRequest | None = None  # among whose bytes they count
 
     async def __aenter__(self) -> "Choices":
         try:
@@ -114,6 +116,21 @@ class Choices:
         except Exception as error:
             self._error = self._error or error
             self._tell()
+        else:
+            self._hand_on(opened)
+
+    def _hand_on(self, opened: OpenRequest) -> None:
+        """One has ended: what is kept of it until all have counts as of one that still runs."""
+        asked = opened.generation
+        more = 0 if asked.is_streamed else opened.made * asked.score_bytes
+        self._kept_bytes += more
+        if self._heir is not None and self._heir is not opened:
+            self._heir.on_held(more)
+            return
+        all_ = [text.opened for text in self._texts if text.opened is not None]
+        self._heir = next((one for one in all_ if not one.has_ended), None)
+        if self._heir is not None:
+            self._heir.on_held(self._kept_bytes)
 
 
 class Text:

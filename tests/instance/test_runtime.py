@@ -165,6 +165,31 @@ def test_a_late_older_attempt_does_not_replace_one_that_waits_for_the_running_ac
     assert [(r.attempt, r.position) for r in bench.replies()] == [(2, 0), (2, 1), (2, 2)]
 
 
+def test_a_next_attempt_that_waits_when_the_drain_ends_is_told():
+    bench = Bench()
+    bench.submit("r", max_tokens=3)
+    bench.until(Prefill)
+    bench.submit("r", max_tokens=3, attempt=1)
+    bench.turn()
+    bench.runtime.drain()
+    bench.turn()
+    while not bench.runtime.is_drained:
+        bench.now += 1.0
+        bench.turn()
+    assert [(r.attempt, r.code) for r in bench.replies()] == [(1, "draining")]
+
+
+def test_a_load_that_is_put_off_for_long_answers_the_models_requests():
+    bench = Bench()
+    bench.copy.run = lambda load: WeightsLost(load.model)
+    bench.submit("r", "a")
+    for _ in range(150):
+        bench.work()
+        bench.now += 1.0
+    (failed,) = bench.replies()
+    assert (failed.code, "long in coming" in failed.message) == ("model_loading", True)
+
+
 def test_a_load_that_fails_answers_the_models_requests():
     bench = Bench()
     good_load = bench.copy.run

@@ -8,7 +8,8 @@ from aegaeon.errors import InstanceLost, InvalidRequest
 from aegaeon.proxy.choices import Choices
 from aegaeon.proxy.generation import OpenRequest
 from aegaeon.proxy.transcript import Transcript
-from aegaeon.sampling import PromptScores, TokenLogProbs
+from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
+from aegaeon.types import TokenEvent
 from tests.proxy.test_gateway import TOKENS, Setup, generation, run, until
 from tests.proxy.test_waits import Plain, Source
 
@@ -117,5 +118,48 @@ def test_choices_left_before_they_began_hold_nothing():
             async with Choices(setup.gateway, [ASKED], [transcript()]):
                 assert setup.gateway.open_requests == 1  # and its task has not run
             assert setup.gateway.open_requests == 0
+
+    run(test())
+
+
+def test_log_probabilities_of_choices_that_have_ended_count_while_others_run():
+    class Held(OpenRequest):
+        held = 0
+
+        def hold(self, more):
+            self.held += more
+
+    class Three:
+        def __init__(self):
+            self.ends = {}
+
+        def open_all(self, generations):
+            found = [Held(f"r{n}", one, 0.0, 1e9) for n, one in enumerate(generations)]
+            for one in found:
+                one.on_held = one.hold
+                self.ends[one.id] = asyncio.Event()
+            self.opened = found
+            return found
+
+        async def keep(self, opened):
+            await self.ends[opened.id].wait()
+            tokens = tuple(range(10))
+            opened.take_in(TokenEvent(opened.id, 0, 0, tokens, "i", "length"), 0.0)
+
+        def leave(self, _):
+            pass
+
+    async def test():
+        gateway, scored = Three(), SamplingParams(logprobs=1)
+        asked = [generation(id=f"r{n}", sampling=scored) for n in range(3)]
+        of_one = 10 * asked[0].score_bytes
+        assert of_one
+        async with Choices(gateway, asked, [transcript() for _ in asked]):
+            first, second, third = gateway.opened
+            for one, wanted in ((second, (of_one, 0)), (first, (of_one, 2 * of_one))):
+                gateway.ends[one.id].set()
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert (first.held, third.held) == wanted
 
     run(test())

@@ -6,8 +6,10 @@ import threading
 import msgspec
 import pytest
 
+from aegaeon.config import check_settings
 from aegaeon.errors import StoreUnavailable
-from aegaeon.specs import Bounds, Catalog
+from aegaeon.keeper import bounds_of
+from aegaeon.specs import Catalog
 from aegaeon.store.catalog import FileCatalogStore
 from aegaeon.store.codec import decode_catalog
 from tests.store.conftest import OpenDomain
@@ -24,7 +26,7 @@ def test_nobody_has_written_any(domain):
 
 def test_what_one_process_writes_all_read(open_domain: OpenDomain):
     one, other = open_domain().catalog(), open_domain().catalog()
-    bounds = Bounds(max_body_bytes=1, max_open=4, max_open_mb=2.0, request_timeout_s=3.0)
+    bounds = bounds_of(check_settings({"max_open": 4, "request_timeout_s": 3.0}))
     wanted = Catalog(models=(named("a", aliases=("b",)),), bounds=bounds, complaint="so")
     written = one.change(lambda _: wanted)
     assert written == msgspec.structs.replace(wanted, version=1)
