@@ -116,8 +116,8 @@ class Choices:
         except Exception as error:
             self._error = self._error or error
             self._tell()
-        else:
-            self._hand_on(opened)
+        finally:
+            self._hand_on(opened)  # also where its text has ended, which cancels this
 
     def _hand_on(self, opened: OpenRequest) -> None:
         """One has ended: what is kept of it until all have counts as of one that still runs."""
@@ -127,8 +127,9 @@ class Choices:
         if self._heir is not None and self._heir is not opened:
             self._heir.on_held(more)
             return
-        all_ = [text.opened for text in self._texts if text.opened is not None]
-        self._heir = next((one for one in all_ if not one.has_ended), None)
+        others = (text.opened for text in self._texts if text.opened is not opened)
+        running = (one for one in others if one and not (one.has_ended or one.is_stopped))
+        self._heir = next(running, None)
         if self._heir is not None:
             self._heir.on_held(self._kept_bytes)
 

@@ -135,3 +135,22 @@ def test_a_stopped_loader_is_waited_for_and_a_dead_one_replaced(checkpoints, dis
         assert stream.whole() == expected
         with server.weights() as cache:
             assert all(loader not in entry.pin_pids for entry in cache.status())
+
+
+def test_who_waits_for_a_disk_that_hangs_is_told_so_long_before_the_deadline(
+    checkpoints, disk, weak, tmp_path
+):
+    models = {"ada": checkpoints["ada"], "weak": weak}
+    more = ("--watchdog-s", "5", "--request-timeout-s", "300")
+    with Server(tmp_path, models, *more, environment=disk.environment) as server:
+        lives = dict(server.instance_pids())
+        disk.fails("hang", str(weak))
+        answer = server.ask("weak")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (503, "model_loading")
+        assert "long in coming" in error["message"]
+        assert str(weak) not in error["message"]
+        text_of(server.ask("ada"))
+        assert server.instance_pids() == lives  # a restart would help nobody
+        disk.recovers()
+        text_of(server.ask("weak"))

@@ -106,7 +106,7 @@ def test_choices_that_find_no_room_together_are_all_refused_and_none_is_begun():
                 assert len((await read(eight))[1]) >= 8
             figures = setup.gateway.meter.sums().models["m"]
             assert (figures.finished, figures.cancelled) == ({"length": 8}, 0)
-            assert not instance.cancelled
+            assert sorted(one.id for one in instance.submitted) == [f"cmpl.{n}" for n in range(8)]
 
     run(test())
 
@@ -122,42 +122,47 @@ def test_choices_left_before_they_began_hold_nothing():
     run(test())
 
 
+class Held(OpenRequest):
+    held = 0
+
+    def hold(self, more):
+        self.held += more
+
+
+class Three:
+    def __init__(self):
+        self.ends = {}
+
+    def open_all(self, generations):
+        found = [Held(f"r{n}", one, 0.0, 1e9) for n, one in enumerate(generations)]
+        for one in found:
+            one.on_held = one.hold
+            self.ends[one.id] = asyncio.Event()
+        self.opened = found
+        return found
+
+    async def keep(self, opened):
+        await self.ends[opened.id].wait()
+        tokens = tuple(range(10))
+        opened.take_in(TokenEvent(opened.id, 0, 0, tokens, "i", "length"), 0.0)
+
+    def leave(self, _):
+        pass
+
+
 def test_log_probabilities_of_choices_that_have_ended_count_while_others_run():
-    class Held(OpenRequest):
-        held = 0
-
-        def hold(self, more):
-            self.held += more
-
-    class Three:
-        def __init__(self):
-            self.ends = {}
-
-        def open_all(self, generations):
-            found = [Held(f"r{n}", one, 0.0, 1e9) for n, one in enumerate(generations)]
-            for one in found:
-                one.on_held = one.hold
-                self.ends[one.id] = asyncio.Event()
-            self.opened = found
-            return found
-
-        async def keep(self, opened):
-            await self.ends[opened.id].wait()
-            tokens = tuple(range(10))
-            opened.take_in(TokenEvent(opened.id, 0, 0, tokens, "i", "length"), 0.0)
-
-        def leave(self, _):
-            pass
-
     async def test():
         gateway, scored = Three(), SamplingParams(logprobs=1)
         asked = [generation(id=f"r{n}", sampling=scored) for n in range(3)]
         of_one = 10 * asked[0].score_bytes
         assert of_one
-        async with Choices(gateway, asked, [transcript() for _ in asked]):
+        async with Choices(gateway, asked, [transcript() for _ in asked]) as choices:
             first, second, third = gateway.opened
             for one, wanted in ((second, (of_one, 0)), (first, (of_one, 2 * of_one))):
                 gateway.ends[one.id].set()
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                choices.ready()  # takes its last piece, which ends its task
                 for _ in range(5):
                     await asyncio.sleep(0)
                 assert (first.held, third.held) == wanted

@@ -347,3 +347,28 @@ def test_devices_are_shared_by_the_keys_that_ask(tmp_path):
 
     assert run(proxy, test).status_code == 200
     assert [(r.key, r.weight) for r in proxy.instance.submitted] == [("batch", 0.5)] * 2
+
+
+def test_a_key_that_is_taken_out_ends_no_answer_that_runs(tmp_path):
+    file = tmp_path / "keys.json"
+    secrets = {name: create_key(file, checked_key({"name": name})) for name in ("gone", "stays")}
+    proxy = Proxy(tmp_path, keys_file=str(file))
+
+    async def test(client):
+        proxy.instance.hold_after = 2
+        asked = {"json": {**CHAT, "stream": True}, "headers": bearer(secrets["gone"])}
+        answer = asyncio.ensure_future(client.post("/v1/chat/completions", **asked))
+        while not proxy.instance.submitted:
+            await asyncio.sleep(0.01)
+        revoke_key(file, "gone")
+        while (await client.get("/v1/models", headers=asked["headers"])).status_code != 401:
+            await asyncio.sleep(0.05)
+        assert not answer.done()
+        proxy.instance.release()
+        assert (await answer).text.endswith("data: [DONE]\n\n")
+        assert '"finish_reason":"' in answer.result().text
+        assert (await client.post("/v1/chat/completions", **asked)).status_code == 401
+        other = await client.get("/v1/models", headers=bearer(secrets["stays"]))
+        assert other.status_code == 200
+
+    run(proxy, test)
