@@ -51,10 +51,6 @@ class CancelBench(ServingBench):
         scheduler = self.scheduler
         return scheduler._groups[scheduler._model_of[request]]
 
-    @property
-    def scheduler(self):
-        return self.runtime._parts.scheduler
-
     def in_action(self, kind, request="r"):
         action = self.compute.action
         return isinstance(action, kind) and request in action.requests
