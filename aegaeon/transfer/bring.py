@@ -12,7 +12,7 @@ from aegaeon.transfer.storing import Damaged, Storing
 
 CONNECTIONS = 4  # to a source; one waits for its answer or digests while others bring
 MAX_THREADS = 16
-ATTEMPTS = 5  # of a source in a row, each after twice the wait
+ATTEMPTS = 7  # of a source in a row, each after twice the wait: 13 s, so a node may start anew
 FIRST_WAIT_S = 0.2
 DAMAGED_TWICE = 2  # then that chunk is asked of others
 MAX_DAMAGED = 8  # then everything is
@@ -75,7 +75,7 @@ class Work:
             if isinstance(error, Damaged):
                 self._damaged[_key(chunk, source)] += 1
                 return 0.0 if self._is_trusted(source) else None
-            self._attempts[source] += 1
+            self._attempts[source] += 2 if isinstance(error, TimeoutError) else 1  # waited already
             attempts = self._attempts[source]
             if isinstance(error, Changed) or attempts >= ATTEMPTS * self._connections:
                 return None

@@ -39,9 +39,13 @@ class Wire:
         while True:
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._to))
             except OSError:
                 return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:  # nobody is there just now
+                near.close()
+                continue
             self._sockets += [near, far]
             self._start(self._carry, near, far, lambda data: data)
             self._start(self._carry, far, near, self._back)

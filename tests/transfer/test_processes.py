@@ -9,9 +9,10 @@ import time
 
 import pytest
 
+from aegaeon.cli import main
 from aegaeon.transfer.fetch import Sources, fetch
 from aegaeon.transfer.manifest import CHUNK_BYTES
-from tests.support.polling import wait_until
+from tests.support.polling import eventually
 from tests.support.sharing import SECRET, assert_same, make_large, sharing
 from tests.support.small_memory import run_in_small_memory
 from tests.support.wire import Wire
@@ -50,7 +51,7 @@ def test_a_fetch_killed_in_the_middle_goes_on(held, tmp_path, secret_file):
     with sharing(held) as share:
         wire = Wire(share.port, trickle)
         process = fetching(wire.address, tmp_path / "a", secret_file)
-        wait_until(lambda: wire.carried > 3 * CHUNK_BYTES)
+        eventually(lambda: wire.carried > 3 * CHUNK_BYTES)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate(timeout=20)
         before = wire.carried
@@ -70,12 +71,12 @@ def test_a_node_killed_in_the_middle_and_started_again_is_waited_for(held, tmp_p
     port = first.stdout.readline().strip().rpartition(":")[2]
     wire = Wire(int(port), trickle)
     process = fetching(wire.address, tmp_path / "a", secret_file)
-    wait_until(lambda: wire.carried > 2 * CHUNK_BYTES)
+    eventually(lambda: wire.carried > 2 * CHUNK_BYTES)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate(timeout=20)
     second = aegaeon("share", *shared, "--port", port)
     assert second.stdout.readline() == f"shares 1 models at 127.0.0.1:{port}\n"
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     wire.close()
     second.terminate()
     second.communicate(timeout=30)
@@ -99,6 +100,7 @@ FULL = """
 import pathlib, shutil, sys
 from aegaeon.errors import CannotStore
 from aegaeon.transfer import storing
+from aegaeon.cli import main
 from aegaeon.transfer.fetch import Sources, fetch
 small, held, is_told = sys.argv[1:]
 if is_told == "late":  # as when others fill the disk meanwhile
@@ -139,8 +141,6 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(held, tmp_path):
     ],
 )
 def test_wrong_usage_is_told_in_a_line(given, message, tmp_path, monkeypatch, capsys):
-    from aegaeon.cli import main  # noqa: PLC0415
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short").write_text("abc")
     assert main(["models", *given]) == 2

@@ -14,7 +14,7 @@ from aegaeon.transfer.fetch import Sources, fetch
 from aegaeon.transfer.manifest import Manifest, check
 from aegaeon.transfer.wire import MAGIC, AskChunk, AskManifest, Data, Line, Refused
 from tests.support.checkpoints import make_checkpoint
-from tests.support.polling import wait_until
+from tests.support.polling import eventually
 from tests.support.sharing import SECRET, assert_same, sharing
 
 
@@ -175,7 +175,7 @@ def test_those_who_connect_and_say_nothing_keep_no_place(held, monkeypatch, tmp_
         silent = [socket.create_connection(("127.0.0.1", share.port)) for _ in range(20)]
         address = f"127.0.0.1:{share.port}"
         sources = Sources(peers=(address,), secret=SECRET, has_hub=False)
-        wait_until(lambda: len(share._open) < 4)
+        eventually(lambda: len(share._open) < 4)
         fetch("Org/small", tmp_path, sources)
         for one in silent:
             one.close()
