@@ -32,6 +32,7 @@ from aegaeon.transfer.storing import Storing, storing
 log = logging.getLogger(__name__)
 
 OTHERS_S = 1.0  # that the first node to tell its content waits for others with the same
+MAX_SOURCES = 8  # from which a model comes at once; others after them
 ROUNDS = 3  # of asking anew when contents change meanwhile
 LOOK_S = 0.2  # between looks whether another process is done
 
@@ -150,7 +151,11 @@ class _Fetch:
         if len(groups) > 1:
             contents = {digest[:12]: [p.name for p in same] for digest, (_, same) in groups.items()}
             log.warning("nodes differ in a model model=%s contents=%s", self._name, contents)
-        return list(groups.values())
+        return [
+            (manifest, same[at : at + MAX_SOURCES])
+            for manifest, same in groups.values()
+            for at in range(0, len(same), MAX_SOURCES)
+        ]
 
     def _is_wanted(self, source: Source, manifest: Manifest) -> bool:
         wanted = self._sources.digest
