@@ -99,6 +99,7 @@ commands:
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
   aegaeon models pull ID     download a model from the hub
+  aegaeon models fetch ID    bring one from a node of the cluster that shares its models (share)
 
 `aegaeon serve --help` explains every setting; `python -m aegaeon` is the same as `aegaeon`."""
 

@@ -169,10 +169,12 @@ def test_a_recorded_question_cannot_be_asked_again(node):
 
 def test_those_who_connect_and_say_nothing_keep_no_place(held, monkeypatch, tmp_path):
     monkeypatch.setattr(share_module, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(share_module, "GREETING_S", 0.5)
-    monkeypatch.setattr("aegaeon.transfer.wire.GREETING_S", 0.5)
+    monkeypatch.setattr(share_module, "GREETING_S", 2.0)
+    monkeypatch.setattr("aegaeon.transfer.wire.GREETING_S", 2.0)
     with sharing(held) as share:
         silent = [socket.create_connection(("127.0.0.1", share.port)) for _ in range(20)]
+        greeted = [one.recv(100) != b"" for one in silent]
+        assert sum(greeted) == 4
         address = f"127.0.0.1:{share.port}"
         sources = Sources(peers=(address,), secret=SECRET, has_hub=False)
         eventually(lambda: len(share._open) < 4)
