@@ -188,15 +188,7 @@ def _rows(where: str, weights: Path, target: Path, nodes: Nodes, repeats: int) -
         "digest": lambda: digest(weights),
     }
     fetch(MODEL, target, sources)  # the node makes its digests once
-    runs: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            shutil.rmtree(target / MODEL, ignore_errors=True)
-            (target / "copy").unlink(missing_ok=True)
-            began_s = time.perf_counter()
-            way()
-            runs[name].append(size / 1e9 / (time.perf_counter() - began_s))
-    rates = {name: median(values) for name, values in runs.items()}
+    rates = _rates(ways, target, size, repeats)
     wire = max(rates["bare"], rates["bare4"])
     for case, name, peer, limit in (
         ("from a node", "node", "uvicorn", min(wire, rates["copy"])),
@@ -218,6 +210,21 @@ def _rows(where: str, weights: Path, target: Path, nodes: Nodes, repeats: int) -
         ("SHA-256 in a thread", "digest"),
     ):
         yield Row(case=f"{case} (beside {where})", unit="GB/s", ours=rates[name])
+
+
+def _rates(
+    ways: dict[str, Callable[[], object]], target: Path, size: int, repeats: int
+) -> dict[str, float]:
+    """Return the GB/s of each way, of runs of all of them in turn."""
+    runs: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            shutil.rmtree(target / MODEL, ignore_errors=True)
+            (target / "copy").unlink(missing_ok=True)
+            began_s = time.perf_counter()
+            way()
+            runs[name].append(size / 1e9 / (time.perf_counter() - began_s))
+    return {name: median(values) for name, values in runs.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
