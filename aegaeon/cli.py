@@ -98,7 +98,7 @@ commands:
   aegaeon models add NAME    have a running server serve one more (also: remove, load, pin)
   aegaeon models list        show the models of the models directory
   aegaeon models import FILE turn a GGUF file into a model directory
-  aegaeon models pull ID     download a model from the hub
+  aegaeon models pull ID     download a model from the hub (also: fetch, share, from node to node)
 
 `aegaeon serve --help` explains every setting; `python -m aegaeon` is the same as `aegaeon`."""
 

@@ -238,6 +238,18 @@ class CopyQueueFull(CopyError):
     code = "copy_queue_full"
 
 
+class TransferError(AegaeonError):
+    """A model that cannot be brought to this node, or a node that gives none."""
+
+    code = "transfer_failed"
+
+
+class CannotStore(TransferError):
+    """This node cannot write what it fetches: its disk is full, or fails."""
+
+    code = "cannot_store"
+
+
 def error_of(code: str, message: str) -> AegaeonError:
     """Return the error that an instance reported, as the class that has this code."""
     kinds: list[type[AegaeonError]] = [AegaeonError]

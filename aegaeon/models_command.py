@@ -16,6 +16,7 @@ from aegaeon.client import URL, Client, quoted
 from aegaeon.config import api_key, load_settings
 from aegaeon.flags import Parser
 from aegaeon.models.references import ModelEntry, list_models
+from aegaeon.sharing_command import add_sharing, fetch_model, share_models
 from aegaeon.specs import PRIORITIES
 
 CHANGES = ("add", "remove", "load", "pin", "unpin")  # of a running server
@@ -41,6 +42,10 @@ def models_command(given: Sequence[str]) -> Iterator[Table | str]:
             from aegaeon.models.hub import pull  # noqa: PLC0415
 
             yield str(pull(options.id, models_dir))
+        case "share":
+            yield from share_models(options, models_dir)
+        case "fetch":
+            yield fetch_model(options, models_dir)
 
 
 def _parser() -> Parser:
@@ -64,6 +69,7 @@ def _parser() -> Parser:
     )
     pulling = commands.add_parser("pull", parents=[shared], help="download a model")
     pulling.add_argument("id", help="its hub id, like Qwen/Qwen3-0.6B")
+    add_sharing(commands, shared)
     _add_changes(commands)
     return parser
 

@@ -15,11 +15,12 @@ ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures", "ha
 ROW_0 |= {"setting_text", "nodes", "clocks"}
 ROW_1 = {"config", "metrics", "figures", "deaths", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
-ROW_3 = {"proxy", "instance", "sim"}
+ROW_3 = {"proxy", "instance", "sim", "transfer"}
 ROW_4 = {"cli", "__main__", "supervisor", "child", "plan", "plan_devices", "simulate"}
 ROW_4 |= {"plan_day", "day_runs", "day_report"}
 ROW_4 |= {"flags", "load_flags", "explain", "keys", "config_command", "models_command"}
 ROW_4 |= {"client", "keeper", "reload", "watch", "top", "ports", "holding", "status_command"}
+ROW_4 |= {"sharing_command"}
 ROW_4 |= {"cluster"}  # composes what one node does on many
 PURE = {
     *("time", "datetime", "threading", "asyncio", "multiprocessing", "concurrent", "os", "io"),
@@ -39,12 +40,14 @@ ALLOWED = {
     "proxy": ROW_0 | ROW_1 | ROW_2 - {"engine", "device"} | {"proxy"},
     "instance": ROW_0 | ROW_1 | ROW_2 | {"instance"},
     "sim": ROW_0 | ROW_1 | ROW_2 - {"engine", "store"} | {"sim"},
+    "transfer": ROW_0 | ROW_1 | {"models", "transfer"},
     **dict.fromkeys(ROW_4, ROW_0 | ROW_1 | ROW_2 | ROW_3 | ROW_4),
 }
 FORBIDDEN = {
     "scheduler": PURE,
     "store": {"torch"},
     "proxy": {"torch"},
+    "transfer": {"torch", "numpy"},
     "sim": {"time", "threading", "torch"},
     **{part: {"torch", "numpy"} for part in ROW_0 | ROW_1},
 }

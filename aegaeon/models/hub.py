@@ -10,12 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from aegaeon.errors import ModelNotFound
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.config import read_config
-from aegaeon.models.hub_ids import HUB_ID, directory_name
+from aegaeon.models.hub_ids import DESCRIBING_FILES, HUB_ID, WEIGHT_FILES, directory_name
 
 log = logging.getLogger(__name__)
-
-DESCRIBING_FILES = ("*.json", "*.jinja", "tokenizer*")
-WEIGHT_FILES = ("*.safetensors",)
 
 # What the hub's library raises when it cannot: its own errors, and those of whichever HTTP client
 # its release is built on, which is the base of its HTTP error.
