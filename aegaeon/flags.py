@@ -6,6 +6,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from aegaeon.config import describe
 from aegaeon.errors import ConfigError
 from aegaeon.setting_text import default_text, parse_text
+from aegaeon.store.redis_flag import hide_login
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,9 +34,11 @@ def add_setting(group: "argparse._ArgumentGroup", name: str) -> None:
     options: dict[str, Any] = {"metavar": _metavar(kind)}
     if get_origin(kind) is Literal:
         options = {"choices": get_args(kind)}
-    group.add_argument(
-        flag, type=lambda value: parse_text(kind, value, flag), help=escape(text), **options
-    )
+
+    def read(value: str) -> Any:
+        return parse_text(kind, hide_login(value) if name == "redis_url" else value, flag)
+
+    group.add_argument(flag, type=read, help=escape(text), **options)
 
 
 def _metavar(kind: Any) -> str:

@@ -26,6 +26,7 @@ from aegaeon.nodes import CLUSTER, ClusterFigures, MemberNow, NodeNow
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Board, Domain
 from aegaeon.store.domains import join_domain
+from aegaeon.store.redis_url import without_password
 from aegaeon.types import Instance, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def _begin_empty(domain: Domain, settings: Settings, should_stop: Callable[[], b
         if time.monotonic() >= give_up_s or should_stop():
             names = ", ".join(row.record.id for row in rows)
             raise ConfigError(
-                f"domain {settings.domain_name} of {settings.redis_url.rpartition('@')[2]} belongs "
+                f"domain {settings.domain_name} of {without_password(settings.redis_url)} belongs "
                 f"to a running server ({names}); stop it, or choose another --domain"
             )
         time.sleep(TURN_S)

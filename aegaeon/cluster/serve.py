@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -17,6 +16,7 @@ from aegaeon.cluster.link import NAMESPACE, join, nodes_of, ray_module
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, InstanceLost
 from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.store.redis_url import read_place
 from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -187,10 +187,11 @@ def check(settings: Settings) -> None:
 def check_addresses(settings: Settings, nodes: tuple[NodeNow, ...]) -> None:
     """Raise ConfigError where a node cannot mean the same server by the URL of Redis as we do."""
     addresses = {node.address for node in nodes}
-    url = urlsplit(settings.redis_url)
-    if len(addresses) > 1 and (url.scheme == "unix" or _is_loopback(url.hostname or "localhost")):
+    place = read_place(settings.redis_url)
+    own = [host for host, _ in place.servers if _is_loopback(host)]
+    if len(addresses) > 1 and (place.socket or own):
         raise ConfigError(
-            f"the cluster has {len(addresses)} machines, and {url.hostname or 'a socket'} is "
+            f"the cluster has {len(addresses)} machines, and {own[0] if own else 'a socket'} is "
             "another one on each; give a --redis-url with an address that all of them reach"
         )
 

@@ -4,6 +4,7 @@ What was acknowledged survives a restart of the server as far as its persistence
 `appendonly yes` and `appendfsync always` nothing is lost.
 """
 
+import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import WatchError
 
-from aegaeon.errors import StaleIncarnation, StoreUnavailable
+from aegaeon.errors import AegaeonError, ConfigError, StaleIncarnation, StoreUnavailable
 from aegaeon.store.base import LOOK_S, Board, Domain, Join, Mailbox, MetadataStore
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.store.codec import decode_record, decode_status, encode
@@ -238,8 +239,14 @@ class RedisDomain(Domain):
         self._link = RedisLink(url, patience_s)
         self._store = RedisMetadataStore(self._link, self._prefix)
         self._mailboxes: weakref.WeakSet[RedisMailbox] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of the set; whoever meets another run looks at all of it
         self._is_closed = False
-        self._link.call(self._link.client.ping)
+        self._link.on_new_run = self._repair
+        try:
+            check_memory(self._link)
+        except AegaeonError:
+            self._link.close()
+            raise
 
     def metadata(self) -> MetadataStore:
         """See Domain."""
@@ -261,27 +268,39 @@ class RedisDomain(Domain):
     ) -> Mailbox:
         """See Domain."""
         mailbox = RedisMailbox.create(self._link, self._mailbox_key(address), capacity_bytes)
-        self._mailboxes.add(mailbox)
-        return mailbox
+        return self._note(mailbox)
 
     def open_mailbox(self, address: str) -> Mailbox:
         """See Domain."""
         mailbox = RedisMailbox.open(self._link, self._mailbox_key(address))
-        self._mailboxes.add(mailbox)
-        return mailbox
+        return self._note(mailbox)
 
     def close(self) -> None:
         """See Domain."""
         if self._is_closed:
             return
         self._is_closed = True
-        for mailbox in list(self._mailboxes):
+        for mailbox in self._noted():
             mailbox.close()
         self._link.close()
 
     def unlink(self) -> None:
         """See Domain."""
         remove_keys(self._link, f"{self._prefix}*")
+
+    def _note(self, mailbox: RedisMailbox) -> RedisMailbox:
+        with self._lock:
+            self._mailboxes.add(mailbox)
+        return mailbox
+
+    def _noted(self) -> list[RedisMailbox]:
+        with self._lock:
+            return list(self._mailboxes)
+
+    def _repair(self) -> bool:
+        # All of them, also behind one that is full.
+        done = [mailbox.repair() for mailbox in self._noted()]
+        return all(done)
 
     def _mailbox_key(self, address: str) -> str:
         return f"{self._prefix}mailbox:{check_name('mailbox', address)}"
@@ -296,6 +315,18 @@ def remove_keys(link: RedisLink, pattern: str) -> None:
             link.client.unlink(*found[start : start + 1000])
 
     link.call(remove)
+
+
+def check_memory(link: RedisLink) -> None:
+    """Raise ConfigError where the server removes keys when its memory is full: rows, with their
+    leases, and records would vanish without a word. Raises StoreUnavailable."""
+    memory = link.call(lambda: link.client.info("memory"))
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if int(memory.get("maxmemory", 0)) and policy != "noeviction":
+        raise ConfigError(
+            f"Redis at {link.shown_url} removes keys when its memory is full (maxmemory-policy "
+            f"{policy}); run: redis-cli config set maxmemory-policy noeviction"
+        )
 
 
 def _stale(instance: InstanceId, incarnation: int) -> StaleIncarnation:

@@ -2,10 +2,16 @@
 
 A sender numbers its records, so a try repeated after a broken connection is not entered twice. The
 reader names the last entry that arrived and the server keeps everything behind it until the reader
-acknowledges it, so an answer lost on its way is asked for again. Entry ids contain the time:
-a server that forgets its last entries never gives their ids to others.
+acknowledges it, so an answer lost on its way is asked for again.
+
+A server that takes over (redis_link.py) may lack the last records that the one before had
+acknowledged, and hold some that had been read. A sender names the record before, learns so what is
+missing, and sends it again from what it keeps (redis_kept.py); the reader begins at the front again
+and drops, by the senders' numbers, what it has had. Entry ids mean nothing from one server to
+another.
 """
 
+import logging
 import secrets
 import threading
 import time
@@ -14,13 +20,17 @@ from typing import Any
 
 from aegaeon.errors import RecordTooLarge, RegionError, RingClosed, RingFull, StoreUnavailable
 from aegaeon.store.base import Mailbox
+from aegaeon.store.redis_kept import KeptRecords
 from aegaeon.store.redis_link import RedisLink
 from aegaeon.store.redis_scripts import ABANDONED_MS, ACKNOWLEDGE, CREATE, DROP, SEND
+
+log = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 1 << 20
 RECORD_OVERHEAD_BYTES = 16
 BLOCK_S = 1.0  # well under the socket's timeout
 FULL_PAUSE_S = 0.005
+MAX_WRITERS = 4096  # whose last numbers a reader remembers
 
 
 class RedisMailbox(Mailbox):
@@ -40,7 +50,11 @@ class RedisMailbox(Mailbox):
         self._acknowledge = link.script(ACKNOWLEDGE)
         self._writer = secrets.token_hex(8)
         self._sequence = 0
+        self._kept = KeptRecords()
+        self._is_repair_due = False
         self._lock = threading.Lock()
+        self._arrived: dict[bytes, int] = {}  # by writer, the one heard of last at the end
+        self._epoch = link.epoch
         self._is_reader = False
         self._is_closed = False
         self._woken = threading.Event()
@@ -75,7 +89,7 @@ class RedisMailbox(Mailbox):
                 "shorten the prompt"
             )
         deadline_s = time.monotonic() + timeout_s
-        while not self._try_send(record, cost_bytes):
+        while not self._try_send(record):
             if time.monotonic() >= deadline_s:
                 raise RingFull(
                     f"mailbox {self._key} is full ({self._capacity_bytes} bytes); try again later"
@@ -127,16 +141,80 @@ class RedisMailbox(Mailbox):
         self._server_run = self._link.server_run()
         self._link.call(lambda: create([self._key], args))
 
-    def _try_send(self, record: bytes, cost_bytes: int) -> bool:
+    def repair(self) -> bool:
+        """Send again what a server that has taken over lacks of what was acknowledged; say whether
+        that is done. Raises StoreUnavailable."""
+        if self._is_reader or self._is_closed:
+            return True
+        self._is_repair_due = True
+        # Who holds the lock looks at the flag once more when it has let go.
+        while self._is_repair_due and self._lock.acquire(blocking=False):
+            try:
+                self._is_repair_due = False
+                if not self._send_again(self._link.call(self._last_held)):
+                    self._is_repair_due = True
+                    return False
+            except StoreUnavailable:
+                self._is_repair_due = True
+                raise
+            finally:
+                self._lock.release()
+        return not self._is_repair_due
+
+    def _try_send(self, record: bytes) -> bool:
         # The lock keeps the numbers in order; each is used for one record and its repetitions only.
         with self._lock:
             self._sequence += 1
-            keys = [self._key, self._stream, self._writers]
-            args = [self._generation, self._writer, self._sequence, cost_bytes, record]
-            answer = self._link.call(lambda: self._send(keys, args))
+            answer = self._commit(self._sequence, record)
         if answer == -1:
             raise _closed(self._key)
+        if self._is_repair_due:
+            # This record is committed, whatever becomes of those before; the link asks again.
+            with suppress(StoreUnavailable):
+                self.repair()
         return bool(answer)
+
+    def _commit(self, sequence: int, record: bytes) -> int:
+        answer = self._submit(self._kept.last, sequence, record)
+        if isinstance(answer, list):
+            if not self._send_again(answer[0]):
+                return 0
+            answer = self._submit(self._kept.last, sequence, record)
+        if answer == 1:
+            self._kept.keep(sequence, record)
+        return answer if isinstance(answer, int) else 0
+
+    def _submit(self, before: int, sequence: int, record: bytes) -> Any:
+        keys = [self._key, self._stream, self._writers]
+        cost_bytes = len(record) + RECORD_OVERHEAD_BYTES
+        args = [self._generation, self._writer, sequence, cost_bytes, record, before]
+        return self._link.call(lambda: self._send(keys, args))
+
+    def _last_held(self) -> int:
+        return int(self._link.client.hget(self._writers, self._writer) or 0)
+
+    def _send_again(self, last: int) -> bool:
+        """Send what is kept behind record `last`, the last one that the server has of ours; say
+        whether there was room for all."""
+        lacking = self._kept.behind(last)
+        first = lacking[0].before if lacking else self._kept.last
+        if last < first:
+            log.error(
+                "records lost by redis, older than what is kept mailbox=%s behind=%d up_to=%d",
+                *(self._key, last, first),
+            )
+        for kept in lacking:
+            answer = self._submit(last, kept.sequence, kept.record)
+            if answer == -1:
+                self._kept.forget()
+                return True  # the next to send meets it, too
+            if answer != 1:
+                return False
+            last = kept.sequence
+        if lacking:
+            log.info("sent again what redis lacked mailbox=%s records=%d", self._key, len(lacking))
+        self._kept.last = last
+        return True
 
     def _wait(self, deadline_s: float, max_records: int) -> list[bytes]:
         if self._unacknowledged_bytes or time.monotonic() > self._settled_s + BLOCK_S:
@@ -156,6 +234,7 @@ class RedisMailbox(Mailbox):
         """Return the entries behind the last one that arrived, waiting up to `block_s`."""
 
         def read() -> Any:
+            self._begin_again()
             streams: dict[Any, Any] = {
                 self._stream: self._last_entry,
                 self._bell: self._last_bell,
@@ -172,15 +251,33 @@ class RedisMailbox(Mailbox):
                 self._woken.set()
             else:
                 self._last_entry = entries[-1][0]
-                records = [fields[b"r"] for _, fields in entries]
-        self._unacknowledged_bytes += sum(len(record) + RECORD_OVERHEAD_BYTES for record in records)
+                self._unacknowledged_bytes += sum(
+                    len(fields[b"r"]) + RECORD_OVERHEAD_BYTES for _, fields in entries
+                )
+                records = [fields[b"r"] for _, fields in entries if self._is_new(fields)]
         return records
+
+    def _begin_again(self) -> None:
+        """Where another server has taken over, begin at the front of what it holds."""
+        if self._epoch != self._link.epoch:
+            self._epoch = self._link.epoch
+            self._last_entry = b"0-0"
+
+    def _is_new(self, fields: dict[bytes, bytes]) -> bool:
+        """Whether this record has not arrived before; notes that it has."""
+        writer, sequence = fields[b"w"], int(fields[b"s"])
+        before = self._arrived.pop(writer, 0)
+        self._arrived[writer] = max(before, sequence)
+        if len(self._arrived) > MAX_WRITERS:
+            del self._arrived[next(iter(self._arrived))]
+        return sequence > before
 
     def _settle(self) -> None:
         """Let the server forget what has arrived; notice when the mailbox is not ours any more."""
-        args = [self._generation, self._last_entry, RECORD_OVERHEAD_BYTES, ABANDONED_MS]
 
         def acknowledge() -> Any:
+            self._begin_again()
+            args = [self._generation, self._last_entry, RECORD_OVERHEAD_BYTES, ABANDONED_MS]
             return self._acknowledge(self._keys, args)
 
         if self._link.call(acknowledge, pause=self._pause) == -1:

@@ -2,9 +2,13 @@
 
 Table: hash `instance:<id>` {incarnation, lease_ms, record, status}, expiring with its lease; set
 `instances` of ids. Mailbox: hash `mailbox:<address>` {generation, capacity, held} names the
-present generation; the stream `mailbox:<address>:<generation>` holds its records, the hash
-`...:writers` each writer's last sequence number, the stream `...:bell` at most one wake-up. What
-a dead reader leaves expires; a living one puts that off each second that it receives.
+present generation; the stream `mailbox:<address>:<generation>` holds its records, each with its
+writer and number, the hash `...:writers` each writer's last number, the stream `...:bell` at most
+one wake-up. What a dead reader leaves expires; a living one puts that off each second that it
+receives.
+
+Where the server has no memory left, a script may write on once it has begun to, so each that must
+not fail then, for a lease or to make room, begins with what takes none.
 """
 
 ABANDONED_MS = 3_600_000  # far over the longest time that a reader is busy with something else
@@ -21,13 +25,14 @@ redis.call('SADD', KEYS[2], ARGV[1])
 return 1
 """
 
-# KEYS: instance. ARGV: incarnation, status. 0: another incarnation; -1: no entry.
+# KEYS: instance. ARGV: incarnation, status. 0: a newer incarnation; -1: no entry, or an older
+# one's, as where a server has forgotten the last things.
 UPDATE = """
 local entry = redis.call('HMGET', KEYS[1], 'incarnation', 'lease_ms')
 if not entry[1] then return -1 end
-if entry[1] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'status', ARGV[2])
+if entry[1] ~= ARGV[1] then return tonumber(entry[1]) < tonumber(ARGV[1]) and -1 or 0 end
 redis.call('PEXPIRE', KEYS[1], entry[2])
+redis.call('HSET', KEYS[1], 'status', ARGV[2])
 return 1
 """
 
@@ -69,15 +74,17 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
-# KEYS: mailbox, stream, writers. ARGV: generation, writer, sequence, cost, record.
-# 1: committed, now or at an earlier try; 0: full; -1: closed.
+# KEYS: mailbox, stream, writers. ARGV: generation, writer, sequence, cost, record, sequence of the
+# writer's record before. 1: committed, now or at an earlier try; 0: full; -1: closed; {last}: the
+# record before is not here, but only those up to `last`.
 SEND = """
 local box = redis.call('HMGET', KEYS[1], 'generation', 'capacity', 'held')
 if box[1] ~= ARGV[1] then return -1 end
-local last = redis.call('HGET', KEYS[3], ARGV[2])
-if last and tonumber(ARGV[3]) <= tonumber(last) then return 1 end
+local last = tonumber(redis.call('HGET', KEYS[3], ARGV[2]) or 0)
+if tonumber(ARGV[3]) <= last then return 1 end
+if last < tonumber(ARGV[6]) then return {last} end
 if tonumber(box[3]) + tonumber(ARGV[4]) > tonumber(box[2]) then return 0 end
-redis.call('XADD', KEYS[2], '*', 'r', ARGV[5])
+redis.call('XADD', KEYS[2], '*', 'r', ARGV[5], 'w', ARGV[2], 's', ARGV[3])
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
 redis.call('HINCRBY', KEYS[1], 'held', ARGV[4])
 return 1

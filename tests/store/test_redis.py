@@ -17,7 +17,8 @@ from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, RingClosed, StaleIncarnation, StoreUnavailable
 from aegaeon.store.domains import join_domain
 from aegaeon.store.redis import RedisDomain
-from aegaeon.store.redis_link import RedisLink, without_password
+from aegaeon.store.redis_link import RedisLink
+from aegaeon.store.redis_url import without_password
 from aegaeon.types import InstanceRecord, InstanceStatus
 from tests.support.polling import eventually
 from tests.support.redis_server import RedisServer, require_redis

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,32 +9,39 @@ from pathlib import Path
 import pytest
 import redis
 
+from aegaeon.ports import free_port
+
 BINARY = shutil.which("redis-server")
 
 
 class RedisServer:
-    """A server process with append-only persistence in `directory`; `stop` leaves the files."""
+    """A server process with append-only persistence in `directory`; `stop` leaves the files.
+    `flags` go to redis-server; TLS is spoken where they say so, and `query` then tells clients."""
 
-    def __init__(self, directory: Path, password: str = "") -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(
+        self, directory: Path, password: str = "", flags: tuple[str, ...] = (), query: str = ""
+    ) -> None:
+        self.port = free_port("127.0.0.1")
+        self._flags = flags
+        self._is_tls = "--tls-cert-file" in flags
         self._directory = directory
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
         login = f":{password}@" if password else ""
-        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+        scheme = "rediss" if self._is_tls else "redis"
+        self.url = f"{scheme}://{login}127.0.0.1:{self.port}/0{query}"
 
     def start(self, persistent: bool = True) -> None:
         """Start it and wait until it answers."""
         assert BINARY is not None
-        command = [BINARY, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        ports = ["--port", "0", "--tls-port"] if self._is_tls else ["--port"]
+        command = [BINARY, *ports, str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", str(self._directory), "--daemonize", "no", "--logfile", "server.log"]
         if persistent:
             command += ["--appendonly", "yes", "--appendfsync", "always"]
         if self._password:
             command += ["--requirepass", self._password]
-        self._process = subprocess.Popen(command)
+        self._process = subprocess.Popen([*command, *self._flags])
         deadline = time.monotonic() + 20
         with redis.Redis.from_url(self.url) as client:
             while True:
