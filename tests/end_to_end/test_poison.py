@@ -50,6 +50,7 @@ def assert_given_up_alone(server, checkpoints, undisturbed):
     assert answer.status_code == 503, answer.text
     error = answer.json()["error"]
     assert error["code"] == "instance_lost"
+    assert answer.headers["x-should-retry"] == "false" and "retry-after" not in answer.headers
     assert re.match("[45] instances ended while they computed this request", error["message"])
     assert [stream.whole() for stream in streams] == [
         undisturbed[s._body["model"]] for s in streams

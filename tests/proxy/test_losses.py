@@ -13,7 +13,7 @@ from aegaeon.deaths import (
     encode_deaths,
     name_of,
 )
-from aegaeon.errors import InstanceLost, StoreUnavailable
+from aegaeon.errors import GivenUp, StoreUnavailable
 from aegaeon.proxy import living, losses
 from aegaeon.proxy.losses import (
     MAX_IN_COMPANY,
@@ -21,6 +21,7 @@ from aegaeon.proxy.losses import (
     MAX_OF_MODEL,
     MAX_UNKNOWN,
     MOST_LOSSES,
+    OCCASIONS_OF_MODEL,
     SUSPECT_LOSSES,
     Losses,
     Lost,
@@ -109,7 +110,12 @@ def bad_after(works, made):
     return told
 
 
-@pytest.mark.parametrize("work", [Work("m"), Work("n", ("r",), "m"), Work("m", ("r",), "m")])
+MANY = tuple(f"r{number}" for number in range(OCCASIONS_OF_MODEL))
+
+
+@pytest.mark.parametrize(
+    "work", [Work("m"), Work("n", ("r",), "m"), Work("m", ("r",), "m"), Work("m", MANY)]
+)
 def test_a_model_is_bad_that_instances_die_of_before_anybody_has_a_token_of_it(work):
     told = bad_after([work] * (MAX_OF_MODEL + 2), [7] * (MAX_OF_MODEL + 2))
     assert not any(told[: MAX_OF_MODEL - 1])
@@ -120,8 +126,15 @@ def test_a_model_is_not_that_makes_tokens_or_only_waits():
     assert not any(bad_after([Work("m")] * 99, range(99)))
     works = [Work("m"), Work(), None, Work("n")] * (MAX_OF_MODEL - 1)
     assert not any(bad_after(works, [7] * len(works)))
-    # Nor one that a single request is bad of.
-    assert MAX_OF_MODEL > MAX_LOSSES + SUSPECT_LOSSES
+
+
+def test_a_model_is_not_bad_because_one_request_is_sent_again_and_again():
+    # Each try is a request of its own, and is given up.
+    tries = [Work("m", (f"poison-{n // MAX_LOSSES}",)) for n in range(9 * MAX_LOSSES)]
+    first = bad_after(tries, [7] * len(tries)).index({"m"}) + 1
+    assert first > MAX_OF_MODEL and first > (OCCASIONS_OF_MODEL - 1) * MAX_LOSSES
+    same = [Work("m", ("poison",))] * 99
+    assert not any(bad_after(same, [7] * 99))
 
 
 def test_requests_of_a_bad_model_are_told_so_and_no_others():
@@ -133,7 +146,7 @@ def test_requests_of_a_bad_model_are_told_so_and_no_others():
                 instance.hold_after = 0
                 await until(lambda life=instance: life.submitted)
                 await asyncio.to_thread(instance.die, Work(loading="m"))
-            with pytest.raises(InstanceLost, match="weights may be damaged"):
+            with pytest.raises(GivenUp, match="weights may be damaged"):
                 await waiting
             setup.instance(id="b")
             assert (await collect(setup.gateway, generation()))[0] == TOKENS
@@ -168,7 +181,7 @@ def test_who_is_suspected_is_said_to_be_and_is_given_up_with_a_reason():
                 await until(lambda life=instance: life.submitted)
                 said.append(instance.submitted[0].is_suspect)
                 await asyncio.to_thread(instance.die)
-            with pytest.raises(InstanceLost, match="not tried again; the server's log"):
+            with pytest.raises(GivenUp, match="not tried again; the server's log"):
                 await task
             assert said == [False, False, True, True]
 
