@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from aegaeon.deaths import PROGRESS_TOKENS, Work, decode_deaths, name_of
+from aegaeon.deaths import PROGRESS_TOKENS, WORDS_S, Work, decode_deaths, name_of
 from aegaeon.errors import AegaeonError, GivenUp
 from aegaeon.proxy.outbox import Target
 from aegaeon.store.base import Board
@@ -30,8 +30,6 @@ MOST_LOSSES = 24  # whatever progress there was between
 # many loads and different requests at which they did: one bad request, sent again and again, is not
 # the model's fault.
 MAX_OF_MODEL, OCCASIONS_OF_MODEL = 12, 6
-# What a supervisor tells comes a moment after a mailbox has closed or a lease has ended.
-WORDS_S = 1.0
 
 
 @dataclass(slots=True)

@@ -66,6 +66,31 @@ def test_a_request_that_ends_instances_is_given_up_and_its_mates_go_on(checkpoin
         assert_given_up_alone(server, checkpoints, whole)
 
 
+@pytest.mark.thorough
+def test_one_at_which_the_loop_of_its_instance_stands_is_given_up_as_soon(checkpoints, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+            import os, sys, time
+            if "aegaeon.instance.worker" in sys.orig_argv:
+                from aegaeon.engine.engine import ModelEngine
+                submit = ModelEngine.submit
+                def stand_still(self, request):
+                    if {POISON} in request.prompt_token_ids:
+                        time.sleep(3600)
+                    return submit(self, request)
+                ModelEngine.submit = stand_still
+            if "serve" in sys.orig_argv:
+                from aegaeon import child
+                child.BACKOFF_S = (0.0,)
+            """)
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    flags = (*FLAGS, "--lease-s", "2")
+    with Server(tmp_path, checkpoints, *flags, environment=environment) as server:
+        whole = {m: Streamed(server.url, m, "the device", TOKENS).whole() for m in checkpoints}
+        assert_given_up_alone(server, checkpoints, whole)
+
+
 def test_it_is_given_up_over_redis_too(checkpoints, tmp_path):
     require_redis()
     redis = RedisServer(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from aegaeon.deaths import (
     MAX_DEATHS,
     PROGRESS_TOKENS,
+    WORDS_S,
     Death,
     Work,
     decode_deaths,
@@ -14,7 +15,7 @@ from aegaeon.deaths import (
     name_of,
 )
 from aegaeon.errors import GivenUp, StoreUnavailable
-from aegaeon.proxy import living, losses
+from aegaeon.proxy import living
 from aegaeon.proxy.losses import (
     MAX_IN_COMPANY,
     MAX_LOSSES,
@@ -91,9 +92,9 @@ def test_a_loss_is_judged_when_it_is_known_or_a_moment_later(monkeypatch):
     board.publish(name_of("a"), encode_deaths((Death(3, None), Death(7, ALONE), Death(9, None))))
     board.publish(name_of("b"), b"\xc1")
     assert judge.judge({known, unknown}, {}) == [Lost(known, ALONE, {})]
-    now[0] += losses.WORDS_S / 2
+    now[0] += WORDS_S / 2
     assert judge.judge({unknown}, {}) == []
-    now[0] += losses.WORDS_S
+    now[0] += WORDS_S
     assert judge.judge({unknown}, {}) == [Lost(unknown, None, {})]
     # Asked anew, it is waited for anew.
     assert judge.judge(set(), {}) == judge.judge({Target("c", 1)}, {}) == []
