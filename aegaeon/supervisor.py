@@ -91,6 +91,7 @@ class Supervisor:
         try:
             self._layout = self._holding.take(self._settings, self._specs)
             self._settings = self._layout.settings
+            self._instances = self._holding.instances(self._settings)  # there may be room for fewer
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
             self._deaths = DeathKeeper(self._domain.board())

@@ -19,6 +19,7 @@ from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.deaths import Death, Work, decode_deaths, name_of
 from aegaeon.errors import BudgetTooSmall, ConfigError
+from aegaeon.holding import Layout
 from aegaeon.instance.launch import neighbours_path
 from aegaeon.ports import check_port, free_port
 from aegaeon.store.codec import decode_replies, encode
@@ -255,6 +256,18 @@ def test_a_layout_that_cannot_work_is_refused_and_nothing_is_left():
     supervisor = Supervisor(settings, SPECS)
     with pytest.raises(BudgetTooSmall, match="lower --model-cache-budget-gb"):
         supervisor.start()
+    assert left_overs(settings) == []
+
+
+def test_as_many_instances_are_started_as_there_is_room_for(monkeypatch):
+    def smaller(settings, *_):
+        return Layout(msgspec.structs.replace(settings, colocated_count=1))
+
+    monkeypatch.setattr("aegaeon.holding.lay_out_node", smaller)
+    settings = make_settings(colocated_count=2)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        assert list(rows(settings)) == ["instance-0"] == [c.name for c in supervisor.children]
     assert left_overs(settings) == []
 
 
