@@ -30,7 +30,7 @@ from aegaeon.logs import set_up
 from aegaeon.memory.budget import lay_out
 from aegaeon.memory.machine import measure_copy, measure_disk, read_machine, with_device
 from aegaeon.memory.plan import Probes, make_plan
-from aegaeon.memory.room import check_room
+from aegaeon.memory.room import choose_layout
 from aegaeon.models.references import locate, served_models, split_reference
 from aegaeon.models_command import models_command
 from aegaeon.plan import layout_lines, plan_tables
@@ -369,8 +369,7 @@ def _plan(settings: Settings, as_json: bool) -> None:
             raise ModelNotFound(f"{target} is not here; run `aegaeon models pull {target}` first")
     specs = served_models(settings)
     machine = with_device(read_machine(removable_files(settings)), settings)
-    node = lay_out(settings, specs, machine)
-    check_room(node, specs, machine)
+    settings, node = choose_layout(settings, specs, machine)
     plan = make_plan(settings, specs, node, machine, Probes(measure_disk, measure_copy))
     if as_json:
         print(json.dumps(msgspec.to_builtins(plan), indent=2))

@@ -85,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         _doc(
             "instances that prefill and decode (0: none beside those of other roles; else two on "
-            "the CPU, so that two models may compute at once, and one on other devices)",
+            "the CPU where there is room, so that two models may compute at once; one elsewhere)",
             ge=0,
         ),
     ] = 0

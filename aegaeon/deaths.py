@@ -12,6 +12,11 @@ PROGRESS_TOKENS = 8
 # Names on the board end so that have a record of an instance's deaths.
 DEATHS = ".deaths"
 MAX_DEATHS = 16  # of an instance that are remembered: a proxy may look a while later
+# A supervisor looks so often for instances whose lease has ended, and ends those that do not end by
+# themselves in so long; what they did is told after that.
+LOOK_S, GRACE_S = 0.5, 2.0
+# By then it is: seen missing at a look, ended at one, and a while for the kernel and the board.
+WORDS_S = 2 * LOOK_S + GRACE_S + 1.0
 
 
 class Confirm(msgspec.Struct, frozen=True, tag=True):

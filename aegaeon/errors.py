@@ -147,6 +147,11 @@ class InstanceLost(AegaeonError):
     code = "instance_lost"
 
 
+class GivenUp(InstanceLost):
+    """Instances ended because of the request or its model, too often: sent again, it would end
+    more of them."""
+
+
 class HandoffLost(InstanceLost):
     """Nobody can tell whether a hand-off was taken; the proxy places the request again."""
 

@@ -141,8 +141,9 @@ class DeathKeeper:
             try:
                 self._board.publish(name_of(instance), encode_deaths(self._deaths[instance]))
             except RegionError as error:
-                log.warning("death not told name=%s error=%s", instance, error)
-            self._untold.discard(instance)
+                log.warning("death not told yet name=%s error=%s", instance, error)
+            else:
+                self._untold.discard(instance)
 
     def close(self) -> None:
         """Let go of the board. Idempotent."""

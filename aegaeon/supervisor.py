@@ -16,9 +16,10 @@ import msgspec
 
 from aegaeon.child import REAP_S, Child
 from aegaeon.config import Settings
+from aegaeon.device.neighbours import clear_seat
 from aegaeon.errors import AegaeonError, ConfigError, InstanceLost, RegionError, StoreUnavailable
 from aegaeon.holding import Holding, Keeper, Layout, WholeDomain
-from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address
+from aegaeon.instance.launch import EXIT_CANNOT_START, Launch, mailbox_address, neighbours_path
 from aegaeon.keeper import DeathKeeper
 from aegaeon.ports import check_port, is_listening
 from aegaeon.proxy.launch import ProxyLaunch
@@ -90,6 +91,7 @@ class Supervisor:
         try:
             self._layout = self._holding.take(self._settings, self._specs)
             self._settings = self._layout.settings
+            self._instances = self._holding.instances(self._settings)  # there may be room for fewer
             self._domain = open_domain(self._settings)
             self._store = self._domain.metadata()
             self._deaths = DeathKeeper(self._domain.board())
@@ -261,6 +263,7 @@ class Supervisor:
 
     def _on_death(self, child: Child) -> None:
         code, reason = child.bury()
+        self._clear_seat(child)
         self._forget(child)
         if not (self._wanted.is_ready or self._wanted.should_stop):
             if code == EXIT_CANNOT_START and reason:
@@ -275,6 +278,15 @@ class Supervisor:
             "died name=%s status=%d lived_s=%.1f restart_in_s=%.1f reason=%s",
             *(child.name, code, lived_s, wait_s, reason or "see above"),
         )
+
+    def _clear_seat(self, child: Child) -> None:
+        """It may have died in a step: it has no part of the processors until it is back."""
+        if child.index is None:
+            return
+        try:
+            clear_seat(neighbours_path(self._settings, self._holding.node), child.index)
+        except RegionError as error:  # its successor clears it
+            log.warning("seat not cleared name=%s error=%s", child.name, error)
 
     def _forget(self, child: Child) -> None:
         """Take the dead one's row and mailbox out: an instance's requests go elsewhere now, and

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from aegaeon.child import Child
 from aegaeon.config import Settings
+from aegaeon.deaths import GRACE_S, LOOK_S
 from aegaeon.errors import StoreUnavailable
 from aegaeon.ports import reachable
 from aegaeon.store.base import MetadataStore
 from aegaeon.types import Instance
 
-LOOK_S = 0.5
 OUTAGE_S = 10.0  # between looks while the store does not answer
-GRACE_S = 2.0  # for an instance without a lease to end by itself
 ASK_S = 5.0  # between questions to the proxy
 ANSWER_S = 2.0
 PROXY_S = 30.0  # without an answer: it also waits for others' processors

@@ -176,5 +176,7 @@ def test_a_death_that_could_not_be_told_is_told_later():
     board.error = RegionError("no room")
     keeper.note(dead(2, "s"))
     board.error = None
+    keeper.tell()
+    assert [death.incarnation for death in told(board)] == [1, 2]
     keeper.note(dead(3, "t"))
     assert [death.incarnation for death in told(board)] == [1, 2, 3]

@@ -15,9 +15,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from aegaeon import _native
 from aegaeon.config import Settings
 from aegaeon.deaths import Death, Work, decode_deaths, name_of
 from aegaeon.errors import BudgetTooSmall, ConfigError
+from aegaeon.holding import Layout
+from aegaeon.instance.launch import neighbours_path
 from aegaeon.ports import check_port, free_port
 from aegaeon.store.codec import decode_replies, encode
 from aegaeon.store.domains import domain_is_live, open_domain
@@ -27,6 +30,7 @@ from tests.support.specs import make_request, make_spec
 
 SPECS = (make_spec("a"), make_spec("b"))
 READY_S = 60.0
+NEIGHBOURS_BODY = 4096  # the header's bytes
 
 
 def make_settings(**changes) -> Settings:
@@ -99,6 +103,22 @@ def test_a_killed_instance_comes_back_with_a_higher_incarnation():
         assert after.record.incarnation > before.incarnation
         assert after.record.mailbox != before.mailbox
         assert not list(Path("/dev/shm").glob(f"aegaeon-*{before.mailbox}*"))
+    assert left_overs(settings) == []
+
+
+def test_an_instance_that_died_in_a_step_has_no_part_of_the_processors():
+    settings = make_settings(lease_s=60.0, colocated_count=2)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        # Instances of this device compute nothing, so neither they nor successors take a seat.
+        path = Path(neighbours_path(settings, ""))
+        seats = _native.ThreadPool(1, str(path), 63)
+        with path.open("r+b") as region:
+            region.seek(NEIGHBOURS_BODY)
+            region.write(bytes([1, 1]))
+        os.kill(rows(settings)["instance-1"].record.pid, signal.SIGKILL)
+        poll(lambda: path.read_bytes()[NEIGHBOURS_BODY:][:2] == bytes([1, 0]))
+        del seats
     assert left_overs(settings) == []
 
 
@@ -236,6 +256,18 @@ def test_a_layout_that_cannot_work_is_refused_and_nothing_is_left():
     supervisor = Supervisor(settings, SPECS)
     with pytest.raises(BudgetTooSmall, match="lower --model-cache-budget-gb"):
         supervisor.start()
+    assert left_overs(settings) == []
+
+
+def test_as_many_instances_are_started_as_there_is_room_for(monkeypatch):
+    def smaller(settings, *_):
+        return Layout(msgspec.structs.replace(settings, colocated_count=1))
+
+    monkeypatch.setattr("aegaeon.holding.lay_out_node", smaller)
+    settings = make_settings(colocated_count=2)
+    with Supervisor(settings, SPECS) as supervisor:
+        supervisor.wait_ready(READY_S)
+        assert list(rows(settings)) == ["instance-0"] == [c.name for c in supervisor.children]
     assert left_overs(settings) == []
 
 

@@ -5,14 +5,18 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 
 from aegaeon import watch
 from aegaeon.child import Child
 from aegaeon.config import Settings
-from aegaeon.store.local import LocalDomain
+from aegaeon.deaths import WORDS_S
+from aegaeon.store.local import LocalDomain, LocalMetadataStore
+from aegaeon.types import InstanceStatus
 from aegaeon.watch import Watch, processor_ticks
 from tests.support.polling import eventually
+from tests.test_keeper import RECORD
 
 BUSY = "while True: pass"
 
@@ -40,6 +44,22 @@ def test_one_that_stands_in_its_start_is_ended(starting, monkeypatch):
     # Its successor begins anew.
     starting.incarnation = 2
     assert seen.hung([starting], None, store) == {}
+
+
+def test_what_hangs_is_ended_while_proxies_still_wait_for_what_it_did(starting, monkeypatch):
+    now, period_s = [0.0], 0.05  # of the supervisor
+    monkeypatch.setattr("aegaeon.watch.time.monotonic", lambda: now[0])
+    seen, store = Watch(Settings()), LocalMetadataStore(lambda: now[0])
+    store.register_instance(msgspec.structs.replace(RECORD, id="instance-0", incarnation=1), 0.26)
+    store.update_instance_status("instance-0", 1, InstanceStatus(state="ready"))
+    gone_s = None
+    while not seen.hung([starting], None, store):
+        now[0] += period_s
+        if gone_s is None and not store.sync_for_routing():
+            gone_s = now[0] - period_s
+        assert now[0] < 60.0
+    ended_s, buried_s = now[0] - gone_s, 0.5
+    assert 1.0 < ended_s <= WORDS_S - buried_s
 
 
 def test_what_a_process_has_used_is_read_whatever_its_name(starting):

@@ -3,6 +3,7 @@
 import msgspec
 
 from aegaeon.config import Settings
+from aegaeon.store.names import NEIGHBOURS, SHARED_MEMORY, region_path
 from aegaeon.types import InstanceId, ModelSpec
 
 EXIT_DRAINED = 0
@@ -47,3 +48,11 @@ def mailbox_address(instance: InstanceId, incarnation: int) -> str:
 def memory_name(domain: str, node: str) -> str:
     """Return what the shared memory of a domain's `node` is called; empty: the only one."""
     return f"{domain}-{node[:NODE_CHARS]}" if node else domain
+
+
+def neighbours_path(settings: Settings, node: str) -> str:
+    """Return where instances of `node` say that they compute; empty where the settings share the
+    processors out."""
+    if settings.threads_per_instance or settings.instance_count == 1:
+        return ""
+    return str(region_path(SHARED_MEMORY, memory_name(settings.domain_name, node), NEIGHBOURS))

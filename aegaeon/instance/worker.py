@@ -32,6 +32,7 @@ from aegaeon.instance.launch import (
     Launch,
     mailbox_address,
     memory_name,
+    neighbours_path,
 )
 from aegaeon.instance.load_slots import LoadSlots
 from aegaeon.instance.outbox import Outbox
@@ -48,7 +49,7 @@ from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
 from aegaeon.store.domains import join_domain
-from aegaeon.store.names import KV, NEIGHBOURS, SHARED_MEMORY, WEIGHTS, region_path
+from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.types import ComputeAction, InstanceRecord, Load, Outcome
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,11 @@ def regions_of(launch: Launch) -> Regions:
     """Return where the node's processes share weights and KV, and the processors where the
     settings do not share them out; removed with the domain."""
     settings, node = launch.settings, launch.node
-    weights, kv, neighbours = (
+    weights, kv = (
         str(region_path(SHARED_MEMORY, memory_name(settings.domain_name, node), kind))
-        for kind in (WEIGHTS, KV, NEIGHBOURS)
+        for kind in (WEIGHTS, KV)
     )
-    if settings.threads_per_instance or settings.instance_count == 1:
-        neighbours = ""
+    neighbours = neighbours_path(settings, node)
     return Regions(weights, kv, launch.kv_shapes, launch.kv_spare, neighbours, launch.index)
 
 

@@ -29,12 +29,11 @@ LOG = logging.getLogger(__name__)
 
 def settle(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> Settings:
     """Return `settings` with the bytes chosen where they were left open, so that all processes
-    have the same layout; warn where others use what it takes. Raises BudgetTooSmall as `lay_out`
-    and `check_room`."""
+    have the same layout, and the count of instances likewise; warn where others use what it takes.
+    Raises BudgetTooSmall as `lay_out` and `check_room`."""
     if settings.device == "null":
         return settings
-    node = lay_out(settings, specs, machine)
-    check_room(node, specs, machine)
+    settings, node = choose_layout(settings, specs, machine)
     if node.total_bytes > machine.unused_bytes:
         LOG.warning("%s", crowded(node, machine))
     return msgspec.structs.replace(
@@ -43,6 +42,48 @@ def settle(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> 
         kv_budget_gb=node.instance.kv_bytes / GB,
         device_memory_gb=node.instance.device_bytes / GB,
     )
+
+
+def choose_layout(
+    settings: Settings, specs: Sequence[ModelSpec], machine: Machine
+) -> tuple[Settings, NodeBudget]:
+    """Return the layout, and the settings that it is of: with one instance where the count was left
+    open and there is no room for more, or not for whole contexts at each. Raises as `settle`."""
+    if settings.colocated_count or settings.colocated < 2:
+        return settings, _fitting(settings, specs, machine)
+    alone = msgspec.structs.replace(settings, colocated_count=1)
+    try:
+        several = _fitting(settings, specs, machine)
+    except BudgetTooSmall as error:
+        node = _fitting(alone, specs, machine)
+        why = f"for {settings.colocated} there is no room: {error}"
+    else:
+        node = _fitting(alone, specs, machine)
+        cut = [
+            spec.id
+            for spec in specs
+            if several.instance.kv_bytes < _context_bytes(spec) <= node.instance.kv_bytes
+        ]
+        if not cut:
+            return settings, several
+        why = (
+            f"each of {settings.colocated} would hold {gb(several.instance.kv_bytes)} of keys and "
+            f"values, less than the whole context of {', '.join(cut)}; --colocated-count "
+            f"{settings.colocated} has them all the same"
+        )
+    LOG.warning("one instance is started, %s", why)
+    return alone, node
+
+
+def _fitting(settings: Settings, specs: Sequence[ModelSpec], machine: Machine) -> NodeBudget:
+    """Lay out what has to fit."""
+    node = lay_out(settings, specs, machine)
+    check_room(node, specs, machine)
+    return node
+
+
+def _context_bytes(spec: ModelSpec) -> int:
+    return spec.context_tokens * spec.kv_token_bytes
 
 
 def check_room(node: NodeBudget, specs: Sequence[ModelSpec], machine: Machine) -> None:

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from aegaeon.errors import AegaeonError, MemoryFull
+from aegaeon.errors import AegaeonError, GivenUp, MemoryFull
 
 # The longest wait that clients honour; above it they give up at once.
 MAX_RETRY_AFTER_S = 120.0
@@ -51,7 +51,10 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class ApiError(Exception):
-    """An answer that is not 2xx. `retry_after_s` is a prediction, never a guess above 120 s."""
+    """An answer that is not 2xx. `retry_after_s` is a prediction, never a guess above 120 s; one
+    that `is_final` says that the same request is not to be sent again, whatever its status."""
+
+    is_final = False
 
     def __init__(
         self,
@@ -77,8 +80,9 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Return the headers that tell an SDK whether and when to try again, or what to send."""
-        headers = {"x-should-retry": "true" if self.status in _RETRIABLE else "false"}
-        if self.status in _RETRIABLE:
+        can_help = self.status in _RETRIABLE and not self.is_final
+        headers = {"x-should-retry": "true" if can_help else "false"}
+        if can_help:
             wait_s = min(max(self.retry_after_s or 1.0, 1.0), MAX_RETRY_AFTER_S)
             headers["retry-after"] = str(math.ceil(wait_s))
         if self.status == 401:
@@ -111,7 +115,9 @@ def as_api_error(error: AegaeonError, retry_after_s: float = 1.0) -> ApiError:
     if status == 500:
         return internal_error()
     param = {"context_length_exceeded": "messages", "model_not_found": "model"}.get(code)
-    return ApiError(status, code, text, param, retry_after_s)
+    answer = ApiError(status, code, text, param, retry_after_s)
+    answer.is_final = isinstance(error, GivenUp)
+    return answer
 
 
 def internal_error() -> ApiError:

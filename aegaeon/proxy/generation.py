@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from aegaeon.deaths import Work
-from aegaeon.errors import AegaeonError, Forgotten, HandoffLost, InstanceLost, error_of
+from aegaeon.errors import AegaeonError, Forgotten, GivenUp, HandoffLost, error_of
 from aegaeon.measures import NOT_WAITED, Waited
 from aegaeon.proxy.losses import Suspicion
 from aegaeon.proxy.metrics import Timing
@@ -278,7 +278,7 @@ class OpenRequest:
                 f"{self._suspicion.losses} instances ended while they computed this request, so it "
                 "is not tried again; the server's log says how they ended"
             )
-            self.fail(InstanceLost(message))
+            self.fail(GivenUp(message))
         if error is not None:
             self.fail(error)
         self._changed.set()

@@ -6,11 +6,11 @@ What to do about it is the gateway's and the request's business.
 import logging
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from aegaeon.deaths import PROGRESS_TOKENS, Work, decode_deaths, name_of
-from aegaeon.errors import AegaeonError, InstanceLost
+from aegaeon.deaths import PROGRESS_TOKENS, WORDS_S, Work, decode_deaths, name_of
+from aegaeon.errors import AegaeonError, GivenUp
 from aegaeon.proxy.outbox import Target
 from aegaeon.store.base import Board
 from aegaeon.types import ModelId, RequestId
@@ -26,11 +26,10 @@ SUSPECT_LOSSES = 2
 # the request's doing. Those count, too, but for little.
 MAX_UNKNOWN = 12
 MOST_LOSSES = 24  # whatever progress there was between
-# So many that computed or loaded a model in a row, and nobody has got a token of it between: more
-# than one bad request of it causes, however many there are beside it.
-MAX_OF_MODEL = 12
-# What a supervisor tells comes a moment after a mailbox has closed or a lease has ended.
-WORDS_S = 1.0
+# So many that computed or loaded a model in a row, and nobody has got a token of it between; and so
+# many loads and different requests at which they did: one bad request, sent again and again, is not
+# the model's fault.
+MAX_OF_MODEL, OCCASIONS_OF_MODEL = 12, 6
 
 
 @dataclass(slots=True)
@@ -74,6 +73,31 @@ class Suspicion:
             self._alone += work.is_on_alone(request)
 
 
+@dataclass(slots=True)
+class _OfModel:
+    """Deaths in a row that a model was at work at, while nobody has got a token of it beyond so
+    many `tokens`."""
+
+    tokens: int
+    deaths: int = 0
+    _loads: int = 0  # of these, and of all that computed no request
+    _requests: set[RequestId] = field(default_factory=set)  # that were computed at the others
+
+    def note(self, model: ModelId, work: Work) -> None:
+        """One more."""
+        self.deaths += 1
+        if work.loading == model or not work.requests:
+            self._loads += 1
+        elif len(self._requests) < OCCASIONS_OF_MODEL:
+            self._requests.update(work.requests[:OCCASIONS_OF_MODEL])
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether there were too many for it to be the fault of a request."""
+        occasions = self._loads + len(self._requests)
+        return self.deaths >= MAX_OF_MODEL and occasions >= OCCASIONS_OF_MODEL
+
+
 class Lost(NamedTuple):
     """A life that has ended, and what it did (None: nobody knows); models that are bad as a whole,
     whose requests are not to be tried again."""
@@ -90,8 +114,7 @@ class Losses:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._gone_s: dict[Target, float] = {}  # since when, of those whose last words are awaited
-        # Of models: deaths in a row without a token of them, and how many tokens there were.
-        self._of_models: dict[ModelId, tuple[int, int]] = {}
+        self._of_models: dict[ModelId, _OfModel] = {}
 
     def judge(self, gone: Collection[Target], made: Mapping[ModelId, int]) -> list[Lost]:
         """Return those of `gone`, lives that have ended with requests, of which it is known what
@@ -116,17 +139,18 @@ class Losses:
     def _bad(self, work: Work | None, made: Mapping[ModelId, int]) -> dict[ModelId, AegaeonError]:
         """Count a death against the models that were at work; return those that had too many."""
         bad: dict[ModelId, AegaeonError] = {}
-        at_work = () if work is None else (work.model, work.loading)
-        for model in {one for one in at_work if one is not None}:
-            deaths, before = self._of_models.get(model, (0, -1))
-            tokens = made.get(model, 0)
-            deaths = deaths + 1 if tokens == before else 1
-            self._of_models[model] = deaths, tokens
-            if deaths >= MAX_OF_MODEL:
-                bad[model] = InstanceLost(
-                    f"{deaths} instances in a row ended while they loaded or computed {model!r}, "
-                    "and nobody got a token of it: its weights may be damaged, or too large for "
-                    "this machine; see the server's log, and remove the model"
+        if work is None:
+            return bad
+        for model in {one for one in (work.model, work.loading) if one is not None}:
+            deaths = self._of_models.get(model)
+            if deaths is None or deaths.tokens != made.get(model, 0):
+                deaths = self._of_models[model] = _OfModel(made.get(model, 0))
+            deaths.note(model, work)
+            if deaths.is_bad:
+                bad[model] = GivenUp(
+                    f"{deaths.deaths} instances in a row ended while they loaded or computed "
+                    f"{model!r}, and nobody got a token of it: its weights may be damaged, or too "
+                    "large for this machine; see the server's log, and remove the model"
                 )
         return bad
 

@@ -30,7 +30,7 @@ from aegaeon.errors import (
 )
 from aegaeon.explanations import Dispatched, Explain
 from aegaeon.proxy.questions import Asked, Choices
-from aegaeon.scheduler.dispatch import Choice, LiveDispatcher, Prompt
+from aegaeon.scheduler.dispatch import Choice, LiveDispatcher, Prompt, Unseen
 from aegaeon.scheduler.policies import POLICIES
 from aegaeon.scheduler.prompts import SentPrompts
 from aegaeon.store.base import Domain, Mailbox
@@ -112,8 +112,7 @@ class Outbox:
         while True:
             barred = refused | self._closed | full
             rows = tuple(row for row in self.snapshot() if target_of(row) not in barred)
-            unseen, prompt = self._unseen(rows), self._prompt(request, keys, rows)
-            choice = self._dispatcher.dispatch(rows, request.model, unseen, prompt)
+            choice = self._choose(request, rows, self._prompt(request, keys, rows))
             if choice is None and full:
                 names = ", ".join(sorted(target.instance for target in full))
                 raise Overloaded(f"{names} take no messages just now; try again")
@@ -170,6 +169,19 @@ class Outbox:
     def preload(self, model: ModelId, instance: InstanceId) -> None:
         """Have `instance` bring a model in. Raises StoreUnavailable."""
         self.ask(Preload(model), instance)
+
+    def _choose(
+        self, request: Request, rows: tuple[Instance, ...], prompt: Prompt
+    ) -> Choice | None:
+        """Choose among those of `rows` at which one more may wait, or else among all: the door has
+        let in as many as may wait at all of them."""
+        unseen = self._unseen(rows)
+        most = self._settings.max_waiting
+        roomy = tuple(row for row in rows if _waiting(row, unseen) < most)
+        choice = self._dispatcher.dispatch(roomy, request.model, unseen, prompt)
+        if choice is None and len(roomy) < len(rows):
+            choice = self._dispatcher.dispatch(rows, request.model, unseen, prompt)
+        return choice
 
     def _keys(self, request: Request) -> list[int]:
         """The hashes of a prompt, where it matters who has run it before: on devices with memory of
@@ -306,6 +318,11 @@ class Outbox:
                     if sent > known:
                         unseen.setdefault(target.instance, {})[model] = sent - known
         return unseen
+
+
+def _waiting(row: Instance, unseen: Unseen) -> int:
+    """How many requests wait there, and were sent there since it said so."""
+    return sum(row.status.waiting.values()) + sum(unseen.get(row.record.id, {}).values())
 
 
 def target_of(row: Instance) -> Target:

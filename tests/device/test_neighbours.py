@@ -11,6 +11,7 @@ import torch
 from aegaeon import _native
 from aegaeon.device.base import Projection
 from aegaeon.device.cpu import CpuDevice
+from aegaeon.device.neighbours import clear_seat
 from aegaeon.device.packed import pack
 from aegaeon.errors import RegionMismatch
 
@@ -84,6 +85,21 @@ def test_whoever_takes_the_seat_of_one_that_died_computing_clears_it(tmp_path):
     second = CpuDevice(2, neighbours=str(path), seat=3)
     assert seats(path) == bytes(64)
     assert torch.equal(products(first), products(second))
+
+
+def test_a_supervisor_clears_the_seat_of_one_that_died_computing_and_no_other(tmp_path):
+    path = tmp_path / "neighbours"
+    clear_seat(str(path), 0)  # nobody has been there
+    clear_seat("", 0)
+    assert not path.exists()
+    CpuDevice(2, neighbours=str(path), seat=0)
+    computes_at(path, 3)
+    computes_at(path, 5)
+    clear_seat(str(path), 3)
+    assert seats(path) == bytes(5) + b"\x01" + bytes(58)
+    path.write_bytes(bytes(5000))
+    with pytest.raises(RegionMismatch):
+        clear_seat(str(path), 3)
 
 
 def test_processes_meet_at_one_region_whoever_comes_first(tmp_path):

@@ -50,6 +50,7 @@ def assert_given_up_alone(server, checkpoints, undisturbed):
     assert answer.status_code == 503, answer.text
     error = answer.json()["error"]
     assert error["code"] == "instance_lost"
+    assert answer.headers["x-should-retry"] == "false" and "retry-after" not in answer.headers
     assert re.match("[45] instances ended while they computed this request", error["message"])
     assert [stream.whole() for stream in streams] == [
         undisturbed[s._body["model"]] for s in streams
@@ -61,6 +62,31 @@ def assert_given_up_alone(server, checkpoints, undisturbed):
 @pytest.mark.parametrize("way", ["os.kill(os.getpid(), 11)", "raise ValueError('a bad step')"])
 def test_a_request_that_ends_instances_is_given_up_and_its_mates_go_on(checkpoints, tmp_path, way):
     with Server(tmp_path, checkpoints, *FLAGS, environment=poisoned(tmp_path, way)) as server:
+        whole = {m: Streamed(server.url, m, "the device", TOKENS).whole() for m in checkpoints}
+        assert_given_up_alone(server, checkpoints, whole)
+
+
+@pytest.mark.thorough
+def test_one_at_which_the_loop_of_its_instance_stands_is_given_up_as_soon(checkpoints, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+            import os, sys, time
+            if "aegaeon.instance.worker" in sys.orig_argv:
+                from aegaeon.engine.engine import ModelEngine
+                submit = ModelEngine.submit
+                def stand_still(self, request):
+                    if {POISON} in request.prompt_token_ids:
+                        time.sleep(3600)
+                    return submit(self, request)
+                ModelEngine.submit = stand_still
+            if "serve" in sys.orig_argv:
+                from aegaeon import child
+                child.BACKOFF_S = (0.0,)
+            """)
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    flags = (*FLAGS, "--lease-s", "2")
+    with Server(tmp_path, checkpoints, *flags, environment=environment) as server:
         whole = {m: Streamed(server.url, m, "the device", TOKENS).whole() for m in checkpoints}
         assert_given_up_alone(server, checkpoints, whole)
 

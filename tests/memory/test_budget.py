@@ -338,3 +338,40 @@ def test_tokenizers_are_in_the_layout_once_for_each_file_and_bounded(tmp_path):
     many = [spec(f"c{number}", 12_000_000) for number in range(40)]
     most = TOKENIZERS_BYTES + VOCABULARIES_BYTES
     assert lay_out(Settings(), many, MACHINE).front_bytes - PROCESS_BYTES == most
+
+
+def test_there_is_one_instance_where_two_have_no_room(caplog):
+    settings, least = Settings(), None
+    for megabytes in range(900, 2000, 20):
+        machine = Machine(megabytes * 10**6, megabytes * 10**6)
+        try:
+            settled = settle(settings, SPECS, machine)
+        except BudgetTooSmall:
+            with pytest.raises(BudgetTooSmall):  # nor has one that is asked for
+                settle(Settings(colocated_count=1), SPECS, machine)
+            continue
+        if least is None:
+            least = settled
+            assert "one instance is started, for 2 there is no room" in caplog.text
+            with pytest.raises(BudgetTooSmall):
+                settle(Settings(colocated_count=2), SPECS, machine)
+    assert least is not None and least.colocated == least.instance_count == 1
+    assert settled.colocated == 2
+
+
+def test_there_is_one_instance_where_two_would_not_hold_a_context_that_one_holds(caplog):
+    # 1 GB for keys and values, of which each of two has half.
+    for context_bytes, count in ((400e6, 2), (700e6, 1), (1500e6, 2)):
+        caplog.clear()
+        spec = make_wide_spec(kv_token_bytes=100_000, context_tokens=int(context_bytes / 100_000))
+        machine = Machine(10_000_000_000, 10_000_000_000)
+        settled = settle(Settings(), (spec, SPECS[1]), machine)
+        assert settled.colocated == count, context_bytes
+        assert ("less than the whole context of a; --colocated-count 2" in caplog.text) == (
+            count == 1
+        )
+        assert settled.kv_budget_gb == pytest.approx(1 / count, abs=0.01)
+        # Who says how many gets as many.
+        assert settle(Settings(colocated_count=2), (spec,), machine).colocated == 2
+        asked = Settings(prefill_count=1, decode_count=1)
+        assert settle(asked, (spec,), machine).instance_count == 2

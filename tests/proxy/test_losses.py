@@ -7,20 +7,22 @@ import pytest
 from aegaeon.deaths import (
     MAX_DEATHS,
     PROGRESS_TOKENS,
+    WORDS_S,
     Death,
     Work,
     decode_deaths,
     encode_deaths,
     name_of,
 )
-from aegaeon.errors import InstanceLost, StoreUnavailable
-from aegaeon.proxy import living, losses
+from aegaeon.errors import GivenUp, StoreUnavailable
+from aegaeon.proxy import living
 from aegaeon.proxy.losses import (
     MAX_IN_COMPANY,
     MAX_LOSSES,
     MAX_OF_MODEL,
     MAX_UNKNOWN,
     MOST_LOSSES,
+    OCCASIONS_OF_MODEL,
     SUSPECT_LOSSES,
     Losses,
     Lost,
@@ -90,9 +92,9 @@ def test_a_loss_is_judged_when_it_is_known_or_a_moment_later(monkeypatch):
     board.publish(name_of("a"), encode_deaths((Death(3, None), Death(7, ALONE), Death(9, None))))
     board.publish(name_of("b"), b"\xc1")
     assert judge.judge({known, unknown}, {}) == [Lost(known, ALONE, {})]
-    now[0] += losses.WORDS_S / 2
+    now[0] += WORDS_S / 2
     assert judge.judge({unknown}, {}) == []
-    now[0] += losses.WORDS_S
+    now[0] += WORDS_S
     assert judge.judge({unknown}, {}) == [Lost(unknown, None, {})]
     # Asked anew, it is waited for anew.
     assert judge.judge(set(), {}) == judge.judge({Target("c", 1)}, {}) == []
@@ -109,7 +111,12 @@ def bad_after(works, made):
     return told
 
 
-@pytest.mark.parametrize("work", [Work("m"), Work("n", ("r",), "m"), Work("m", ("r",), "m")])
+MANY = tuple(f"r{number}" for number in range(OCCASIONS_OF_MODEL))
+
+
+@pytest.mark.parametrize(
+    "work", [Work("m"), Work("n", ("r",), "m"), Work("m", ("r",), "m"), Work("m", MANY)]
+)
 def test_a_model_is_bad_that_instances_die_of_before_anybody_has_a_token_of_it(work):
     told = bad_after([work] * (MAX_OF_MODEL + 2), [7] * (MAX_OF_MODEL + 2))
     assert not any(told[: MAX_OF_MODEL - 1])
@@ -120,8 +127,15 @@ def test_a_model_is_not_that_makes_tokens_or_only_waits():
     assert not any(bad_after([Work("m")] * 99, range(99)))
     works = [Work("m"), Work(), None, Work("n")] * (MAX_OF_MODEL - 1)
     assert not any(bad_after(works, [7] * len(works)))
-    # Nor one that a single request is bad of.
-    assert MAX_OF_MODEL > MAX_LOSSES + SUSPECT_LOSSES
+
+
+def test_a_model_is_not_bad_because_one_request_is_sent_again_and_again():
+    # Each try is a request of its own, and is given up.
+    tries = [Work("m", (f"poison-{n // MAX_LOSSES}",)) for n in range(9 * MAX_LOSSES)]
+    first = bad_after(tries, [7] * len(tries)).index({"m"}) + 1
+    assert first > MAX_OF_MODEL and first > (OCCASIONS_OF_MODEL - 1) * MAX_LOSSES
+    same = [Work("m", ("poison",))] * 99
+    assert not any(bad_after(same, [7] * 99))
 
 
 def test_requests_of_a_bad_model_are_told_so_and_no_others():
@@ -133,7 +147,7 @@ def test_requests_of_a_bad_model_are_told_so_and_no_others():
                 instance.hold_after = 0
                 await until(lambda life=instance: life.submitted)
                 await asyncio.to_thread(instance.die, Work(loading="m"))
-            with pytest.raises(InstanceLost, match="weights may be damaged"):
+            with pytest.raises(GivenUp, match="weights may be damaged"):
                 await waiting
             setup.instance(id="b")
             assert (await collect(setup.gateway, generation()))[0] == TOKENS
@@ -168,7 +182,7 @@ def test_who_is_suspected_is_said_to_be_and_is_given_up_with_a_reason():
                 await until(lambda life=instance: life.submitted)
                 said.append(instance.submitted[0].is_suspect)
                 await asyncio.to_thread(instance.die)
-            with pytest.raises(InstanceLost, match="not tried again; the server's log"):
+            with pytest.raises(GivenUp, match="not tried again; the server's log"):
                 await task
             assert said == [False, False, True, True]
 
