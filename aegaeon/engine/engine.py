@@ -290,6 +290,8 @@ class ModelEngine(Engine):
         ready, preempted, shortage = self._prepare(action, model)
         starts = [(sequence, sequence.cached) for sequence in ready]
         is_prefill = isinstance(action, Prefill)
+        # Whole, a prompt has its token, or waits for its grammar as one that has not begun.
+        is_piece = isinstance(action, Prefill) and action.max_tokens is not None
         passes = plan_passes(ready, shares=action.shares if isinstance(action, Prefill) else list)
         self._count_found(passes)
         is_scoring = not all(sequence.is_scored for sequence in ready)
@@ -315,7 +317,7 @@ class ModelEngine(Engine):
             failed=tuple(made.failed),
             shortage=shortage,
             scores=tuple(made.scores),
-            begun=made.begun(starts) if is_prefill else (),
+            begun=made.begun(starts) if is_piece else (),
         )
 
     def _prepare(
