@@ -155,8 +155,7 @@ class ModelEngine(Engine):
         self._begin(sequence)
 
     def execute(self, action: ComputeAction) -> Outcome:
-        started = time.perf_counter()
-        self._computing = action.model
+        self._computing, started = action.model, time.perf_counter()
         try:
             with self._weights.use(action.model) as model:
                 match action:
@@ -288,7 +287,7 @@ class ModelEngine(Engine):
         ready, preempted, shortage = self._prepare(action, model)
         starts = [(sequence, sequence.cached) for sequence in ready]
         prefill = action if isinstance(action, Prefill) else None
-        # Whole, a prompt has its token, or waits for its grammar as one that has not begun.
+        # A whole prompt without a token waits for its grammar, as one that has not begun.
         is_piece = prefill is not None and prefill.max_tokens is not None
         passes = plan_passes(ready, shares=prefill.shares if prefill is not None else list)
         self._count_found(passes)
