@@ -16,7 +16,8 @@ MAX_SCORED_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Positions start .. stop - 1 of a sequence; `is_last` when its next token comes of them.
+    """Positions start .. stop - 1 of a sequence; `is_last` when its next token comes of them,
+    `is_end` when they are the last that the step runs of it.
 
     Those of `scored` say how likely the prompt's next token was.
     """
@@ -26,6 +27,13 @@ class Part:
     stop: int
     is_last: bool
     scored: range = range(0)
+    is_end: bool = False
+
+    @property
+    def ends_in_row(self) -> bool:
+        """Whether its last row has logits that are not scored: of them comes the next token, or
+        whether all that was run is finite."""
+        return self.is_last or (self.is_end and not self.scored)
 
 
 def plan_passes(
@@ -56,7 +64,7 @@ def _cut(sequences: Iterable[tuple[Sequence, int]], max_rows: int) -> list[list[
         while start < end:
             stop = min(start + room, end)
             scored = _scored_rows(sequence, start, stop)
-            parts.append(Part(sequence, start, stop, stop == sequence.tokens, scored))
+            parts.append(Part(sequence, start, stop, stop == sequence.tokens, scored, stop == end))
             room -= stop - start
             start = stop
             if room == 0:
@@ -87,7 +95,7 @@ def build_batch(parts: list[Part], pool: KvPool) -> StepBatch:
         logit_rows.extend(len(token_ids) + at - part.start for at in part.scored)
         token_ids.extend(part.sequence.slice(part.start, part.stop))
         positions.extend(range(part.start, part.stop))
-        if part.is_last:
+        if part.ends_in_row:
             logit_rows.append(len(token_ids) - 1)
     return StepBatch(
         token_ids=torch.tensor(token_ids, dtype=torch.int64),

@@ -9,7 +9,7 @@ from aegaeon.device.base import Change, Device, RowLogProbs
 from aegaeon.engine.batch import Part
 from aegaeon.engine.constraints import SLOW_S, await_any
 from aegaeon.engine.sequence import Sequence
-from aegaeon.sampling import PromptScores, TokenLogProbs
+from aegaeon.sampling import PromptScores, SamplingParams, TokenLogProbs
 from aegaeon.types import Request
 
 # What a step that has nothing else to do waits for.
@@ -69,7 +69,7 @@ def score_prompt(device: Device, part: Part, logits: Tensor) -> PromptScores | N
 def split_logits(
     device: Device, parts: Seq[Part], logits: Tensor
 ) -> tuple[Tensor, list[tuple[Part, Tensor]]]:
-    """Return the rows that next tokens are drawn of, and those of each part that scores a prompt;
+    """Return the last rows of parts that end in one, and those of each part that scores a prompt;
     the rows of a pass are those of its parts, scored ones first."""
     if not any(part.scored for part in parts):
         return logits, []
@@ -78,7 +78,7 @@ def split_logits(
         if part.scored:
             scored.append((part, logits[row : row + len(part.scored)]))
             row += len(part.scored)
-        if part.is_last:
+        if part.ends_in_row:
             drawn.append(row)
             row += 1
     return device.select(logits, drawn), scored
@@ -93,13 +93,25 @@ def leave_out_slow(sequences: Seq[Sequence]) -> list[Sequence]:
     return [one for one in sequences if id(one) not in slow]
 
 
-def split_late(sequences: Seq[Sequence]) -> list[bool]:
-    """Return for each sequence whether it must do without a token in this step. Waits only where
-    all would have to."""
-    waiting = [one.constraint for one in sequences if one.constraint is not None]
-    if waiting and len(waiting) == len(sequences) and not any(one.is_ready for one in waiting):
+def split_late(parts: Seq[Part]) -> list[bool]:
+    """Return for each part whether its sequence must do without a token in this step: its prompt
+    goes on, or its grammar is late. Waits only where all that have ended would have to."""
+    ended = [part.sequence for part in parts if part.is_last]
+    waiting = [one.constraint for one in ended if one.constraint is not None]
+    if waiting and len(waiting) == len(ended) and not any(one.is_ready for one in waiting):
         await_any(waiting, SLOW_S)
-    return [one.constraint is not None and not one.constraint.is_ready for one in sequences]
+    late = {id(one) for one in ended if one.constraint is not None and not one.constraint.is_ready}
+    return [not part.is_last or id(part.sequence) in late for part in parts]
+
+
+def finite_rows(device: Device, logits: Tensor, asked: Seq[bool]) -> list[int]:
+    """Return the rows among those `asked` of whose logits are finite."""
+    rows = [row for row, is_asked in enumerate(asked) if is_asked]
+    if not rows:
+        return []
+    draws = [(SamplingParams(temperature=0.0), 0)] * len(rows)
+    tokens = device.sample(device.select(logits, rows), draws)
+    return [row for row, token in zip(rows, tokens, strict=True) if token is not None]
 
 
 def _is_slow(sequence: Sequence) -> bool:

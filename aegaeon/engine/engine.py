@@ -17,6 +17,7 @@ from aegaeon.engine.drawing import (
     adjustment_of,
     change_of,
     draw_tokens,
+    finite_rows,
     leave_out_slow,
     score_prompt,
     split_late,
@@ -113,8 +114,7 @@ class ModelEngine(Engine):
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
-        # What ran each model last: what is kept is of that.
-        self._identities: dict[ModelId, bytes] = {}
+        self._identities: dict[ModelId, bytes] = {}  # what ran each last: what is kept is of that
         self._looked_up_tokens = 0  # of all sequences that began
         self._found_tokens = 0  # of these, that others had left
 
@@ -155,8 +155,7 @@ class ModelEngine(Engine):
         self._begin(sequence)
 
     def execute(self, action: ComputeAction) -> Outcome:
-        started = time.perf_counter()
-        self._computing = action.model
+        self._computing, started = action.model, time.perf_counter()
         try:
             with self._weights.use(action.model) as model:
                 match action:
@@ -201,10 +200,8 @@ class ModelEngine(Engine):
             self._device.check()
             log.exception("loading failed model=%s", action.model)
             return LoadFailed(action.model, AegaeonError.code, f"cannot load: {error}")
-        took_s = time.perf_counter() - started
-        log.info(
-            "model loaded model=%s bytes=%d took_s=%.3f", action.model, brought.weight_bytes, took_s
-        )
+        took_s, size = time.perf_counter() - started, brought.weight_bytes
+        log.info("model loaded model=%s bytes=%d took_s=%.3f", action.model, size, took_s)
         return Loaded(action.model, brought.weight_bytes, took_s, brought.evicted, is_whole)
 
     def begin_model(self, spec: ModelSpec) -> None:
@@ -289,8 +286,10 @@ class ModelEngine(Engine):
     def _step(self, action: Prefill | Decode, model: ResidentModel, started: float) -> Stepped:
         ready, preempted, shortage = self._prepare(action, model)
         starts = [(sequence, sequence.cached) for sequence in ready]
-        is_prefill = isinstance(action, Prefill)
-        passes = plan_passes(ready, shares=action.shares if isinstance(action, Prefill) else list)
+        prefill = action if isinstance(action, Prefill) else None
+        # A whole prompt without a token waits for its grammar, as one that has not begun.
+        is_piece = prefill is not None and prefill.max_tokens is not None
+        passes = plan_passes(ready, shares=prefill.shares if prefill is not None else list)
         self._count_found(passes)
         is_scoring = not all(sequence.is_scored for sequence in ready)
         made = Made()
@@ -304,7 +303,7 @@ class ModelEngine(Engine):
         for request, is_poisoned in made.lost.items():
             self._forget(request, is_poisoned)
         took_s = time.perf_counter() - started
-        if is_prefill and not is_scoring:
+        if prefill is not None and not is_scoring:
             fed = sum(part.stop - part.start for parts in passes for part in parts)
             self._costs.note_prefill(action.model, fed, took_s)
         return Stepped(
@@ -315,7 +314,7 @@ class ModelEngine(Engine):
             failed=tuple(made.failed),
             shortage=shortage,
             scores=tuple(made.scores),
-            begun=made.begun(starts) if is_prefill else (),
+            begun=made.begun(starts) if is_piece else (),
         )
 
     def _prepare(
@@ -344,13 +343,11 @@ class ModelEngine(Engine):
 
     def _publish(self, sequence: Sequence) -> None:
         """Its logits are finite, so its keys and values are: others may begin with them."""
-        sequence.found = 0
         sequence.sound, sequence.is_unsure = sequence.cached, False
-        if sequence.whole_blocks > len(sequence.held.shares):
+        count, held = sequence.whole_blocks, sequence.held
+        if count > len(held.shares):
             with self._lock:
-                self._kv.prefixes.publish(
-                    sequence.shape, sequence.chain, sequence.held, sequence.whole_blocks
-                )
+                self._kv.prefixes.publish(sequence.shape, sequence.chain, held, count)
 
     def _take_logits(self, parts: list[Part], logits: Tensor, made: Made) -> None:
         """Make of a pass's logits what its parts want of them."""
@@ -362,18 +359,20 @@ class ModelEngine(Engine):
                 continue
             made.scores.append(scores)
             part.sequence.scored = part.scored.stop + 1
-        self._draw([part for part in parts if part.is_last], logits, made)
+            if part.is_end and not part.is_last:
+                self._publish(part.sequence)
+        self._draw([part for part in parts if part.ends_in_row], logits, made)
 
     def _draw(self, parts: list[Part], logits: Tensor, made: Made) -> None:
         """Make the next tokens of the parts' sequences, each of its row of `logits`."""
         rows: list[int] = []
         drawing: list[Sequence] = []
         changes: list[Change | None] = []
-        late = split_late([part.sequence for part in parts])
+        late = split_late(parts)
         for row, part in enumerate(parts):
             if late[row]:
                 # Its last token is fed again, once it is known what may come.
-                part.sequence.cached = part.stop - 1
+                part.sequence.cached -= part.is_last
                 continue
             try:
                 changes.append(change_of(part.sequence))
@@ -382,6 +381,9 @@ class ModelEngine(Engine):
                 continue
             rows.append(row)
             drawing.append(part.sequence)
+        for row in finite_rows(self._device, logits, late):
+            if parts[row].sequence.request.id not in made.lost:
+                self._publish(parts[row].sequence)
         if len(rows) < len(parts):
             logits = self._device.select(logits, rows)
         drawn = draw_tokens(self._device, drawing, logits, changes)
@@ -390,7 +392,7 @@ class ModelEngine(Engine):
                 made.fail(sequence)
             if token_id is None or sequence.request.id in made.lost:
                 continue
-            found = sequence.found
+            found, sequence.found = sequence.found, 0
             self._publish(sequence)
             reason = sequence.append(token_id)
             made.tokens.append(NewToken(sequence.request.id, token_id, reason, log_probs, found))

@@ -1,12 +1,15 @@
 """What another instance prefilled goes to the host as soon as it has ended: its next turn is
 prefilled there again, and finds it."""
 
+import logging
 import threading
 
 from aegaeon.engine.kv_spill import Spill
 from aegaeon.errors import DeviceError
 
 COPY_S = 60.0
+
+log = logging.getLogger(__name__)
 
 
 class Return:
@@ -32,19 +35,24 @@ class Return:
         self._is_closing = True
         with self._lock:
             self._spill.stop()
+            thread = self._thread
         self._is_wanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        if thread is not None:
+            thread.join()
 
     def _run(self) -> None:
-        while not self._is_closing:
-            self._is_wanted.wait()
-            self._is_wanted.clear()
-            try:
+        try:
+            while not self._is_closing:
+                self._is_wanted.wait()
+                self._is_wanted.clear()
                 while self._brings_out():
                     pass
-            except DeviceError:
-                return  # the compute lane finds that, too, and says so
+        except DeviceError:
+            return  # the compute lane finds that, too, and says so
+        except Exception:
+            log.exception("bringing keys and values out failed; the next that end try again")
+            with self._lock:
+                self._thread = None
 
     def _brings_out(self) -> bool:
         """Copy what rests now, wait for it and let it be found; False when there was nothing."""

@@ -4,6 +4,7 @@ others, so that the next death says which of them it was. Pure; the runtime does
 
 from collections import OrderedDict, deque
 from collections.abc import Collection
+from itertools import takewhile
 
 import msgspec
 
@@ -63,8 +64,8 @@ class Apart:
         self._alone: deque[RequestId] = deque()
         self._done: list[Stepped] = []
         if isinstance(action, Prefill | Decode) and suspects and len(action.requests) > 1:
-            self._alone.extend(suspects)
-            others = tuple(one for one in action.requests if one not in suspects)
+            alone, others = _split(action, suspects)
+            self._alone.extend(alone)
             self._first = msgspec.structs.replace(action, requests=others) if others else None
 
     @property
@@ -90,6 +91,18 @@ class Apart:
         elif not self._done or not isinstance(outcome, WeightsLost):
             return outcome  # of all its requests
         return self._done[0] if len(self._done) == 1 else _whole(self._done)
+
+
+def _split(
+    action: Prefill | Decode, suspects: Collection[RequestId]
+) -> tuple[Collection[RequestId], tuple[RequestId, ...]]:
+    """Return those computed alone, and all others. Of a prefill with a bound only the first part,
+    in its order: it may take all that is allowed, and who is left comes with another action."""
+    requests = action.requests
+    if not isinstance(action, Prefill) or action.max_tokens is None:
+        return suspects, tuple(one for one in requests if one not in suspects)
+    others = tuple(takewhile(lambda one: one not in suspects, requests))
+    return (() if others else requests[:1]), others
 
 
 def _whole(parts: list[Stepped]) -> Stepped:

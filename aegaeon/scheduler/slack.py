@@ -107,8 +107,10 @@ class SlackScheduler(SlackLoads):
     def _stepped(self, group: SlackGroup, action: Prefill | Decode, now: float) -> None:
         group.ran_s = now
         group.cost = self._costs[group.model]  # refined meanwhile
-        group.owes_step = isinstance(action, Prefill) and action.max_tokens is not None
+        group.owes_step = False
         if isinstance(action, Prefill):
+            is_left = any(request in group.waiting for request in action.requests)
+            group.owes_step = is_left or action.max_tokens is not None
             self._rotation.prefilled(now)
             joined = sum(request not in group.waiting for request in action.requests)
             group.joining = max(0, group.joining - joined)
@@ -342,7 +344,7 @@ class SlackScheduler(SlackLoads):
         urgent, tbt_s = self._urgency.urgent(group, now), group.target.tbt_s
         lead_s = urgent.due_s(tbt_s) - now
         steps = self._steps_that_fit(group, len(requests))
-        if len(group.running) > len(requests) or group.begun:
+        if len(group.running) > len(requests) or group.begun or group.owes_step:
             steps = min(steps, 1)
         until_s, ahead_s = math.inf, math.inf
         if lead_s < settings.ahead_s and len(self._active) > 1:

@@ -58,7 +58,7 @@ class SlackGroup(Group):
     shed_until_s: float = 0.0  # others come first until then; 0: it is not shed
     late_since_s: float = math.inf  # no step since a request was hopelessly late
     ran_s: float = -math.inf  # when its last step ended
-    owes_step: bool = False  # to those who run, since a piece of a prefill
+    owes_step: bool = False  # to those who run, since a prefill that has not ended all prompts
     # What follows from its requests, until `holds_s` or a change of them.
     due_s: float = math.inf
     step_s: float = 0.0  # of decoding all of them

@@ -15,7 +15,11 @@ from aegaeon.engine.grammar_client import GrammarHost
 from aegaeon.errors import AegaeonError, InvalidRequest, Overloaded
 from aegaeon.proxy.failures import as_api_error
 from aegaeon.sampling import SamplingParams
-from aegaeon.types import Prefill, Switch
+from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.ledger import Limits
+from aegaeon.scheduler.policies import POLICIES, Fleet
+from aegaeon.scheduler.residency import Residency
+from aegaeon.types import Idle, Loaded, Prefill, Switch, Switched
 from tests.engine.test_checkpoints import DEVICES, SETTINGS, opened
 from tests.support.decoder import load_in_thread, make_request
 from tests.support.polling import eventually
@@ -220,6 +224,34 @@ def test_the_free_ones_do_not_wait_for_one_whose_grammar_is_late(spec, text, mon
         runner.act(Prefill(spec.id, ("late",)))
         assert time.monotonic() - began < 5
         assert not runner.failures
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_lost_its_kv_goes_on_beside_one_whose_grammar_is_late(spec, text, monkeypatch, policy):
+    monkeypatch.setattr(grammar_client, "write_frame", lambda pipe, question: None)
+    cost = ModelCost(1.0, 0.0, 512, (0.0, 0.0, 0.02), (0.0, 0.0, 0.01))
+    costs = Costs(1.0, 1.0, {spec.id: cost}, ())
+    fleet = Fleet(limits=Limits(prefill_requests=4))
+    scheduler = POLICIES[policy].scheduler(Residency({spec.id: 1}, 1), costs, fleet, "colocated")
+    other = make_request("other", [5] * 9, model=spec.id, max_tokens=50)
+    with opened(SETTINGS, (spec,)) as engine:
+        load_in_thread(engine, spec.id)
+        for request in (other, constrained(spec, text, "late")):
+            engine.submit(request)
+            scheduler.submit(request, 0.0)
+        assert scheduler.next_load(0.1).model == spec.id
+        scheduler.complete(Loaded(spec.id, 1, 0.1), 0.2)
+        assert scheduler.next_action(0.2) == Switch(spec.id)
+        engine.execute(Switch(spec.id))
+        scheduler.complete(Switched(spec.id, 0.0), 0.2)
+        for at in range(6):
+            action = scheduler.next_action(1.0 + at)
+            assert not isinstance(action, Idle)
+            outcome = engine.execute(action)
+            if "late" in action.requests:
+                gone = {"tokens": (), "preempted": ("other",), "shortage": "no blocks"}
+                outcome = msgspec.structs.replace(outcome, **gone)
+            scheduler.complete(outcome, 1.1 + at)
 
 
 def test_a_grammar_that_takes_too_much_fails_its_own_request_only(spec, text):

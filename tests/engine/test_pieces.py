@@ -1,9 +1,11 @@
 """Prompts prefilled in pieces: what they make is what they make whole, whatever comes between."""
 
+import math
 import random
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 from aegaeon.config import Settings
 from aegaeon.engine.open import open_engine
@@ -121,29 +123,49 @@ def test_what_is_half_prefilled_is_cancelled_like_any_other(opened, specs):
     assert whole(engine, other) == expected
 
 
-def test_nobody_begins_with_what_is_not_known_to_be_finite(opened, specs):
-    """Half of a prompt is left to nobody; the whole of it is."""
-    engine, model = opened(), specs[0].id
+@pytest.mark.parametrize("device", ["cpu", "staged"])
+def test_a_prompt_that_ends_between_pieces_leaves_them_to_others(opened, specs, device):
+    engine, model = opened(device), specs[0].id
     ids = [(7 * k) % 300 + 3 for k in range(100)]
-    first, second, third = (
-        make_request(name, ids, model=model, sampling=GREEDY, max_tokens=2) for name in "abc"
+    first, second = (
+        make_request(name, ids, model=model, sampling=GREEDY, max_tokens=6) for name in "ab"
     )
+    expected = whole(opened(), first)
     engine.submit(first)
-    engine.submit(second)
     engine.execute(Switch(model))
     engine.execute(Prefill(model, ("a",), 64))
     assert engine.known_tokens("a") == 64
-    assert engine.known_tokens("b") == 0
     engine.release("a")
-    assert engine.known_tokens("b") == 0
-    (begun,) = engine.execute(Prefill(model, ("b",), 64)).begun
-    assert begun == Begun("b", 64, 0)
-    (token,) = engine.execute(Prefill(model, ("b",), 64)).tokens
-    assert token.cached_tokens == 0
-    engine.submit(third)
-    assert engine.known_tokens("c") >= 96
-    (begun,) = engine.execute(Prefill(model, ("c",), 1)).begun or (None,)
-    assert begun is None or begun.cached_tokens >= 96
+    runner = Runner(engine)
+    runner.submit(second)
+    assert engine.known_tokens("b") == 64
+    outcome = runner.act(Prefill(model, ("b",), 64))
+    assert outcome.tokens[0].cached_tokens == 64
+    runner.finish()
+    assert (runner.tokens["b"], runner.log_probs["b"], runner.scores["b"]) == expected
+
+
+def test_nobody_begins_with_a_piece_that_is_not_finite(opened, specs):
+    engine, model = opened(), specs[0].id
+    ids = [(7 * k) % 300 + 3 for k in range(100)]
+    first, second = (make_request(name, ids, model=model, sampling=GREEDY) for name in "ab")
+    expected = whole(opened(), first)
+    runner = Runner(engine)
+    runner.submit(first, second)
+    engine.execute(Switch(model))
+    engine.execute(Prefill(model, ("a",), 20))
+    sequence = engine._sequences.get("a")
+    block, count = sequence.blocks[1], sequence.shape.block_pages
+    with torch.inference_mode():
+        engine._kv.pool.pages(sequence.shape)[block : block + count] = math.nan
+    (begun,) = engine.execute(Prefill(model, ("a",), 44)).begun
+    assert begun == Begun("a", 64, 20)
+    assert engine.known_tokens("b") == 16  # of the first piece
+    assert runner.act(Prefill(model, ("a",))).failed
+    assert engine.known_tokens("b") == 16
+    runner.act(Prefill(model, ("b",)))
+    runner.finish()
+    assert runner.tokens["b"] == expected[0]
 
 
 def test_pieces_of_a_prompt_that_begins_as_another_count_as_found_once(opened, specs):

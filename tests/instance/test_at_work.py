@@ -270,3 +270,17 @@ def test_a_proxy_is_told_which_of_its_attempts_are_not_here():
         ("r", 3, "forgotten"),
         ("q", 0, "forgotten"),
     ]
+
+
+def test_a_prefill_with_a_bound_takes_no_longer_for_its_suspects():
+    """What is left of it is decided anew, the first of all first."""
+    action = Prefill("m", ("a", "b", "c", "d"), 64)
+    apart = Apart(action, ("b", "d"))
+    assert not apart.is_next_alone and apart.next() == Prefill("m", ("a",), 64)
+    outcome = Stepped("m", (NewToken("a", 1),), 0.1)
+    assert apart.end(outcome) is outcome
+    apart = Apart(Prefill("m", ("b", "c", "d"), 64), ("b", "d"))
+    assert apart.is_next_alone and apart.next() == Prefill("m", ("b",), 64)
+    assert apart.end(outcome) is outcome
+    apart = Apart(Prefill("m", ("c", "d"), 64), ("b", "d"))
+    assert apart.next() == Prefill("m", ("c",), 64)
