@@ -3,11 +3,12 @@
 Not thread-safe; the engine holds its lock around every verb. Where KV lies is a KvPlace's business.
 """
 
+import contextlib
 from collections.abc import Iterable
 
 from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sequence import Sequence
-from aegaeon.errors import KvGone, OutOfBlocks
+from aegaeon.errors import DeviceLost, KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvShape, blocks_for
 from aegaeon.types import KvHandle, ModelId, Request, RequestId
 
@@ -120,9 +121,10 @@ class SequenceTable:
                 self._holders[sequence.order] = sequence
 
     def clear(self) -> None:
-        """Forget every sequence."""
+        """Forget every sequence. What a lost device had of them is lost with it."""
         for request in list(self._sequences):
-            self.remove(request)
+            with contextlib.suppress(DeviceLost):
+                self.remove(request)
 
     def _grow(self, sequence: Sequence) -> bool:
         if not self._place.grow(sequence):
