@@ -87,6 +87,7 @@ def test_short_reads_change_no_token(server, disk, weak):
     disk.recovers()
 
 
+@pytest.mark.thorough
 def test_a_disk_that_hangs_costs_its_requests_their_deadline_and_no_others(server, disk, weak):
     expected, key = text_of(server.ask("weak")), key_of(weak)
     evict(server, key)

@@ -107,7 +107,7 @@ def test_errors_are_told_where_they_happen(server):
         expect(answer).to_contain_text("the context of ada is 4096 tokens")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.thorough)])
 def test_it_follows_the_system_until_told_otherwise(server, scheme):
     other = {"light": "dark", "dark": "light"}[scheme]
     with opened(server.url, scheme=scheme) as page:

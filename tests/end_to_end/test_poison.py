@@ -59,7 +59,13 @@ def assert_given_up_alone(server, checkpoints, undisturbed):
     assert 4 <= deaths <= 5, server.log.read_text()
 
 
-@pytest.mark.parametrize("way", ["os.kill(os.getpid(), 11)", "raise ValueError('a bad step')"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "os.kill(os.getpid(), 11)",
+        pytest.param("raise ValueError('a bad step')", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_request_that_ends_instances_is_given_up_and_its_mates_go_on(checkpoints, tmp_path, way):
     with Server(tmp_path, checkpoints, *FLAGS, environment=poisoned(tmp_path, way)) as server:
         whole = {m: Streamed(server.url, m, "the device", TOKENS).whole() for m in checkpoints}
@@ -91,6 +97,7 @@ def test_one_at_which_the_loop_of_its_instance_stands_is_given_up_as_soon(checkp
         assert_given_up_alone(server, checkpoints, whole)
 
 
+@pytest.mark.thorough
 def test_it_is_given_up_over_redis_too(checkpoints, tmp_path):
     require_redis()
     redis = RedisServer(tmp_path)

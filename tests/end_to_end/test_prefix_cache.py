@@ -122,6 +122,7 @@ def test_choices_of_one_prompt_count_it_once(server):
     assert 0 < cached(usage) < usage["prompt_tokens"]
 
 
+@pytest.mark.thorough
 def test_what_a_killed_instance_kept_is_in_nobodys_way(checkpoints, tmp_path, expected):
     with Server(tmp_path, checkpoints, "--colocated-count", "2") as server:
         talk(server, checkpoints)

@@ -152,6 +152,7 @@ def story(proxy, address, seed, **body):
         return talk.answer()
 
 
+@pytest.mark.thorough
 def test_a_client_that_does_not_read_gets_all_of_it_later(proxy, address, lent):
     talk = Talk(proxy, address, prompt="x", stream_options=USAGE)
     talk.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
