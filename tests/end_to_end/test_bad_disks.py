@@ -138,6 +138,7 @@ def test_a_stopped_loader_is_waited_for_and_a_dead_one_replaced(checkpoints, dis
             assert all(loader not in entry.pin_pids for entry in cache.status())
 
 
+@pytest.mark.thorough
 def test_who_waits_for_a_disk_that_hangs_is_told_so_long_before_the_deadline(
     checkpoints, disk, weak, tmp_path
 ):

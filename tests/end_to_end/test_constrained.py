@@ -134,6 +134,7 @@ def test_a_grammar_that_becomes_too_much_ends_in_an_error(client):
     assert caught.value.status_code == 400
 
 
+@pytest.mark.thorough
 def test_schemas_of_much_work_are_refused_beside_answers_that_go_on(client):
     def heavy(number):
         asked = {"name": "n", "schema": {"type": "integer", "multipleOf": 1_000_003 + 2 * number}}

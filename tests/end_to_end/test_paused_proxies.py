@@ -5,6 +5,8 @@ import signal
 import textwrap
 import time
 
+import pytest
+
 from tests.support.polling import eventually
 from tests.support.server import ROOT, Server, Streamed
 
@@ -35,6 +37,7 @@ def impatient(directory):
     return {"PYTHONPATH": f"{directory}:{ROOT}"}
 
 
+@pytest.mark.thorough
 def test_streams_go_on_that_were_given_up_while_their_proxy_stood(checkpoints, tmp_path):
     with Server(tmp_path, checkpoints, environment=impatient(tmp_path)) as server:
         whole = {m: Streamed(server.url, m, "the device", TOKENS).whole() for m in checkpoints}

@@ -56,7 +56,7 @@ def fault(url: str, caplog: pytest.LogCaptureFixture) -> str:
     began_s = time.monotonic()
     with pytest.raises(StoreUnavailable) as caught:
         RedisDomain("d", url, patience_s=60)
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 55  # not after all its patience
     told = str(caught.value)
     assert "\n" not in told
     assert "s3cret" not in told + caplog.text
