@@ -112,6 +112,7 @@ def test_a_model_deleted_under_a_server_goes_on_while_it_is_cached(server, weak,
     assert text_of(server.ask("weak")) == expected
 
 
+@pytest.mark.thorough
 def test_a_stopped_loader_is_waited_for_and_a_dead_one_replaced(checkpoints, disk, weak, tmp_path):
     models = {"ada": checkpoints["ada"], "weak": weak}
     flags = ("--colocated-count", "2", "--lease-s", "2")

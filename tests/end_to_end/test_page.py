@@ -79,6 +79,7 @@ def test_an_answer_can_be_stopped(server):
         expect(page.locator("#status")).to_have_text(re.compile("0 open requests"))
 
 
+@pytest.mark.thorough
 def test_what_had_come_before_a_stop_is_no_end(server):
     """Many chunks at once, as a browser has them that was busy: the end is among them."""
     chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
@@ -97,6 +98,7 @@ def test_what_had_come_before_a_stop_is_no_end(server):
         expect(page.locator("#figures-0")).to_have_text(re.compile("^stopped"))
 
 
+@pytest.mark.thorough
 def test_errors_are_told_where_they_happen(server):
     with opened(server.url) as page:
         expect(page.locator("#model-0 option")).to_have_count(3)
@@ -119,6 +121,7 @@ def test_it_follows_the_system_until_told_otherwise(server, scheme):
         expect(root).to_have_attribute("data-theme", other)
 
 
+@pytest.mark.thorough
 def test_a_narrow_screen_scrolls_one_way_only(server):
     with opened(server.url, width=360) as page:
         expect(page.locator("#model-rows tr")).to_have_count(3)
@@ -126,6 +129,7 @@ def test_a_narrow_screen_scrolls_one_way_only(server):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.thorough
 def test_everything_is_reached_by_the_keyboard(server):
     with opened(server.url) as page:
         expect(page.locator("#model-rows tr")).to_have_count(3)
@@ -151,6 +155,7 @@ def test_the_page_delays_and_loads_nothing(server):
     assert server.switches() == before
 
 
+@pytest.mark.thorough
 def test_models_that_take_turns_have_shares_of_their_time_in_the_lane(server):
     told = [
         {"action": action, "model": model, "at_s": at_s, "until_s": until_s}

@@ -93,6 +93,7 @@ def test_an_instance_whose_step_never_ends_is_replaced_and_its_stream_goes_on(
         eventually(lambda: reasons(server) == "", within_s=60)
 
 
+@pytest.mark.thorough
 def test_a_proxy_that_does_not_respond_is_replaced(checkpoints, tmp_path):
     flags = ("--watchdog-s", "3", "--lease-s", "5")
     shorter = tmp_path / "sitecustomize.py"

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.end_to_end.test_other_ways import environment
 from tests.support.polling import eventually
@@ -139,6 +140,7 @@ def instances_of(domain):
     return found
 
 
+@pytest.mark.thorough
 def test_instances_outlive_whichever_worker_started_them_and_end_with_the_server(
     checkpoints, tmp_path
 ):
