@@ -1,6 +1,5 @@
 """What only the Redis store must bear: a server that goes away, comes back, or has forgotten."""
 
-import itertools
 import logging
 import threading
 import time
@@ -20,6 +19,7 @@ from aegaeon.store.redis import RedisDomain
 from aegaeon.store.redis_link import RedisLink
 from aegaeon.store.redis_url import without_password
 from aegaeon.types import InstanceRecord, InstanceStatus
+from tests.support.numbered import WRITERS, NumberedRecords
 from tests.support.polling import eventually
 from tests.support.redis_server import RedisServer, require_redis
 
@@ -74,40 +74,16 @@ def test_table_and_mailbox_survive_a_restart_of_the_server(
 def test_nothing_acknowledged_is_lost_or_doubled_while_the_server_is_killed(
     server: RedisServer, domain: RedisDomain
 ) -> None:
-    reader = domain.create_mailbox("box", 1 << 20)
-    stop = threading.Event()
-    sent: dict[int, int] = {}
-
-    def send_on(writer: int) -> None:
-        sender = domain.open_mailbox("box")
-        for number in itertools.count():
-            if stop.is_set():
-                return
-            sender.send(b"%d %d" % (writer, number), timeout_s=20)
-            sent[writer] = number + 1
-
-    writers = [threading.Thread(target=send_on, args=(writer,)) for writer in range(2)]
-    got: list[tuple[int, ...]] = []
-
-    def read_for(seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            got.extend(tuple(map(int, r.split())) for r in reader.receive(0.05, max_records=20))
-
-    for writer in writers:
-        writer.start()
+    records = NumberedRecords(domain)
     for _ in range(4):
         killer = threading.Timer(0.2, restart, args=(server,))
         killer.start()
-        read_for(0.6)
+        records.read_for(0.6)
         killer.join()
-    stop.set()
-    while any(writer.is_alive() for writer in writers):
-        read_for(0.05)
-    read_for(0.3)
-    for writer in range(2):
-        assert sent[writer] > 10
-        assert [number for who, number in got if who == writer] == list(range(sent[writer]))
+    records.end()
+    for writer in range(WRITERS):
+        assert records.sent[writer] > 10
+        assert records.got_of(writer) == list(range(records.sent[writer]))
 
 
 def test_a_blocked_reader_survives_a_restart(server: RedisServer, domain: RedisDomain) -> None:

@@ -1,8 +1,6 @@
 """A failover: another server, which may lack the last things that were acknowledged, takes over."""
 
-import itertools
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import aegaeon.store.redis_link
 from aegaeon.errors import StaleIncarnation, StoreUnavailable
 from aegaeon.store.redis import RedisDomain
 from aegaeon.types import InstanceRecord, InstanceStatus
+from tests.support.numbered import WRITERS, NumberedRecords
 from tests.support.polling import eventually
 from tests.support.redis_sentinel import Failover
 from tests.support.redis_server import require_redis
@@ -83,41 +82,18 @@ def test_what_the_replica_had_not_heard_is_sent_again_and_arrives_once(
 def test_streams_of_records_pass_a_failover_without_loss_or_repetition(
     servers: Failover, domain: RedisDomain
 ) -> None:
-    reader, stop = domain.create_mailbox("box", 1 << 20), threading.Event()
-    sent = [0, 0]
-
-    def send_on(writer: int) -> None:
-        sender = domain.open_mailbox("box")
-        for number in itertools.count():
-            if stop.is_set():
-                return
-            sender.send(b"%d %d" % (writer, number), timeout_s=20)
-            sent[writer] = number + 1
-
-    writers = [threading.Thread(target=send_on, args=(writer,)) for writer in range(2)]
-    got: list[tuple[int, ...]] = []
-
-    def read_for(seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            got.extend(tuple(map(int, r.split())) for r in reader.receive(0.05, max_records=20))
-
-    for writer in writers:
-        writer.start()
-    read_for(0.2)
+    records = NumberedRecords(domain)
+    records.read_for(0.2)
     servers.cut()
-    read_for(0.2)
+    records.read_for(0.2)
     killer = threading.Thread(target=servers.fail_over)
     killer.start()
     while killer.is_alive():
-        read_for(0.1)
-    read_for(0.5)
-    stop.set()
-    while any(writer.is_alive() for writer in writers):
-        read_for(0.05)
-    read_for(0.3)
-    for writer in range(2):
-        assert [number for who, number in got if who == writer] == list(range(sent[writer]))
+        records.read_for(0.1)
+    records.read_for(0.5)
+    records.end()
+    for writer in range(WRITERS):
+        assert records.got_of(writer) == list(range(records.sent[writer]))
 
 
 def test_what_is_lost_for_good_is_logged(
