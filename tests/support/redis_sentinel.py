@@ -6,9 +6,9 @@ from pathlib import Path
 import redis
 
 from aegaeon.ports import free_port
-from tests.support.forwarder import Forwarder
 from tests.support.polling import eventually
 from tests.support.redis_server import BINARY, RedisServer
+from tests.support.wire import Cable
 
 SERVICE = "main"
 
@@ -19,7 +19,7 @@ class Failover:
     def __init__(self, directory: Path) -> None:
         self.master = self._server(directory / "one")
         self.master.start(persistent=False)
-        self._wire = Forwarder(self.master.port)
+        self._wire = Cable(self.master.port)
         of_master = ("--replicaof", f"127.0.0.1 {self._wire.port}")
         self.replica = self._server(directory / "two", *of_master)
         self.replica.start(persistent=False)

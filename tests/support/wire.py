@@ -1,4 +1,4 @@
-"""A wire between a node that fetches and one that shares, with faults put in."""
+"""Wires on this host: a TCP port that leads to another one, with faults put in."""
 
 import contextlib
 import socket
@@ -18,17 +18,22 @@ class Wire:
         self._lock = threading.Lock()
         self._sockets, self._threads = [], []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port = self._listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
         self._start(self._accept)
 
     def close(self):
         """End all."""
-        for one in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        _end(self._listener)
+        self._threads[0].join(10)
+        self.drop()
         for thread in self._threads:
             thread.join(10)
+
+    def drop(self):
+        """End the connections that there are."""
+        while self._sockets:
+            _end(self._sockets.pop())
 
     def _start(self, target, *args):
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -47,8 +52,11 @@ class Wire:
                 near.close()
                 continue
             self._sockets += [near, far]
-            self._start(self._carry, near, far, lambda data: data)
+            self._start(self._carry, near, far, self._forth)
             self._start(self._carry, far, near, self._back)
+
+    def _forth(self, data):
+        return data
 
     def _back(self, data):
         with self._lock:
@@ -62,3 +70,32 @@ class Wire:
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+
+class Cable(Wire):
+    """One that can be cut."""
+
+    def __init__(self, port):
+        """Listen."""
+        self._is_cut = False
+        super().__init__(port)
+
+    def cut(self):
+        """From now on what is sent goes nowhere, and nobody is told."""
+        self._is_cut = True
+
+    def mend(self):
+        """New connections pass again; those that were cut are reset."""
+        self.drop()
+        self._is_cut = False
+
+    def _forth(self, data):
+        return b"" if self._is_cut else data
+
+    _back = _forth
+
+
+def _end(one):
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
