@@ -85,7 +85,8 @@ class Pace:
             if root < 0:
                 return most
             # The smaller root of growth / 2 * n^2 - gain * n + missing, in its stable form.
-            steps = max(1, int(2 * missing_s / (gain_s + math.sqrt(root))))
+            # Where hardly anything is gained it is far beyond `most`, or even infinite.
+            steps = max(1, int(min(most, 2 * missing_s / (gain_s + math.sqrt(root)))))
         while steps > 1 and self._leads(stretch, steps - 1):
             steps -= 1
         while steps < most and not self._leads(stretch, steps):

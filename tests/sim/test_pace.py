@@ -74,6 +74,16 @@ def test_a_stretch_is_over_after_the_step_after_which_it_says_so(pace, most, dat
     assert pace.steps_of(stretch, most) == one_by_one
 
 
+def test_a_lead_that_hardly_grows_is_not_walked_to():
+    """It is there after 3e14 steps, give or take some 1e7 by rounding."""
+    pace = Pace(5623.629304984646, 0.25962476683343993, 0.0)
+    stretch = Stretch(
+        steps=600, lead_s=17.4888653993206, first_s=5622.039815350244, made=33,
+        tbt_s=0.25962476683347385,
+    )  # fmt: skip
+    assert pace.steps_of(stretch, MOST) == MOST
+
+
 @given(st.floats(0, 3600))
 def test_durations_are_whole_quanta(seconds):
     rounded = exact(seconds)
