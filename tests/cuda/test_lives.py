@@ -21,7 +21,7 @@ STEP = 12
 OTHERS = range(1, STEP + 1)
 LEAST_CALLS, MOST_CALLS = 150, 2000
 # A load that is tried again gives up after half a minute.
-LONGEST_S = 20.0
+LONGEST_S = 100.0
 
 
 @pytest.fixture(scope="module")

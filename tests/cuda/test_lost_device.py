@@ -24,7 +24,7 @@ from tests.support.sanitized import ROOT
 GB = 1e9
 KV_GB = 0.001
 # A load that is tried again takes half a minute, one that is told of a lost device none.
-SOON_S = 5.0
+SOON_S = 30.0
 
 
 @pytest.fixture(scope="module")

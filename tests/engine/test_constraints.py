@@ -222,7 +222,7 @@ def test_the_free_ones_do_not_wait_for_one_whose_grammar_is_late(spec, text, mon
             runner.act(Prefill(spec.id, ("late", "free")))
         assert len(runner.tokens["free"]) == 3 and runner.tokens["late"] == []
         runner.act(Prefill(spec.id, ("late",)))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         assert not runner.failures
 
 

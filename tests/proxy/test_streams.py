@@ -160,7 +160,7 @@ def test_pings_come_while_a_request_waits(proxy, address):
     response = next(lines)
     assert response.status_code == 200
     assert next(lines) == ": ping"
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 60
     proxy.instance.release()
     frames_of(lines)
 

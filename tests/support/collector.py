@@ -1,7 +1,6 @@
 """A collector of OpenTelemetry's traces on a port of its own: keeps the spans it is sent."""
 
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,11 +10,12 @@ from tests.support.fake_instance import wait_until
 
 
 class Collector:
-    """What it was sent, and how it answers: with `status`, after `delay_s`."""
+    """What it was sent, and how it answers: with `status`, once `goes_on` is set."""
 
     def __init__(self):
         self.requests, self.paths = [], []
-        self.status, self.delay_s = 200, 0.0
+        self.status, self.goes_on = 200, threading.Event()
+        self.goes_on.set()
         self.url = ""
 
     @property
@@ -41,7 +41,7 @@ def collecting():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
-            time.sleep(collector.delay_s)
+            collector.goes_on.wait(300)
             collector.paths.append(self.path)
             if collector.status == 200:
                 collector.requests.append(ExportTraceServiceRequest.FromString(body))
@@ -59,6 +59,7 @@ def collecting():
     try:
         yield collector
     finally:
+        collector.goes_on.set()
         server.shutdown()
         thread.join(10)
         server.server_close()

@@ -203,10 +203,8 @@ def test_closing_ends_all_connections_and_threads(held):
         line = line_to(share)
         line.send(AskManifest("Org/small"))
         line.answer()
-    began = time.monotonic()
     with pytest.raises((OSError, TransferError)):
         line.send(AskManifest("Org/small"))
         line.answer()
-    assert time.monotonic() - began < 5
     assert not share._open
     line.close()
