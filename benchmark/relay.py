@@ -119,10 +119,13 @@ def relay(setup: Setup, case: Case) -> Relayed:
     return relayed(exchanges, samples, setup.file("stamps").read_bytes())
 
 
-def frames_of(setup: Setup, case: Case) -> tuple[tuple[bytes, ...], str]:
-    """Return the frames of one answer of our proxy and its id. Raises ServerError."""
-    with _instance(setup, Case(case.name, 1, RECORD_STEP_S, case.tokens)), _proxy(setup):
-        return _recorded(f"http://127.0.0.1:{setup.settings.port}", setup, case)
+def recorded_frames(options: argparse.Namespace, case: Case) -> tuple[tuple[bytes, ...], str]:
+    """Return the frames of one answer of our proxy and its id. Raises AegaeonError, ServerError."""
+    with tempfile.TemporaryDirectory(prefix="aegaeon-relay-") as directory:
+        setup = make_setup(options, case, Path(directory))
+        one = Case(case.name, 1, RECORD_STEP_S, case.tokens)
+        with _instance(setup, one), _proxy(setup):
+            return _recorded(f"http://127.0.0.1:{setup.settings.port}", setup, case)
 
 
 def relay_peer(setup: Setup, case: Case, frames: tuple[bytes, ...], name: str) -> Relayed:
@@ -330,12 +333,12 @@ def run(options: argparse.Namespace) -> list[Row]:
         raise ServerError(f"no case {min(unknown)!r}; there are: {', '.join(cases)}")
     for case in [cases[name] for name in options.cases.split(",")]:
         ours, peers, sends = [], [], []
+        frames, name = recorded_frames(options, case)
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory(prefix="aegaeon-relay-") as directory:
                 setup = make_setup(options, case, Path(directory))
                 progress(f"round {number + 1}: {case.name}")
                 ours.append(relay(setup, case))
-                frames, name = frames_of(setup, case)
                 if case.step_s > 0:
                     progress(f"round {number + 1}: {case.name}, bare sends")
                     sends.append(relay_sends(setup, case, frames, name))
