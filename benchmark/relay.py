@@ -2,8 +2,9 @@
 """What the proxy costs a token: how much later it reaches a client, and how many go through.
 
 A real instance without a model makes the tokens of many streams at a pace and notes when each left
-it; the real proxy process relays them over HTTP to a client in this process. The peer is a bare
-FastAPI route that streams the same bytes at the same pace to the same client.
+it; the real proxy process relays them over HTTP to a client in this process. In alternation with it
+the same client is sent the same bytes by a process that knows them beforehand and only sends them
+(what the proxy adds is what it takes longer), and by the peer, a bare FastAPI route.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from benchmark.open_loop import send_on_time
 from benchmark.relay_instance import Orders
 from benchmark.relay_peer import PeerOrders
 from benchmark.relay_rows import PEER, Case, Relayed, Sample, relayed, rows_of
+from benchmark.relay_sends import SendOrders
 from benchmark.report_rows import Row, progress, publish
 from benchmark.serving import ServerError, free_port, wait_for_port
 from benchmark.stream_client import Exchange, StreamClient
@@ -48,9 +50,10 @@ examples:
   relay.py --models-dir models --streams 50 --rounds 1 --json
 Latency is from the token's record entering the proxy's mailbox until the client has its bytes (all
 on one machine, one clock), over the time in which all streams are open; `in one batch`: the tokens
-of all streams come at once, and the last one of them waits for all others to be sent. Processor
-time is that of the proxy process alone, all its threads. Two processes besides this one compute:
-on fewer than three processors they get in each other's way."""
+of all streams come at once, and the last one of them waits for all others to be sent. That takes
+its time however they are made: the limit is bare sends, and `added` is what there is beyond them,
+the median over the rounds. Processor time is that of the proxy process alone, all its threads. Two
+processes besides this one compute: on fewer than three processors they get in each other's way."""
 
 # Each token of it is text by itself: one that is half a character would go out with the next.
 TEXT = (
@@ -116,10 +119,17 @@ def relay(setup: Setup, case: Case) -> Relayed:
     return relayed(exchanges, samples, setup.file("stamps").read_bytes())
 
 
-def relay_bare(setup: Setup, case: Case) -> Relayed:
+def recorded_frames(options: argparse.Namespace, case: Case) -> tuple[tuple[bytes, ...], str]:
+    """Return the frames of one answer of our proxy and its id. Raises AegaeonError, ServerError."""
+    with tempfile.TemporaryDirectory(prefix="aegaeon-relay-") as directory:
+        setup = make_setup(options, case, Path(directory))
+        one = Case(case.name, 1, RECORD_STEP_S, case.tokens)
+        with _instance(setup, one), _proxy(setup):
+            return _recorded(f"http://127.0.0.1:{setup.settings.port}", setup, case)
+
+
+def relay_peer(setup: Setup, case: Case, frames: tuple[bytes, ...], name: str) -> Relayed:
     """Measure the peer on what our proxy sends. Raises ServerError."""
-    with _instance(setup, Case(case.name, 1, RECORD_STEP_S, case.tokens)), _proxy(setup):
-        frames, name = _recorded(f"http://127.0.0.1:{setup.settings.port}", setup, case)
     port = free_port()
     orders = PeerOrders(
         frames=frames,
@@ -137,6 +147,27 @@ def relay_bare(setup: Setup, case: Case) -> Relayed:
         peer.send_signal(signal.SIGTERM)
         peer.wait(STOP_S)
     return relayed(exchanges, samples, setup.file("peer-stamps").read_bytes())
+
+
+def relay_sends(setup: Setup, case: Case, frames: tuple[bytes, ...], name: str) -> Relayed:
+    """Measure the sending alone of what our proxy sends. Raises ServerError."""
+    port = free_port()
+    orders = SendOrders(
+        frames=frames,
+        name=name,
+        streams=setup.streams,
+        groups=case.groups,
+        step_s=case.step_s,
+        port=port,
+        stamps=str(setup.file("send-stamps")),
+    )
+    setup.file("sends").write_bytes(msgspec.msgpack.encode(orders))
+    with _process("benchmark.relay_sends", str(setup.file("sends"))) as sending:
+        wait_for_port(sending, port)
+        url = f"http://127.0.0.1:{port}"
+        exchanges, samples = uvloop.run(_stream(url, setup, case, sending.pid))
+        sending.wait(STOP_S)
+    return relayed(exchanges, samples, setup.file("send-stamps").read_bytes())
 
 
 async def _stream(
@@ -301,16 +332,20 @@ def run(options: argparse.Namespace) -> list[Row]:
     if unknown:
         raise ServerError(f"no case {min(unknown)!r}; there are: {', '.join(cases)}")
     for case in [cases[name] for name in options.cases.split(",")]:
-        ours, peers = [], []
+        ours, peers, sends = [], [], []
+        frames, name = recorded_frames(options, case)
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory(prefix="aegaeon-relay-") as directory:
                 setup = make_setup(options, case, Path(directory))
                 progress(f"round {number + 1}: {case.name}")
                 ours.append(relay(setup, case))
+                if case.step_s > 0:
+                    progress(f"round {number + 1}: {case.name}, bare sends")
+                    sends.append(relay_sends(setup, case, frames, name))
                 if not options.no_peer:
                     progress(f"round {number + 1}: {case.name}, {PEER}")
-                    peers.append(relay_bare(setup, case))
-        rows += rows_of(case, options.streams, ours, peers)
+                    peers.append(relay_peer(setup, case, frames, name))
+        rows += rows_of(case, options.streams, ours, peers, sends)
     return rows
 
 
@@ -325,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--streams", type=int, default=200, help="at once (default: %(default)s)")
     add("--tokens-per-s", type=float, default=20.0, help="of a stream (default: %(default)s)")
     add("--tokens", type=int, default=160, help="of a stream (default: %(default)s)")
-    add("--rounds", type=int, default=2, help="of each, in alternation (default: %(default)s)")
+    add("--rounds", type=int, default=3, help="of each, in alternation (default: %(default)s)")
     add("--cases", default="batch,turns,full", help="which (default: %(default)s)")
     add("--no-peer", action="store_true", help="ours alone")
     add("--json", action="store_true", help="print JSON instead of a table")

@@ -63,7 +63,7 @@ class Ticks:
 def make_app(orders: PeerOrders) -> FastAPI:
     """Return the application: one route."""
     stamps: list[Stamp] = []
-    counts = [_made(frame) for frame in orders.frames]
+    counts = [made_by(frame) for frame in orders.frames]
     ticks = Ticks(orders.groups, orders.step_s)
     opened = 0
 
@@ -97,7 +97,7 @@ def make_app(orders: PeerOrders) -> FastAPI:
     return app
 
 
-def _made(frame: bytes) -> int:
+def made_by(frame: bytes) -> int:
     """How many tokens there are with this frame, which says so."""
     chunk = msgspec.json.decode(frame.removeprefix(b"data: "))
     return int(chunk["usage"]["completion_tokens"])

@@ -4,7 +4,7 @@ No decisions are made here.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from aegaeon.scheduler.cost import ModelCost
@@ -158,3 +158,27 @@ class Group:
         if entry is not None:
             self.away -= not entry.is_here
         return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many requests of each model wait, and run or leave, where there are any; and the tokens
+    that wait for a prefill, of each model that has a group. Nobody changes them."""
+
+    waiting: dict[ModelId, int]
+    running: dict[ModelId, int]
+    to_prefill: dict[ModelId, int]
+
+
+def counts_of(groups: Mapping[ModelId, Group]) -> Counts:
+    """Count all of them. It takes a look at each request that waits."""
+    # Of hundreds of models few are asked for at a time.
+    some = [g for g in groups.values() if g.waiting or g.running or g.leaving]
+    running = {g.model: len(g.running) + len(g.leaving) for g in some}
+    to_prefill = dict.fromkeys(groups, 0)
+    to_prefill.update((g.model, g.to_prefill) for g in some if g.waiting)
+    return Counts(
+        waiting={g.model: len(g.waiting) for g in some if g.waiting},
+        running={model: count for model, count in running.items() if count},
+        to_prefill=to_prefill,
+    )

@@ -14,7 +14,7 @@ from aegaeon.metrics import Target
 from aegaeon.scheduler.base import Scheduler, SchedulerSnapshot
 from aegaeon.scheduler.deadlines import Deadlines
 from aegaeon.scheduler.fairness import RESERVE, Shares, is_beyond_share
-from aegaeon.scheduler.groups import Entry, Group
+from aegaeon.scheduler.groups import Counts, Entry, Group, counts_of
 from aegaeon.scheduler.kv_line import KvLine
 from aegaeon.scheduler.loads import Loads
 from aegaeon.scheduler.ranks import Ranks, room_of
@@ -64,6 +64,7 @@ class Ledger(Scheduler, Generic[GroupT]):
         # Nothing is decided anew while nothing happens but steps of a decode within its stretch.
         self._is_stale = True  # something else has
         self._is_load_stale = True
+        self._counts: Counts | None = None  # steps of a decode change none of them
 
     @abstractmethod
     def _new_group(self, model: ModelId) -> GroupT:
@@ -242,22 +243,20 @@ class Ledger(Scheduler, Generic[GroupT]):
 
     def snapshot(self) -> SchedulerSnapshot:
         """Counts per model, those without requests left out."""
-        # Of hundreds of models few are asked for at a time.
-        groups = [g for g in self._groups.values() if g.waiting or g.running or g.leaving]
-        running = {g.model: len(g.running) + len(g.leaving) for g in groups}
-        to_prefill = dict.fromkeys(self._groups, 0)
-        to_prefill.update((g.model, g.to_prefill) for g in groups if g.waiting)
+        counts = self._counts
+        if counts is None or len(counts.to_prefill) != len(self._groups):
+            counts = self._counts = counts_of(self._groups)
         return SchedulerSnapshot(
             current=self._current,
             resident=self._residency.resident,
             loading=self._residency.loading,
-            waiting={g.model: len(g.waiting) for g in groups if g.waiting},
-            running={model: count for model, count in running.items() if count},
+            waiting=counts.waiting,
+            running=counts.running,
             switches=self._switches,
             preloading=self._loads.preloading,
             load=self.load,
             joins=tuple(filter(self.joins, self._groups)),
-            to_prefill=to_prefill,
+            to_prefill=counts.to_prefill,
         )
 
     def _check_room(self, request: Request) -> None:
@@ -380,6 +379,7 @@ class Ledger(Scheduler, Generic[GroupT]):
 
     def _something_happened(self) -> None:
         self._is_stale = self._is_load_stale = True
+        self._counts = None
 
     def _group(self, model: ModelId) -> GroupT:
         """The group of `model`, which may have been loaded without ever having a request."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from aegaeon.errors import Overloaded
 from aegaeon.metrics import Target
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.ledger import Limits
@@ -135,3 +136,37 @@ def test_a_resumed_request_has_its_patience_anew():
     assert scheduler.given_up() == ()
     scheduler.submit(make_request("s", "b", arrival_s=76.0), 76.0)
     assert [failure[0] for failure in scheduler.given_up()] == ["r"]
+
+
+@every_policy
+def test_what_is_told_of_requests_is_up_to_date(policy):
+    scheduler = make(policy, budget=2)
+    prompt = (1,) * 100
+    for name, model in [("r", "a"), ("s", "b"), ("t", "b")]:
+        scheduler.submit(make_request(name, model, prompt_token_ids=prompt), 0.0)
+    assert scheduler.snapshot().to_prefill == {"a": 100, "b": 200}
+    load(scheduler, 0.0, "a")
+    begin_prefill(scheduler, 0.0)
+    assert scheduler.snapshot().waiting == {"a": 1, "b": 2}
+    scheduler.complete(Stepped("a", (NewToken("r", 1),), 0.02), 0.02)
+    told = scheduler.snapshot()
+    assert (told.waiting, told.running) == ({"b": 2}, {"a": 1})
+    scheduler.expect("s", 60, 0.02)
+    assert scheduler.snapshot().to_prefill == {"a": 0, "b": 140}
+    scheduler.cancel("t", 0.02)
+    assert scheduler.snapshot().to_prefill == {"a": 0, "b": 40}
+    assert isinstance(scheduler.next_action(0.02), Decode)
+    scheduler.complete(Stepped("a", (NewToken("r", 1, "length"),), 0.02), 0.04)
+    told = scheduler.snapshot()
+    assert (told.waiting, told.running) == ({"b": 1}, {})
+    assert scheduler.end_model("a") and scheduler.snapshot().to_prefill == {"b": 40}
+
+
+def test_a_model_whose_request_is_refused_is_told_of():
+    scheduler = make("slack")
+    scheduler.bound(max_waiting=1, max_running=1)
+    scheduler.submit(make_request("r", "a"), 0.0)
+    assert scheduler.snapshot().to_prefill == {"a": 3}
+    with pytest.raises(Overloaded):
+        scheduler.submit(make_request("s", "b"), 0.0)
+    assert scheduler.snapshot().to_prefill == {"a": 3, "b": 0}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from aegaeon.scheduler.base import Scheduler
+from aegaeon.scheduler.groups import counts_of
 from aegaeon.types import (
     Decode,
     Handoff,
@@ -98,6 +99,7 @@ class ScriptedDevice:
 
     def ask(self) -> None:
         """Let the scheduler fill the free lanes, as the runtime does."""
+        self.check_counts()
         for request_id, code, message in self.scheduler.given_up():
             self.scheduler.cancel(request_id, self.now)
             self.end(request_id, "given up")
@@ -118,6 +120,13 @@ class ScriptedDevice:
             if load is not None:
                 self.check_load(load)
                 self._copy = (self.now + LOAD_S, load)
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """What others are told is so: it is not counted anew with each step."""
+        told, counted = self.scheduler.snapshot(), counts_of(self.scheduler._groups)
+        assert (told.waiting, told.running) == (counted.waiting, counted.running)
+        assert told.to_prefill == counted.to_prefill
 
     def check_step(self, action) -> None:
         if isinstance(action, Prefill | Decode):

@@ -70,7 +70,9 @@ void ThreadPool::stop() {
 unsigned ThreadPool::share_out() {
   const unsigned computing = std::max(1U, neighbours_->computing());
   const unsigned share = std::max(1U, threads() / computing);
-  const unsigned before = share_.exchange(share);
+  // Every worker looks at it: a write, even of the same, would take its line from all of them.
+  const unsigned before = share_.load();
+  if (share != before) share_.store(share);
   if (share > before) shm::futex_wake(share_, INT_MAX);
   return share;
 }
