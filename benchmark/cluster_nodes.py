@@ -7,8 +7,10 @@ All of it is real but the devices: engines without a model, which take as long a
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,7 +25,15 @@ import uvloop
 
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError
-from aegaeon.metrics import Served, Target, attainment, goodput
+from aegaeon.metrics import (
+    Served,
+    Target,
+    attainment,
+    goodput,
+    summarize,
+    time_to_first_token_s,
+    times_between_tokens_s,
+)
 from aegaeon.models.references import served_models
 from aegaeon.proxy.worker import allow_connections
 from aegaeon.scheduler.cost import Costs, ModelCost
@@ -35,6 +45,7 @@ from benchmark.redis_peer import own_redis
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 from benchmark.serve import Server, measure
 from benchmark.serve_load import Ask
+from benchmark.serve_rows import Run
 from benchmark.serving import ServerError, running_server
 from benchmark.stream_client import StreamError
 
@@ -52,7 +63,7 @@ to do: how much they did stands in the rows. Needs redis-server and Ray (make te
 NODES = (1, 2)
 AIM = 1.8
 LEAST = 0.9
-LENGTHS = tuple((prompt, output) for prompt in (16, 32, 64) for output in (16, 32, 48, 64))
+LENGTHS = tuple((prompt, output) for prompt in (16, 32, 64) for output in (8, 16, 24, 32))
 PATIENCE_S = 60.0  # after the last request is due
 MOST_RATES = 12  # of a search
 OBJECT_BYTES = 100 << 20  # for Ray, which is given no objects
@@ -187,7 +198,7 @@ class Live:
     plan: Plan
     url: str
     nodes: int
-    busiest: float = 0.0  # share of the processors' time, at any rate
+    busiest: float = 0.0  # share of the processors' time that all of it took, at any rate
     late_s: float = 0.0  # the generator, by p99, at any rate
 
     def share_at(self, rate: float) -> float:
@@ -199,12 +210,29 @@ class Live:
             seed=plan.seed, patience_s=PATIENCE_S, horizon_s=plan.horizon_s
         )
         server = Server("aegaeon", self.url, Ask())
-        before = _processor_time()
+        before_s, began_s = processor_s(), time.monotonic()
         run = uvloop.run(measure(server, plan.names, rate, load, options))
-        busy, whole = (new - old for new, old in zip(_processor_time(), before, strict=True))
-        self.busiest = max(self.busiest, busy / whole)
+        share = (processor_s() - before_s) / (time.monotonic() - began_s) / processors()
+        self.busiest = max(self.busiest, share)
         self.late_s = max(self.late_s, run.punctuality.send_p99_s)
-        return kept(run.served, plan.target)
+        found = kept(run.served, plan.target)
+        progress(f"  {100 * found:.1f} % kept; {_told(run)}")
+        return found
+
+
+def _told(run: Run) -> str:
+    """What a run came to, for people."""
+    first = [time_to_first_token_s(one.arrival_s, one.token_times_s) for one in run.served]
+    between = [gap for one in run.served for gap in times_between_tokens_s(one.token_times_s)]
+    words = [
+        f"{name} p90 {summary.p90:.3f} s"
+        for name, summary in (
+            ("TTFT", summarize(one for one in first if one is not None)),
+            ("TBT", summarize(between)),
+        )
+        if summary.p90 is not None
+    ]
+    return ", ".join(words + [f"{count} x {error}" for error, count in run.errors.items()])
 
 
 def serve_on(plan: Plan, nodes: int, first: float, step: float) -> tuple[dict[float, float], Live]:
@@ -259,15 +287,29 @@ def _rows_of(
         case=f"goodput, {where}", unit="requests/s", ours=ours, peer="simulator", peer_value=said
     )
     yield measured(row)
-    yield Row(case=f"processors busy at most, {where}", unit="share", ours=live.busiest)
+    yield Row(case=f"processors that it took at most, {where}", unit="share", ours=live.busiest)
     yield Row(case=f"generator late by p99 at most, {where}", unit="ms", ours=1e3 * live.late_s)
 
 
-def _processor_time() -> tuple[float, float]:
-    """Ticks of all processors, of this machine and whatever it runs: those at work, and all."""
-    words = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
-    ticks = [float(word) for word in words[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+def processors() -> int:
+    """Return how many there are for us."""
+    return len(os.sched_getaffinity(0))
+
+
+def processor_s() -> float:
+    """Return the processor time so far of this process and of all that come from it and live."""
+    spent_s: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            words = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            pid = int(file.parent.name)
+            parents[pid], spent_s[pid] = int(words[1]), tick_s * (int(words[11]) + int(words[12]))
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(spent_s.get(pid, 0.0) for pid in ours)
 
 
 def missing() -> str:
@@ -292,7 +334,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--step-ms", type=float, default=20.0, help="of a decode step, at least (default: 20)")
     add("--slo-ttft-s", type=float, default=2.0, help="promised first token (default: 2)")
     add("--slo-tbt-s", type=float, default=0.25, help="promised between tokens (default: 0.25)")
-    add("--horizon-s", type=float, default=30.0, help="of a load (default: 30)")
+    add("--horizon-s", type=float, default=20.0, help="of a load (default: 20)")
     add("--step", type=float, default=1.15, help="from rate to rate (default: 1.15)")
     add("--seed", type=int, default=0, help="of the requests")
     add("--simulated", action="store_true", help="serve nothing, only predict")

@@ -1,6 +1,9 @@
 """benchmark/cluster_nodes.py predicts and climbs; serving needs Ray, and is tried where it is."""
 
 import json
+import os
+import signal
+import subprocess
 
 import pytest
 
@@ -9,6 +12,7 @@ from benchmark import cluster_nodes
 from benchmark.cluster_nodes import climb
 from benchmark.random_model import SMALL, write_model
 from benchmark.serving import ServerError
+from tests.support.polling import eventually
 from tests.support.ray_cluster import require_ray
 from tests.support.redis_server import require_redis
 from tests.support.smollm2 import smollm2_directory
@@ -61,6 +65,17 @@ def test_a_climb_without_a_knee_ends():
         with pytest.raises(ServerError, match="no knee"):
             climb(always, 1.0, 1.15)
         assert len(asked) == cluster_nodes.MOST_RATES
+
+
+def test_processor_time_is_also_that_of_grandchildren():
+    before_s = cluster_nodes.processor_s()
+    script = "while :; do :; done"
+    child = subprocess.Popen(["sh", "-c", f"sh -c '{script}' & wait"], start_new_session=True)
+    try:
+        eventually(lambda: cluster_nodes.processor_s() > before_s + 0.1)
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 @pytest.mark.thorough
