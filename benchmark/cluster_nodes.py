@@ -45,7 +45,7 @@ from benchmark.redis_peer import own_redis
 from benchmark.report_rows import Aim, Row, measured, progress, publish
 from benchmark.serve import Server, measure
 from benchmark.serve_load import Ask
-from benchmark.serve_rows import Run
+from benchmark.serve_rows import LATE_MS, Run
 from benchmark.serving import ServerError, running_server
 from benchmark.stream_client import StreamError
 
@@ -58,7 +58,8 @@ Goodput is the highest rate at which 90 % of the requests have their first token
 and the mean time between tokens within --slo-tbt-s. Rates rise by --step from below what is
 predicted until one is kept no more; each is served for --horizon-s by a server of one node, then of
 two, and the simulator gets the same requests. Steps take --step-ms, so that processors have little
-to do: how much they did stands in the rows. Needs redis-server and Ray (make test-cluster)."""
+to do: how much they did stands in the rows. Where the generator was late something else kept them
+busy: the figures are too low then. Needs redis-server and Ray (make test-cluster)."""
 
 NODES = (1, 2)
 AIM = 1.8
@@ -288,7 +289,8 @@ def _rows_of(
     )
     yield measured(row)
     yield Row(case=f"processors that it took at most, {where}", unit="share", ours=live.busiest)
-    yield Row(case=f"generator late by p99 at most, {where}", unit="ms", ours=1e3 * live.late_s)
+    row = Row(case=f"generator late by p99 at most, {where}", unit="ms", ours=1e3 * live.late_s)
+    yield measured(row, Aim("ours", LATE_MS, f"<= {LATE_MS:g} ms", is_least=False))
 
 
 def processors() -> int:
