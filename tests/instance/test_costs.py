@@ -6,14 +6,16 @@ import msgspec
 import pytest
 
 from aegaeon.config import Settings, check_settings
+from aegaeon.engine.base import NullEngine
 from aegaeon.errors import ConfigError
-from aegaeon.instance.costs import costs_of
+from aegaeon.instance.costs import costs_of, paced
 from aegaeon.instance.launch import Launch
 from aegaeon.instance.worker import build_scheduler
 from aegaeon.scheduler.cost import Costs, ModelCost
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import POLICIES
 from aegaeon.scheduler.residency import Residency
+from aegaeon.types import Decode, Load, Prefill
 from tests.support.specs import make_request, make_spec
 
 SPECS = (make_spec("a", 2_000_000_000), make_spec("b", 1_000_000_000))
@@ -154,3 +156,34 @@ def test_as_many_run_as_the_settings_say(settings, running):
     learning = LearningCosts(*costs_of(chosen.settings, SPECS, 10**10))
     residency = Residency({spec.id: spec.weight_bytes for spec in SPECS}, 10**10)
     assert build_scheduler(chosen, residency, learning)._limits.max_running == running
+
+
+def test_a_null_engine_takes_as_long_as_the_file_says(tmp_path):
+    path = tmp_path / "costs.json"
+    cost = ModelCost(9, 1, 9, prefill=(0.5, 0.25, 1), decode=(0.125, 4, 8))
+    costs = Costs(link_gb_per_s=7, device_memory_gb=80, models={"a": cost}, model_mix=("a",))
+    path.write_bytes(msgspec.json.encode(costs))
+    waited = []
+    settings = check_settings({"device": "null", "costs_file": str(path)})
+    engine = paced(NullEngine(SPECS, waited.append, 100.0, 100.0), settings, SPECS)
+    for model in ("a", "b"):
+        engine.load(Load(model))
+    engine.submit(make_request("r", "a", prompt_token_ids=(1, 2, 3), max_tokens=9))
+    engine.submit(make_request("s", "a", prompt_token_ids=(1,), max_tokens=9))
+    engine.execute(Prefill("a", ("r",), max_tokens=2))
+    engine.execute(Prefill("a", ("r", "s")))
+    assert engine.execute(Decode("a", ("r", "s"))).took_s == 0.125 * (4 + 2) + 4 * 2 + 8
+    assert waited == [
+        2 / 7,  # its weights, as large as they are
+        0.0,  # nobody has measured the other one
+        0.5 * 2 + 0.25 * 4 + 1,
+        0.5 * (1 + 1) + 0.25 * (9 - 4 + 1) + 1,
+        0.125 * (4 + 2) + 4 * 2 + 8,
+    ]
+
+
+def test_a_null_engine_without_costs_keeps_its_pace():
+    waited = []
+    engine = paced(NullEngine(SPECS, waited.append, 0.5, 2.0), check_settings({}), SPECS)
+    engine.load(Load("a"))
+    assert waited == [2.0]
