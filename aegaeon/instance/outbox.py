@@ -68,7 +68,7 @@ class Outbox:
                     gone.append(address)
         except StoreUnavailable as error:
             # No destination's fault, and no use to try the others.
-            log.warning("nothing sent error=%s", error)
+            log.debug("nothing sent error=%s", error)
         for address in gone:
             self._drop(address)
         idle = [a for a, d in self._destinations.items() if not d.pending]

@@ -282,3 +282,28 @@ def test_a_silent_request_that_is_still_there_is_left_alone(monkeypatch):
             assert len(instance.submitted) == 1
 
     run(test())
+
+
+def test_what_a_lost_life_says_late_changes_nothing(monkeypatch):
+    """As one does that was cut off, and has not yet learnt that its requests are elsewhere."""
+    monkeypatch.setattr("aegaeon.proxy.losses.WORDS_S", 0.05)
+
+    async def test():
+        async with Setup() as setup:
+            first = setup.instance(lambda _: (*TOKENS[:5], *([999] * 35)), id="a")
+            first.hold_after = 5
+            task = asyncio.create_task(collect(setup.gateway, generation()))
+            await until(lambda: first.submitted)
+            second = setup.instance(id="b")
+            second.hold_after = 10
+            setup.domain.metadata().remove_instance("a", 1)  # its lease has ended
+            await until(lambda: second.submitted)
+            first.release()
+            await asyncio.sleep(0.3)
+            second.release()
+            tokens, last = await task
+            assert (tokens, last.instance) == (TOKENS, "b")
+            assert [request.attempt for request in second.submitted] == [1]
+            assert len(first.submitted) == 1
+
+    run(test())

@@ -218,9 +218,7 @@ class Server:
 class Streamed:
     """A completion that streams in a thread of its own: its pieces, their times and instances."""
 
-    def __init__(
-        self, url: str, model: str, prompt: str, max_tokens: int, **asked: object
-    ) -> None:
+    def __init__(self, url: str, model: str, prompt: str, max_tokens: int, **asked: object) -> None:
         self.pieces: list[str] = []
         self.times_s: list[float] = []
         self.instances: list[str] = []
