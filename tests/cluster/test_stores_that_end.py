@@ -18,6 +18,7 @@ pytestmark = pytest.mark.thorough
 LEASE_S = 3.0
 STREAMS = 30
 SLOW = {"delay_s": 0.02, "loss": 0.01}
+SLOW_TOKENS = 60
 
 
 def make_cluster(directory: Path, url: str, places=(None, None, None), **settings) -> Cluster:
@@ -87,8 +88,8 @@ def test_slow_and_lossy_wires_change_no_token_also_where_one_is_cut(tmp_path):
 
 def slow_and_cut(cluster: Cluster) -> None:
     """Cut the busy node off under streams, for longer than its lease."""
-    alone = in_peace(cluster.url)
-    streams = begun(cluster.url)
+    alone = in_peace(cluster.url, SLOW_TOKENS)
+    streams = begun(cluster.url, tokens=SLOW_TOKENS)
     node = cluster.node_of(streams[0].instances[-1])
     node.place.to_store.cut()
     try:

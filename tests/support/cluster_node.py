@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from aegaeon import _native
 from aegaeon.cluster.member import Member, MemberLaunch, MemberLook
 from aegaeon.cluster.plan import MemberPlan
 from aegaeon.config import Settings, check_settings
@@ -171,6 +172,7 @@ def _with_descendants(pid: int) -> list[int]:
 
 def main() -> None:
     """Run the members that stdin tells of, until SIGTERM."""
+    _native.die_with_parent(signal.SIGKILL, os.getppid())
     launches = msgspec.json.decode(sys.stdin.buffer.read(), type=list[MemberLaunch])
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

@@ -10,17 +10,17 @@ TOKENS = 300
 PROMPTS = tuple(f"the device {number}" for number in range(6))
 
 
-def begun(url: str, count: int = len(PROMPTS)) -> list[Streamed]:
+def begun(url: str, count: int = len(PROMPTS), tokens: int = TOKENS) -> list[Streamed]:
     """Streams of the model `ada`, all of which have begun."""
     prompts = [PROMPTS[n % len(PROMPTS)] for n in range(count)]
-    streams = [Streamed(url, "ada", prompt, TOKENS, seed=7) for prompt in prompts]
+    streams = [Streamed(url, "ada", prompt, tokens, seed=7) for prompt in prompts]
     eventually(lambda: all(stream.has_begun for stream in streams), within_s=60)
     return streams
 
 
-def in_peace(url: str) -> dict[str, str]:
+def in_peace(url: str, tokens: int = TOKENS) -> dict[str, str]:
     """What each prompt is answered."""
-    streams = begun(url)
+    streams = begun(url, tokens=tokens)
     return {prompt: one.whole() for prompt, one in zip(PROMPTS, streams, strict=True)}
 
 

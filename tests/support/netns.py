@@ -13,7 +13,7 @@ from tests.support.slow_wire import SlowWire
 # For measurements between networks (RFC 2544), so nobody's here.
 STORE, CLIENTS = "198.18", "198.19"
 OURS = 1  # the last part of this side's address; places have those behind it
-NAMES = "aeg"
+NAMES, NAMESPACES = "aeg", Path("/run/netns")
 
 
 def _run(*command: object) -> None:
@@ -52,14 +52,17 @@ class Place:
 class Network:
     """Two switches of ours, for the store and for clients, and places between them."""
 
-    def __init__(self, number: int) -> None:
-        """`number` sets it apart from others on this machine."""
-        self._number = number
+    def __init__(self, owner: int) -> None:
+        """It is the process `owner`'s; what those have left that were killed is removed."""
+        for path in NAMESPACES.glob(f"{NAMES}-*"):
+            dead = int(path.name.split("-")[1])
+            if not Path(f"/proc/{dead}").exists():
+                _remove(dead)
+        self._owner, self._number = owner, owner % 250
         self._places = 0
         self._wires: list[SlowWire] = []
-        self._switches = (f"{NAMES}{number}s", f"{NAMES}{number}c")
+        self._switches = _switches(owner)
         self.store_host = self._host(STORE, OURS)
-        self.close()  # what a run that was killed has left
         for switch, part in zip(self._switches, (STORE, CLIENTS), strict=True):
             _run("ip", "link", "add", switch, "type", "bridge")
             _run("ip", "address", "add", f"{self._host(part, OURS)}/24", "dev", switch)
@@ -69,7 +72,7 @@ class Network:
         """Add a place. Its packets to and from the store are late by `delay_s` each, and of them
         the share `loss` is lost."""
         self._places = rank = self._places + 1
-        name = f"{NAMES}{self._number}-{rank}"
+        name = f"{NAMES}-{self._owner}-{rank}"
         _run("ip", "netns", "add", name)
         inside = ("ip", "-n", name)
         _run(*inside, "link", "set", "lo", "up")
@@ -90,15 +93,23 @@ class Network:
         """Remove all of it, with the cables; what still runs there has no network then."""
         while self._wires:
             self._wires.pop().close()
-        for path in Path("/run/netns").glob(f"{NAMES}{self._number}-*"):
-            with suppress(OSError):
-                _run("ip", "netns", "del", path.name)
-        for switch in self._switches:
-            with suppress(OSError):
-                _run("ip", "link", "del", switch)
+        _remove(self._owner)
 
     def _host(self, part: str, last: int) -> str:
         return f"{part}.{self._number}.{last}"
+
+
+def _switches(owner: int) -> tuple[str, str]:
+    return f"{NAMES}{owner % 250}s", f"{NAMES}{owner % 250}c"
+
+
+def _remove(owner: int) -> None:
+    for path in NAMESPACES.glob(f"{NAMES}-{owner}-*"):
+        with suppress(OSError):
+            _run("ip", "netns", "del", path.name)
+    for switch in _switches(owner):
+        with suppress(OSError):
+            _run("ip", "link", "del", switch)
 
 
 class NoNetwork(Exception):
@@ -116,7 +127,7 @@ def network() -> Iterator[Network]:
     made = None
     try:
         try:
-            made = Network(os.getpid() % 250)
+            made = Network(os.getpid())
             made.place(delay_s=0.001)
         except OSError as error:
             raise NoNetwork(f"no network namespaces can be made here ({error})") from None
