@@ -131,6 +131,7 @@ bench: install weights ## benchmarks; JSON results in results/
 	$(BIN)/python benchmark/cluster.py --json > $(RESULTS)/cluster.json
 	$(BIN)/python benchmark/cluster_nodes.py --models-dir $(MODELS) --json \
 	  > $(RESULTS)/cluster_nodes.json
+	$(BIN)/python benchmark/cluster_messages.py --json > $(RESULTS)/cluster_messages.json
 	test ! -d $(DATA) || $(BIN)/python benchmark/simulate.py --suite paper --json --data $(DATA) \
 	  --curves $(RESULTS) > $(RESULTS)/simulate.json
 	$(BIN)/python benchmark/relay.py --models-dir $(MODELS) --json > $(RESULTS)/relay.json

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import redis
 
+from aegaeon.ports import free_port
+
 START_S = 20.0
 
 
 @contextlib.contextmanager
-def own_redis() -> Iterator[str | None]:
-    """Start a server on a Unix socket of its own and yield its URL; None without the program.
+def own_redis(is_tcp: bool = False) -> Iterator[str | None]:
+    """Start a server on a Unix socket of its own, or on a port of this machine as where others
+    reach it, and yield its URL; None without the program.
 
     It keeps everything in memory: what is measured is the store, not a disk.
     """
@@ -25,11 +28,12 @@ def own_redis() -> Iterator[str | None]:
         return
     with tempfile.TemporaryDirectory(prefix="aegaeon-benchmark-") as directory:
         socket = Path(directory) / "socket"
-        command = [binary, "--port", "0", "--unixsocket", str(socket), "--dir", directory]
+        port = free_port("127.0.0.1") if is_tcp else 0
+        command = [binary, "--port", str(port), "--unixsocket", str(socket), "--dir", directory]
         command += ["--save", "", "--appendonly", "no"]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            url = f"unix://{socket}"
+            url = f"redis://127.0.0.1:{port}/0" if is_tcp else f"unix://{socket}"
             _wait_until_it_answers(url, server)
             yield url
         finally:

@@ -61,13 +61,20 @@ class Outbox:
 
     def flush(self, now: float) -> tuple[str, ...]:
         """Send what there is room for; return, once, the destinations that are gone."""
-        gone = tuple(a for a, d in self._destinations.items() if not self._send(a, d, now))
+        gone = []
+        try:
+            for address, destination in self._destinations.items():
+                if not self._send(address, destination, now):
+                    gone.append(address)
+        except StoreUnavailable as error:
+            # No destination's fault, and no use to try the others.
+            log.debug("nothing sent error=%s", error)
         for address in gone:
             self._drop(address)
         idle = [a for a, d in self._destinations.items() if not d.pending]
         for address in idle[: len(self._destinations) - MAX_IDLE_DESTINATIONS]:
             self._drop(address)
-        return gone
+        return tuple(gone)
 
     def close(self) -> None:
         """Let go of all destinations; what is still queued is lost."""
@@ -75,7 +82,7 @@ class Outbox:
             self._drop(address)
 
     def _send(self, address: str, destination: _Destination, now: float) -> bool:
-        """Send until full; say whether the destination is alive."""
+        """Send until full; say whether the destination is alive. Raises StoreUnavailable."""
         pending = destination.pending
         try:
             while pending:
@@ -90,7 +97,12 @@ class Outbox:
         except RecordTooLarge as error:
             log.error("record dropped address=%s error=%s", address, error)
             pending.popleft()
-        except (RingFull, StoreUnavailable):
+        except StoreUnavailable:
+            if len(pending) <= MAX_PENDING:
+                raise
+            log.warning("too much for a store that is away address=%s", address)
+            return False
+        except RingFull:
             if destination.stuck_since_s is None:
                 destination.stuck_since_s = now
             is_gone = now - destination.stuck_since_s > GONE_S or len(pending) > MAX_PENDING

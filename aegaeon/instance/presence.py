@@ -1,6 +1,7 @@
 """An instance's row in the table: registered once, kept alive, and up to date at a bounded rate."""
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,22 +17,36 @@ RENEWALS_PER_LEASE = 4
 
 
 class Presence:
-    """Owned by the runtime. Raises StaleIncarnation once another incarnation took the place."""
+    """Owned by the runtime. Raises StaleIncarnation once another incarnation took the place, or
+    the requests have gone elsewhere. `clock` is the runtime's."""
 
-    def __init__(self, store: MetadataStore, record: InstanceRecord, lease_s: float) -> None:
+    def __init__(
+        self,
+        store: MetadataStore,
+        record: InstanceRecord,
+        lease_s: float,
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
+        self._clock = clock
         self._record = record
         self._renew_s = lease_s / RENEWALS_PER_LEASE
         self._lease_s = lease_s
         self._is_due = False  # the record is not what the store has
         self._published: InstanceStatus | None = None
         self._published_s = float("-inf")
+        self._renewed_s = clock()  # when the last renewal had been sent that was answered
         store.register_instance(record, lease_s)
 
     @property
     def record(self) -> InstanceRecord:
         """What was registered."""
         return self._record
+
+    def is_held(self, now: float) -> bool:
+        """Whether the lease is surely ours. It ends here before it ends in the store, which counts
+        from when the renewal came: who sees it ended there finds that nothing is done here."""
+        return now - self._renewed_s < self._lease_s
 
     def others(self) -> tuple[Instance, ...]:
         """Return the rows of the node's other instances, which see the same memory. Raises
@@ -44,10 +59,15 @@ class Presence:
         table has no room for so many, nobody learns of those that have come."""
         before = self._record
         self._record = msgspec.structs.replace(self._record, models=models)
+        began_s = self._clock()
+        if not self.is_held(began_s):
+            self._is_due = True  # first it has to be known whether we may be there at all
+            return
         try:
             self._store.register_instance(self._record, self._lease_s)
             # In the meantime it counted as starting, for as long as two writes take.
             self._update(self._published or InstanceStatus())
+            self._renewed_s = began_s
         except StoreUnavailable as error:
             log.warning("models not published error=%s", error)
             self._is_due = True
@@ -56,10 +76,12 @@ class Presence:
             self._record = before
 
     def publish(self, status: InstanceStatus, now: float) -> float:
-        """Write `status` if it is time to; return when to call again at the latest."""
+        """Write `status` if it is time to, as it always is without a lease; return when to call
+        again at the latest."""
         since_s = now - self._published_s
         is_changed = status != self._published
-        if since_s >= self._renew_s or (is_changed and since_s >= MIN_INTERVAL_S):
+        is_due = since_s >= self._renew_s or not self.is_held(now)
+        if is_due or (is_changed and since_s >= MIN_INTERVAL_S):
             self._write(status, now)
             is_changed = False
         wait_s = MIN_INTERVAL_S if is_changed else self._renew_s
@@ -73,15 +95,18 @@ class Presence:
             log.warning("row not removed, its lease will end error=%s", error)
 
     def _write(self, status: InstanceStatus, now: float) -> None:
+        self._published_s = now  # also after a failure: the rate stays bounded
+        began_s = self._clock()
+        try:
+            self._update(status)
+        except StoreUnavailable as error:
+            log.warning("status not published error=%s", error)
+            return
+        self._renewed_s = began_s
+        self._published = status
         if self._is_due:
             self._is_due = False
             self.serve(self._record.models)
-        self._published_s = now  # also after a failure: the rate stays bounded
-        try:
-            self._update(status)
-            self._published = status
-        except StoreUnavailable as error:
-            log.warning("status not published error=%s", error)
 
     def _update(self, status: InstanceStatus) -> None:
         """Write `status`; where there is no room for all of it, what routing needs least is left

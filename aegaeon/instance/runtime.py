@@ -57,7 +57,7 @@ MAX_WAIT_S = 0.25  # deadlines and signals are noticed at least this often
 RETRY_S = 0.005  # while a proxy's mailbox is full
 MAX_EXPLAINED = 200  # decisions in one answer, which tokens may have to wait for
 LOAD_DIGITS = 2  # published; finer changes are not worth telling
-OUTAGE_S = 0.5  # between attempts while the store does not answer
+OUTAGE_S = 0.25  # between attempts while the store does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,8 @@ class Runtime:
         self._stall_s = 0.0
         self._stalled_at_s: float | None = None
         self._presence_due_s = 0.0
+        self._records: list[bytes] = []  # that came when our lease had just ended
+        self._is_cut_off = False
 
     def drain(self) -> None:
         """Ask the loop to take nothing new and to end; callable from a signal handler."""
@@ -124,13 +126,22 @@ class Runtime:
         return is_late or (self._requests.are_handed_off and not self._parts.outbox.has_pending)
 
     def run_once(self, max_wait_s: float) -> None:
-        """Wait for something to happen, at most `max_wait_s`, and act on it."""
-        records = self._receive(max_wait_s)
+        """Wait for something to happen, at most `max_wait_s`, and act on it; without a lease, only
+        on that."""
+        presence = self._parts.presence
+        if presence.is_held(self._parts.clock()):
+            self._records += self._receive(max_wait_s)
         now = self._parts.clock()
         self._tend_drain(now)
+        is_held = presence.is_held(now)
+        records = self._records if is_held else []
+        self._records = self._records[len(records) :]
         for record in records:
             self._on_record(record, now)
         self._take_outcomes(now)
+        if not is_held:
+            self._regain(now, max_wait_s)
+            return
         self._requests.end_overdue(now)
         if self._parts.served is not None:
             for model in self._parts.served.look(now, is_free=not self._parts.copy.is_busy):
@@ -147,6 +158,22 @@ class Runtime:
             self._drain_ends_s = now + self._drain_s
         if self._drain_ends_s is not None and now >= self._drain_ends_s:
             self._requests.abandon(now)
+
+    def _regain(self, now: float, max_wait_s: float) -> None:
+        """Nothing is begun, taken in or told until our lease goes on: others may have our requests.
+        Raises StaleIncarnation when they do, and those here end with this process."""
+        parts = self._parts
+        if not self._is_cut_off:
+            self._is_cut_off = True
+            log.error("lease over, nothing is computed here until the store knows us again")
+        if not parts.compute.is_busy:
+            parts.at_work.rest()  # no request is to blame for how this ends
+        self._publish(now)
+        if parts.presence.is_held(parts.clock()):
+            self._is_cut_off = False
+            log.info("lease goes on requests=%d", len(self._requests))
+        else:
+            parts.pause(min(max_wait_s, OUTAGE_S))
 
     # Messages
 

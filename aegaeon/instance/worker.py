@@ -165,7 +165,7 @@ def _load_of(launch: Launch, engine: Engine, residency: Residency) -> Callable[[
 
 def _presence(domain: Domain, record: InstanceRecord, lease_s: float, owned: ExitStack) -> Presence:
     """Register the instance, until `owned` ends."""
-    presence = Presence(domain.metadata(), record, lease_s)
+    presence = Presence(domain.metadata(), record, lease_s, time.monotonic)
     owned.push(_unless_crashed(presence.withdraw))
     return presence
 
@@ -193,7 +193,7 @@ def serve(launch: Launch) -> int:
     """Run the instance until it is drained; return the exit code."""
     with ExitStack() as owned:
         try:
-            domain = join_domain(launch.settings)
+            domain = join_domain(launch.settings, holds_lease=True)
             owned.callback(domain.close)
             engine = open_engine(launch.settings, launch.specs, regions_of(launch))
             owned.callback(engine.close)

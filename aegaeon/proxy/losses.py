@@ -12,7 +12,7 @@ from typing import NamedTuple
 from aegaeon.deaths import PROGRESS_TOKENS, WORDS_S, Work, decode_deaths, name_of
 from aegaeon.errors import AegaeonError, GivenUp
 from aegaeon.proxy.outbox import Target
-from aegaeon.store.base import Board
+from aegaeon.store.base import Board, MetadataStore
 from aegaeon.types import ModelId, RequestId
 
 log = logging.getLogger(__name__)
@@ -109,32 +109,37 @@ class Lost(NamedTuple):
 
 class Losses:
     """What instances did when they died, as their supervisors tell on the board. One thread calls
-    the verbs, and they may block."""
+    the verbs, and they may block; board and table are its own."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, table: MetadataStore) -> None:
         self._board = board
+        self._table = table
         self._gone_s: dict[Target, float] = {}  # since when, of those whose last words are awaited
         self._of_models: dict[ModelId, _OfModel] = {}
 
     def judge(self, gone: Collection[Target], made: Mapping[ModelId, int]) -> list[Lost]:
         """Return those of `gone`, lives that have ended with requests, of which it is known what
-        they did; a moment later also the others. `made` are the tokens of each model so far. Raises
-        StoreUnavailable."""
+        they did; a moment later also the others. Those can come back no more: one that is only cut
+        off finds itself replaced. `made` are the tokens of each model so far. Raises
+        StoreUnavailable, with nothing judged."""
         now = time.monotonic()
         self._gone_s = {target: self._gone_s.get(target, now) for target in gone}
         records = self._board.read()
-        judged: list[Lost] = []
+        ended: list[tuple[Target, Work | None]] = []
         for target, since_s in self._gone_s.items():
             record = records.get(name_of(target.instance), b"")
             is_known, work = _found(record, target)
             if is_known or now - since_s >= WORDS_S:
-                log.warning("instance lost instance=%s work=%s", target.instance, work)
-                judged.append(Lost(target, work, self._bad(work, made)))
-        return judged
+                ended.append((target, work))
+                self._table.remove_instance(*target)
+        for target, work in ended:
+            log.warning("instance lost instance=%s work=%s", target.instance, work)
+        return [Lost(target, work, self._bad(work, made)) for target, work in ended]
 
     def close(self) -> None:
-        """Let go of the board."""
+        """Let go of both."""
         self._board.close()
+        self._table.close()
 
     def _bad(self, work: Work | None, made: Mapping[ModelId, int]) -> dict[ModelId, AegaeonError]:
         """Count a death against the models that were at work; return those that had too many."""

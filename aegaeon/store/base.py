@@ -34,7 +34,9 @@ class MetadataStore(ABC):
 
     @abstractmethod
     def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
-        """Take the entry out if it is still this incarnation's; else do nothing."""
+        """Take the entry out if it is still this incarnation's. Where instances may be cut off from
+        the store, this one, which others take to be gone, cannot enter itself again from then on.
+        """
 
     @abstractmethod
     def sync_for_routing(self) -> tuple[Instance, ...]:

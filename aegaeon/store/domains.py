@@ -35,36 +35,44 @@ JOIN_S = 120.0
 JOIN_PAUSE_S = 0.2
 
 
-def _open_redis(settings: Settings) -> Domain:
+def _open_redis(settings: Settings, holds_lease: bool) -> Domain:
     # Imported here because its client takes a quarter of a second, in each process of a server.
     from aegaeon.store.redis import RedisDomain  # noqa: PLC0415
 
-    return RedisDomain(settings.domain_name, settings.redis_url)
+    return RedisDomain(
+        settings.domain_name,
+        settings.redis_url,
+        lease_s=settings.lease_s,
+        holds_lease=holds_lease,
+    )
 
 
-_DOMAINS: dict[str, Callable[[Settings], Domain]] = {
-    "shared_memory": lambda settings: ShmDomain(settings.domain_name),
+_DOMAINS: dict[str, Callable[[Settings, bool], Domain]] = {
+    "shared_memory": lambda settings, _: ShmDomain(settings.domain_name),
     "redis": _open_redis,
 }
 
 
-def open_domain(settings: Settings) -> Domain:
-    """Return the domain that `settings` name; any process may, whether it is claimed or not.
+def open_domain(settings: Settings, holds_lease: bool = False) -> Domain:
+    """Return the domain that `settings` name; any process may, whether it is claimed or not. Who
+    `holds_lease` there, an instance, does not wait so long for a store that is away.
 
     Raises ConfigError on a bad name or URL, StoreUnavailable when the store does not answer.
     """
     if settings.metadata_backend == "shared_memory":
         check_shared_memory(SHARED_MEMORY)
-    return _DOMAINS[settings.metadata_backend](settings)
+    return _DOMAINS[settings.metadata_backend](settings, holds_lease)
 
 
-def join_domain(settings: Settings, patience_s: float = JOIN_S) -> Domain:
+def join_domain(
+    settings: Settings, patience_s: float = JOIN_S, holds_lease: bool = False
+) -> Domain:
     """Return the domain of a server that runs, as `open_domain`; its store was there and will be
     again: to end because it is silent just now would only put off serving."""
     deadline_s = time.monotonic() + patience_s
     while True:
         try:
-            return open_domain(settings)
+            return open_domain(settings, holds_lease)
         except StoreUnavailable as error:
             if time.monotonic() >= deadline_s:
                 raise

@@ -4,6 +4,7 @@ What was acknowledged survives a restart of the server as far as its persistence
 `appendonly yes` and `appendfsync always` nothing is lost.
 """
 
+import math
 import threading
 import time
 import weakref
@@ -20,10 +21,13 @@ from aegaeon.store.names import check_name
 from aegaeon.store.redis_catalog import RedisCatalogStore
 from aegaeon.store.redis_link import RedisLink
 from aegaeon.store.redis_mailbox import RedisMailbox
-from aegaeon.store.redis_scripts import REGISTER, REMOVE, SYNC, UPDATE
+from aegaeon.store.redis_scripts import ABANDONED_MS, REGISTER, REMOVE, SYNC, UPDATE
 from aegaeon.types import Instance, InstanceId, InstanceRecord, InstanceStatus, RequestId
 
 PATIENCE_S = 5.0
+# Of a lease, that an answer is waited for: who is cut off without a word tries several times to
+# renew its lease before that ends.
+LEASE_SHARE = 1 / 6
 WRITER_LEASE_S = 60.0  # of a record on the board
 OUTAGE_S = 1.0  # without an answer, in which leases may have ended
 REENTRY_S = 3.0  # for instances to enter themselves again
@@ -33,8 +37,10 @@ class RedisMetadataStore(MetadataStore):
     """The table as expiring keys under `prefix`; every update is one script, so atomic.
 
     An instance that the server has lost by a restart, or whose lease ended while it was away or
-    answered nobody, is entered again with its next status, unless a newer incarnation is there.
-    Those who look go by what they saw before until there has been time for that.
+    answered nobody, is entered again with its next status, unless a newer incarnation is there or
+    somebody has removed this one: who sends its requests elsewhere does so first (a fence), so
+    that they run at one place. Those who look go by what they saw before until there has been time
+    for that.
     """
 
     def __init__(self, link: RedisLink, prefix: str) -> None:
@@ -83,8 +89,8 @@ class RedisMetadataStore(MetadataStore):
 
     def remove_instance(self, instance: InstanceId, incarnation: int) -> None:
         """See MetadataStore."""
-        keys = [self._instance_key(instance), self._instances_key]
-        self._link.call(lambda: self._remove(keys, [instance, incarnation]))
+        keys, args = self._keys(instance), [instance, incarnation, ABANDONED_MS]
+        self._link.call(lambda: self._remove(keys, args))
         self._registered.pop(instance, None)
         self._renewals.pop(instance, None)
 
@@ -131,18 +137,18 @@ class RedisMetadataStore(MetadataStore):
 
     def unlink(self) -> None:
         """See MetadataStore."""
-        for pattern in (self._instance_key("*"), self._instances_key, self._assignment_key("*")):
+        for pattern in (*self._keys("*"), self._assignment_key("*")):
             remove_keys(self._link, pattern)
 
     def _enter(self, record: InstanceRecord, lease_s: float, status: InstanceStatus) -> None:
-        keys = [self._instance_key(record.id), self._instances_key]
+        keys = self._keys(record.id)
         values = [encode(record), encode(status)]
         args = [record.id, record.incarnation, _milliseconds(lease_s), *values]
         run, began_s = self._link.server_run(), time.monotonic()
         if not self._link.call(lambda: self._register(keys, args)):
             raise StaleIncarnation(
-                f"{record.id} is registered as a newer incarnation than {record.incarnation}; "
-                "this process has been replaced and must exit"
+                f"{record.id} is registered as a newer incarnation than {record.incarnation}, or "
+                "its requests have gone elsewhere; this process has been replaced and must exit"
             )
         self._registered[record.id] = (record, lease_s, run)
         self._renewals[record.id] = _Renewals(began_s, time.monotonic())
@@ -150,6 +156,12 @@ class RedisMetadataStore(MetadataStore):
     @property
     def _instances_key(self) -> str:
         return f"{self._prefix}instances"
+
+    def _keys(self, instance: InstanceId) -> list[str]:
+        return [
+            *(self._instance_key(instance), self._instances_key),
+            f"{self._prefix}fence:{instance}",
+        ]
 
     def _instance_key(self, instance: InstanceId) -> str:
         return f"{self._prefix}instance:{instance}"
@@ -230,13 +242,21 @@ class RedisDomain(Domain):
     """All keys `aegaeon:{<name>}:*` of one server. Handles of mailboxes are not cached.
 
     The braces keep a domain on one node of a cluster. `patience_s` is how long an operation tries
-    to reach a server that is away before it raises StoreUnavailable.
+    to reach a server that is away before it raises StoreUnavailable; who `holds_lease`, of
+    `lease_s`, tries for a part of that once it has joined.
     """
 
-    def __init__(self, name: str, url: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        patience_s: float = PATIENCE_S,
+        lease_s: float = math.inf,
+        holds_lease: bool = False,
+    ) -> None:
         """Connect. Raises ConfigError on a bad name or URL, StoreUnavailable."""
         self._prefix = f"aegaeon:{{{check_name('domain', name)}}}:"
-        self._link = RedisLink(url, patience_s)
+        self._link = RedisLink(url, patience_s, lease_s * LEASE_SHARE)
         self._store = RedisMetadataStore(self._link, self._prefix)
         self._mailboxes: weakref.WeakSet[RedisMailbox] = weakref.WeakSet()
         self._lock = threading.Lock()  # of the set; whoever meets another run looks at all of it
@@ -247,6 +267,8 @@ class RedisDomain(Domain):
         except AegaeonError:
             self._link.close()
             raise
+        if holds_lease:
+            self._link.patience_s = min(patience_s, lease_s * LEASE_SHARE)
 
     def metadata(self) -> MetadataStore:
         """See Domain."""

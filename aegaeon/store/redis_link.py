@@ -7,6 +7,7 @@ what the last run said (redis_mailbox.py) may think again.
 """
 
 import logging
+import math
 import re
 import threading
 import time
@@ -50,11 +51,13 @@ class RedisLink:
     """A client of one server, or of the master that Sentinels name, that survives its restarts and
     failovers. Thread-safe; `close` is idempotent."""
 
-    def __init__(self, url: str, patience_s: float) -> None:
-        """Name the server; connects at the first call. Raises ConfigError on a bad URL."""
+    def __init__(self, url: str, patience_s: float, answer_s: float = math.inf) -> None:
+        """Name the server; connects at the first call. `answer_s` is the longest wait for one
+        answer, SOCKET_TIMEOUT_S at most. Raises ConfigError on a bad URL."""
         self._place = read_place(url)
         self.shown_url = self._place.shown
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        self.answer_s = min(answer_s, SOCKET_TIMEOUT_S)
         self.unheard_s = float("-inf")  # when something was asked for the last time in vain
         self._run = ""
         self.epoch = 0  # runs of the server met after the first
@@ -62,7 +65,7 @@ class RedisLink:
         self.on_new_run: Callable[[], bool] = lambda: True
         self._repair_at_s: float | None = None
         self._met = threading.local()
-        self.client = _client(self._place, self._meet)
+        self.client = _client(self._place, self._meet, self.answer_s)
 
     def call(
         self, operation: Callable[[], _T], pause: Callable[[float], object] = time.sleep
@@ -72,7 +75,7 @@ class RedisLink:
         `pause` sleeps between tries. Raises StoreUnavailable when there was no answer for as long
         as the patience, or the server refuses.
         """
-        deadline_s = time.monotonic() + self._patience_s
+        deadline_s = time.monotonic() + self.patience_s
         pause_s = FIRST_PAUSE_S
         while True:
             self._met.epoch = self.epoch
@@ -191,12 +194,12 @@ class _Credentials(CredentialProvider):
         return (self._login.username, password) if self._login.username else (password,)
 
 
-def _client(place: RedisPlace, meet: Callable[[Any], None]) -> "redis.Redis":
+def _client(place: RedisPlace, meet: Callable[[Any], None], answer_s: float) -> "redis.Redis":
     tls: dict[str, Any] = place.tls
     options: dict[str, Any] = {
         "db": place.database,
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "socket_timeout": answer_s,
+        "socket_connect_timeout": answer_s,
         "retry": Retry(NoBackoff(), 0),
         "redis_connect_func": meet,
         **_login(place.login),
@@ -205,8 +208,8 @@ def _client(place: RedisPlace, meet: Callable[[Any], None]) -> "redis.Redis":
     if place.service:
         over: dict[str, Any] = {"ssl": True} if place.is_tls else {}
         asked = {
-            "socket_timeout": SENTINEL_TIMEOUT_S,
-            "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+            "socket_timeout": min(SENTINEL_TIMEOUT_S, answer_s),
+            "socket_connect_timeout": min(SENTINEL_TIMEOUT_S, answer_s),
             "retry": Retry(NoBackoff(), 0),
             **_login(place.sentinel_login),
             **tls,

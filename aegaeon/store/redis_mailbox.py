@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 1 << 20
 RECORD_OVERHEAD_BYTES = 16
-BLOCK_S = 1.0  # well under the socket's timeout
+BLOCK_S = 1.0  # at most half as long as an answer is waited for
 FULL_PAUSE_S = 0.005
 MAX_WRITERS = 4096  # whose last numbers a reader remembers
 
@@ -220,7 +220,8 @@ class RedisMailbox(Mailbox):
         if self._unacknowledged_bytes or time.monotonic() > self._settled_s + BLOCK_S:
             self._settle()
         while True:
-            records = self._read(max_records, min(BLOCK_S, deadline_s - time.monotonic()))
+            block_s = min(BLOCK_S, self._link.answer_s / 2)
+            records = self._read(max_records, min(block_s, deadline_s - time.monotonic()))
             if self._unacknowledged_bytes > self._capacity_bytes // 4:
                 self._settle()
             if records:

@@ -1,8 +1,9 @@
 """The Lua that runs inside Redis: each script is one atomic update of the table or a mailbox.
 
 Table: hash `instance:<id>` {incarnation, lease_ms, record, status}, expiring with its lease; set
-`instances` of ids. Mailbox: hash `mailbox:<address>` {generation, capacity, held} names the
-present generation; the stream `mailbox:<address>:<generation>` holds its records, each with its
+`instances` of ids; `fence:<id>`, the incarnation up to which none is entered any more, for as long
+as a mailbox of one would last. Mailbox: hash `mailbox:<address>` {generation, capacity, held} names
+the present generation; the stream `mailbox:<address>:<generation>` holds its records, each with its
 writer and number, the hash `...:writers` each writer's last number, the stream `...:bell` at most
 one wake-up. What a dead reader leaves expires; a living one puts that off each second that it
 receives.
@@ -13,10 +14,13 @@ not fail then, for a lease or to make room, begins with what takes none.
 
 ABANDONED_MS = 3_600_000  # far over the longest time that a reader is busy with something else
 
-# KEYS: instance, instances. ARGV: id, incarnation, lease_ms, record, status. 0: stale.
+# KEYS: instance, instances, fence. ARGV: id, incarnation, lease_ms, record, status. 0: stale, or
+# removed before.
 REGISTER = """
 local incarnation = redis.call('HGET', KEYS[1], 'incarnation')
 if incarnation and tonumber(incarnation) > tonumber(ARGV[2]) then return 0 end
+local fence = redis.call('GET', KEYS[3])
+if fence and tonumber(fence) >= tonumber(ARGV[2]) then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'incarnation', ARGV[2], 'lease_ms', ARGV[3],
            'record', ARGV[4], 'status', ARGV[5])
@@ -36,8 +40,14 @@ redis.call('HSET', KEYS[1], 'status', ARGV[2])
 return 1
 """
 
-# KEYS: instance, instances. ARGV: id, incarnation.
+# KEYS: instance, instances, fence. ARGV: id, incarnation, ABANDONED_MS. Also where there is no
+# entry: who is cut off may not enter itself again once others have its requests.
 REMOVE = """
+local fence = redis.call('GET', KEYS[3])
+redis.call('DEL', KEYS[3])
+local last = ARGV[2]
+if fence and tonumber(fence) > tonumber(last) then last = fence end
+redis.call('SET', KEYS[3], last, 'PX', ARGV[3])
 if redis.call('HGET', KEYS[1], 'incarnation') ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('SREM', KEYS[2], ARGV[1])

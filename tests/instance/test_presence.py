@@ -28,7 +28,7 @@ class SmallStore(LocalMetadataStore):
 
 def test_a_status_that_does_not_fit_is_told_without_its_models():
     store = SmallStore()
-    presence = Presence(store, RECORD, 8.0)
+    presence = Presence(store, RECORD, 8.0, lambda: 0.0)
     full = InstanceStatus(state="ready", resident=("a", "b", "c"), load=3.0)
     presence.publish(full, 1.0)
     (row,) = store.sync_for_routing()
@@ -37,7 +37,7 @@ def test_a_status_that_does_not_fit_is_told_without_its_models():
 
 def test_models_that_do_not_fit_leave_those_before_them_served():
     store = SmallStore()
-    presence = Presence(store, RECORD, 8.0)
+    presence = Presence(store, RECORD, 8.0, lambda: 0.0)
     presence.serve(("a", "b", "c"))
     presence.publish(InstanceStatus(state="ready"), 1.0)
     (row,) = store.sync_for_routing()
@@ -47,7 +47,7 @@ def test_models_that_do_not_fit_leave_those_before_them_served():
 
 def test_who_was_replaced_still_learns_of_it():
     store = SmallStore()
-    presence = Presence(store, RECORD, 8.0)
+    presence = Presence(store, RECORD, 8.0, lambda: 0.0)
     store.remove_instance("i", 1)
     with pytest.raises(StaleIncarnation):
         presence.publish(InstanceStatus(state="ready"), 1.0)

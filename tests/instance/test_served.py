@@ -56,7 +56,7 @@ class ServingBench(Bench):
         self.compute, self.copy = HeldLane(self.engine.execute), HeldLane(self.engine.load)
         self.deciding = deciding = build_deciding(launch, BUDGET)
         self.scheduler = deciding.scheduler
-        presence = Presence(self.store, RECORD, 8.0)
+        presence = Presence(self.store, RECORD, 8.0, lambda: self.now)
         self.catalog = self.domain.catalog()
         self.catalog.change(lambda before: before.with_model(specs[0]))
         self.runtime = Runtime(

@@ -144,7 +144,7 @@ class Live:
             Parts(
                 inbox=self.inbox,
                 outbox=Outbox(domain.open_mailbox),
-                presence=Presence(domain.metadata(), record, 1e9),
+                presence=Presence(domain.metadata(), record, 1e9, lambda: self.now),
                 engine=self.engine,
                 scheduler=make_scheduler(policy, role, tbt_s),
                 dispatcher=HomeDispatcher(),

@@ -249,7 +249,7 @@ def test_a_claim_over_redis_removes_what_lies_on_this_node(
         def unlink(self) -> None: ...
         def close(self) -> None: ...
 
-    monkeypatch.setitem(domains._DOMAINS, "redis", lambda settings: Elsewhere())
+    monkeypatch.setitem(domains._DOMAINS, "redis", lambda settings, _: Elsewhere())
     with claim_domain(Settings(domain="d", metadata_backend="redis"), directory):
         for name in ("d.weights", "d.weights+3-1", "d.kv", "other.weights"):
             (directory / f"aegaeon-{name}").write_bytes(b"on this node")

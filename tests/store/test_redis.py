@@ -1,6 +1,7 @@
 """What only the Redis store must bear: a server that goes away, comes back, or has forgotten."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -187,6 +188,54 @@ def test_those_who_look_wait_for_instances_whose_leases_ended_in_a_silence(
     eventually(lambda: looking.sync_for_routing() == ())
 
 
+def test_one_whose_requests_went_elsewhere_in_a_silence_is_not_entered_again(
+    server: RedisServer, domain: RedisDomain
+) -> None:
+    store, other = domain.metadata(), RedisDomain("d", server.url)
+    store.register_instance(RECORD, 0.5)
+    timer = paused(server, 1.0)
+    # Who finds it gone says so before anything else is done; here, before it is back itself.
+    other._link.call(other._link.client.ping)
+    other.metadata().remove_instance("i", 3)
+    with pytest.raises(StaleIncarnation):
+        store.update_instance_status("i", 3, InstanceStatus(state="ready"))
+    with pytest.raises(StaleIncarnation):
+        store.register_instance(RECORD, 60)
+    assert store.sync_for_routing() == ()
+    timer.join()
+    store.register_instance(msgspec.structs.replace(RECORD, incarnation=4), 60)
+    other.metadata().remove_instance("i", 3)  # told twice: no newer one's business
+    store.update_instance_status("i", 4, InstanceStatus(state="ready"))
+    assert [row.record.incarnation for row in store.sync_for_routing()] == [4]
+    # And an older fence does not take a newer one back.
+    other.metadata().remove_instance("i", 2)
+    with pytest.raises(StaleIncarnation):
+        store.register_instance(RECORD, 60)
+    other.close()
+
+
+@pytest.mark.parametrize(("lease_s", "holds", "patience_s"), [(6.0, True, 1.0), (6.0, False, 5.0)])
+def test_an_answer_is_waited_for_for_a_part_of_the_lease(
+    server: RedisServer, lease_s: float, holds: bool, patience_s: float
+) -> None:
+    domain = RedisDomain("d", server.url, lease_s=lease_s, holds_lease=holds)
+    link = domain._link
+    assert (link.answer_s, link.patience_s) == (pytest.approx(1.0), pytest.approx(patience_s))
+    told = link.client.connection_pool.connection_kwargs
+    assert told["socket_timeout"] == told["socket_connect_timeout"] == link.answer_s
+    domain.close()
+
+
+def test_a_reader_waits_for_less_than_an_answer_however_short_the_lease(
+    server: RedisServer,
+) -> None:
+    domain = RedisDomain("d", server.url, lease_s=1.2, holds_lease=True)
+    reader, silences = domain.create_mailbox("box"), domain._link.unheard_s
+    assert reader.receive(0.9) == []
+    assert domain._link.unheard_s == silences  # no answer was late
+    domain.close()
+
+
 def test_a_replaced_reader_learns_that_it_is_closed(domain: RedisDomain) -> None:
     old = domain.create_mailbox("box")
     domain.create_mailbox("box")
@@ -218,7 +267,8 @@ def test_who_joins_a_server_that_runs_waits_for_a_store_that_is_silent_just_now(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aegaeon.store.domains, "JOIN_PAUSE_S", 0.01)
-    monkeypatch.setattr(RedisDomain.__init__, "__defaults__", (0.05,))
+    defaults = (0.05, math.inf, False)
+    monkeypatch.setattr(RedisDomain.__init__, "__defaults__", defaults)
     settings = Settings(domain="d", metadata_backend="redis", redis_url=server.url)
     server.kill()
     with pytest.raises(StoreUnavailable):

@@ -7,6 +7,7 @@ import pytest
 
 from aegaeon.errors import ConfigError, RingFull, StoreUnavailable
 from aegaeon.store.redis import RedisDomain
+from aegaeon.store.redis_scripts import ABANDONED_MS
 from aegaeon.types import InstanceRecord, InstanceStatus
 from tests.support.redis_server import RedisServer, require_redis
 
@@ -88,5 +89,10 @@ def test_nothing_is_left_of_those_who_closed_what_they_opened(server: RedisServe
     sender.close()
     reader.close()
     store.remove_instance("i", 3)
-    assert domain._link.client.keys("*") == []
+    # But for a number, for an hour: it may live on somewhere, cut off, and is not to come back.
+    client = domain._link.client
+    assert client.keys("*") == [b"aegaeon:{d}:fence:i"]
+    assert 0 < client.pttl("aegaeon:{d}:fence:i") <= ABANDONED_MS
+    domain.unlink()
+    assert client.keys("*") == []
     domain.close()

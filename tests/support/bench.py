@@ -43,7 +43,7 @@ class Bench:
             Parts(
                 inbox=self.inbox,
                 outbox=Outbox(self.domain.open_mailbox),
-                presence=Presence(self.store, record, lease_s),
+                presence=Presence(self.store, record, lease_s, lambda: self.now),
                 engine=self.engine,
                 scheduler=make_scheduler("slack", sizes, budget_bytes, **options),
                 dispatcher=HomeDispatcher(),

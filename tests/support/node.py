@@ -177,7 +177,7 @@ class Life:
             Parts(
                 inbox=self.inbox,
                 outbox=Outbox(node.domain.open_mailbox),
-                presence=Presence(node.domain.metadata(), record, LEASE_S),
+                presence=Presence(node.domain.metadata(), record, LEASE_S, lambda: node.now),
                 engine=self.engine,
                 scheduler=self.scheduler,
                 dispatcher=HomeDispatcher(),

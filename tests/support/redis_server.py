@@ -19,9 +19,15 @@ class RedisServer:
     `flags` go to redis-server; TLS is spoken where they say so, and `query` then tells clients."""
 
     def __init__(
-        self, directory: Path, password: str = "", flags: tuple[str, ...] = (), query: str = ""
+        self,
+        directory: Path,
+        password: str = "",
+        flags: tuple[str, ...] = (),
+        query: str = "",
+        host: str = "127.0.0.1",
     ) -> None:
-        self.port = free_port("127.0.0.1")
+        self._host = host
+        self.port = free_port(host)
         self._flags = flags
         self._is_tls = "--tls-cert-file" in flags
         self._directory = directory
@@ -29,13 +35,13 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
         login = f":{password}@" if password else ""
         scheme = "rediss" if self._is_tls else "redis"
-        self.url = f"{scheme}://{login}127.0.0.1:{self.port}/0{query}"
+        self.url = f"{scheme}://{login}{host}:{self.port}/0{query}"
 
     def start(self, persistent: bool = True) -> None:
         """Start it and wait until it answers."""
         assert BINARY is not None
         ports = ["--port", "0", "--tls-port"] if self._is_tls else ["--port"]
-        command = [BINARY, *ports, str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [BINARY, *ports, str(self.port), "--bind", self._host, "--save", ""]
         command += ["--dir", str(self._directory), "--daemonize", "no", "--logfile", "server.log"]
         if persistent:
             command += ["--appendonly", "yes", "--appendfsync", "always"]

@@ -218,7 +218,7 @@ class Server:
 class Streamed:
     """A completion that streams in a thread of its own: its pieces, their times and instances."""
 
-    def __init__(self, url: str, model: str, prompt: str, max_tokens: int) -> None:
+    def __init__(self, url: str, model: str, prompt: str, max_tokens: int, **asked: object) -> None:
         self.pieces: list[str] = []
         self.times_s: list[float] = []
         self.instances: list[str] = []
@@ -226,7 +226,7 @@ class Streamed:
         self._url = f"{url}/v1/completions"
         self._body = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
         # All tokens that were asked for: an answer that ended early would have too few pieces.
-        self._body |= {"stream": True, "temperature": 0, "ignore_eos": True}
+        self._body |= {"stream": True, "temperature": 0, "ignore_eos": True, **asked}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
