@@ -36,6 +36,7 @@ REASONS = {
     "home": "requests of its model are there",
     "resident": "its model's weights are there, and others are no less busy",
     "least_load": "it is the least busy",
+    "least_wait": "its node makes it wait least",
     "prefix": "it has what the prompt begins with, so the first token comes sooner",
     "least_slack": "its model is the next to be late of those on the device",
     "turn_goes_on": "others have time enough",

@@ -139,17 +139,21 @@ class Done(msgspec.Struct, array_like=True):
 class DeviceFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What an instance counts of one model. `moves` are by phase, `switch` (of the device) or
     `load` (of weights), and the code of the reason; `evictions` by tier, `device` or `host`, and
-    reason."""
+    reason. `prefill` and `decode` are what its steps take there, as of ModelCost, where nodes are
+    placed by it and steps were made."""
 
     moves: dict[str, dict[str, Done]] = {}
     evictions: dict[str, dict[str, int]] = {}
     preemptions: int = 0  # requests that lost their KV
     failed_loads: int = 0
+    prefill: tuple[float, float, float] | None = None
+    decode: tuple[float, float, float] | None = None
 
 
 class InstanceFigures(msgspec.Struct, tag="instance", kw_only=True, omit_defaults=True):
     """What an instance publishes, `beats` times so far; `starts` and `hung` as of proxies. Bytes
-    are those of now; `cached` are the models that the node's cache holds."""
+    are those of now; `cached` are the models that the node's cache holds, of at most
+    `cache_budget_bytes` where that was laid out."""
 
     starts: int = 0
     hung: int = 0
@@ -163,6 +167,7 @@ class InstanceFigures(msgspec.Struct, tag="instance", kw_only=True, omit_default
     stage_bytes: int = 0
     grammar_host_bytes: int = 0  # of its process that follows schemas
     cached: tuple[ModelId, ...] = ()
+    cache_budget_bytes: int = 0
     compute_s: float = 0.0
     expected_s: float = 0.0
     stall_s: float = 0.0

@@ -15,6 +15,7 @@ from aegaeon.deaths import DEATHS, MAX_DEATHS, Death, encode_deaths, name_of
 from aegaeon.errors import AegaeonError, RegionError
 from aegaeon.figures import ProxyFigures, decode_figures
 from aegaeon.models.config import read_config
+from aegaeon.placements import Placement
 from aegaeon.specs import Bounds, Catalog
 from aegaeon.store.base import Board, MetadataStore
 from aegaeon.store.catalog import CatalogStore
@@ -59,6 +60,12 @@ class CatalogKeeper:
         except AegaeonError as error:
             log.warning("catalogue not readable error=%s", error)
         return self._known
+
+    def place(self, placement: Placement) -> None:
+        """Have models live there from here on. Raises StoreUnavailable, RegionError."""
+        self._known = self._store.change(
+            lambda catalog: msgspec.structs.replace(catalog, placement=placement)
+        )
 
     def tend(self, now: float) -> None:
         """Take out the models that have drained; call it often."""

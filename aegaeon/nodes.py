@@ -49,6 +49,21 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         tuple[NodeSettings, ...],
         doc("what nodes get, by their labels (default: each the same, by --device and the counts)"),
     ] = (NodeSettings(),)
+    replicas: Annotated[
+        int,
+        doc(
+            "nodes that serve each model at least, and more by its load (0: all nodes, where each "
+            "has room for all models; else 1)",
+            ge=0,
+            le=10_000,
+        ),
+    ] = 0
+    rebalance_s: Annotated[
+        float, doc("between two looks at where models live (0: only when nodes change)", ge=0)
+    ] = 60.0
+    most_moves: Annotated[
+        int, doc("models that leave a crowded node in one such look", ge=1, le=10_000)
+    ] = 8
 
 
 class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +105,10 @@ class MemberNow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterFigures(msgspec.Struct, tag="cluster", kw_only=True, omit_defaults=True):
-    """What the controller of a cluster publishes, `beats` times so far."""
+    """What the controller of a cluster publishes, `beats` times so far. `levels` are how busy each
+    node's devices are to be with the models that live there, by the last look at the load."""
 
     beats: int = 0
     nodes: tuple[NodeNow, ...] = ()
     members: tuple[MemberNow, ...] = ()
+    levels: dict[str, float] = {}

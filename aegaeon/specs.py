@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from aegaeon.errors import ConfigError
+from aegaeon.placements import Placement
 
 Quantize = Literal["none", "int8"]  # what matrices become on their way into memory
 Priority = Literal["low", "normal", "high"]
@@ -50,6 +51,13 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "not asked for so long, it leaves devices and cache to others (0: never)", ge=0, le=1e6
         ),
     ] = 0.0
+    labels: Annotated[
+        dict[str, str], doc("labels that a cluster's node must have to serve it (default: none)")
+    ] = {}
+    replicas: Annotated[
+        int,
+        doc("nodes of a cluster that serve it at least (0: as for all)", ge=0, le=10_000),
+    ] = 0
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +68,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     times are promised in place of the server's (0: those hold). A pinned one is loaded at start
     and makes room for no other; one that drains takes no new requests, and goes when it has none.
     Those of a higher `priority` come first where a device cannot do all. One that nobody has asked
-    for `idle_s` leaves devices and the node's cache (0: it waits for others to need the room).
+    for `idle_s` leaves devices and the node's cache (0: it waits for others to need the room). In a
+    cluster it lives on nodes with its `labels`, at least so many `replicas` (0: as for all).
     """
 
     id: str
@@ -80,6 +89,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     is_draining: bool = False
     priority: Priority = "normal"
     idle_s: float = 0.0
+    labels: dict[str, str] = {}
+    replicas: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,12 +126,21 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     """What a domain serves now; each change has a higher `version`. `bounds` None: as the settings
-    say. `complaint` is what was wrong with the last change of the configuration, if anything."""
+    say. `complaint` is what was wrong with the last change of the configuration, if anything.
+    `placement` says which nodes of a cluster serve what (None: all serve all)."""
 
     version: int = 0
     models: tuple[ModelSpec, ...] = ()
     bounds: Bounds | None = None
     complaint: str = ""
+    placement: Placement | None = None
+
+    def on(self, node: str) -> tuple[ModelSpec, ...]:
+        """Return the models that `node` is to serve; empty: a machine alone, which serves all."""
+        placed = self.placement
+        if placed is None or not node:
+            return self.models
+        return tuple(s for s in self.models if placed.is_home(s.id, node, is_open=not s.labels))
 
     def find(self, name: str) -> ModelSpec | None:
         """Return the model with this id or alias."""

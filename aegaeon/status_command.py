@@ -13,7 +13,7 @@ from aegaeon.client import URL
 from aegaeon.config import api_key
 from aegaeon.flags import Parser
 from aegaeon.nodes import MemberNow
-from aegaeon.proxy.status import InstanceNow, Status
+from aegaeon.proxy.status import InstanceNow, ModelNow, Status
 from aegaeon.top import fetch
 
 EXAMPLES = """\
@@ -22,15 +22,35 @@ examples:
   aegaeon status --url http://10.0.0.7:8080 --json | jq '.members[] | {name, node, state}'
 
 A lease is what is left of it: an instance whose lease ends is gone. The replicas of a model are
-the instances whose devices have it now. Without a cluster there is no table of nodes.
+the instances whose devices have it now. Without a cluster there is no table of nodes; in one, a
+model lives on some of them, where its requests go: (ID) serves it soon, ID* until others do. Busy
+is what part of its devices' time a node is to need for the models that live there.
 exit codes: 0 shown, 1 no server there, 2 wrong usage"""
 
 NUMBERS = {
     *("CPUs", "GPUs", "memory GB", "instances", "replicas", "waiting", "running", "lease s"),
-    "restarts",
+    *("restarts", "models", "busy"),
 }
 ID_CHARS = 8  # of a node's id, as in the names of its instances
 STILL_THERE = ("ready", "draining")
+RULES = {
+    "everywhere": "each node has room for all models, so all have all",
+    "load": "models have nodes by their load, and by the room there is",
+}
+# Why the place of a model changed last.
+WHY = {
+    "everywhere": "all nodes hold all",
+    "new": "it came",
+    "lost": "a node was lost",
+    "busier": "it got busier",
+    "crowded": "its node was too busy",
+    "idle": "fewer do",
+    "room": "for want of room",
+    "moved": "its node was too busy",
+    "unwanted": "its node may not have it",
+    "no_labels": "no node has its labels",
+    "too_large": "too large for any device",
+}
 
 
 def status_command(given: Sequence[str]) -> Iterator[RenderableType]:
@@ -57,12 +77,17 @@ def pictures(status: Status) -> Iterator[Table]:
     if status.nodes:
         yield _nodes(status)
     yield _members(status)
-    yield _models(status)
+    models = _models(status)
+    models.caption = RULES.get(status.placement)
+    models.caption_justify = "left"
+    yield models
 
 
 def _nodes(status: Status) -> Table:
-    table = _table("node", "address", "state", "CPUs", "GPUs", "memory GB", "instances", "labels")
+    columns = ("node", "address", "state", "CPUs", "GPUs", "memory GB", "instances")
+    table = _table(*columns, "models", "busy", "labels")
     for node in status.nodes:
+        level = status.levels.get(node.id)
         instances = [m for m in status.members if m.node == node.id and m.kind == "instance"]
         ready = sum(member.state == "ready" for member in instances)
         labels = sorted(f"{k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
@@ -74,6 +99,8 @@ def _nodes(status: Status) -> Table:
             str(node.gpus),
             f"{node.memory_bytes / 1e9:.1f}",
             f"{ready}/{len(instances)}",
+            str(sum(node.id in model.nodes for model in status.models)),
+            "-" if level is None else f"{level:.0%}",
             ", ".join(labels) or "-",
         )
     return table
@@ -107,9 +134,11 @@ def _add(table: Table, member: MemberNow, one: InstanceNow | None) -> None:
 
 
 def _models(status: Status) -> Table:
-    table = _table("model", "is", "tier", "replicas", "waiting", "running", "on")
+    columns = ("model", "is", "tier", "replicas", "waiting", "running", "on")
+    table = _table(*columns, *(("lives on", "because") if status.placement else ()))
     for model in status.models:
         places = [one.id for one in status.instances if model.id in one.resident]
+        home = (_home(model), WHY.get(model.placed, model.placed) or "-")
         table.add_row(
             model.id,
             model.status,
@@ -118,8 +147,17 @@ def _models(status: Status) -> Table:
             str(model.waiting),
             str(model.running),
             ", ".join(places) or "-",
+            *(home if status.placement else ()),
         )
     return table
+
+
+def _home(model: ModelNow) -> str:
+    """The nodes of a model: in brackets those that do not serve it yet."""
+    nodes = [
+        node[:ID_CHARS] if node in model.serving else f"({node[:ID_CHARS]})" for node in model.nodes
+    ]
+    return ", ".join((*nodes, *(f"{node[:ID_CHARS]}*" for node in model.leaving))) or "-"
 
 
 def _table(*columns: str) -> Table:

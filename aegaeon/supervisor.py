@@ -246,7 +246,7 @@ class Supervisor:
         return msgspec.json.encode(
             Launch(
                 settings=self._settings,
-                specs=catalog.models,
+                specs=catalog.on(self._holding.node),
                 kv_shapes=self._layout.kv_shapes,
                 kv_spare=self._layout.kv_spare,
                 node=self._holding.node,

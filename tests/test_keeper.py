@@ -17,6 +17,7 @@ from aegaeon.keeper import (
     kv_sizes,
     model_directories,
 )
+from aegaeon.placements import Abode, Placement
 from aegaeon.specs import Catalog
 from aegaeon.store.local import LocalBoard, LocalCatalogStore, LocalMetadataStore
 from aegaeon.types import InstanceRecord, InstanceStatus
@@ -180,3 +181,16 @@ def test_a_death_that_could_not_be_told_is_told_later():
     assert [death.incarnation for death in told(board)] == [1, 2]
     keeper.note(dead(3, "t"))
     assert [death.incarnation for death in told(board)] == [1, 2, 3]
+
+
+def test_a_placement_stands_in_the_catalogue_and_outlives_keeper_and_store():
+    kept = Kept()
+    placement = Placement(rule="load", abodes={"a": Abode(("x",))})
+    kept.keeper.place(placement)
+    found = kept.store.read()
+    assert (found.placement, found.models, found.version) == (placement, FIRST.models, 2)
+    kept.store._catalog = Catalog()  # the store has forgotten it
+    assert kept.keeper.current().placement == placement
+    assert kept.store.read().version == 3
+    again = CatalogKeeper(kept.store, kept.metadata, kept.board, kept.store.read())
+    assert again.current().placement == placement and kept.store.read().version == 3

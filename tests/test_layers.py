@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aegaeon"
 
 ROW_0 = {"types", "sampling", "specs", "errors", "explanations", "measures", "handles"}
-ROW_0 |= {"setting_text", "nodes", "clocks"}
+ROW_0 |= {"setting_text", "nodes", "clocks", "placements"}
 ROW_1 = {"config", "metrics", "figures", "deaths", "logs", "workload", "_native"}
 ROW_2 = {"scheduler", "store", "memory", "device", "engine", "models"}
 ROW_3 = {"proxy", "instance", "sim", "transfer"}

@@ -1,5 +1,6 @@
 """The tables of `aegaeon status`, of a cluster and of one machine."""
 
+import msgspec
 from rich.console import Console
 
 from aegaeon.nodes import MemberNow, NodeNow
@@ -7,6 +8,15 @@ from aegaeon.proxy.status import InstanceNow, ModelNow, Quantiles, Status
 from aegaeon.status_command import pictures
 
 UNKNOWN = Quantiles(None, None)
+NODES = (
+    NodeNow(
+        id="a" * 20,
+        address="10.0.0.1",
+        labels={"pool": "big", "ray.io/node-id": "a"},
+        resources={"CPU": 8.0, "GPU": 2.0, "memory": 64e9},
+    ),
+    NodeNow(id="b" * 20, address="10.0.0.2", is_draining=True),
+)
 
 
 def make_instance(name: str, node: str = "", **changes) -> InstanceNow:
@@ -44,6 +54,12 @@ def make_status(*instances: InstanceNow, **changes) -> Status:
     )
 
 
+def with_model(status: Status, **changes) -> Status:
+    """Return `status` with its model changed."""
+    (model,) = status.models
+    return msgspec.structs.replace(status, models=(msgspec.structs.replace(model, **changes),))
+
+
 def shown(status: Status) -> list[list[str]]:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     with console.file:
@@ -61,28 +77,41 @@ def test_one_machine_has_instances_and_models():
 
 
 def test_a_cluster_has_nodes_and_members_that_are_not_there_yet():
-    nodes = (
-        NodeNow(
-            id="a" * 20,
-            address="10.0.0.1",
-            labels={"pool": "big", "ray.io/node-id": "a"},
-            resources={"CPU": 8.0, "GPU": 2.0, "memory": 64e9},
-        ),
-        NodeNow(id="b" * 20, address="10.0.0.2", is_draining=True),
-    )
+    kind = {"kind": "instance", "node": "a" * 20}
     members = (
-        MemberNow(name="instance-a-0", kind="instance", node="a" * 20, state="ready", restarts=1),
-        MemberNow(
-            name="instance-a-1", kind="instance", node="a" * 20, state="failed", detail="no room"
-        ),
+        MemberNow(name="instance-a-0", **kind, state="ready", restarts=1),
+        MemberNow(name="instance-a-1", **kind, state="failed", detail="no room"),
         MemberNow(name="proxy-0", kind="proxy", node="b" * 20, state="ready", url="http://b:1"),
     )
     one = make_instance("instance-a-0", "a" * 20, lease_left_s=7.25, restarts=0)
-    lines = shown(make_status(one, nodes=nodes, members=members))
-    assert lines[1] == ["aaaaaaaa", "10.0.0.1", "alive", "8", "2", "64.0", "1/2", "pool=big"]
-    assert lines[2] == ["bbbbbbbb", "10.0.0.2", "draining", "0", "0", "0.0", "0/0", "-"]
+    levels = {"a" * 20: 0.42}
+    status = make_status(one, nodes=NODES, members=members, placement="load", levels=levels)
+    placed = {"nodes": ("a" * 20,), "serving": ("a" * 20,), "placed": "crowded"}
+    lines = shown(with_model(status, **placed))
+    assert lines[1] == [
+        "aaaaaaaa",
+        "10.0.0.1",
+        "alive",
+        "8",
+        "2",
+        "64.0",
+        "1/2",
+        "1",
+        "42%",
+        "pool=big",
+    ]
+    assert lines[2] == ["bbbbbbbb", "10.0.0.2", "draining", "0", "0", "0.0", "0/0", "0", "-", "-"]
     assert lines[4][:9] == [
         *("instance-a-0", "aaaaaaaa", "ready", "cpu", "ada", "1", "2", "7.2", "1")
     ]
     assert lines[5][1:3] == ["aaaaaaaa", "failed"] and lines[5][-2:] == ["no", "room"]
     assert lines[6][1:3] == ["bbbbbbbb", "ready"] and lines[6][-1] == "http://b:1"
+    assert " ".join(lines[8]).endswith("aaaaaaaa its node was too busy")
+    assert " ".join(lines[9]) == "models have nodes by their load, and by the room there is"
+
+
+def test_a_model_on_its_way_shows_where_from_and_why():
+    there, coming = "a" * 20, "b" * 20
+    placed = {"nodes": (coming,), "leaving": (there,), "serving": (there,), "placed": "lost"}
+    lines = shown(with_model(make_status(make_instance("i", there), placement="load"), **placed))
+    assert " ".join(lines[3]).endswith("(bbbbbbbb), aaaaaaaa* a node was lost")

@@ -21,12 +21,20 @@ killed, a process beside them does (janitor.py). KV never leaves by handle: only
 node hand over to each other. Table, mailboxes, board and catalogue are in Redis,
 which all must reach.
 
+Models live on some nodes each, or on all where each has room for all (homes.py, by the policy of
+scheduler/placement.py, which the simulator runs, too). The controller chooses from what proxies and
+instances tell on the board (demands.py) when nodes or models come and go, and now and then
+(placing.py); it writes that into the catalogue, which outlives it, and all follow: instances serve
+what lives on their node, proxies send by the rows of who serves (scheduler/among.py). What leaves a
+node does so once others serve it; what runs there ends there.
+
 What ends | what follows
 --- | ---
 an instance's process | its member starts it again (back-off); its requests move at once
 a member's actor | Ray starts it again on its node; its row goes first; requests move
 a node | its instances are lost once they are silent to the controller and to Redis (lease_s / 4 and
-some); the controller takes their rows out; requests move; a proxy's place moves
+some); the controller takes their rows out; requests move; a proxy's place moves; its models are
+placed on other nodes, until which requests for what lived there alone wait
 the controller | Ray starts it again; it finds the members by their names; serving goes on
 `aegaeon serve` | serving goes on; run again it finds the controller
 Ray's head | members elsewhere serve on for as long as their raylets live without it (60 s, by

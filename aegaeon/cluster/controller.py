@@ -8,13 +8,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
 from aegaeon.cluster.crew import Crew, Told
 from aegaeon.cluster.link import nodes_of, ray_module
 from aegaeon.cluster.lives import end_life, end_mailbox
-from aegaeon.cluster.plan import plan_members
+from aegaeon.cluster.placing import Placing, Seen
+from aegaeon.cluster.plan import MemberPlan, plan_members
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError, ConfigError
 from aegaeon.figures import encode_figures
@@ -122,15 +124,15 @@ class Controller:
             _begin_empty(domain, settings, lambda: self._should_stop)
         first = Catalog(models=self._launch.specs, bounds=bounds_of(settings))
         board = domain.board()
-        keeper = _keeper(domain, board, first)
+        kept = _Kept(domain, board, _keeper(domain, board, first), Placing(settings))
         try:
             beats, tell_s = 0, 0.0
             while not self._is_over(crew):
                 began_s = time.monotonic()
-                self._turn(domain, crew, keeper)
+                self._turn(kept, crew)
                 if began_s >= tell_s:
                     beats, tell_s = beats + 1, began_s + TELL_S
-                    self._tell(board, beats)
+                    self._tell(kept, beats)
                 time.sleep(max(0.0, began_s + TURN_S - time.monotonic()))
         finally:
             board.close()
@@ -140,12 +142,14 @@ class Controller:
             crew.kill()
         return self._should_stop and not len(crew)
 
-    def _turn(self, domain: Domain, crew: Crew, keeper: CatalogKeeper) -> None:
-        settings = self._launch.settings
+    def _turn(self, kept: "_Kept", crew: Crew) -> None:
+        settings, keeper, rows = self._launch.settings, kept.keeper, _rows(kept.domain)
         self._nodes = nodes_of(self._ray)
         crew.look()
-        catalog = keeper.current()
         plans = plan_members(settings, self._nodes, self._launch.first, crew.places())
+        if not self._should_stop:
+            self._place(kept, crew, plans, rows)
+        catalog = keeper.current()
         if self._should_stop:
             # Proxies first: their streams end at instances that live.
             has_proxies = bool(crew.of_kind("proxy"))
@@ -157,12 +161,28 @@ class Controller:
         ids = {node.id for node in self._nodes}
         told = Told({node.id: node.address for node in self._nodes}, catalog)
         crew.settle(plans, ids, told)
-        for row in _rows(domain):
+        for row in rows:
             if is_lost(row, ids, crew.silent(), settings.lease_s):
                 log.warning("instance lost name=%s node=%s", row.record.id, row.record.node)
-                end_life(domain, row.record)
+                end_life(kept.domain, row.record)
         keeper.tend(time.monotonic())
         self._members = crew.now()
+
+    def _place(
+        self, kept: "_Kept", crew: Crew, plans: dict[str, MemberPlan], rows: tuple[Instance, ...]
+    ) -> None:
+        """Have models live where they should, before members are told of them."""
+        placing, now = kept.placing, time.monotonic()
+        seen = Seen.of(self._nodes, plans.values(), rows, crew.silent(), crew.now())
+        try:
+            if placing.wants_figures(now):
+                placing.demands.note(kept.board.read(), now)
+            placement = placing.look(kept.keeper.current(), seen, now)
+            if placement is not None:
+                kept.keeper.place(placement)
+        except AegaeonError as error:
+            placing.again()
+            log.warning("models not placed error=%s", error)
 
     def _crew(self, domain: Domain) -> Crew:
         settings = self._launch.settings
@@ -177,19 +197,39 @@ class Controller:
 
         return Crew(self._ray, settings.domain_name, settings.drain_s, end)
 
-    def _tell(self, board: Board, beats: int) -> None:
-        figures = ClusterFigures(beats=beats, nodes=self._nodes, members=self._members)
+    def _tell(self, kept: "_Kept", beats: int) -> None:
+        figures = ClusterFigures(
+            beats=beats, nodes=self._nodes, members=self._members, levels=kept.placing.levels
+        )
         try:
-            board.publish(CLUSTER, encode_figures(figures))
+            kept.board.publish(CLUSTER, encode_figures(figures))
         except AegaeonError as error:
             log.warning("cluster not told of error=%s", error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the owning thread keeps in order, and where."""
+
+    domain: Domain
+    board: Board
+    keeper: CatalogKeeper
+    placing: Placing
+
+
 def _keeper(domain: Domain, board: Board, first: Catalog) -> CatalogKeeper:
     """Return what keeps the catalogue: that which is there, else `first`."""
-    known = domain.catalog().read()
+    store = domain.catalog()
+    known = store.read()
+    if not known.version:
+        # Instances that live follow no version below the one that they have seen: where the store
+        # has forgotten it while nobody kept it.
+        seen = max((row.status.catalog for row in _rows(domain)), default=0)
+        if seen:
+            store.swap(0, msgspec.structs.replace(first, version=seen + 1))
+            known = store.read()
     begin = known if known.version else first
-    return CatalogKeeper(domain.catalog(), domain.metadata(), board, begin)
+    return CatalogKeeper(store, domain.metadata(), board, begin)
 
 
 def _begin_empty(domain: Domain, settings: Settings, should_stop: Callable[[], bool]) -> None:

@@ -148,7 +148,8 @@ class NodeShare(Holding):
             return Layout(settings)
 
         def make() -> bytes:
-            return msgspec.json.encode(lay_out_node(settings, specs, self._machine(settings)))
+            able = [spec for spec in specs if self._plan.may_have(spec)]
+            return msgspec.json.encode(lay_out_node(settings, able, self._machine(settings)))
 
         name = memory_name(settings.domain_name, self.node)
         self._share = share_memory(name, make)

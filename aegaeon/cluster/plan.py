@@ -7,6 +7,7 @@ import msgspec
 
 from aegaeon.config import Settings
 from aegaeon.nodes import ClusterSettings, MemberKind, NodeNow, NodeSettings
+from aegaeon.types import ModelSpec
 
 GB = 1e9
 NAME_CHARS = 8  # of a node's id, in the names of its instances
@@ -14,7 +15,7 @@ NAME_CHARS = 8  # of a node's id, in the names of its instances
 
 class MemberPlan(msgspec.Struct, frozen=True, kw_only=True):
     """An actor that is to be. `settings` are those of all its node's instances, of which it is the
-    one with `index`; the rest is what it takes of the node."""
+    one with `index`, `labels` the node's; the rest is what it takes of the node."""
 
     name: str
     kind: MemberKind
@@ -26,6 +27,11 @@ class MemberPlan(msgspec.Struct, frozen=True, kw_only=True):
     gpus_shared_by: int = 1  # instances on one GPU
     memory_bytes: int = 0
     resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
+
+    def may_have(self, spec: ModelSpec) -> bool:
+        """Whether a model may ever live on the node, by its labels."""
+        return spec.labels.items() <= self.labels.items()
 
 
 def plan_members(
@@ -83,6 +89,7 @@ def _instances(
             gpus_shared_by=per_gpu,
             memory_bytes=round(rule.memory_gb * GB),
             resources=rule.resources,
+            labels=node.labels,
         )
         for index in range(count)
     ]

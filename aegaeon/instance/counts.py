@@ -4,7 +4,7 @@ For whoever looks; nothing here is used to decide anything.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aegaeon.engine.base import EngineUsage
 from aegaeon.errors import AegaeonError
@@ -17,6 +17,7 @@ from aegaeon.figures import (
     summed,
 )
 from aegaeon.measures import PhaseTotal
+from aegaeon.scheduler.cost import ModelCost
 from aegaeon.types import (
     InstanceStatus,
     Load,
@@ -43,12 +44,17 @@ class Counts:
         publish: Callable[[bytes], None] | None = None,
         before: bytes | None = None,
         was_hung: bool = False,
+        costs: Mapping[ModelId, ModelCost] | None = None,
+        cache_budget_bytes: int = 0,
     ) -> None:
+        """`costs` are told of models that had the device, None: nobody places by them."""
         self._publish = publish
+        self._costs = costs or {}
         self._due_s = float("-inf")
         self._figures = _continued(before)
         self._figures.starts += 1
         self._figures.hung += was_hung
+        self._figures.cache_budget_bytes = cache_budget_bytes
         # What engine and steps count since this process began comes on top of it.
         self._before = _continued(before)
 
@@ -114,6 +120,10 @@ class Counts:
             phase: _both(before.moved.get(phase, PhaseTotal()), total)
             for phase, total in usage.moved.items()
         }
+        for model, counted in figures.models.items():
+            cost = self._costs.get(model)
+            if cost is not None:
+                counted.prefill, counted.decode = cost.prefill, cost.decode
         for model, reasons in usage.evicted.items():
             known = before.models.get(model, DeviceFigures()).evictions.get("host", {})
             figures.of(model).evictions["host"] = summed(known, reasons)

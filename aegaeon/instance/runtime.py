@@ -11,7 +11,13 @@ from typing import Literal
 from aegaeon.clocks import brought_here, brought_there
 from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine, EngineUsage
-from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
+from aegaeon.errors import (
+    Draining,
+    Forgotten,
+    RecordTooLarge,
+    RegionMismatch,
+    StoreUnavailable,
+)
 from aegaeon.explanations import Explain, Explained
 from aegaeon.instance.apart import Apart, Suspects
 from aegaeon.instance.at_work import AtWork
@@ -43,6 +49,7 @@ from aegaeon.types import (
     Outcome,
     Preload,
     Request,
+    RequestFailed,
     RequestId,
     Stepped,
     Submit,
@@ -218,6 +225,8 @@ class Runtime:
 
     def _take_in(self, message: Submit | Transfer, request: Request, now: float) -> None:
         """Take a request in; should that end us, it is known which one it was."""
+        if self._sends_on(message, request):
+            return
         self._parts.at_work.take(request.id)
         self._suspects.enter(request)
         if isinstance(message, Submit):
@@ -225,6 +234,20 @@ class Runtime:
         else:
             self._requests.on_transfer(message, now)
         self._parts.at_work.take(None)
+
+    def _sends_on(self, message: Submit | Transfer, request: Request) -> bool:
+        """Whether the model lives on other nodes by now; then who sent the request is told so."""
+        served, me = self._parts.served, self._parts.presence.record.id
+        if served is None or not served.has_left(request.model):
+            return False
+        told = request.id, request.attempt
+        why = f"{request.model} has left the node of {me}; ask where it is now"
+        if isinstance(message, Submit):
+            failed = RequestFailed(*told, Forgotten.code, why, me)
+            self._parts.outbox.post(request.reply_to, failed)
+        else:
+            self._parts.outbox.post(message.sender, Declined(*told, me, Draining.code, why))
+        return True
 
     def _explain(self, message: Explain) -> None:
         """Tell of decisions, as many of the last ones as go into one record."""

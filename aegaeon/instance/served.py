@@ -1,6 +1,7 @@
-"""The models of an instance: they come and go with the domain's catalogue while it serves.
+"""The models of an instance: those that the domain's catalogue has on its node, while it serves.
 
-Owned by the runtime. One that cannot be served here is refused, and others see why.
+Owned by the runtime. One that cannot be served here is refused, and others see why. One that moves
+to another node takes no new requests here at once, and goes when the last has ended.
 """
 
 import logging
@@ -23,7 +24,7 @@ from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.scheduler.residency import Residency
-from aegaeon.specs import REFUSALS_BYTES, Bounds
+from aegaeon.specs import REFUSALS_BYTES, Bounds, Catalog
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import ModelId, ModelSpec
 
@@ -55,6 +56,7 @@ class Served:
     ) -> None:
         """All of `launch` are served already."""
         self._settings = launch.settings
+        self._node = launch.node
         self._store = catalog
         self._engine = engine
         self._presence = presence
@@ -63,8 +65,11 @@ class Served:
         self._wanted = dict(self._specs)
         self._bounds: Bounds | None = None  # as the settings say
         self._version = launch.catalog
-        self._seen = launch.catalog
+        self._seen: Catalog | None = None  # not all of which is followed yet
+        self._last = Catalog(version=launch.catalog)
         self._refused: dict[ModelId, tuple[ModelSpec, str]] = {}
+        self._elsewhere: frozenset[ModelId] = frozenset()  # models that live on other nodes only
+        self._leaving: frozenset[ModelId] = frozenset()  # of these, those that still are here
         self._look_s = float("-inf")
         self._speeds: dict[ModelId, tuple[ModelCost, Speed]] = {}  # and of what costs they are
         self._idle = IdleModels(engine, deciding.scheduler, presence)
@@ -98,9 +103,13 @@ class Served:
             speeds[model] = known[1]
         return speeds
 
+    def has_left(self, model: ModelId) -> bool:
+        """Whether who asks for `model` is to ask on another node."""
+        return model in self._elsewhere and model not in self._specs
+
     def preload(self, model: ModelId) -> None:
         """Bring a model in that is served, while there is free room."""
-        if model in self._specs:
+        if model in self._specs and model not in self._leaving:
             self._deciding.scheduler.preload((model,))
 
     def look(self, now: float, is_free: bool) -> Collection[ModelId]:
@@ -118,14 +127,19 @@ class Served:
             return ()
         if catalog.bounds is not None and catalog.bounds != self._bounds:
             self._bound(catalog.bounds)
-        if catalog.version > self._seen:
-            self._seen = catalog.version
-            self._wanted = {spec.id: spec for spec in catalog.models}
-        if not is_free or self._version == self._seen:
+        # Of one version there may be more models later, whose files have come.
+        if catalog.version >= self._last.version and catalog != self._last:
+            self._seen = self._last = catalog
+            self._wanted = {spec.id: spec for spec in catalog.on(self._node)}
+            known = frozenset(spec.id for spec in catalog.models)
+            self._elsewhere = known - self._wanted.keys()
+            if self._leave():  # who leaves may end from the next look on: nobody sends it any more
+                return ()
+        if not is_free or (self._seen is None and not self._leaving):
             return ()
         before = set(self._specs)
-        if self._follow():
-            self._version = self._seen
+        if self._follow() and self._seen is not None:
+            self._version, self._seen = self._seen.version, None
         return before.difference(self._specs)
 
     def _bound(self, bounds: Bounds) -> None:
@@ -141,18 +155,31 @@ class Served:
         log.info("bounds changed")
 
     def _follow(self) -> bool:
-        """Serve what is wanted; say whether that is done."""
-        before = set(self._specs)
+        """Serve what is wanted; say whether that is done, but for what has requests that are to
+        end here before it leaves."""
+        before = self._told()
         gone = [model for model in self._specs if model not in self._wanted]
         left = [model for model in gone if not self._end(model)]
+        self._leaving &= self._specs.keys()
         for spec in self._wanted.values():
             self._serve(spec)
         # What is asked for no more is refused no more.
         wanted = self._wanted
         self._refused = {m: no for m, no in self._refused.items() if wanted.get(m) == no[0]}
-        if set(self._specs) != before:
-            self._presence.serve(tuple(self._specs))
-        return not left
+        if self._told() != before:
+            self._presence.serve(self._told())
+        return self._leaving.issuperset(left)
+
+    def _leave(self) -> bool:
+        """Take nothing new of what lives on other nodes only; say whether that is news."""
+        before, self._leaving = self._leaving, self._elsewhere & self._specs.keys()
+        if self._leaving != before:
+            self._presence.serve(self._told())
+        return not self._leaving <= before
+
+    def _told(self) -> tuple[ModelId, ...]:
+        """What others are told that is served here."""
+        return tuple(model for model in self._specs if model not in self._leaving)
 
     def _serve(self, spec: ModelSpec) -> None:
         known = self._specs.get(spec.id)

@@ -132,7 +132,7 @@ def build_runtime(
         pause=time.sleep,
         pace=deciding.learning.pace,
         served=Served(launch, domain.catalog(), engine, presence, deciding),
-        counts=_counts(domain, launch, owned),
+        counts=_counts(domain, launch, deciding.learning, owned),
         stalls=Stalls(settings.watchdog_s),
         watchdog=Watchdog(settings.watchdog_s),
         at_work=AtWork(launch.work_fd),
@@ -181,12 +181,18 @@ def _unless_crashed(end: Callable[[], None]) -> _Exit:
     return leave
 
 
-def _counts(domain: Domain, launch: Launch, owned: ExitStack) -> Counts:
+def _counts(domain: Domain, launch: Launch, learning: LearningCosts, owned: ExitStack) -> Counts:
     """Return counts that go on from where the last process of this name ended."""
     board, name = domain.board(), launch.instance
     owned.callback(board.close)
     before = board.read().get(name)
-    return Counts(lambda record: board.publish(name, record), before, launch.was_hung)
+    return Counts(
+        lambda record: board.publish(name, record),
+        before,
+        launch.was_hung,
+        learning.costs.models if launch.node else None,
+        round(launch.settings.model_cache_budget_gb * 1e9),
+    )
 
 
 def serve(launch: Launch) -> int:

@@ -87,6 +87,8 @@ def with_settings(spec: ModelSpec, one: ModelSettings) -> ModelSpec:
         is_pinned=one.pinned,
         priority=one.priority,
         idle_s=one.idle_s,
+        labels=one.labels,
+        replicas=one.replicas,
     )
 
 

@@ -30,7 +30,8 @@ from aegaeon.errors import (
 )
 from aegaeon.explanations import Dispatched, Explain
 from aegaeon.proxy.questions import Asked, Choices
-from aegaeon.scheduler.dispatch import Choice, LiveDispatcher, Prompt, Unseen
+from aegaeon.scheduler.among import NodeDispatcher
+from aegaeon.scheduler.dispatch import Choice, Prompt, Unseen
 from aegaeon.scheduler.policies import POLICIES
 from aegaeon.scheduler.prompts import SentPrompts
 from aegaeon.store.base import Domain, Mailbox
@@ -75,7 +76,7 @@ class Outbox:
         self._domain = domain
         self._settings = settings
         self._store = domain.metadata()
-        self._dispatcher = LiveDispatcher(POLICIES[settings.policy].dispatcher())
+        self._dispatcher = NodeDispatcher(POLICIES[settings.policy].dispatcher)
         self._prompts = SentPrompts[Target]()
         self.choices = Choices()
         self._instances: tuple[Instance, ...] = ()
@@ -305,6 +306,7 @@ class Outbox:
         for target in self._ways.keys() - alive:
             self._ways.pop(target).mailbox.close()
         self._closed &= alive
+        self._dispatcher.forget(frozenset(row.record.node for row in rows))
 
     def _unseen(self, rows: tuple[Instance, ...]) -> dict[InstanceId, dict[ModelId, int]]:
         """Count per instance and model what we sent there and it has not published yet."""

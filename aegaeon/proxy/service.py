@@ -287,7 +287,7 @@ class Service:
 
     def status(self) -> Status:
         """Return what goes on now, for people; waits for nobody."""
-        return status_of(self.gateway.meter, self.gateway.instances(), self._catalog.models)
+        return status_of(self.gateway.meter, self.gateway.instances(), self._catalog)
 
     def _cards(self, specs: Iterable[ModelSpec]) -> list[ModelCard]:
         rows, cached = self.gateway.instances(), self.gateway.meter.cached()

@@ -9,9 +9,11 @@ import msgspec
 from aegaeon.figures import Histogram, InstanceFigures, ModelFigures, Sums
 from aegaeon.metrics import Target
 from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.placements import Placement
 from aegaeon.proxy.answers import ModelCard
 from aegaeon.proxy.metrics import Meter, Recent
-from aegaeon.specs import ModelSpec
+from aegaeon.scheduler.dispatch import PREFILLING
+from aegaeon.specs import Catalog, ModelSpec
 from aegaeon.types import Instance, ModelId
 
 Tier = Literal["device", "host", "disk"]
@@ -68,6 +70,10 @@ class ModelNow(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 0  # instances whose device has it
     progress: float | None = None  # of a load: what share is in the node's cache
     failure: str = ""  # of the last load, if that came to nothing
+    nodes: tuple[str, ...] = ()  # of a cluster, where it lives, and why that changed last
+    leaving: tuple[str, ...] = ()  # nodes that serve it until those do
+    serving: tuple[str, ...] = ()  # nodes that take new requests
+    placed: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,24 +86,34 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelNow, ...]
     nodes: tuple[NodeNow, ...] = ()  # of a cluster, with its members
     members: tuple[MemberNow, ...] = ()
+    placement: str = ""  # the rule by which models have their nodes
+    levels: dict[str, float] = {}  # how busy nodes are to be with them
 
 
-def status_of(meter: Meter, rows: tuple[Instance, ...], served: tuple[ModelSpec, ...]) -> Status:
-    """Return what the meter has counted and the rows of the table say."""
+def status_of(meter: Meter, rows: tuple[Instance, ...], catalog: Catalog) -> Status:
+    """Return what the meter has counted and the rows of the table say, of what is served."""
+    placement = catalog.placement
     sums = meter.sums()
     recent = meter.recent(sums)
     cached = meter.cached()
+    serving = _serving(rows)
     return Status(
         open_requests=sum(one.open for one in sums.models.values()),
         slo_ttft_s=meter.target.ttft_s,
         slo_tbt_s=meter.target.tbt_s,
         instances=tuple(_instance(row, sums.instances.get(row.record.id)) for row in rows),
         models=tuple(
-            _model(spec.id, sums, recent.get(spec.id), rows, cached, meter.target_of(spec.id))
-            for spec in served
+            _placed(
+                _model(spec.id, sums, recent.get(spec.id), rows, cached, meter.target_of(spec.id)),
+                placement,
+                serving,
+            )
+            for spec in catalog.models
         ),
         nodes=meter.cluster.nodes,
         members=meter.cluster.members,
+        placement="" if placement is None else placement.rule,
+        levels=meter.cluster.levels,
     )
 
 
@@ -215,6 +231,34 @@ def _model(
         replicas=replicas,
         progress=progress_of(model, rows),
         failure=failure_of(model, rows),
+    )
+
+
+def _serving(rows: Iterable[Instance]) -> dict[ModelId, list[str]]:
+    """The nodes that take new requests of a model."""
+    serving: dict[ModelId, list[str]] = {}
+    for row in rows:
+        if row.record.role in PREFILLING and row.status.state == "ready":
+            for model in row.record.models:
+                nodes = serving.setdefault(model, [])
+                if row.record.node not in nodes:
+                    nodes.append(row.record.node)
+    return serving
+
+
+def _placed(
+    model: ModelNow, placement: Placement | None, serving: dict[ModelId, list[str]]
+) -> ModelNow:
+    """`model` with where it lives."""
+    abode = None if placement is None else placement.abodes.get(model.id)
+    if abode is None:
+        return model
+    return msgspec.structs.replace(
+        model,
+        nodes=abode.nodes,
+        leaving=abode.leaving,
+        serving=tuple(serving.get(model.id, ())),
+        placed=abode.why,
     )
 
 

@@ -22,7 +22,7 @@ LEAST_GAIN_S = 0.05
 
 # Per instance and model, requests that were sent there and that it has not published yet.
 Unseen = Mapping[InstanceId, Mapping[ModelId, int]]
-Why = Literal["only_one", "home", "resident", "least_load", "prefix"]
+Why = Literal["only_one", "home", "resident", "least_load", "prefix", "least_wait"]
 
 
 class Choice(NamedTuple):
@@ -104,7 +104,7 @@ class LiveDispatcher:
     ) -> Choice | None:
         """Return the instance that should prefill `prompt` for `model`, or None when none can:
         only ready ones that prefill and serve the model can."""
-        able = [row for row in rows if row.record.role in PREFILLING and _is_able(row, model)]
+        able = [row for row in rows if row.record.role in PREFILLING and is_able(row, model)]
         return _chosen(self._dispatcher.dispatch, able, model, unseen, prompt)
 
     def dispatch_prefilled(
@@ -118,7 +118,7 @@ class LiveDispatcher:
             row
             for row in rows
             if row.record.role in DECODING
-            and _is_able(row, model)
+            and is_able(row, model)
             and row.status.kv_free_bytes >= kv_bytes
         ]
         return _chosen(self._dispatcher.dispatch_prefilled, able, model, unseen)
@@ -130,7 +130,8 @@ def can_serve(instances: tuple[Instance, ...]) -> bool:
     return not roles.isdisjoint(PREFILLING) and not roles.isdisjoint(DECODING)
 
 
-def _is_able(instance: Instance, model: ModelId) -> bool:
+def is_able(instance: Instance, model: ModelId) -> bool:
+    """Whether an instance is ready and serves `model`."""
     return instance.status.state == "ready" and model in instance.record.models
 
 

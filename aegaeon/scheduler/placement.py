@@ -22,13 +22,14 @@ WhyDropped = Literal["unwanted", "idle", "room", "moved"]
 class Need(msgspec.Struct, frozen=True, kw_only=True):
     """What a model needs: `busy` seconds of devices in a second, and `loads_per_s`, how often its
     weights come over the link to a device, both measured, of all its replicas together. A node must
-    have all `labels`."""
+    have all `labels`. It has at least so many replicas of its own (0: as the rules say)."""
 
     model: ModelId
     weight_bytes: int
     busy: float = 0.0
     loads_per_s: float = 0.0
     labels: frozenset[str] = frozenset()
+    least: int = 0
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +152,7 @@ class _Round:
         rules = self._rules
         devices = self._levels.usual(need.labels, need.weight_bytes)
         possible = max(1, self._levels.able(need.labels, need.weight_bytes))
-        least = min(max(1, rules.least), possible)
+        least = min(max(1, need.least or rules.least), possible)
         now = len(self._present.get(need.model, ()))
         if not devices:
             self._wanted[need.model] = least

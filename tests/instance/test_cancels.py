@@ -3,8 +3,8 @@
 import pytest
 
 from aegaeon.types import Cancel, Decode, Prefill, Stepped
-from tests.instance.test_served import ServingBench
 from tests.support.policies import LIVE
+from tests.support.serving import ServingBench
 
 STATES = (
     "queued",

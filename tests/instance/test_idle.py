@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from aegaeon.types import Cancel, InstanceStatus, Prefill, Preload
-from tests.instance.test_served import RECORD, ServingBench
 from tests.support.policies import LIVE
+from tests.support.serving import RECORD, ServingBench
 
 IDLE_S = 10.0
 

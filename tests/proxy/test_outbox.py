@@ -67,3 +67,29 @@ def test_where_nobody_has_room_it_is_sent_as_ever(outbox, instances):
     for instance in instances:
         instance.publish(waiting={"m": MOST})
     assert sum(sent(outbox, 3).values()) == 3
+
+
+@pytest.fixture
+def nodes(domain):
+    found = [
+        FakeInstance(domain, lambda _: (1,), id=f"instance-{node}", node=node) for node in "ab"
+    ]
+    for instance in found:
+        instance.hold_after = 0
+    yield found
+    for instance in found:
+        instance.die()
+
+
+def test_among_nodes_those_get_requests_where_the_model_lives(outbox, nodes, monkeypatch):
+    monkeypatch.setattr("aegaeon.proxy.outbox.SNAPSHOT_AGE_S", 0.0)
+    first, second = nodes
+    first.publish(resident=("m",))
+    assert sent(outbox, 2) == {"instance-a": 2}
+    second.serve("m", "other")
+    first.serve("other")
+    assert sent(outbox, 2, 2) == {"instance-b": 2}
+    second.serve("other")
+    assert outbox.submit(make_request("r9", "m"), frozenset()) is None
+    first.serve("m")
+    assert sent(outbox, 1, 10) == {"instance-a": 1}

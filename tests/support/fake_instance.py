@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from aegaeon.deaths import Confirm, Death, Work, encode_deaths, name_of
 from aegaeon.errors import AegaeonError, Forgotten
 from aegaeon.explanations import Decision, Explain, Explained
@@ -63,6 +65,7 @@ class FakeInstance:
         state: str = "ready",
         capacity_bytes: int = 4 << 20,
         is_hung: bool = False,
+        node: str = "",
     ) -> None:
         self.domain, self.reply, self.id, self.incarnation = domain, reply, id, incarnation
         self.submitted: list[Request] = []
@@ -78,16 +81,11 @@ class FakeInstance:
         address = f"{id}-{incarnation}"
         self._mailbox = domain.create_mailbox(address, capacity_bytes)
         self._store = domain.metadata()
-        record = InstanceRecord(
-            id=id,
-            incarnation=incarnation,
-            role=role,
-            device="fake",
-            mailbox=address,
-            pid=1,
-            models=models,
-        )
-        self._store.register_instance(record, LEASE_S)
+        self._record = InstanceRecord(
+            id=id, incarnation=incarnation, role=role, device="fake", mailbox=address, pid=1,
+            models=models, node=node,
+        )  # fmt: skip
+        self._store.register_instance(self._record, LEASE_S)
         self.publish(state)
         self._thread = threading.Thread(target=self._loop)
         self._thread.start()
@@ -95,6 +93,12 @@ class FakeInstance:
     def publish(self, state: str = "ready", **fields: object) -> None:
         status = InstanceStatus(state=state, **fields)
         self._store.update_instance_status(self.id, self.incarnation, status)
+
+    def serve(self, *models: str) -> None:
+        """Serve these from here on."""
+        self._record = msgspec.structs.replace(self._record, models=models)
+        self._store.register_instance(self._record, LEASE_S)
+        self.publish()
 
     def move(self, request: Request, to: "FakeInstance") -> None:
         """Let `to` go on with a held request, as instances do among themselves."""

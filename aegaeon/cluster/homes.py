@@ -1,0 +1,113 @@
+"""Where models live, chosen: pure, from what nodes have and what models need. Who keeps to it, and
+lets nobody leave before others serve, is placing.py.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from aegaeon.placements import Abode, Rule
+from aegaeon.scheduler.levels import Node, NodeId
+from aegaeon.scheduler.placement import Need, Placed, Rules, Where, place
+from aegaeon.types import ModelId
+
+EVERYWHERE = "everywhere"
+NOWHERE = "no_labels"  # why a model lives on no node: none has its labels
+TOO_LARGE = "too_large"  # for any device: those that may have it say so, to whoever looks
+MOST_OVERFULL = 1 << 20  # times what caches hold: far more than disks do
+
+
+class Homes(NamedTuple):
+    """Where models live by which rule, why those whose place has changed do, and how busy their
+    nodes are then."""
+
+    rule: Rule
+    where: dict[ModelId, tuple[NodeId, ...]]
+    why: dict[ModelId, str]
+    levels: dict[NodeId, float]
+
+
+def choose(nodes: Sequence[Node], needs: Sequence[Need], present: Where, rules: Rules) -> Homes:
+    """Return where models of `needs` live on `nodes`, who live at `present`.
+
+    With `rules.least` of 0: on all nodes that may have them, if each has the room for all it may
+    have; else by load. Where the caches are too small for all models together, each takes the same
+    share more than it has room for: none is left out, and some come from the disk when asked for.
+    """
+    if rules.least <= 0 and all(_holds_all(node, needs) for node in nodes):
+        return _everywhere(nodes, needs)
+    rules = msgspec.structs.replace(rules, least=max(1, rules.least))
+    hopeless = {need.model: _allowed(nodes, need) for need in needs if not _fits(nodes, need)}
+    hopeful = [need for need in needs if need.model not in hopeless]
+    factor = 1.0
+    while True:
+        placed = place([_larger(node, factor) for node in nodes], hopeful, present, rules)
+        if not placed.left or factor > MOST_OVERFULL:
+            break
+        factor *= 1.5
+    why = {model: TOO_LARGE if at else NOWHERE for model, at in hopeless.items()}
+    return Homes("load", placed.where | hopeless, _reasons(placed) | why, placed.levels)
+
+
+def abode_of(
+    model: ModelId, homes: Homes, before: Abode | None, alive: Collection[NodeId]
+) -> Abode:
+    """Return where `model` is from now on, as chosen: those of its nodes `before` that are `alive`
+    and not chosen go when the others serve."""
+    nodes = tuple(sorted(homes.where[model]))
+    if before is None:
+        return Abode(nodes, (), homes.why.get(model, "new"))
+    were = (*before.nodes, *before.leaving)
+    leaving = tuple(sorted({node for node in were if node in alive and node not in nodes}))
+    if nodes == before.nodes and leaving == before.leaving:
+        return before
+    return Abode(nodes, leaving, homes.why.get(model, before.why))
+
+
+def _everywhere(nodes: Sequence[Node], needs: Sequence[Need]) -> Homes:
+    where = {need.model: _allowed(nodes, need) for need in needs}
+    why = {
+        need.model: EVERYWHERE
+        if _fits(nodes, need)
+        else TOO_LARGE
+        if where[need.model]
+        else NOWHERE
+        for need in needs
+    }
+    levels = dict.fromkeys((node.id for node in nodes), 0.0)
+    devices = {node.id: node.devices for node in nodes}
+    for need in needs:
+        for node in where[need.model]:  # requests go to all of them alike
+            levels[node] += need.busy / len(where[need.model]) / devices[node]
+    return Homes("everywhere", where, why, levels)
+
+
+def _allowed(nodes: Sequence[Node], need: Need) -> tuple[NodeId, ...]:
+    """The nodes that have the labels of a model."""
+    return tuple(node.id for node in nodes if need.labels <= node.labels)
+
+
+def _fits(nodes: Sequence[Node], need: Need) -> bool:
+    return any(_may(node, need) for node in nodes)
+
+
+def _may(node: Node, need: Need) -> bool:
+    return need.labels <= node.labels and need.weight_bytes <= node.device_bytes
+
+
+def _holds_all(node: Node, needs: Iterable[Need]) -> bool:
+    return sum(need.weight_bytes for need in needs if _may(node, need)) <= node.cache_bytes
+
+
+def _larger(node: Node, factor: float) -> Node:
+    if factor == 1.0:
+        return node
+    return msgspec.structs.replace(node, cache_bytes=int(node.cache_bytes * factor))
+
+
+def _reasons(placed: Placed) -> dict[ModelId, str]:
+    """Why models come and go; that one comes says more."""
+    gone = {drop.model: str(drop.why) for drop in placed.drops}
+    came: Mapping[ModelId, str] = {move.model: str(move.why) for move in placed.moves}
+    return gone | dict(came)

@@ -1,0 +1,325 @@
+"""A placement kept over time: nodes and models that come and go, over rows that tests write."""
+
+import msgspec
+
+from aegaeon.cluster.placing import LEAVE_S, Placing, Seen
+from aegaeon.cluster.plan import MemberPlan
+from aegaeon.config import check_settings
+from aegaeon.figures import (
+    DeviceFigures,
+    Histogram,
+    InstanceFigures,
+    ModelFigures,
+    ProxyFigures,
+    encode_figures,
+)
+from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.specs import Catalog
+from aegaeon.types import Instance, InstanceRecord, InstanceStatus
+from tests.support.specs import make_spec
+
+EPOCH_S = 60.0
+STEP = (
+    0.0,
+    0.002,
+    0.02,
+)  # of decoding: 20 ms, and 2 ms for each sequence; one a 100 ms is promised
+
+
+def make_row(node, models, state="ready", **status):
+    record = InstanceRecord(
+        id=f"instance-{node}", incarnation=1, role="colocated", device="null", mailbox="", pid=1,
+        models=tuple(models), node=node,
+    )  # fmt: skip
+    return Instance(record, InstanceStatus(state=state, **status))
+
+
+class Town:
+    """Nodes whose instances do at once what the catalogue says, unless a test holds them."""
+
+    def __init__(self, models, nodes="abc", weight=100, **cluster):
+        cluster = {"replicas": 1, "rebalance_s": EPOCH_S, **cluster}
+        self.settings = check_settings(
+            {"cluster": cluster, "device": "null", "slo_tbt_s": 0.1, "colocated_count": 1}
+        )
+        self.placing = Placing(self.settings)
+        specs = tuple(make_spec(model, weight) for model in models)
+        self.catalog = Catalog(version=1, models=specs)
+        self.nodes = dict.fromkeys(nodes, 1)
+        self.labels = {}
+        self.slow = set()  # nodes that serve nothing new
+        self.busy = {}  # requests left, by node and model
+        self.serves = {node: set() for node in nodes}
+        self.silent, self.down = set(), set()  # without an answer; without rows
+        self.now = 0.0
+        self.counts = {}
+
+    def rows(self):
+        return tuple(
+            make_row(node, sorted(self.serves[node]), running=self.busy.get(node, {}))
+            for node in self.nodes
+            if node not in self.down
+        )
+
+    def seen(self):
+        nodes = [NodeNow(id=n, address="", labels=self.labels.get(n, {})) for n in self.nodes]
+        plans = [
+            MemberPlan(name=f"instance-{n}", kind="instance", node=n, settings=self.settings)
+            for n in self.nodes
+        ]
+        silent = {f"instance-{node}" for node in self.silent}
+        return Seen.of(nodes, plans, self.rows(), silent, ())
+
+    def turn(self, passed_s=0.5):
+        """A turn of the controller, then one of the instances; return whether it was published."""
+        self.now += passed_s
+        placement = self.placing.look(self.catalog, self.seen(), self.now)
+        if placement is not None:
+            version = self.catalog.version + 1
+            self.catalog = msgspec.structs.replace(
+                self.catalog, placement=placement, version=version
+            )
+        for node in self.nodes:
+            wanted = {spec.id for spec in self.catalog.on(node)}
+            self.serves[node] &= wanted
+            if node not in self.slow | self.down:
+                self.serves[node] = wanted
+        return placement is not None
+
+    def settle(self, turns=6):
+        for _ in range(turns):
+            self.turn()
+
+    def come(self, requests_per_s, seconds, output=20):
+        """Requests come, by model, for so long, and proxies tell of them."""
+        for _ in range(int(seconds / 5)):
+            self.now += 5.0
+            for model, rate in requests_per_s.items():
+                known = self.counts.setdefault(model, [0, 0, 0])
+                new = (rate * 5, rate * 5 * 10, rate * 5 * output)
+                self.counts[model] = [a + b for a, b in zip(known, new, strict=True)]
+            models = {
+                model: ModelFigures(
+                    request=Histogram([round(n), *[0] * 19]),
+                    prompt_tokens=round(p),
+                    generated_tokens=round(g),
+                )
+                for model, (n, p, g) in self.counts.items()
+            }
+            steps = {m: DeviceFigures(prefill=(1e-6, 0.0, 1e-4), decode=STEP) for m in models}
+            self.placing.demands.note(
+                {
+                    "proxy-0": encode_figures(ProxyFigures(models=models)),
+                    "instance-a": encode_figures(InstanceFigures(models=steps)),
+                    "instance-a.deaths": b"something else",
+                },
+                self.now,
+            )
+
+    def where(self):
+        return {model: abode.nodes for model, abode in self.catalog.placement.abodes.items()}
+
+    def unserved(self):
+        serving = {m for node in self.serves if node not in self.down for m in self.serves[node]}
+        return {spec.id for spec in self.catalog.models} - serving
+
+
+def test_models_are_spread_before_any_instance_lives_and_then_stay():
+    town = Town("abcdef")
+    town.down = set("abc")
+    assert town.turn()
+    assert sorted(nodes[0] for nodes in town.where().values()) == list("aabbcc")
+    town.down = set()
+    for _ in range(300):
+        assert not town.turn()
+    assert town.unserved() == set()
+
+
+def test_a_controller_that_begins_again_leaves_all_as_it_is():
+    town = Town("abcdef")
+    town.settle()
+    town.come({"a": 20.0}, 300)
+    town.turn(EPOCH_S)
+    town.settle()
+    assert len(town.where()["a"]) > 1
+    town.placing = Placing(town.settings)
+    for _ in range(10):
+        assert not town.turn()
+
+
+def test_where_the_store_has_forgotten_it_models_stay_where_they_are_served():
+    town = Town("abcdef")
+    town.settle()
+    before = town.where()
+    town.placing = Placing(town.settings)
+    town.catalog = msgspec.structs.replace(town.catalog, placement=None)
+    serves = {node: set(models) for node, models in town.serves.items()}
+    town.turn()
+    assert town.where() == before and town.serves == serves
+
+
+def test_a_lost_nodes_models_are_placed_at_once_and_the_others_stay():
+    town = Town("abcdef")
+    town.settle()
+    before = town.where()
+    lost = before["a"][0]
+    town.down, town.silent = {lost}, {lost}
+    assert town.turn()
+    for model, nodes in town.where().items():
+        if before[model] == (lost,):
+            assert lost not in nodes and nodes
+            assert town.catalog.placement.abodes[model].why == "lost"
+        else:
+            assert nodes == before[model]
+    town.turn()
+    assert town.unserved() == set()
+    # It comes back, empty: nothing is thrown about for its sake.
+    town.down, town.silent = set(), set()
+    where = town.where()
+    town.settle()
+    assert town.where() == where
+
+
+def test_a_restarted_instance_loses_nothing():
+    town = Town("abcdef")
+    town.settle()
+    town.down = {"a"}  # its supervisor answers
+    for _ in range(20):
+        assert not town.turn()
+
+
+def test_a_node_that_cannot_start_gets_nothing_and_its_models_go_elsewhere():
+    town = Town("abcdef")
+    town.down = set("abc")
+    town.turn()
+    town.down = {"a"}
+    failed = MemberNow(name="instance-a", kind="instance", node="a", state="failed")
+    seen = town.seen()
+    seen = msgspec.structs.replace(seen, failed=frozenset([failed.node]))
+    placement = town.placing.look(town.catalog, seen, town.now + 1)
+    assert all("a" not in abode.nodes for abode in placement.abodes.values())
+    assert all(abode.nodes for abode in placement.abodes.values())
+
+
+def test_a_model_leaves_only_when_others_serve_it():
+    town = Town("m", nodes="ab")
+    town.settle()
+    (home,) = town.where()["m"]
+    (other,) = set("ab") - {home}
+    town.slow = {other}
+    town.nodes.pop(home)  # drained: its instances are not planned any more, and serve on
+    town.nodes = {other: 1}
+    nodes = [NodeNow(id=n, address="") for n in "ab"]
+    plans = [MemberPlan(name="i", kind="instance", node=other, settings=town.settings)]
+    rows = (make_row(home, "m"), make_row(other, ()))
+    seen = Seen.of(nodes, plans, rows, (), ())
+    placement = town.placing.look(town.catalog, seen, town.now + 1)
+    assert placement.abodes["m"].nodes == (other,)
+    assert placement.abodes["m"].leaving == (home,)
+    catalog = msgspec.structs.replace(town.catalog, placement=placement)
+    assert placement.is_home("m", home, is_open=False)
+    assert town.placing.look(catalog, seen, town.now + 2) is None
+    rows = (make_row(home, "m"), make_row(other, "m"))
+    seen = Seen.of(nodes, plans, rows, (), ())
+    placement = town.placing.look(catalog, seen, town.now + 3)
+    assert placement.abodes["m"].leaving == ()
+
+
+def test_a_busy_model_gets_more_nodes_and_keeps_them_while_it_is_busy():
+    town = Town("abcdef")
+    town.settle()
+    town.come({"a": 20.0}, 300)
+    assert town.turn(EPOCH_S)
+    abode = town.catalog.placement.abodes["a"]
+    assert len(abode.nodes) > 1 and abode.why == "busier"
+    town.settle()
+    for _ in range(5):
+        town.come({"a": 20.0}, EPOCH_S)
+        town.turn()
+        assert town.catalog.placement.abodes["a"].nodes == abode.nodes
+    town.come({}, 1200)
+    town.turn(EPOCH_S)
+    town.settle()
+    assert len(town.where()["a"]) == 1
+    assert town.unserved() == set()
+
+
+def test_load_that_shifts_moves_models_and_none_is_ever_unserved():
+    town = Town("abcdefghi", most_moves=2)
+    town.settle()
+    before = town.where()
+    crowded = [model for model, nodes in before.items() if nodes == ("a",)]
+    assert len(crowded) == 3
+    moved = 0
+    for _ in range(8):
+        town.come(dict.fromkeys(crowded, 2.0), EPOCH_S)
+        town.slow = set("abc")  # weights take their time
+        town.turn()
+        assert town.unserved() == set()
+        after = town.where()
+        changed = [m for m in after if after[m] != before[m]]
+        moved = max(moved, len(changed))
+        town.slow = set()
+        town.settle(2)
+        assert town.unserved() == set()
+        before = after
+    homes = {node for model in crowded for node in town.where()[model]}
+    assert len(homes) > 1
+    assert 0 < moved <= 3
+
+
+def test_one_node_that_never_serves_does_not_keep_a_model_where_it_is_to_leave():
+    town = Town("abcdef")
+    town.settle()
+    town.come({"a": 20.0}, 300)
+    (home,) = town.where()["a"]
+    town.turn(EPOCH_S)
+    nodes = town.where()["a"]
+    assert len(nodes) > 1
+    slow = next(node for node in nodes if node != home)
+    town.slow = {slow}
+    town.serves[slow].discard("a")
+    abodes = town.catalog.placement.abodes
+    leaving = tuple(set("abc") - set(nodes)) or (home,)
+    abode = msgspec.structs.replace(
+        abodes["a"], nodes=tuple(n for n in nodes if n not in leaving), leaving=leaving
+    )
+    placement = msgspec.structs.replace(town.catalog.placement, abodes={**abodes, "a": abode})
+    town.catalog = msgspec.structs.replace(town.catalog, placement=placement)
+    town.placing._every_s = 0.0
+    if len(abode.nodes) > 1:
+        assert not town.turn()
+        assert town.turn(LEAVE_S)
+        assert town.catalog.placement.abodes["a"].leaving == ()
+
+
+def test_a_model_that_comes_is_placed_and_one_that_goes_is_forgotten():
+    town = Town("ab")
+    town.settle()
+    models = (*town.catalog.models, make_spec("new"))
+    town.catalog = msgspec.structs.replace(town.catalog, models=models)
+    assert town.turn()
+    assert len(town.where()["new"]) == 1
+    models = tuple(spec for spec in town.catalog.models if spec.id != "a")
+    town.catalog = msgspec.structs.replace(town.catalog, models=models)
+    assert town.turn()
+    assert set(town.where()) == {"b", "new"}
+
+
+def test_a_node_that_joins_gets_models_when_it_serves():
+    town = Town("abcdef", nodes="a", replicas=0)
+    town.settle()
+    assert town.catalog.placement.rule == "everywhere"
+    town.nodes["b"], town.serves["b"] = 1, set()
+    town.down = {"b"}
+    assert not town.turn()
+    town.down = set()
+    assert town.turn()
+    assert set(town.where().values()) == {("a", "b")}
+    town.settle()
+    assert town.serves["b"] == set("abcdef")
+
+
+def test_without_any_node_nothing_changes():
+    town = Town("abc", nodes="")
+    assert not town.turn()
