@@ -4,7 +4,7 @@ It waits on its mailbox only; lanes and signals wake it through that. Decisions 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ from aegaeon.engine.base import Engine, EngineUsage
 from aegaeon.errors import RecordTooLarge, RegionMismatch, StoreUnavailable
 from aegaeon.explanations import Explain, Explained
 from aegaeon.instance.apart import Apart, Suspects
+from aegaeon.instance.arrivals import by_our_clock
 from aegaeon.instance.at_work import AtWork
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import Lane
@@ -23,10 +24,9 @@ from aegaeon.instance.requests import Requests
 from aegaeon.instance.served import Served
 from aegaeon.instance.stalls import Stalls
 from aegaeon.instance.watchdog import Watchdog
-from aegaeon.scheduler.base import Scheduler
-from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.instance.ways import Ways
 from aegaeon.scheduler.learning import Pace
-from aegaeon.scheduler.places import Dispatcher
+from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.store.base import Mailbox
 from aegaeon.store.codec import decode_instance_message
 from aegaeon.types import (
@@ -40,6 +40,7 @@ from aegaeon.types import (
     InstanceStatus,
     Load,
     LoadFailed,
+    ModelId,
     Outcome,
     Preload,
     Request,
@@ -68,8 +69,8 @@ class Parts:
     outbox: Outbox
     presence: Presence
     engine: Engine
-    scheduler: Scheduler
-    dispatcher: Dispatcher  # of what is prefilled here
+    scheduler: AnyScheduler
+    ways: Ways  # of what goes on elsewhere
     compute: Lane[ComputeAction]
     copy: Lane[Load]
     clock: Callable[[], float]
@@ -88,9 +89,8 @@ class Runtime:
     def __init__(self, parts: Parts, drain_s: float) -> None:
         self._parts = parts
         self._drain_s = drain_s
-        dispatcher = LiveDispatcher(parts.dispatcher)
         self._requests = Requests(
-            parts.engine, parts.scheduler, parts.outbox, parts.presence, dispatcher
+            parts.engine, parts.scheduler, parts.outbox, parts.presence, parts.ways
         )
         self._is_drain_wanted = False
         self._drain_ends_s: float | None = None
@@ -121,7 +121,9 @@ class Runtime:
         if self._drain_ends_s is None or self._requests:
             return False
         is_late = self._parts.clock() >= self._drain_ends_s
-        return is_late or (self._requests.are_handed_off and not self._parts.outbox.has_pending)
+        return is_late or (
+            self._requests.departures.is_empty and not self._parts.outbox.has_pending
+        )
 
     def run_once(self, max_wait_s: float) -> None:
         """Wait for something to happen, at most `max_wait_s`, and act on it."""
@@ -131,6 +133,7 @@ class Runtime:
         for record in records:
             self._on_record(record, now)
         self._take_outcomes(now)
+        self._requests.take_arrived(now)
         self._requests.end_overdue(now)
         if self._parts.served is not None:
             for model in self._parts.served.look(now, is_free=not self._parts.copy.is_busy):
@@ -153,7 +156,7 @@ class Runtime:
     def _receive(self, max_wait_s: float) -> list[bytes]:
         now = self._parts.clock()
         wait_s = min(max_wait_s, max(0.0, self._presence_due_s - now))
-        for due_s in (self._idle_until_s, self._requests.due_s()):
+        for due_s in (self._idle_until_s, self._requests.departures.due_s()):
             if due_s is not None:
                 wait_s = min(wait_s, max(0.0, due_s - now))
         if self._parts.outbox.has_pending:
@@ -179,7 +182,7 @@ class Runtime:
             case Confirm():
                 self._requests.confirm(message)
             case Accepted() | Declined():
-                self._requests.on_answer(message, now)
+                self._requests.departures.on_answer(message, now)
             case Preload(model=model):
                 if self._parts.served is not None:
                     self._parts.served.preload(model)
@@ -196,7 +199,7 @@ class Runtime:
         if isinstance(message, Submit):
             self._requests.submit(brought_here(request, message.ahead_s), now)
         else:
-            self._requests.on_transfer(message, now)
+            self._requests.on_transfer(by_our_clock(message), now)
         self._parts.at_work.take(None)
 
     def _explain(self, message: Explain) -> None:
@@ -265,6 +268,7 @@ class Runtime:
         if self._action is not None and not parts.compute.is_busy:
             self._start_part(self._action[0], now)
         if not parts.compute.is_busy:
+            leaving += self._requests.part(self._models_leaving(), now)
             while isinstance(action := parts.scheduler.next_action(now), Handoff):
                 self._requests.set_apart(action.request)
                 leaving.append(action.request)
@@ -284,6 +288,10 @@ class Runtime:
                 self._start_load(load, now)
         for request in leaving:  # beside what computes: their KV may have to be copied
             self._requests.leave(request, now)
+
+    def _models_leaving(self) -> Collection[ModelId]:
+        served = self._parts.served
+        return () if served is None else served.leaving
 
     def _start_part(self, apart: Apart, now: float) -> None:
         if apart.is_next_alone:

@@ -84,6 +84,13 @@ class Served:
             told[model] = why if left >= 0 else SEE_LOG
         return told
 
+    @property
+    def leaving(self) -> Collection[ModelId]:
+        """Models that are to be served here no more, and still are: they have requests."""
+        if self._version == self._seen:
+            return ()
+        return self._specs.keys() - self._wanted.keys()
+
     def speeds(self, models: Iterable[ModelId]) -> dict[ModelId, Speed]:
         """Return how fast those of `models` are that are known here."""
         costs = self._deciding.learning.costs

@@ -13,8 +13,10 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.served import LOOK_S, SEE_LOG, Served
+from aegaeon.instance.ways import Ways
 from aegaeon.instance.worker import build_deciding
 from aegaeon.keeper import bounds_of
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.scheduler.residency import Residency
 from aegaeon.specs import REFUSALS_BYTES
@@ -66,7 +68,7 @@ class ServingBench(Bench):
                 presence=presence,
                 engine=self.engine,
                 scheduler=deciding.scheduler,
-                dispatcher=HomeDispatcher(),
+                ways=Ways(LiveDispatcher(HomeDispatcher()), self.engine),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: self.now,

@@ -8,6 +8,7 @@ from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.ways import Ways
 from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
 from aegaeon.scheduler.dispatch import LiveDispatcher
@@ -94,7 +95,11 @@ class PooledEngine(NullEngine):
         block = self.blocks[request]
         return KvHandle(owner=self.identity, blocks=(block,), cached_tokens=1, device=device)
 
-    def adopt(self, request, kv):
+    def resume(self, request):
+        block = self.blocks.get(request)
+        return block is None or self.pool.owner.get(block) == self.identity
+
+    def adopt(self, request, kv, room=None):
         if kv.device is not None and self.is_apart:
             raise KvUnreachable("it is on another device")
         if self.held >= self.quota:
@@ -180,7 +185,7 @@ class Life:
                 presence=Presence(node.domain.metadata(), record, LEASE_S),
                 engine=self.engine,
                 scheduler=self.scheduler,
-                dispatcher=HomeDispatcher(),
+                ways=Ways(LiveDispatcher(HomeDispatcher()), self.engine),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: node.now,
