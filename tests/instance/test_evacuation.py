@@ -1,20 +1,33 @@
 """Running requests of an instance that drains, or of a model that leaves it, go on elsewhere."""
 
+import msgspec
 import pytest
 
 from aegaeon.instance.departures import GRACE_S, OFFER_S
 from aegaeon.instance.evacuation import AGAIN_S
+from aegaeon.measures import Speed
 from aegaeon.types import Accepted, Moved, Prefill, Transfer
 from tests.support.node import Node, assert_empty, assert_served, settle, until
 
 LONG = 400
 
 
-def pair(**roles):
-    node = Node(**(roles or {"a": "colocated", "b": "colocated"}))
+APART = {"a": "one", "b": "two"}
+
+
+def pair(places=None, **roles):
+    node = Node(places=places, **(roles or {"a": "colocated", "b": "colocated"}))
     node.step(0.1)
     node.step(0.1)
     return node
+
+
+@pytest.fixture(params=[None, APART], ids=["on a node", "apart"])
+def two(request):
+    """Two instances, which see the same memory or do not."""
+    node = pair(request.param)
+    yield node
+    node.close()
 
 
 def running(node, *names, model="a", max_tokens=LONG):
@@ -43,8 +56,8 @@ def moves(node):
     return [reply for reply in node.proxy.replies if isinstance(reply, Moved)]
 
 
-def test_a_drain_moves_what_runs_and_nothing_is_computed_again():
-    node = pair()
+def test_a_drain_moves_what_runs_and_nothing_is_computed_again(two):
+    node = two
     place = running(node, "r", "s")
     steps = steps_of(node, other(node, place))
     node.lives[place].runtime.drain()
@@ -57,8 +70,8 @@ def test_a_drain_moves_what_runs_and_nothing_is_computed_again():
     assert steps and not any(isinstance(step, Prefill) for step in steps)
 
 
-def test_what_waits_is_sent_elsewhere_by_its_proxy():
-    node = pair()
+def test_what_waits_is_sent_elsewhere_by_its_proxy(two):
+    node = two
     place = running(node, "r")
     life = node.lives[place]
     life.scheduler.bound(1000, 1)  # no second one runs
@@ -79,8 +92,8 @@ def test_an_instance_alone_ends_what_runs_as_it_drains():
     assert moves(node) == [] and node.proxy.failures() == []
 
 
-def test_all_that_drain_end_what_they_have():
-    node = pair()
+def test_all_that_drain_end_what_they_have(two):
+    node = two
     place = running(node, "r", max_tokens=40)
     node.lives[place].runtime.drain()
     node.lives[other(node, place)].runtime.drain()  # unknown to the first, which offers it
@@ -89,8 +102,8 @@ def test_all_that_drain_end_what_they_have():
     assert moves(node) == [] and node.proxy.failures() == []
 
 
-def test_what_nobody_has_room_for_goes_on_and_is_offered_again():
-    node = pair()
+def test_what_nobody_has_room_for_goes_on_and_is_offered_again(two):
+    node = two
     place = running(node, "r")
     life, there = node.lives[place], node.lives[other(node, place)]
     there.engine.quota = 0
@@ -107,8 +120,8 @@ def test_what_nobody_has_room_for_goes_on_and_is_offered_again():
     assert_served(node)
 
 
-def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others():
-    node = pair()
+def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others(two):
+    node = two
     place = running(node, "r", "s")
     until(node, lambda: node.proxy.opened["r"].target.instance == place)
     node.proxy.ask("t", "b", max_tokens=LONG)
@@ -120,10 +133,10 @@ def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others():
     assert_served(node)
 
 
-@pytest.mark.parametrize("stage", ["parted", "offered", "taken"])
+@pytest.mark.parametrize("stage", ["parted", "offered", "coming", "taken"])
 @pytest.mark.parametrize("victim", ["sender", "taker"])
-def test_whoever_dies_at_whatever_stage_nothing_is_lost_or_doubled(stage, victim):
-    node = pair()
+def test_whoever_dies_at_whatever_stage_nothing_is_lost_or_doubled(two, stage, victim):
+    node = two
     place = running(node, "r", max_tokens=60)
     there = other(node, place)
     life = node.lives[place]
@@ -132,7 +145,10 @@ def test_whoever_dies_at_whatever_stage_nothing_is_lost_or_doubled(stage, victim
     if stage != "parted":
         life.finish()
         life.turn()
+    if stage in ("coming", "taken"):
+        node.lives[there].turn()
     if stage == "taken":
+        node.lives[there].await_kv()
         node.lives[there].turn()
         assert node.drop_answer(place, Accepted)
     dead = place if victim == "sender" else there
@@ -142,8 +158,8 @@ def test_whoever_dies_at_whatever_stage_nothing_is_lost_or_doubled(stage, victim
     assert_served(node)
 
 
-def test_a_cancel_frees_what_is_offered():
-    node = pair()
+def test_a_cancel_frees_what_is_offered(two):
+    node = two
     place = running(node, "r")
     life = node.lives[place]
     life.runtime.drain()
@@ -155,8 +171,8 @@ def test_a_cancel_frees_what_is_offered():
     assert_empty(node)
 
 
-def test_a_taker_that_never_answers_costs_a_new_attempt():
-    node = pair()
+def test_a_taker_that_never_answers_costs_a_new_attempt(two):
+    node = two
     place = running(node, "r", max_tokens=60)
     there = other(node, place)
     life = node.lives[place]
@@ -168,3 +184,59 @@ def test_a_taker_that_never_answers_costs_a_new_attempt():
     settle(node, 900)
     assert_served(node)
     assert [reply.code for reply in node.proxy.failures() if reply.attempt == 0] == ["handoff_lost"]
+
+
+def test_where_prefilling_is_sooner_nothing_is_moved():
+    node = pair(APART)
+    place = running(node, "r")
+    there = node.lives[other(node, place)]
+    steps = steps_of(node, there.name)
+    node.lives[place].ways.links.byte_s = 1e9
+    rows = node.lives[place].runtime._requests.departures._table
+    speed = Speed(token_s=1e-6, load_s=0.0)
+
+    def with_speeds():
+        return tuple(
+            msgspec.structs.replace(
+                row, status=msgspec.structs.replace(row.status, speeds={"a": speed})
+            )
+            for row in rows()
+        )
+
+    node.lives[place].runtime._requests.departures._table = with_speeds
+    node.lives[place].runtime.drain()
+    settle(node, 900)
+    assert_served(node)
+    assert [move.instance for move in moves(node)] == [there.name]
+    assert any(isinstance(step, Prefill) for step in steps)
+    assert node.proxy.failures() == []
+    node.close()
+
+
+def test_kv_that_breaks_off_on_its_way_is_prefilled_again_where_it_was_to_go():
+    node = pair(APART)
+    place = running(node, "r")
+    there = node.lives[other(node, place)]
+    steps = steps_of(node, there.name)
+    node.lives[place].ways.share.close()
+    node.lives[place].runtime.drain()
+    settle(node, 900)
+    assert_served(node)
+    assert [move.instance for move in moves(node)] == [there.name]
+    assert any(isinstance(step, Prefill) for step in steps)
+    assert node.proxy.failures() == []
+    node.close()
+
+
+def test_what_is_prefilled_goes_to_its_own_node_first_and_else_to_another():
+    places = {"p": "one", "d": "one", "e": "two"}
+    node = pair(places, p="prefill", d="decode", e="decode")
+    node.proxy.ask("r")
+    settle(node)
+    assert {move.instance for move in moves(node)} == {"d"}
+    node.kill("d")
+    node.proxy.ask("s")
+    settle(node)
+    assert_served(node)
+    assert moves(node)[-1].instance == "e"
+    node.close()
