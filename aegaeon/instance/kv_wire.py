@@ -25,7 +25,8 @@ TOKEN_BYTES = 16
 CODE_BYTES = 32
 GREETING_S = 5.0  # for a connection to be made and greeted
 IDLE_S = 5.0  # in which something has to come, or go
-CHUNK_BYTES = 4 << 20  # the most in one answer, so that faults are found early
+CHUNK_BYTES = 1 << 20  # the most in one answer, less than what the system holds for a connection:
+WINDOW = 4  # so many are asked for ahead, and each end works on one while another is on its way
 READ, TAKE = 1, 2  # questions: the bytes from here on; may I have it, now that I have them all
 GIVEN, GONE = 1, 2  # answers
 
@@ -142,9 +143,9 @@ def bring(line: Line, views: Sequence[memoryview]) -> int:
     total = sum(map(len, views))
     spans = [(at, min(CHUNK_BYTES, total - at)) for at in range(0, total, CHUNK_BYTES)]
     for number, (at, size) in enumerate(spans):
-        # The next one is asked for before this one comes, so that the wire is never idle.
-        for one in spans[number : number + 2] if number == 0 else spans[number + 1 : number + 2]:
-            line.send(line.tell(b"ask", _QUESTION.pack(READ, *one)))
+        first = number + WINDOW - 1 if number else 0
+        for span in spans[first : number + WINDOW]:
+            line.send(line.tell(b"ask", _QUESTION.pack(READ, *span)))
         what, given, checksum = line.hear(b"say", _ANSWER)
         if what != GIVEN:
             raise KvGone("the sender has let go of the KV; prefill again")
