@@ -17,6 +17,15 @@ class DeviceKv(msgspec.Struct, frozen=True):
     blocks: tuple[int, ...]
 
 
+class KvStream(msgspec.Struct, frozen=True):
+    """Where the bytes of KV are to be had over TCP: at `address` (HOST:PORT), under `name`, by who
+    knows `token`; both are of this offer alone."""
+
+    address: str
+    name: int
+    token: bytes
+
+
 class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     """Names the KV of a sequence in the node's pool, so that another instance may adopt it.
 
@@ -28,6 +37,8 @@ class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
 
     With `device`, the KV is there, and `blocks` hold nothing: an adopter copies the KV and then
     takes them, which it cannot where the sender has let go of the KV meanwhile.
+
+    With `stream`, the KV is on another node, and an adopter brings its bytes from there.
     """
 
     owner: int
@@ -38,6 +49,7 @@ class KvHandle(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...] = ()
     identity: bytes = b""
     device: DeviceKv | None = None
+    stream: KvStream | None = None
 
 
 class Preload(msgspec.Struct, frozen=True, tag=True):

@@ -41,9 +41,10 @@ class Layout(msgspec.Struct, frozen=True):
 
 class Holding(ABC):
     """From `take` to `release`. `node` is the machine's name among those that share the store,
-    `proxy` that of a proxy."""
+    `address` where others reach it, `proxy` the name of a proxy."""
 
     node = ""
+    address = ""
     proxy = "proxy"
 
     @abstractmethod

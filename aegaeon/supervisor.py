@@ -250,6 +250,7 @@ class Supervisor:
                 kv_shapes=self._layout.kv_shapes,
                 kv_spare=self._layout.kv_spare,
                 node=self._holding.node,
+                address=self._holding.address,
                 catalog=catalog.version,
                 instance=child.name,
                 index=child.index,

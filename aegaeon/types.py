@@ -80,14 +80,14 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
 class Transfer(msgspec.Struct, frozen=True, tag=True):
     """Instance to instance: go on with `request`, whose tokens so far its proxy already has.
 
-    The KV may be adopted before `expires_s` only (the node's monotonic clock): later its blocks may
-    hold something else. Answered by Accepted or Declined to the mailbox `sender`.
-    """
+    The KV may be adopted before `expires_s` only (the sender's monotonic clock; `ahead_s` as in
+    Submit): later its blocks may hold something else. Answered to the mailbox `sender`."""
 
     request: Request
     kv: KvHandle
     sender: str
     expires_s: float
+    ahead_s: float | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

@@ -67,7 +67,7 @@ class Member:
         self._ending: threading.Thread | None = None
         self._supervisor: Supervisor | None = None
         specs = launch.catalog.models
-        holding = NodeShare(plan, launch.catalog)
+        holding = NodeShare(plan, launch.catalog, launch.address)
         supervisor = Supervisor(settings, specs, plan.kind == "proxy", holding)
         try:
             _end_last_life(settings, plan.name)
@@ -129,9 +129,9 @@ class Member:
 class NodeShare(Holding):
     """An instance's share of its node's memory; a proxy has none."""
 
-    def __init__(self, plan: MemberPlan, catalog: Catalog) -> None:
-        """Nothing is taken yet."""
-        self.node, self.proxy = plan.node, plan.name
+    def __init__(self, plan: MemberPlan, catalog: Catalog, address: str) -> None:
+        """Nothing is taken yet. `address` is the node's."""
+        self.node, self.proxy, self.address = plan.node, plan.name, address
         self._plan = plan
         self._catalog = catalog
         self._share: Share | None = None

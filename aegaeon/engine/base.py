@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from aegaeon.engine.exchange import KvExchange, Room
 from aegaeon.errors import ContextLengthExceeded, InvalidRequest
 from aegaeon.measures import Phase, PhaseTotal
 from aegaeon.types import (
@@ -96,8 +97,20 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def adopt(self, request: Request, kv: KvHandle) -> None:
-        """Make the sequence known, with KV that another instance handed over: ours from here on.
+    def resume(self, request: RequestId) -> bool:
+        """A sequence that was set apart, and perhaps named to others, goes on here; False where one
+        of them has its KV by now: then it is to be released. Nobody gets it by an old name."""
+
+    @property
+    def exchange(self) -> KvExchange | None:
+        """How keys and values go to and come from engines that share no memory with this one; None
+        where there are none."""
+        return None
+
+    @abstractmethod
+    def adopt(self, request: Request, kv: KvHandle, room: Room | None = None) -> None:
+        """Make the sequence known, with KV that another instance handed over: ours from here on. It
+        has been brought to `room`, or else is where `kv` says.
 
         Raises KvGone (not its sender's any more, or no KV that we could use), KvUnreachable (where
         we cannot read it), OutOfBlocks (no room for it now), and what `submit` raises.
@@ -236,7 +249,10 @@ class NullEngine(Engine):
         kv_bytes = tokens * self._specs[known.model].kv_token_bytes
         return KvHandle(owner=0, blocks=(), cached_tokens=tokens - 1, kv_bytes=kv_bytes)
 
-    def adopt(self, request: Request, kv: KvHandle) -> None:  # noqa: ARG002  part of the seam
+    def resume(self, request: RequestId) -> bool:
+        return request in self._requests
+
+    def adopt(self, request: Request, kv: KvHandle, room: Room | None = None) -> None:  # noqa: ARG002
         self.submit(request)
 
     def execute(self, action: ComputeAction) -> Outcome:

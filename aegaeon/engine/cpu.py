@@ -3,8 +3,9 @@
 from contextlib import ExitStack
 
 from aegaeon.config import Settings
-from aegaeon.engine.engine import EngineMemory, ModelEngine
+from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.kv_place import InPlaceKv
+from aegaeon.engine.memory import EngineMemory
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import Compute, decoders_on, open_parts
 from aegaeon.engine.shelf import Shelf

@@ -4,7 +4,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,12 +22,13 @@ from aegaeon.engine.drawing import (
     split_late,
     split_logits,
 )
+from aegaeon.engine.exchange import KvExchange, Room
 from aegaeon.engine.grammar_client import GrammarHost
-from aegaeon.engine.kv_place import KvPlace
+from aegaeon.engine.kv_bytes import KvBytes
 from aegaeon.engine.made import Made
+from aegaeon.engine.memory import EngineMemory
 from aegaeon.engine.sequence import Sequence
 from aegaeon.engine.sequences import SequenceTable
-from aegaeon.engine.shelf import Shelf
 from aegaeon.errors import (
     AegaeonError,
     CheckpointError,
@@ -39,11 +39,8 @@ from aegaeon.errors import (
     LoadStalled,
     WeightsEvicted,
 )
-from aegaeon.memory.costs import SwapCosts
-from aegaeon.memory.evictions import EvictionLog
 from aegaeon.memory.kv import KvShape
-from aegaeon.memory.traffic import Traffic
-from aegaeon.memory.weights import ResidentModel, Weights
+from aegaeon.memory.weights import ResidentModel
 from aegaeon.types import (
     ComputeAction,
     Decode,
@@ -68,18 +65,6 @@ log = logging.getLogger(__name__)
 
 # Between two steps of a turn passes less.
 AT_REST_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMemory:
-    """Where an engine's bytes are, and what their moves have come to."""
-
-    weights: Weights
-    kv: KvPlace
-    traffic: Traffic
-    costs: SwapCosts
-    shelf: Shelf | None = None
-    evictions: EvictionLog | None = None  # of the node's cache, where weights come from one
 
 
 class ModelEngine(Engine):
@@ -112,6 +97,7 @@ class ModelEngine(Engine):
         self._wanted: Counter[ModelId] = Counter()  # sequences of each model
         self._grammars = GrammarHost()
         self._lock = memory.kv.lock  # over _sequences, _kv and _wanted
+        self._exchange = KvBytes(self._sequences, self._kv, self._shapes, self._lock)
         self._computing: ModelId | None = None  # the model of the running action
         self._computed_s = 0.0  # when the last one ended
         self._identities: dict[ModelId, bytes] = {}  # what ran each last: what is kept is of that
@@ -146,10 +132,19 @@ class ModelEngine(Engine):
         with self._lock:
             return self._sequences.hand_over(request, by_host)
 
-    def adopt(self, request: Request, kv: KvHandle) -> None:
-        spec = self._checked(request)
+    def resume(self, request: RequestId) -> bool:
         with self._lock:
-            self._sequences.adopt(request, self._shapes[spec.id], spec.context_tokens, kv)
+            return self._sequences.resume(request)
+
+    @property
+    def exchange(self) -> KvExchange:
+        return self._exchange
+
+    def adopt(self, request: Request, kv: KvHandle, room: Room | None = None) -> None:
+        spec = self._checked(request)
+        brought = None if room is None else room.blocks
+        with self._lock:
+            self._sequences.adopt(request, spec, self._shapes[spec.id], kv, brought)
             self._count(spec.id, 1)
             sequence = self._sequences.get(request.id)
         self._begin(sequence)

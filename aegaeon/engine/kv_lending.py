@@ -15,7 +15,7 @@ import msgspec
 from aegaeon._native import CopyEngine
 from aegaeon.engine.kv_copies import Blocks, Segments
 from aegaeon.engine.kv_peers import Peers
-from aegaeon.engine.kv_place import check_layout, offer_blocks, take_offered
+from aegaeon.engine.kv_place import check_layout, offer_blocks, recall_blocks, take_offered
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import CopyQueueFull, DeviceError, KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvPool, KvShape, blocks_for
@@ -73,6 +73,19 @@ class Lending:
         if pledge:
             self._host.free(sequence.shape, pledge, offer=sequence.offer)
             sequence.offer = 0
+
+    def has_lent(self, sequence: Sequence) -> bool:
+        """Whether somebody may take its pledge."""
+        return sequence.order in self._lent
+
+    def recall(self, sequence: Sequence) -> bool:
+        """As `take_back`; False where somebody has taken the pledge, and so the KV."""
+        pledge, _ = self._lent[sequence.order]
+        if not recall_blocks(self._host, sequence, pledge):
+            return False
+        del self._lent[sequence.order]
+        self._host.free(sequence.shape, pledge)
+        return True
 
     def stop(self, reason: str) -> None:
         """Lend no more: it makes no sense here."""

@@ -63,6 +63,25 @@ class KvPlace(ABC):
         any of them reaches, which one of them asks for."""
 
     @abstractmethod
+    def recall(self, sequence: Sequence) -> bool:
+        """Have nobody take its KV any more by a name that `offer` gave; False where one has."""
+
+    @property
+    @abstractmethod
+    def shared(self) -> KvPool:
+        """The node's pool."""
+
+    @abstractmethod
+    def expose(self, sequence: Sequence) -> list[int]:
+        """Have all its KV in blocks of the node's pool, and return those; none where that cannot
+        be. They stay as they are while the sequence computes no more."""
+
+    @abstractmethod
+    def put(self, sequence: Sequence, blocks: list[int], kv: KvHandle) -> None:
+        """Make `blocks` of the node's pool, that are ours and hold what `kv` says, the KV of a
+        sequence without any."""
+
+    @abstractmethod
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
         """Make the KV of `kv` that of a sequence without any. Raises KvGone, KvUnreachable,
         OutOfBlocks."""
@@ -118,10 +137,23 @@ class InPlaceKv(KvPlace):
         is_ours = self.prefixes.make_private(shape, chain, held, self.lock)
         return offer_blocks(self.pool, sequence, sequence.blocks if is_ours else [])
 
+    def recall(self, sequence: Sequence) -> bool:
+        return recall_blocks(self.pool, sequence, sequence.blocks)
+
+    @property
+    def shared(self) -> KvPool:
+        return self.pool
+
+    def expose(self, sequence: Sequence) -> list[int]:
+        return sequence.blocks[: blocks_for(sequence.cached)]
+
+    def put(self, sequence: Sequence, blocks: list[int], kv: KvHandle) -> None:
+        sequence.held = Held(blocks)
+        sequence.adopt(kv)
+
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
         take_blocks(self.pool, sequence.shape, kv)
-        sequence.held = Held(list(kv.blocks))
-        sequence.adopt(kv)
+        self.put(sequence, list(kv.blocks), kv)
 
     def close(self) -> None:
         self.pool.close()
@@ -177,6 +209,17 @@ def offer_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> KvHandl
         shape=layout_of(sequence.shape),
         identity=sequence.sound_identity,
     )
+
+
+def recall_blocks(pool: KvPool, sequence: Sequence, blocks: list[int]) -> bool:
+    """Have nobody take `blocks` any more that were offered; False where somebody has."""
+    if sequence.offer:
+        # A newer offer, of which nobody is told, makes the old one void.
+        offer = pool.offer(sequence.shape, blocks) if blocks else None
+        if offer is None:
+            return False
+        sequence.offer = 0
+    return True
 
 
 def take_blocks(pool: KvPool, shape: KvShape, kv: KvHandle) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from aegaeon._native import CopyEngine, CopyTicket
 from aegaeon.engine.kv_copies import Blocks, HostCopy, segments_of
 from aegaeon.engine.kv_lending import Lending
-from aegaeon.engine.kv_place import KvPlace, offer_blocks, take_blocks
+from aegaeon.engine.kv_place import KvPlace, offer_blocks, recall_blocks, take_blocks
 from aegaeon.engine.kv_return import Return
 from aegaeon.engine.kv_spill import Spill
 from aegaeon.engine.sequence import Sequence
@@ -148,6 +148,25 @@ class SwappedKv(KvPlace):
         self._leave_device(sequence)
         return handle
 
+    def recall(self, sequence: Sequence) -> bool:
+        if self._lending is not None and self._lending.has_lent(sequence):
+            return self._lending.recall(sequence)
+        copy = self._copies.get(sequence.order)
+        return recall_blocks(self._host, sequence, [] if copy is None else copy.blocks)
+
+    @property
+    def shared(self) -> KvPool:
+        return self._host
+
+    def expose(self, sequence: Sequence) -> list[int]:
+        if not sequence.cached or not self._is_saved_in_time(sequence):
+            return []
+        return self._copies[sequence.order].blocks[: blocks_for(sequence.cached)]
+
+    def put(self, sequence: Sequence, blocks: list[int], kv: KvHandle) -> None:
+        self._copies[sequence.order] = HostCopy(Held(blocks), kv.cached_tokens)
+        sequence.adopt(kv)
+
     def take(self, sequence: Sequence, kv: KvHandle) -> None:
         try:
             pool, blocks = self._take(sequence, kv)
@@ -157,9 +176,9 @@ class SwappedKv(KvPlace):
             pool, blocks = self._take(sequence, kv)
         if pool is self.pool:
             sequence.held = Held(blocks)
+            sequence.adopt(kv)
         else:
-            self._copies[sequence.order] = HostCopy(Held(blocks), kv.cached_tokens)
-        sequence.adopt(kv)
+            self.put(sequence, blocks, kv)
 
     def close(self) -> None:
         self._return.close()

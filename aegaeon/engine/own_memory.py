@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from aegaeon._native import CopyEngine
 from aegaeon.config import Settings
-from aegaeon.engine.engine import EngineMemory, ModelEngine
+from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.kv_lending import Lending
 from aegaeon.engine.kv_peers import Peers
 from aegaeon.engine.kv_swap import SwappedKv
+from aegaeon.engine.memory import EngineMemory
 from aegaeon.engine.regions import Regions
 from aegaeon.engine.shared import Compute, check_capacity, decoders_on, open_parts, pool_shapes
 from aegaeon.engine.shelf import Shelf

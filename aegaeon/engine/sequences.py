@@ -10,7 +10,7 @@ from aegaeon.engine.kv_place import KvPlace
 from aegaeon.engine.sequence import Sequence
 from aegaeon.errors import DeviceLost, KvGone, OutOfBlocks
 from aegaeon.memory.kv import KvShape, blocks_for
-from aegaeon.types import KvHandle, ModelId, Request, RequestId
+from aegaeon.types import KvHandle, ModelId, ModelSpec, Request, RequestId
 
 
 class SequenceTable:
@@ -69,9 +69,27 @@ class SequenceTable:
         begin with it is a copy."""
         return self._place.offer(self.set_apart(request), by_host)
 
-    def adopt(self, request: Request, shape: KvShape, context_tokens: int, kv: KvHandle) -> None:
-        """Make `request` known with the KV of `kv`, or raise KvGone, KvUnreachable or OutOfBlocks
-        and know it not."""
+    def resume(self, request: RequestId) -> bool:
+        """Have a sequence that was set apart go on here, if all its KV is ours still."""
+        sequence = self._sequences[request]
+        if not self._place.recall(sequence):
+            return False
+        sequence.is_apart = False
+        if sequence.blocks:
+            self._holders[sequence.order] = sequence
+        return True
+
+    def adopt(
+        self,
+        request: Request,
+        spec: ModelSpec,
+        shape: KvShape,
+        kv: KvHandle,
+        brought: list[int] | None = None,
+    ) -> None:
+        """Make `request` known with the KV of `kv`, in blocks of the node's pool that are ours
+        where it was `brought`, or raise KvGone, KvUnreachable or OutOfBlocks and know it not."""
+        context_tokens = spec.context_tokens
         sequence = self.add(request, shape, context_tokens)
         try:
             if kv.cached_tokens >= sequence.tokens:  # there is always one to go on with
@@ -79,7 +97,10 @@ class SequenceTable:
                     f"KV of {kv.cached_tokens} tokens does not belong to a request of "
                     f"{sequence.tokens}; prefill again"
                 )
-            self._place.take(sequence, kv)
+            if brought is not None:
+                self._place.put(sequence, brought, kv)
+            else:
+                self._place.take(sequence, kv)
         except BaseException:
             self.remove(request.id)
             raise

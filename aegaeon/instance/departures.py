@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from aegaeon.clocks import ahead_s
 from aegaeon.errors import (
     Draining,
     HandoffLost,
@@ -19,14 +20,16 @@ from aegaeon.errors import (
     RecordTooLarge,
     StoreUnavailable,
 )
+from aegaeon.handles import KvStream
 from aegaeon.instance.outbox import Outbox
-from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.instance.ways import LEAST_BYTES_PER_S, Ways
 from aegaeon.types import (
     Accepted,
     Cancel,
     Declined,
     Instance,
     InstanceId,
+    InstanceRecord,
     KvHandle,
     ModelId,
     Request,
@@ -36,7 +39,8 @@ from aegaeon.types import (
 
 log = logging.getLogger(__name__)
 
-OFFER_S = 2.0  # an offer may be taken this long
+OFFER_S = 2.0  # an offer may be taken this long, beside the time for KV to go to another node
+MAX_OFFER_S = 25.0  # with that
 GRACE_S = 1.0  # and a taker that began in time may take this long over it
 LOOK_S = 0.1  # between looks whether the taker of an unanswered offer still lives
 RETRY_S = 0.05  # while nobody takes the first in line
@@ -45,14 +49,25 @@ _TRY_OTHERS = {Overloaded.code, OutOfBlocks.code, Draining.code}
 
 Failure = tuple[str, str]  # code and message
 OnEnd = Callable[[Request, Failure | None, float], None]
+OnStays = Callable[[Request, float], None]
 # Names the KV of a request, by memory that all instances reach where that is asked for.
 HandOver = Callable[[bool], KvHandle]
+
+
+class Ends(NamedTuple):
+    """Called once for each request begun: `on_end` when it has gone, was cancelled or (with a
+    failure) cannot go, and only then may its KV be released; or `on_stays` when nobody takes one
+    that may stay, which goes on here."""
+
+    on_end: OnEnd
+    on_stays: OnStays
 
 
 class _Offer(NamedTuple):
     instance: InstanceId
     address: str  # another one in each of the instance's lives
     expires_s: float
+    stream: KvStream | None  # by which its KV goes to another node
 
 
 @dataclass(slots=True)
@@ -60,6 +75,7 @@ class _Departure:
     request: Request
     kv: KvHandle
     hand_over: HandOver
+    may_stay: bool
     offer: _Offer | None = None
     look_at_s: float = 0.0
     refused: set[InstanceId] = field(default_factory=set)
@@ -68,23 +84,22 @@ class _Departure:
 
 
 class Departures:
-    """Owned by one runtime. `on_end` is called once for each request begun, when it has gone, was
-    cancelled or (with a failure) cannot go: only then may its KV be released."""
+    """Owned by one runtime, which is told how each departure ends."""
 
     def __init__(
         self,
-        address: str,
+        record: InstanceRecord,
         outbox: Outbox,
         table: Callable[[], tuple[Instance, ...]],
-        dispatcher: LiveDispatcher,
-        on_end: OnEnd,
+        ways: Ways,
+        ends: Ends,
     ) -> None:
-        """`address` receives the answers; `table` returns the other instances' rows."""
-        self._dispatcher = dispatcher
-        self._address = address
+        """`record` is this instance's; `table` returns the others' rows."""
+        self._record = record
+        self._ways = ways
         self._outbox = outbox
         self._table = table
-        self._on_end = on_end
+        self._ends = ends
         self._departures: dict[RequestId, _Departure] = {}  # the first in line first
         self._moves: OrderedDict[RequestId, tuple[int, str]] = OrderedDict()
         self._retry_at_s = float("-inf")
@@ -98,11 +113,13 @@ class Departures:
         """Whether no departure is under way."""
         return not self._departures
 
-    def begin(self, request: Request, hand_over: HandOver) -> None:
+    def begin(self, request: Request, hand_over: HandOver, may_stay: bool = False) -> None:
         """Let `request` (with its tokens so far) go, once these have left for its proxy;
-        `hand_over` names its KV, again where that has to be."""
+        `hand_over` names its KV, again where that has to be. One that `may_stay` does not wait for
+        somebody to come who takes it."""
         assert request.id not in self._departures
-        self._departures[request.id] = _Departure(request, hand_over(False), hand_over)
+        kv = hand_over(False)
+        self._departures[request.id] = _Departure(request, kv, hand_over, may_stay)
 
     def cancel(self, request: RequestId, now: float) -> None:
         """Nobody waits for `request`; an offer of it is withdrawn."""
@@ -196,19 +213,27 @@ class Departures:
         """Offer it to whom it suits best; say whether there was anybody."""
         request = departure.request
         able = {row.record.id: row for row in rows if row.record.id not in departure.refused}
-        choice = self._dispatcher.dispatch_prefilled(
-            tuple(able.values()), request.model, departure.kv.kv_bytes, self._offered()
+        taker = self._ways.choose(
+            tuple(able.values()), self._record.node, request, departure.kv.kv_bytes, self._offered()
         )
-        if choice is None:
+        if taker is None and departure.may_stay:
+            del self._departures[request.id]
+            self._ends.on_stays(request, now)
+            return True
+        if taker is None:
             departure.refused.clear()
             return False
-        chosen = choice.instance
-        address = able[chosen].record.mailbox
-        offer = _Offer(chosen, address, now + OFFER_S)
-        transfer = Transfer(request, departure.kv, self._address, offer.expires_s)
+        row, kv, within_s, ahead = taker.row, departure.kv, OFFER_S, None
+        if not taker.is_near:
+            ahead = ahead_s()
+            within_s = min(OFFER_S + kv.kv_bytes / LEAST_BYTES_PER_S, MAX_OFFER_S)
+            kv = self._ways.by_stream(request, row, within_s)
+        offer = _Offer(row.record.id, row.record.mailbox, now + within_s, kv.stream)
+        transfer = Transfer(request, kv, self._record.mailbox, offer.expires_s, ahead)
         try:
-            self._outbox.post(address, transfer)
+            self._outbox.post(offer.address, transfer)
         except RecordTooLarge as error:
+            self._ways.withdraw(offer.stream)
             self._end(departure, (error.code, str(error)), now)
             return True
         departure.offer = offer
@@ -236,7 +261,7 @@ class Departures:
                 self._withdraw(departure)  # to the dead: then `on_gone` tells us at once
         elif is_there and departure.is_wanted:
             # No cancel: if it did take the request, its proxy knows, and goes on with it there.
-            message = f"{offer.instance} took {OFFER_S:.0f} s and did not answer; send it again"
+            message = f"{offer.instance} did not answer in time; send it again"
             self._end(departure, (HandoffLost.code, message), now)
         else:
             self._take_back(departure, now)
@@ -251,6 +276,7 @@ class Departures:
         """The offer is over and not accepted."""
         assert departure.offer is not None
         departure.refused.add(departure.offer.instance)
+        self._ways.withdraw(departure.offer.stream)
         departure.offer = None
         self._retry_at_s = min(self._retry_at_s, now)
         if not departure.is_wanted:
@@ -261,7 +287,9 @@ class Departures:
 
     def _end(self, departure: _Departure, failure: Failure | None, now: float) -> None:
         del self._departures[departure.request.id]
-        self._on_end(departure.request, failure, now)
+        if departure.offer is not None:
+            self._ways.withdraw(departure.offer.stream)
+        self._ends.on_end(departure.request, failure, now)
 
     def _remember(self, request: Request, address: str) -> None:
         self._moves[request.id] = (request.attempt, address)

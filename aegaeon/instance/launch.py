@@ -22,7 +22,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     The node's KV pool is cut for `kv_shapes`, and serves `kv_spare` where it can: of each its
     layers, heads and head_dim. `catalog` is the version that `specs` are of. The
     process before it `was_hung`: it was ended for that. `node` is the machine's name where several
-    share a store; else empty.
+    share a store, and `address` its; else empty.
     """
 
     settings: Settings
@@ -38,6 +38,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     was_hung: bool = False
     work_fd: int | None = None
     node: str = ""
+    address: str = ""
 
 
 def mailbox_address(instance: InstanceId, incarnation: int) -> str:

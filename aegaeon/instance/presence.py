@@ -51,8 +51,12 @@ class Presence:
     def others(self) -> tuple[Instance, ...]:
         """Return the rows of the node's other instances, which see the same memory. Raises
         StoreUnavailable."""
+        return tuple(row for row in self.peers() if row.record.node == self._record.node)
+
+    def peers(self) -> tuple[Instance, ...]:
+        """Return the rows of the other instances, of all nodes. Raises StoreUnavailable."""
         rows, me = self._store.sync_for_routing(), self._record
-        return tuple(r for r in rows if r.record.id != me.id and r.record.node == me.node)
+        return tuple(row for row in rows if row.record.id != me.id)
 
     def serve(self, models: tuple[ModelId, ...]) -> None:
         """Say that these are served from here on; the status has to be published again. Where the

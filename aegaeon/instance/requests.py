@@ -2,12 +2,8 @@
 and scheduler of one mind about which there are. The loop and the lanes are runtime.py."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from functools import partial
-from itertools import islice
-
-import msgspec
 
 from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine
@@ -17,16 +13,19 @@ from aegaeon.errors import (
     Draining,
     Forgotten,
     InvalidRequest,
+    KvGone,
     Overloaded,
 )
 from aegaeon.instance.arrivals import Arrivals
-from aegaeon.instance.departures import Departures, Failure
+from aegaeon.instance.departures import Departures, Ends, Failure
+from aegaeon.instance.evacuation import Evacuation
+from aegaeon.instance.known import Known
+from aegaeon.instance.live import Live
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
-from aegaeon.instance.waits import State, Wait, Waits
-from aegaeon.measures import Waited
-from aegaeon.scheduler.base import Scheduler
-from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.instance.waits import State, Waits
+from aegaeon.instance.ways import Ways
+from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -42,29 +41,10 @@ from aegaeon.types import (
     RequestFailed,
     RequestId,
     Stepped,
-    TokenEvent,
     Transfer,
 )
 
 log = logging.getLogger(__name__)
-
-LOOK_S = 0.1  # between looks at what is known of those that wait
-MOST_LOOKED_AT = 32  # of these, the first ones: others will not be prefilled before the next look
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that the scheduler knows, and the tokens it has generated here."""
-
-    request: Request
-    wait: Wait
-    token_ids: list[int] = field(default_factory=list)
-    is_leaving: bool = False
-
-    def so_far(self, waited: Waited) -> Request:
-        """Return the request with all its tokens, as the next one to run it is told."""
-        tokens = (*self.request.generated_token_ids, *self.token_ids)
-        return msgspec.structs.replace(self.request, generated_token_ids=tokens, waited=waited)
 
 
 class Requests:
@@ -73,24 +53,29 @@ class Requests:
     def __init__(
         self,
         engine: Engine,
-        scheduler: Scheduler,
+        scheduler: AnyScheduler,
         outbox: Outbox,
         presence: Presence,
-        dispatcher: LiveDispatcher,
+        ways: Ways,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self._outbox = outbox
         self._record = presence.record
-        self._arrivals = Arrivals(self._record.id, engine, scheduler)
-        self._departures = Departures(
-            self._record.mailbox, outbox, presence.others, dispatcher, self._on_departed
+        self._arrivals = Arrivals(self._record.id, engine, scheduler, ways.pulls)
+        self.departures = Departures(
+            self._record,
+            outbox,
+            presence.peers,
+            ways,
+            Ends(self._on_departed, self._on_stays),
         )
-        self._live: dict[RequestId, _Live] = {}
+        self._evacuation = Evacuation(presence.peers)
+        self._live: dict[RequestId, Live] = {}
         self.waits = Waits()
         self._in_action: frozenset[RequestId] = frozenset()
         self._is_prefilling = False
-        self._look_at_s = float("-inf")
+        self._known = Known(engine, scheduler)
         self._to_release: set[RequestId] = set()  # ended while part of the running action
         self._to_submit: dict[RequestId, Request] = {}  # a next attempt, behind that release
         self._is_draining = False
@@ -99,18 +84,10 @@ class Requests:
         """Those that have not ended here."""
         return len(self._live) + len(self._to_submit)
 
-    @property
-    def are_handed_off(self) -> bool:
-        """Whether all that were to go on elsewhere have gone."""
-        return self._departures.is_empty
-
-    def due_s(self) -> float | None:
-        """When to call `send` at the latest."""
-        return self._departures.due_s()
-
     def drain(self) -> None:
-        """Take nothing new from here on."""
+        """Take nothing new from here on, and have what is here go on elsewhere."""
         self._is_draining = True
+        self._evacuation.begin()
 
     def forget_model(self, model: ModelId) -> None:
         """`model` is served here no more."""
@@ -142,7 +119,8 @@ class Requests:
             del self._to_submit[waiting.id]
         live = self._live.get(cancel.request_id)
         if live is None:
-            self._departures.forward_cancel(cancel)
+            self._arrivals.cancel(cancel)
+            self.departures.forward_cancel(cancel)
         elif cancel.covers(live.request.attempt):
             self._end(cancel.request_id, now)
 
@@ -159,20 +137,25 @@ class Requests:
     def on_transfer(self, transfer: Transfer, now: float) -> None:
         """Answer the sender, whatever happens: it keeps the KV until it knows."""
         arrivals = self._arrivals
-        error = None if arrivals.was_taken(transfer) else self._objection(transfer, now)
-        if error is not None:
-            answer: Accepted | Declined = arrivals.declined(transfer, error)
-        elif arrivals.was_taken(transfer):
-            answer = arrivals.accepted(transfer)  # told twice
+        if arrivals.is_coming(transfer):
+            return  # told twice
+        if arrivals.was_taken(transfer):
+            answer: Accepted | Declined | None = arrivals.accepted(transfer)
+        elif (error := self._objection(transfer, now)) is not None:
+            answer = arrivals.declined(transfer, error)
         else:
             answer = arrivals.take(transfer, now)
-            if isinstance(answer, Accepted):
-                self._on_arrived(transfer.request, now)
-        self._outbox.post(transfer.sender, answer)
+            self._welcome(transfer.request, answer, now)
+        if answer is not None:
+            self._outbox.post(transfer.sender, answer)
 
-    def on_answer(self, answer: Accepted | Declined, now: float) -> None:
-        """Learn what another instance says to a transfer of ours."""
-        self._departures.on_answer(answer, now)
+    def take_arrived(self, now: float) -> None:
+        """Take in requests whose KV has come from another node, or has not."""
+        for pull in self._arrivals.arrived():
+            error = self._objection(pull.transfer, now)
+            answer = self._arrivals.settle(pull, error, now)
+            self._welcome(pull.transfer.request, answer, now)
+            self._outbox.post(pull.transfer.sender, answer)
 
     def _objection(self, transfer: Transfer, now: float) -> AegaeonError | None:
         """Why the request cannot come here now, if so; an older attempt of it ends."""
@@ -187,10 +170,12 @@ class Requests:
             return Overloaded("an earlier attempt is still ending here; offer it again")
         return None
 
-    def _on_arrived(self, request: Request, now: float) -> None:
-        self._live[request.id] = _Live(request, self.waits.adopt(request, now))
-        moved = Moved(request.id, request.attempt, self._record.id, self._record.incarnation)
-        self._outbox.post(request.reply_to, moved)
+    def _welcome(self, request: Request, answer: Accepted | Declined | None, now: float) -> None:
+        """It has just been taken in, if that is the answer: its proxy is told."""
+        if isinstance(answer, Accepted):
+            self._live[request.id] = Live(request, self.waits.adopt(request, now))
+            moved = Moved(request.id, request.attempt, self._record.id, self._record.incarnation)
+            self._outbox.post(request.reply_to, moved)
 
     def _admit(self, request: Request, now: float) -> None:
         """Make engine and scheduler know `request`, both or neither."""
@@ -202,26 +187,23 @@ class Requests:
             self._scheduler.cancel(request.id, now)
             self._post_failure(request, error.code, str(error))
             return
-        self._live[request.id] = _Live(request, self.waits.enter(request, now))
-        self._scheduler.expect(request.id, self._engine.known_tokens(request.id), now)
+        self._live[request.id] = Live(request, self.waits.enter(request, now))
+        self._known.note(request.id, now)
 
     def look_up(self, now: float) -> None:
-        """Tell the scheduler, now and then, how much of those that wait need not be run: prefills
-        have left more of it, or others have taken the room."""
-        if now < self._look_at_s:
-            return
-        self._look_at_s = now + LOOK_S
-        waiting = (
-            request_id
-            for request_id, live in self._live.items()
-            if live.wait.state is not State.AT_WORK and request_id not in self._in_action
+        """Tell the scheduler, now and then, how much of those that wait need not be run."""
+        self._known.look_up(
+            (
+                request_id
+                for request_id, live in self._live.items()
+                if live.wait.state is not State.AT_WORK and request_id not in self._in_action
+            ),
+            now,
         )
-        for request_id in islice(waiting, MOST_LOOKED_AT):
-            self._scheduler.expect(request_id, self._engine.known_tokens(request_id), now)
 
     def _is_held(self, request_id: RequestId) -> bool:
         """Whether the engine still has an attempt that has ended."""
-        return request_id in self._to_release or request_id in self._departures
+        return request_id in self._to_release or request_id in self.departures
 
     def admit_held(self, now: float) -> None:
         """Admit next attempts that nothing stands in the way of any more."""
@@ -242,13 +224,11 @@ class Requests:
             self._note(action.requests, State.AT_WORK, now)
 
     def end_action(self) -> None:
-        """The compute lane has ended its action: what ended meanwhile is released now.
-
-        Before the scheduler hears of it; next attempts that waited for this come behind it.
-        """
+        """The compute lane has ended its action: what ended meanwhile is released now, before the
+        scheduler hears of it; next attempts that waited for this come behind it."""
         self._in_action = frozenset()
         if self._is_prefilling:
-            self._look_at_s = float("-inf")
+            self._known.expire()
         for request_id in self._to_release:
             self._engine.release(request_id)
         self._to_release.clear()
@@ -282,14 +262,33 @@ class Requests:
         if request_id in self._live:
             self._engine.set_apart(request_id)
 
+    def part(self, leaving: Collection[ModelId], now: float) -> list[RequestId]:
+        """Compute no more what is to go on elsewhere, with somebody there for it: all once this
+        instance drains, else what is of the models that are `leaving`. Return those that run, which
+        then `leave`; what has no KV is sent there by its proxy. The compute lane is free."""
+        parted: list[RequestId] = []
+        lives = ((request_id, live.request.model) for request_id, live in self._live.items())
+        going = self._evacuation.due(lives, self._scheduler.standing_of, leaving, now)
+        for request_id, has_kv in going:
+            if not has_kv:
+                message = f"{self._record.id} lets it go; send the request elsewhere"
+                self._fail(request_id, Draining.code, message, now)
+                continue
+            self._scheduler.part(request_id)
+            self._engine.set_apart(request_id)
+            self._live[request_id].may_stay = True
+            parted.append(request_id)
+        return parted
+
     def leave(self, request_id: RequestId, now: float) -> None:
-        """Let a prefilled request go on elsewhere."""
+        """Let a request that is computed no more go on elsewhere."""
         live = self._live.get(request_id)
         if live is None:
             return  # abandoned while it was prefilled
         live.is_leaving = True
         going = live.so_far(self.waits.waited(live.wait, now))
-        self._departures.begin(going, partial(self._engine.hand_over, request_id))
+        hand_over = partial(self._engine.hand_over, request_id)
+        self.departures.begin(going, hand_over, live.may_stay)
 
     def _note(self, requests: Iterable[RequestId], state: State, now: float) -> None:
         for request_id in requests:
@@ -302,20 +301,8 @@ class Requests:
         if live is None:
             return  # cancelled while it was made
         request = live.request
-        prompt_tokens = len(request.prompt_token_ids)
-        reply = TokenEvent(
-            request_id=request.id,
-            attempt=request.attempt,
-            position=len(request.generated_token_ids) + len(live.token_ids),
-            token_ids=(token.token_id,),
-            instance=self._record.id,
-            finish_reason=token.finish_reason,
-            log_probs=() if token.log_probs is None else (token.log_probs,),
-            waited=self.waits.news(live.wait, token.finish_reason is not None, now),
-            cached_tokens=0 if live.token_ids else min(token.cached_tokens, prompt_tokens),
-        )
-        self._outbox.post(request.reply_to, reply)
-        live.token_ids.append(token.token_id)
+        waited = self.waits.news(live.wait, token.finish_reason is not None, now)
+        self._outbox.post(request.reply_to, live.take(token, self._record.id, waited))
         if token.finish_reason is not None:
             del self._live[request.id]
             self._engine.release(request.id)
@@ -347,11 +334,11 @@ class Requests:
     def send(self, now: float) -> None:
         """Send the replies, then offer those requests elsewhere whose tokens have all left."""
         gone = self._outbox.flush(now)
-        if self._departures.advance(now):
+        if self.departures.advance(now):
             gone += self._outbox.flush(now)
         for address in gone:
             self._cancel_all_for(address, now)
-            self._departures.on_gone(address, now)
+            self.departures.on_gone(address, now)
 
     def _cancel_all_for(self, address: str, now: float) -> None:
         """Nobody listens at `address` any more."""
@@ -369,7 +356,7 @@ class Requests:
         if live is None:
             return
         if live.is_leaving:
-            self._departures.cancel(request_id, now)
+            self.departures.cancel(request_id, now)
             return
         self._scheduler.cancel(request_id, now)
         if request_id in self._in_action:
@@ -386,6 +373,19 @@ class Requests:
         self._scheduler.cancel(request.id, now)
         self._engine.release(request.id)
         self.admit_held(now)
+
+    def _on_stays(self, request: Request, now: float) -> None:
+        """Nobody takes it: it goes on here."""
+        live = self._live[request.id]
+        live.is_leaving = live.may_stay = False
+        self._evacuation.note_stay(request.id, now)
+        self._scheduler.cancel(request.id, now)
+        try:
+            if not self._engine.resume(request.id):
+                raise KvGone(f"the KV of {request.id} is not here any more; send it again")
+            self._scheduler.adopt(request, now)
+        except AegaeonError as error:
+            self._fail(request.id, Draining.code, str(error), now)
 
     def _fail(self, request_id: RequestId, code: str, message: str, now: float) -> None:
         live = self._live.get(request_id)

@@ -4,22 +4,18 @@ It waits on its mailbox only; lanes and signals wake it through that. Decisions 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aegaeon.clocks import brought_here, brought_there
+from aegaeon.clocks import brought_here
 from aegaeon.deaths import Confirm
 from aegaeon.engine.base import Engine, EngineUsage
-from aegaeon.errors import (
-    Draining,
-    Forgotten,
-    RecordTooLarge,
-    RegionMismatch,
-    StoreUnavailable,
-)
-from aegaeon.explanations import Explain, Explained
+from aegaeon.errors import RegionMismatch, StoreUnavailable
+from aegaeon.explanations import Explain
+from aegaeon.instance.answers import explain, send_on
 from aegaeon.instance.apart import Apart, Suspects
+from aegaeon.instance.arrivals import by_our_clock
 from aegaeon.instance.at_work import AtWork
 from aegaeon.instance.counts import Counts
 from aegaeon.instance.lanes import Lane
@@ -29,10 +25,9 @@ from aegaeon.instance.requests import Requests
 from aegaeon.instance.served import Served
 from aegaeon.instance.stalls import Stalls
 from aegaeon.instance.watchdog import Watchdog
-from aegaeon.scheduler.base import Scheduler
-from aegaeon.scheduler.dispatch import LiveDispatcher
+from aegaeon.instance.ways import Ways
 from aegaeon.scheduler.learning import Pace
-from aegaeon.scheduler.places import Dispatcher
+from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.store.base import Mailbox
 from aegaeon.store.codec import decode_instance_message
 from aegaeon.types import (
@@ -46,10 +41,10 @@ from aegaeon.types import (
     InstanceStatus,
     Load,
     LoadFailed,
+    ModelId,
     Outcome,
     Preload,
     Request,
-    RequestFailed,
     RequestId,
     Stepped,
     Submit,
@@ -62,7 +57,6 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 0.25  # deadlines and signals are noticed at least this often
 RETRY_S = 0.005  # while a proxy's mailbox is full
-MAX_EXPLAINED = 200  # decisions in one answer, which tokens may have to wait for
 LOAD_DIGITS = 2  # published; finer changes are not worth telling
 OUTAGE_S = 0.25  # between attempts while the store does not answer
 
@@ -75,8 +69,8 @@ class Parts:
     outbox: Outbox
     presence: Presence
     engine: Engine
-    scheduler: Scheduler
-    dispatcher: Dispatcher  # of what is prefilled here
+    scheduler: AnyScheduler
+    ways: Ways  # of what goes on elsewhere
     compute: Lane[ComputeAction]
     copy: Lane[Load]
     clock: Callable[[], float]
@@ -94,10 +88,10 @@ class Runtime:
 
     def __init__(self, parts: Parts, drain_s: float) -> None:
         self._parts = parts
+        self._me = parts.presence.record.id
         self._drain_s = drain_s
-        dispatcher = LiveDispatcher(parts.dispatcher)
         self._requests = Requests(
-            parts.engine, parts.scheduler, parts.outbox, parts.presence, dispatcher
+            parts.engine, parts.scheduler, parts.outbox, parts.presence, parts.ways
         )
         self._is_drain_wanted = False
         self._drain_ends_s: float | None = None
@@ -130,7 +124,9 @@ class Runtime:
         if self._drain_ends_s is None or self._requests:
             return False
         is_late = self._parts.clock() >= self._drain_ends_s
-        return is_late or (self._requests.are_handed_off and not self._parts.outbox.has_pending)
+        return is_late or (
+            self._requests.departures.is_empty and not self._parts.outbox.has_pending
+        )
 
     def run_once(self, max_wait_s: float) -> None:
         """Wait for something to happen, at most `max_wait_s`, and act on it; without a lease, only
@@ -149,6 +145,7 @@ class Runtime:
         if not is_held:
             self._regain(now, max_wait_s)
             return
+        self._requests.take_arrived(now)
         self._requests.end_overdue(now)
         if self._parts.served is not None:
             for model in self._parts.served.look(now, is_free=not self._parts.copy.is_busy):
@@ -187,7 +184,7 @@ class Runtime:
     def _receive(self, max_wait_s: float) -> list[bytes]:
         now = self._parts.clock()
         wait_s = min(max_wait_s, max(0.0, self._presence_due_s - now))
-        for due_s in (self._idle_until_s, self._requests.due_s()):
+        for due_s in (self._idle_until_s, self._requests.departures.due_s()):
             if due_s is not None:
                 wait_s = min(wait_s, max(0.0, due_s - now))
         if self._parts.outbox.has_pending:
@@ -213,54 +210,29 @@ class Runtime:
             case Confirm():
                 self._requests.confirm(message)
             case Accepted() | Declined():
-                self._requests.on_answer(message, now)
+                self._requests.departures.on_answer(message, now)
             case Preload(model=model):
                 if self._parts.served is not None:
                     self._parts.served.preload(model)
             case Explain():
-                self._explain(message)
+                explain(message, self._me, self._parts.scheduler, self._parts.outbox)
             case Drain():
                 self._is_drain_wanted = True
                 self._tend_drain(now)
 
     def _take_in(self, message: Submit | Transfer, request: Request, now: float) -> None:
         """Take a request in; should that end us, it is known which one it was."""
-        if self._sends_on(message, request):
+        served = self._parts.served
+        if served is not None and served.has_left(request.model):
+            send_on(message, self._me, self._parts.outbox)
             return
         self._parts.at_work.take(request.id)
         self._suspects.enter(request)
         if isinstance(message, Submit):
             self._requests.submit(brought_here(request, message.ahead_s), now)
         else:
-            self._requests.on_transfer(message, now)
+            self._requests.on_transfer(by_our_clock(message), now)
         self._parts.at_work.take(None)
-
-    def _sends_on(self, message: Submit | Transfer, request: Request) -> bool:
-        """Whether the model lives on other nodes by now; then who sent the request is told so."""
-        served, me = self._parts.served, self._parts.presence.record.id
-        if served is None or not served.has_left(request.model):
-            return False
-        told = request.id, request.attempt
-        why = f"{request.model} has left the node of {me}; ask where it is now"
-        if isinstance(message, Submit):
-            failed = RequestFailed(*told, Forgotten.code, why, me)
-            self._parts.outbox.post(request.reply_to, failed)
-        else:
-            self._parts.outbox.post(message.sender, Declined(*told, me, Draining.code, why))
-        return True
-
-    def _explain(self, message: Explain) -> None:
-        """Tell of decisions, as many of the last ones as go into one record."""
-        limit, me = min(message.limit, MAX_EXPLAINED), self._parts.presence.record.id
-        told = self._parts.scheduler.recent(message.request, message.model, limit)
-        told = brought_there(told, message.ahead_s)
-        while True:
-            try:
-                explained = Explained(message.ticket, me, told)
-                self._parts.outbox.post(message.reply_to, explained)
-                return
-            except RecordTooLarge:
-                told = told[(len(told) + 1) // 2 :]
 
     # Lanes
 
@@ -315,6 +287,7 @@ class Runtime:
         if self._action is not None and not parts.compute.is_busy:
             self._start_part(self._action[0], now)
         if not parts.compute.is_busy:
+            leaving += self._requests.part(self._models_leaving(), now)
             while isinstance(action := parts.scheduler.next_action(now), Handoff):
                 self._requests.set_apart(action.request)
                 leaving.append(action.request)
@@ -334,6 +307,10 @@ class Runtime:
                 self._start_load(load, now)
         for request in leaving:  # beside what computes: their KV may have to be copied
             self._requests.leave(request, now)
+
+    def _models_leaving(self) -> Collection[ModelId]:
+        served = self._parts.served
+        return () if served is None else served.leaving
 
     def _start_part(self, apart: Apart, now: float) -> None:
         if apart.is_next_alone:

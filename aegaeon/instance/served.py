@@ -89,6 +89,11 @@ class Served:
             told[model] = why if left >= 0 else SEE_LOG
         return told
 
+    @property
+    def leaving(self) -> Collection[ModelId]:
+        """Models that live on other nodes only by now, and still have requests here."""
+        return self._leaving
+
     def speeds(self, models: Iterable[ModelId]) -> dict[ModelId, Speed]:
         """Return how fast those of `models` are that are known here."""
         costs = self._deciding.learning.costs

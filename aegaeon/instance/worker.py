@@ -3,6 +3,7 @@
 Builds engine, scheduler and runtime, and maps signals and errors to drains and exit codes.
 """
 
+import dataclasses
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from aegaeon.errors import AegaeonError, DeviceLost, StaleIncarnation
 from aegaeon.instance.at_work import AtWork
 from aegaeon.instance.costs import costs_of, paced
 from aegaeon.instance.counts import Counts
+from aegaeon.instance.kv_share import KvShare
 from aegaeon.instance.lanes import ThreadLane
 from aegaeon.instance.launch import (
     EXIT_CANNOT_START,
@@ -37,12 +39,15 @@ from aegaeon.instance.launch import (
 from aegaeon.instance.load_slots import LoadSlots
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
+from aegaeon.instance.pulls import Pulls
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.served import Deciding, Served, settle_model
 from aegaeon.instance.stalls import Stalls
 from aegaeon.instance.watchdog import Watchdog
+from aegaeon.instance.ways import Ways
 from aegaeon.logs import set_up
 from aegaeon.metrics import Target
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
@@ -125,7 +130,7 @@ def build_runtime(
         presence=presence,
         engine=engine,
         scheduler=deciding.scheduler,
-        dispatcher=POLICIES[settings.policy].dispatcher(),
+        ways=_ways(launch, engine, inbox, owned),
         compute=compute,
         copy=copy,
         clock=time.monotonic,
@@ -138,6 +143,18 @@ def build_runtime(
         at_work=AtWork(launch.work_fd),
     )
     return Runtime(parts, settings.drain_s)
+
+
+def _ways(launch: Launch, engine: Engine, inbox: Mailbox, owned: ExitStack) -> Ways:
+    """Return how requests go on elsewhere; to other nodes with their KV where there are any."""
+    ways = Ways(LiveDispatcher(POLICIES[launch.settings.policy].dispatcher()), engine)
+    if not launch.node or engine.exchange is None:
+        return ways
+    share = KvShare(launch.address, ways.links)
+    owned.callback(share.close)
+    pulls = Pulls(engine.exchange, inbox.wake)
+    owned.callback(pulls.close)
+    return dataclasses.replace(ways, share=share, pulls=pulls)
 
 
 def _record_of(launch: Launch) -> InstanceRecord:

@@ -300,6 +300,16 @@ class KvPool:
             self._pages[shape] = pages
         return pages
 
+    def bytes_of(self, shape: KvShape, blocks: Sequence[int]) -> list[memoryview]:
+        """Return the bytes of `blocks` in order; of those that lie side by side as one."""
+        whole, views, start = memoryview(self._native), list[memoryview](), 0
+        for at, block in enumerate(blocks, 1):
+            if at == len(blocks) or blocks[at] != block + shape.block_pages:
+                first = blocks[start] * shape.page_bytes
+                views.append(whole[first : first + (at - start) * shape.block_bytes])
+                start = at
+        return views
+
     def view(self, shape: KvShape, sequences: Sequence[KvRows]) -> KvView:
         """Return what a device needs to run `sequences`."""
         return KvView(shape, self.pages(shape), sequences)

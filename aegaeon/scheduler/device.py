@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from aegaeon.errors import Overloaded
 from aegaeon.explanations import Decision
 from aegaeon.scheduler.decisions import GOES_ON, Decisions
+from aegaeon.scheduler.groups import Standing
 from aegaeon.scheduler.ledger import GroupT, Ledger, Limits
 from aegaeon.scheduler.observer import Observer, tell
 from aegaeon.scheduler.residency import Residency
@@ -318,6 +319,21 @@ class DeviceScheduler(Ledger[GroupT]):
             group.leave(request)
             self._handoffs.append(request)
         self._quiet(group)
+
+    def standing_of(self, request: RequestId) -> Standing | None:
+        """Return how `request` stands here; None: it is not known."""
+        model = self._model_of.get(request)
+        return None if model is None else self._groups[model].standing_of(request)
+
+    def part(self, request: RequestId) -> None:
+        """Have a running request leave for another instance, as after a Handoff; the compute lane
+        is free."""
+        assert self._in_flight is None, "the compute lane is busy"
+        group = self._groups[self._model_of[request]]
+        group.leave(request)
+        self._quiet(group)
+        self._changed(group)
+        self._something_happened()
 
     def _on_preempted(self, outcome: Stepped, now: float) -> None:
         """They wait in front of their own groups, which stand in line for KV from here on."""

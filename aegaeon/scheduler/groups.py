@@ -6,10 +6,14 @@ No decisions are made here.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aegaeon.scheduler.cost import ModelCost
 from aegaeon.scheduler.retries import Retry
 from aegaeon.types import ModelId, RequestId
+
+# Of a request: it waits; does so with a piece of its prompt run; runs; is on its way elsewhere.
+Standing = Literal["waiting", "begun", "running", "leaving"]
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +146,16 @@ class Group:
             if request in self.waiting:
                 self.waiting.move_to_end(request, last=False)
         return tuple(held)
+
+    def standing_of(self, request: RequestId) -> Standing | None:
+        """Return how `request` stands; None: it is not here."""
+        if request in self.begun:
+            return "begun"
+        if request in self.waiting:
+            return "waiting"
+        if request in self.running:
+            return "running"
+        return "leaving" if request in self.leaving else None
 
     def leave(self, request: RequestId) -> None:
         """Let a running request go to another instance."""

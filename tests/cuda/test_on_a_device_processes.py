@@ -71,7 +71,7 @@ class Served:
     def hand_over(self, name, by_host=False):
         return self.engine.hand_over(name, by_host)
 
-    def adopt(self, request, kv):
+    def adopt(self, request, kv, room=None):
         self.engine.adopt(request, kv)
 
     def submit(self, request):

@@ -107,6 +107,37 @@ def test_an_offer_that_was_taken_back_is_gone_though_its_blocks_are_used_again(e
     second.adopt(other, again)
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+def test_what_nobody_took_goes_on_with_the_same_tokens(engines, is_named):
+    first, second = engines
+    request = make_request("r", PROMPT, max_tokens=30)
+    runner = Runner(make_engine())
+    runner.submit(request)
+    expected = runner.finish()["r"]
+    first.submit(request)
+    (token,) = first.execute(Prefill("a", ("r",))).tokens
+    told = msgspec.structs.replace(request, generated_token_ids=(token.token_id,))
+    first.set_apart("r")
+    kv = first.hand_over("r") if is_named else None
+    assert first.resume("r")
+    if kv is not None:
+        with pytest.raises(KvGone):
+            second.adopt(told, kv)
+    first.execute(Switch("a"))
+    assert decode(first, told) == expected
+    assert all_kv_bytes(first) == 0
+
+
+def test_what_somebody_took_does_not_go_on_here(engines):
+    first, second = engines
+    told, kv = prefilled(first, make_request("r", PROMPT))
+    second.adopt(told, kv)
+    assert not first.resume("r")
+    first.release("r")
+    assert (all_kv_bytes(first), all_kv_bytes(second)) == (0, kv.kv_bytes)
+    assert len(decode(second, told)) == told.max_tokens
+
+
 def test_kv_is_adopted_once(engines):
     first, second = engines
     third = make_engine(kv_path=kv_path(first), kv_bytes=1 << 20)

@@ -102,7 +102,7 @@ def assert_nothing_is_held(bench):
     assert not scheduler._shares._asker_of and not scheduler._shares._keys.known
     for group in scheduler._groups.values():
         assert not (group.waiting or group.running or group.leaving or group.here_tokens)
-    assert not len(requests) and not requests._to_release and requests.are_handed_off
+    assert not len(requests) and not requests._to_release and requests.departures.is_empty
     status = bench.status()
     assert (status.waiting, status.running) == ({}, {})
 

@@ -1,6 +1,6 @@
 """An instance tells its scheduler what of a prompt is known, at first and when that has changed."""
 
-from aegaeon.instance.requests import LOOK_S, MOST_LOOKED_AT
+from aegaeon.instance.known import LOOK_S, MOST_LOOKED_AT
 from aegaeon.types import Prefill
 from tests.support.node import Node, assert_served, settle, until
 

@@ -75,6 +75,26 @@ def test_leaving_requests_hold_kv_until_they_are_gone(policy):
     assert device.leaving == ["s"]
 
 
+def test_a_running_request_leaves_holds_its_kv_until_it_is_gone_and_may_come_back(policy):
+    device = make_device(policy, kv_slots=2)
+    for name in "rst":
+        device.submit(make_request(name, "a", max_tokens=40))
+    device.advance(FIRST_S + 3 * STEP_S)
+    device.parting.add("r")
+    device.advance(device.now + 5.0)
+    assert device.leaving == ["r"] and device.scheduler.standing_of("r") == "leaving"
+    assert device.ends == {"s": "finished", "t": "finished"}
+    assert device.scheduler.snapshot().running == {"a": 1}
+    device.leaving.remove("r")
+    request = device.known["r"]
+    device.scheduler.cancel("r", device.now)
+    device.scheduler.adopt(request, device.now)
+    prefills = sum(isinstance(step, Prefill) for step in device.steps)
+    device.advance(device.now + 5.0)
+    assert device.ends["r"] == "finished"
+    assert sum(isinstance(step, Prefill) for step in device.steps) == prefills
+
+
 def test_an_adopted_request_decodes_without_a_prefill(policy):
     device = make_device(policy, "decode")
     device.adopt(make_request("r", "a", generated_token_ids=(7,)))
@@ -180,7 +200,9 @@ def test_a_load_that_fails_while_its_first_layers_compute_fails_its_requests_onl
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "submit", "submit", "adopt", "cancel", "depart", "lose"]),
+        st.sampled_from(
+            ["submit", "submit", "submit", "adopt", "cancel", "depart", "lose", "part"]
+        ),
         st.sampled_from("abc"),
         st.integers(1, 30),  # tokens
         st.floats(0, 0.5),  # time until the next event
@@ -210,6 +232,8 @@ def test_every_request_ends_or_leaves_whatever_goes_away(policy, trace, role, kv
             name = came[tokens % len(came)]
             if name not in device.leaving:
                 device.cancel(name)
+        elif what == "part" and came:
+            device.parting.add(came[tokens % len(came)])
         elif what == "depart" and device.leaving:
             device.depart(device.leaving[0])
         elif what == "lose" and model in device.resident:

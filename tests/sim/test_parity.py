@@ -13,8 +13,10 @@ from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.ways import Ways
 from aegaeon.metrics import Target, TokenRuns
 from aegaeon.scheduler.cost import Costs, ModelCost
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.scheduler.policies import POLICIES, Fleet
@@ -147,7 +149,7 @@ class Live:
                 presence=Presence(domain.metadata(), record, 1e9, lambda: self.now),
                 engine=self.engine,
                 scheduler=make_scheduler(policy, role, tbt_s),
-                dispatcher=HomeDispatcher(),
+                ways=Ways(LiveDispatcher(HomeDispatcher()), self.engine),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: self.now,

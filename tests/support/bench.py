@@ -4,6 +4,8 @@ from aegaeon.engine.base import NullEngine
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.ways import Ways
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.store.codec import decode_replies, encode
 from aegaeon.store.local import LocalDomain
@@ -46,7 +48,7 @@ class Bench:
                 presence=Presence(self.store, record, lease_s, lambda: self.now),
                 engine=self.engine,
                 scheduler=make_scheduler("slack", sizes, budget_bytes, **options),
-                dispatcher=HomeDispatcher(),
+                ways=Ways(LiveDispatcher(HomeDispatcher()), self.engine),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: self.now,

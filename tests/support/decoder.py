@@ -13,9 +13,10 @@ from aegaeon._native import CopyEngine
 from aegaeon.device.base import Device, Projection, StepBatch
 from aegaeon.device.cpu import CpuDevice
 from aegaeon.device.packed import Matrix, pack
-from aegaeon.engine.engine import EngineMemory, ModelEngine
+from aegaeon.engine.engine import ModelEngine
 from aegaeon.engine.kv_place import InPlaceKv, KvPlace
 from aegaeon.engine.kv_swap import SwappedKv
+from aegaeon.engine.memory import EngineMemory
 from aegaeon.memory.costs import SwapCosts
 from aegaeon.memory.kv import KvPool, KvShape
 from aegaeon.memory.traffic import Traffic

@@ -2,12 +2,16 @@
 proxy that follows its requests as the gateway does. Time stands still unless told."""
 
 from aegaeon.engine.base import NullEngine, null_token
+from aegaeon.engine.exchange import Exposed, KvExchange, Room
 from aegaeon.errors import KvGone, KvUnreachable, OutOfBlocks, RingClosed
 from aegaeon.instance.departures import GRACE_S, OFFER_S
+from aegaeon.instance.kv_share import KvShare
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
+from aegaeon.instance.pulls import Pulls
 from aegaeon.instance.runtime import Parts, Runtime
+from aegaeon.instance.ways import Ways
 from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
 from aegaeon.scheduler.dispatch import LiveDispatcher
@@ -60,6 +64,38 @@ class Pool:
             self.release(block, owner)
 
 
+class BlockBytes(KvExchange):
+    """A block's content as bytes."""
+
+    SIZE = 64
+
+    def __init__(self, engine: "PooledEngine") -> None:
+        self.engine = engine
+
+    @classmethod
+    def of(cls, content: str) -> bytes:
+        return content.encode().ljust(cls.SIZE)
+
+    def expose(self, request):
+        block = self.engine.blocks.get(request)
+        if block is None:
+            return None
+        kv = KvHandle(owner=0, blocks=(), cached_tokens=1, kv_bytes=self.SIZE)
+        return Exposed(kv, [memoryview(self.of(self.engine.pool.content[block]))])
+
+    def make_room(self, model, kv):
+        if self.engine.held >= self.engine.quota:
+            raise OutOfBlocks("full")
+        data = bytearray(kv.kv_bytes)
+        block = self.engine.pool.allocate(self.engine.identity, "room")
+        return Room(data, kv, [block], [memoryview(data)])
+
+    def free(self, room):
+        for block in room.blocks:
+            self.engine.pool.release(block, self.engine.identity)
+        room.blocks = []
+
+
 class PooledEngine(NullEngine):
     """Each sequence has one block of the pool from its first step on, at most `quota` in all.
 
@@ -75,6 +111,7 @@ class PooledEngine(NullEngine):
         self.is_lending = False  # KV where it is on a device
         self.is_apart = False  # from the devices of all others
         self.lent: list[str] = []
+        self.bytes = BlockBytes(self)
 
     @property
     def held(self) -> int:
@@ -94,11 +131,24 @@ class PooledEngine(NullEngine):
         block = self.blocks[request]
         return KvHandle(owner=self.identity, blocks=(block,), cached_tokens=1, device=device)
 
-    def adopt(self, request, kv):
+    def resume(self, request):
+        block = self.blocks.get(request)
+        return block is None or self.pool.owner.get(block) == self.identity
+
+    def adopt(self, request, kv, room=None):
         if kv.device is not None and self.is_apart:
             raise KvUnreachable("it is on another device")
+        if room is not None:
+            (block,) = room.blocks
+            assert bytes(room.shape) == BlockBytes.of(request.id), "took another sequence's KV"
+            self.submit(request)
+            self.pool.content[block] = request.id
+            self.blocks[request.id] = block
+            return
         if self.held >= self.quota:
             raise OutOfBlocks("full")
+        if not kv.blocks:
+            raise KvGone("nothing came")
         (block,) = kv.blocks
         if self.pool.owner.get(block) != kv.owner:
             raise KvGone("not the sender's")
@@ -106,6 +156,10 @@ class PooledEngine(NullEngine):
         self.submit(request)
         self.pool.owner[block] = self.identity
         self.blocks[request.id] = block
+
+    @property
+    def exchange(self):
+        return self.bytes
 
     def execute(self, action):
         if isinstance(action, Switch):
@@ -156,10 +210,12 @@ class Life:
     """One life of an instance."""
 
     def __init__(self, node: "Node", name: str, role: str, incarnation: int) -> None:
+        where = node.places.get(name, "")
+        self.node, self.pool = node, node.pools.setdefault(where, Pool())
         self.name, self.role, self.incarnation = name, role, incarnation
         self.address = f"{name}.{incarnation}"
         self.inbox = node.domain.create_mailbox(self.address)
-        self.engine = PooledEngine(node.specs, node.pool, node.quota)
+        self.engine = PooledEngine(node.specs, self.pool, node.quota)
         self.compute = HeldLane(self.engine.execute)
         self.copy = HeldLane(self.engine.load)
         record = InstanceRecord(
@@ -170,7 +226,12 @@ class Life:
             mailbox=self.address,
             pid=1,
             models=MODELS,
+            node=where,
         )
+        self.ways = Ways(LiveDispatcher(HomeDispatcher()), self.engine)
+        if where:
+            self.ways.share = KvShare("127.0.0.1", self.ways.links)
+            self.ways.pulls = Pulls(self.engine.bytes, self.inbox.wake)
         sizes = {spec.id: spec.weight_bytes for spec in node.specs}
         self.scheduler = make_scheduler("slack", sizes, 1000, role)
         self.runtime = Runtime(
@@ -180,7 +241,7 @@ class Life:
                 presence=Presence(node.domain.metadata(), record, LEASE_S, lambda: node.now),
                 engine=self.engine,
                 scheduler=self.scheduler,
-                dispatcher=HomeDispatcher(),
+                ways=self.ways,
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: node.now,
@@ -195,17 +256,35 @@ class Life:
     def finish(self) -> None:
         self.compute.finish()
         self.copy.finish()
+        self.await_kv()
+
+    def await_kv(self) -> None:
+        """What comes from other nodes takes no time here."""
+        pulls = [] if self.ways.pulls is None else self.ways.pulls._pulls.values()
+        for pull in pulls:
+            pull.thread.join(20.0)
+
+    def close(self) -> None:
+        """End what has threads and sockets."""
+        for end in (self.ways.pulls, self.ways.share):
+            if end is not None:
+                end.close()
 
 
 class Node:
-    """Instances by name, their roles given; `proxy` asks and listens."""
+    """Instances by name, their roles given; `proxy` asks and listens. Those with `places` are on
+    nodes of these names, which have no memory in common: `close` it then."""
 
-    def __init__(self, quota: int = 1 << 30, **roles: str) -> None:
+    def __init__(
+        self, quota: int = 1 << 30, places: dict[str, str] | None = None, **roles: str
+    ) -> None:
         self.now = 100.0
         self.quota = quota
         self.domain = LocalDomain(lambda: self.now)
         self.specs = tuple(make_spec(model) for model in MODELS)
-        self.pool = Pool()
+        self.places = places or {}
+        self.pools: dict[str, Pool] = {"": Pool()}
+        self.pool = self.pools[""]
         self.roles = roles
         self.lives: dict[str, Life | None] = {}
         self.incarnations = 0
@@ -225,7 +304,13 @@ class Node:
         if life is not None:
             self.domain.metadata().remove_instance(name, life.incarnation)
             self.domain.create_mailbox(life.address).close()
-            self.pool.reclaim(life.engine.identity)
+            life.pool.reclaim(life.engine.identity)
+            life.close()
+
+    def close(self) -> None:
+        """End all lives."""
+        for life in self.alive():
+            life.close()
 
     def drop_answer(self, name: str, *kinds: type) -> bool:
         """Lose the first hand-off message (or of `kinds`) in an instance's mailbox."""
@@ -351,7 +436,7 @@ def assert_empty(node):
         snapshot = life.scheduler.snapshot()
         assert not snapshot.waiting and not snapshot.running
         assert life.engine.usage().kv_bytes == 0
-    assert node.pool.owner == {}
+    assert all(pool.owner == {} for pool in node.pools.values())
 
 
 def until(node, claim, steps=200, dt_s=0.03):

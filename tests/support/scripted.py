@@ -50,6 +50,7 @@ class ScriptedDevice:
     loads: list[Load] = field(default_factory=list)
     steps: list[Prefill | Decode] = field(default_factory=list)
     leaving: list[str] = field(default_factory=list)
+    parting: set[str] = field(default_factory=set)  # to leave as soon as they run and may
     troubles: dict[str, object] = field(default_factory=dict)  # of a model's next action
     holders: list[str] = field(default_factory=list)  # sequences with KV
     reasons: dict[str, tuple[str, str]] = field(default_factory=dict)  # of those given up
@@ -105,6 +106,11 @@ class ScriptedDevice:
             self.end(request_id, "given up")
             self.reasons[request_id] = (code, message)
         if self._compute is None:
+            for request_id in sorted(self.parting):
+                if self.scheduler.standing_of(request_id) == "running":
+                    self.scheduler.part(request_id)
+                    self.leaving.append(request_id)
+                    self.parting.remove(request_id)
             while isinstance(action := self.scheduler.next_action(self.now), Handoff):
                 self.leaving.append(action.request)
             self._idle_until_s = action.until_s if isinstance(action, Idle) else None

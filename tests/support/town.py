@@ -21,9 +21,11 @@ from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.runtime import Parts, Runtime
 from aegaeon.instance.served import Served
+from aegaeon.instance.ways import Ways
 from aegaeon.instance.worker import build_deciding
 from aegaeon.nodes import NodeNow
 from aegaeon.scheduler.among import NodeDispatcher
+from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.places import HomeDispatcher
 from aegaeon.specs import Catalog
 from aegaeon.store.local import LocalDomain
@@ -71,7 +73,7 @@ class Dweller:
                 presence=presence,
                 engine=self.engine,
                 scheduler=deciding.scheduler,
-                dispatcher=HomeDispatcher(),
+                ways=Ways(LiveDispatcher(HomeDispatcher()), self.engine),
                 compute=self.compute,
                 copy=self.copy,
                 clock=lambda: town.now,
