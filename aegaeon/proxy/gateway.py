@@ -116,7 +116,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._mailbox = self._domain.create_mailbox(self._address, look_s=_LOOK_S)
         self._outbox = await self._blocking(partial(Outbox, self._domain, self._settings))
-        self._losses = Losses(self._domain.board(), self._domain.metadata())
+        self._losses = Losses(self._domain.board(), self._outbox.fence)
         self._instances = await self._blocking(self._outbox.snapshot)
         self._seen_s = time.monotonic()
         await self._blocking(partial(self.meter.join, self._domain, self._address))

@@ -5,14 +5,14 @@ What to do about it is the gateway's and the request's business.
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aegaeon.deaths import PROGRESS_TOKENS, WORDS_S, Work, decode_deaths, name_of
 from aegaeon.errors import AegaeonError, GivenUp
 from aegaeon.proxy.outbox import Target
-from aegaeon.store.base import Board, MetadataStore
+from aegaeon.store.base import Board
 from aegaeon.types import ModelId, RequestId
 
 log = logging.getLogger(__name__)
@@ -108,12 +108,12 @@ class Lost(NamedTuple):
 
 
 class Losses:
-    """What instances did when they died, as their supervisors tell on the board. One thread calls
-    the verbs, and they may block; board and table are its own."""
+    """What instances did when they died, as their supervisors tell on the board. `fence` keeps a
+    life from coming back. One thread calls the verbs, and they may block."""
 
-    def __init__(self, board: Board, table: MetadataStore) -> None:
+    def __init__(self, board: Board, fence: Callable[[Target], None]) -> None:
         self._board = board
-        self._table = table
+        self._fence = fence
         self._gone_s: dict[Target, float] = {}  # since when, of those whose last words are awaited
         self._of_models: dict[ModelId, _OfModel] = {}
 
@@ -131,15 +131,14 @@ class Losses:
             is_known, work = _found(record, target)
             if is_known or now - since_s >= WORDS_S:
                 ended.append((target, work))
-                self._table.remove_instance(*target)
+                self._fence(target)
         for target, work in ended:
             log.warning("instance lost instance=%s work=%s", target.instance, work)
         return [Lost(target, work, self._bad(work, made)) for target, work in ended]
 
     def close(self) -> None:
-        """Let go of both."""
+        """Let go of the board."""
         self._board.close()
-        self._table.close()
 
     def _bad(self, work: Work | None, made: Mapping[ModelId, int]) -> dict[ModelId, AegaeonError]:
         """Count a death against the models that were at work; return those that had too many."""

@@ -235,6 +235,11 @@ class Outbox:
         for target, way in self._ways.items():
             self._send_cancels(target, way)
 
+    def fence(self, target: Target) -> None:
+        """See to it that a life, which is held to be over, is: one that was only cut off finds
+        itself replaced when it is back. Raises StoreUnavailable."""
+        self._store.remove_instance(*target)
+
     def note_move(self, request: RequestId, target: Target, ttl_s: float) -> None:
         """Record that `request` lives at `target` now."""
         try:

@@ -29,7 +29,7 @@ from aegaeon.proxy.losses import (
     Suspicion,
 )
 from aegaeon.proxy.outbox import Target
-from aegaeon.store.local import LocalBoard, LocalMetadataStore
+from aegaeon.store.local import LocalBoard
 from tests.proxy.test_gateway import TOKENS, Setup, collect, generation, run, until
 
 ALONE = Work("m", ("r",))
@@ -87,7 +87,7 @@ def test_a_board_keeps_the_last_deaths_of_an_instance():
 def test_a_loss_is_judged_when_it_is_known_or_a_moment_later(monkeypatch):
     now, board = [100.0], LocalBoard()
     monkeypatch.setattr("aegaeon.proxy.losses.time.monotonic", lambda: now[0])
-    judge = Losses(board, LocalMetadataStore())
+    judge = Losses(board, lambda _: None)
     known, unknown = Target("a", 7), Target("b", 1)
     board.publish(name_of("a"), encode_deaths((Death(3, None), Death(7, ALONE), Death(9, None))))
     board.publish(name_of("b"), b"\xc1")
@@ -100,38 +100,30 @@ def test_a_loss_is_judged_when_it_is_known_or_a_moment_later(monkeypatch):
     assert judge.judge(set(), {}) == judge.judge({Target("c", 1)}, {}) == []
 
 
-class Fences(LocalMetadataStore):
-    """A table that notes whom it lets in no more, and may not answer."""
-
-    def __init__(self):
-        super().__init__()
-        self.is_away, self.fenced = False, []
-
-    def remove_instance(self, instance, incarnation):
-        if self.is_away:
-            raise StoreUnavailable("no answer")
-        self.fenced.append(Target(instance, incarnation))
-
-
 def test_who_is_held_to_be_lost_cannot_come_back_by_then():
-    board, table = LocalBoard(), Fences()
-    judge, target = Losses(board, table), Target("a", 7)
-    assert judge.judge({target}, {}) == [] == table.fenced  # it may yet come back
+    board, fenced, heard = LocalBoard(), [], []
+
+    def fence(target):
+        if not heard:
+            raise StoreUnavailable("no answer")
+        fenced.append(target)
+
+    judge, target = Losses(board, fence), Target("a", 7)
+    assert judge.judge({target}, {}) == [] == fenced  # it may yet come back
     board.publish(name_of("a"), encode_deaths((Death(7, Work("m")),)))
-    table.is_away = True
     for _ in range(MAX_OF_MODEL):
         with pytest.raises(StoreUnavailable):
             judge.judge({target}, {"m": 0})
-    table.is_away = False
+    heard.append(True)
     # It counts once, however often it was tried.
     assert judge.judge({target}, {"m": 0}) == [Lost(target, Work("m"), {})]
-    assert table.fenced == [target]
+    assert fenced == [target]
 
 
 def bad_after(works, made):
     """What is said of models at each death; `made` are the tokens of "m" by then."""
     board, told = LocalBoard(), []
-    judge = Losses(board, LocalMetadataStore())
+    judge = Losses(board, lambda _: None)
     for life, (work, tokens) in enumerate(zip(works, made, strict=True)):
         board.publish(name_of("a"), encode_deaths((Death(life, work),)))
         (lost,) = judge.judge({Target("a", life)}, {"m": tokens, "n": 5})
