@@ -1,6 +1,7 @@
 """An instance's row in the table: registered once, kept alive, and up to date at a bounded rate."""
 
 import logging
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -25,7 +26,7 @@ class Presence:
         store: MetadataStore,
         record: InstanceRecord,
         lease_s: float,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -35,6 +36,7 @@ class Presence:
         self._is_due = False  # the record is not what the store has
         self._published: InstanceStatus | None = None
         self._published_s = float("-inf")
+        self._is_over = False  # the lease, by our clock
         self._renewed_s = clock()  # when the last renewal had been sent that was answered
         store.register_instance(record, lease_s)
 
@@ -84,8 +86,11 @@ class Presence:
         again at the latest."""
         since_s = now - self._published_s
         is_changed = status != self._published
-        is_due = since_s >= self._renew_s or not self.is_held(now)
-        if is_due or (is_changed and since_s >= MIN_INTERVAL_S):
+        is_over = not self.is_held(now)
+        if is_over and not self._is_over:
+            log.error("lease over, nothing is computed here until the store knows us again")
+        self._is_over = is_over
+        if is_over or since_s >= self._renew_s or (is_changed and since_s >= MIN_INTERVAL_S):
             self._write(status, now)
             is_changed = False
         wait_s = MIN_INTERVAL_S if is_changed else self._renew_s
@@ -107,6 +112,8 @@ class Presence:
             log.warning("status not published error=%s", error)
             return
         self._renewed_s = began_s
+        if self._is_over:
+            log.info("lease goes on waiting=%s running=%s", status.waiting, status.running)
         self._published = status
         if self._is_due:
             self._is_due = False

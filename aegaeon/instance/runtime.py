@@ -4,6 +4,7 @@ It waits on its mailbox only; lanes and signals wake it through that. Decisions 
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
@@ -106,8 +107,7 @@ class Runtime:
         self._stall_s = 0.0
         self._stalled_at_s: float | None = None
         self._presence_due_s = 0.0
-        self._records: list[bytes] = []  # that came when our lease had just ended
-        self._is_cut_off = False
+        self._records = deque[bytes]()  # that have come, perhaps as our lease ended
 
     def drain(self) -> None:
         """Ask the loop to take nothing new and to end; callable from a signal handler."""
@@ -131,16 +131,13 @@ class Runtime:
     def run_once(self, max_wait_s: float) -> None:
         """Wait for something to happen, at most `max_wait_s`, and act on it; without a lease, only
         on that."""
-        presence = self._parts.presence
-        if presence.is_held(self._parts.clock()):
+        if self._parts.presence.is_held(self._parts.clock()):
             self._records += self._receive(max_wait_s)
         now = self._parts.clock()
         self._tend_drain(now)
-        is_held = presence.is_held(now)
-        records = self._records if is_held else []
-        self._records = self._records[len(records) :]
-        for record in records:
-            self._on_record(record, now)
+        is_held = self._parts.presence.is_held(now)
+        while is_held and self._records:
+            self._on_record(self._records.popleft(), now)
         self._take_outcomes(now)
         if not is_held:
             self._regain(now, max_wait_s)
@@ -166,18 +163,11 @@ class Runtime:
     def _regain(self, now: float, max_wait_s: float) -> None:
         """Nothing is begun, taken in or told until our lease goes on: others may have our requests.
         Raises StaleIncarnation when they do, and those here end with this process."""
-        parts = self._parts
-        if not self._is_cut_off:
-            self._is_cut_off = True
-            log.error("lease over, nothing is computed here until the store knows us again")
-        if not parts.compute.is_busy:
-            parts.at_work.rest()  # no request is to blame for how this ends
+        if not self._parts.compute.is_busy:
+            self._parts.at_work.rest()  # no request is to blame for how this ends
         self._publish(now)
-        if parts.presence.is_held(parts.clock()):
-            self._is_cut_off = False
-            log.info("lease goes on requests=%d", len(self._requests))
-        else:
-            parts.pause(min(max_wait_s, OUTAGE_S))
+        if not self._parts.presence.is_held(self._parts.clock()):
+            self._parts.pause(min(max_wait_s, OUTAGE_S))
 
     # Messages
 
