@@ -171,19 +171,42 @@ def still_rows(driver: Driver, receiver: Receiver, steps: int) -> Iterator[Row]:
         yield measured(row, less_is_better=True)
 
 
+class Sender:
+    """The other node, a process; `close` ends it."""
+
+    def __init__(self, shape: KvShape, tokens: int) -> None:
+        """Start it with KV of so many tokens."""
+        context = multiprocessing.get_context("spawn")
+        near, far = context.Pipe()
+        sizes = shape.layers, shape.kv_heads, shape.head_dim
+        self._process = context.Process(target=serve, args=(sizes, tokens, far), daemon=True)
+        self._process.start()
+        if not near.poll(START_S):
+            raise SystemExit("the sender does not start")
+        address, name, token, self.port = near.recv()
+        self.kv = KvHandle(
+            owner=0,
+            blocks=(),
+            cached_tokens=tokens,
+            kv_bytes=tokens * shape.token_bytes,
+            shape=layout_of(shape),
+            stream=KvStream(address, name, token),
+        )
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.join()
+
+
 def rows(tokens: int, repeats: int, steps: int) -> Iterator[Row]:
     """Yield all of them."""
+    tokens = tokens // BLOCK_TOKENS * BLOCK_TOKENS
     with tempfile.TemporaryDirectory(prefix="aegaeon-kv-") as root:
         write_model(Path(root) / MODEL, WIDE_KV)
         spec = resolve(f"{MODEL}={Path(root) / MODEL}", root)
         (shape,) = kv_shapes((spec,), DTYPES[STORED]).values()
-        tokens = tokens // BLOCK_TOKENS * BLOCK_TOKENS
         size = tokens * shape.token_bytes
-        context = multiprocessing.get_context("spawn")
-        near, far = context.Pipe()
-        sizes = shape.layers, shape.kv_heads, shape.head_dim
-        sender = context.Process(target=serve, args=(sizes, tokens, far), daemon=True)
-        sender.start()
         settings = msgspec.structs.replace(
             Settings(),
             device="cpu",
@@ -191,31 +214,20 @@ def rows(tokens: int, repeats: int, steps: int) -> Iterator[Row]:
             kv_budget_gb=(3 * size + (64 << 20)) / 1e9,
             model_cache_budget_gb=0.2,
         )
+        sender = Sender(shape, tokens)
         try:
-            if not near.poll(START_S):
-                raise SystemExit("the sender does not start")
-            address, name, token, port = near.recv()
-            kv = KvHandle(
-                owner=0,
-                blocks=(),
-                cached_tokens=tokens,
-                kv_bytes=size,
-                shape=layout_of(shape),
-                stream=KvStream(address, name, token),
-            )
             with Driver(settings, (spec,)) as driver:
                 exchange = driver.engine.exchange
                 assert exchange is not None
-                receiver = Receiver(exchange, kv)
+                receiver = Receiver(exchange, sender.kv)
                 progress(f"{size / 1e6:.0f} MB of keys and values over the loopback")
-                yield from speed_rows(receiver, port, size, repeats)
+                yield from speed_rows(receiver, sender.port, size, repeats)
                 driver.load(MODEL)
                 driver.switch(MODEL)
                 progress("others that decode meanwhile")
                 yield from still_rows(driver, receiver, steps)
         finally:
-            sender.kill()
-            sender.join()
+            sender.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,8 @@ from tests.support.redis_server import RedisServer, require_redis
 from tests.support.server import Server, Streamed
 from tests.support.two_nodes import NODES, TwoNodes
 
+pytestmark = pytest.mark.thorough  # four processes each
+
 TOKENS = 1500
 PROMPT = "the device " * 20
 
@@ -91,7 +93,6 @@ def test_a_drained_nodes_streams_go_on_at_another_one_with_their_kv(nodes, expec
     assert log.count("kv came") == there and "prefilling again" not in log
 
 
-@pytest.mark.thorough
 def test_what_is_prefilled_on_one_node_is_decoded_on_another(nodes, expected):
     split = {"colocated_count": 0, "prefill_count": 1, "decode_count": 1}
     nodes.begin("instance-a-0", NODES[0], 0, **split).wait_ready()
