@@ -61,11 +61,18 @@ class CatalogKeeper:
             log.warning("catalogue not readable error=%s", error)
         return self._known
 
-    def place(self, placement: Placement) -> None:
-        """Have models live there from here on. Raises StoreUnavailable, RegionError."""
-        self._known = self._store.change(
-            lambda catalog: msgspec.structs.replace(catalog, placement=placement)
-        )
+    def place(self, placement: Placement, rows: Iterable[Instance] = ()) -> None:
+        """Have models live there from here on, in a version that all instances of `rows` follow:
+        one beyond what they have seen, for a store that was emptied while nobody kept the
+        catalogue begins anew. Raises StoreUnavailable, RegionError."""
+        seen = max((row.status.catalog for row in rows), default=0)
+        while True:
+            before = self._store.read()
+            version = max(before.version, seen) + 1
+            after = msgspec.structs.replace(before, placement=placement, version=version)
+            if self._store.swap(before.version, after):
+                self._known = after
+                return
 
     def tend(self, now: float) -> None:
         """Take out the models that have drained; call it often."""

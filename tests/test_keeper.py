@@ -194,3 +194,11 @@ def test_a_placement_stands_in_the_catalogue_and_outlives_keeper_and_store():
     assert kept.store.read().version == 3
     again = CatalogKeeper(kept.store, kept.metadata, kept.board, kept.store.read())
     assert again.current().placement == placement and kept.store.read().version == 3
+
+
+def test_a_catalogue_that_began_anew_goes_on_behind_what_instances_have_seen():
+    kept = Kept()
+    kept.publish(catalog=7)
+    kept.keeper.place(Placement(), kept.metadata.sync_for_routing())
+    assert kept.store.read() == msgspec.structs.replace(FIRST, version=8, placement=Placement())
+    assert kept.keeper.current().version == 8

@@ -16,9 +16,9 @@ from aegaeon.cluster.crew import Crew, Told
 from aegaeon.cluster.link import nodes_of, ray_module
 from aegaeon.cluster.lives import end_life, end_mailbox
 from aegaeon.cluster.placing import Placing, Seen
-from aegaeon.cluster.plan import MemberPlan, plan_members
+from aegaeon.cluster.plan import MemberPlan, plan_members, staying
 from aegaeon.config import Settings
-from aegaeon.errors import AegaeonError, ConfigError
+from aegaeon.errors import AegaeonError, ConfigError, StoreUnavailable
 from aegaeon.figures import encode_figures
 from aegaeon.instance.launch import mailbox_address
 from aegaeon.instance.presence import RENEWALS_PER_LEASE
@@ -27,7 +27,7 @@ from aegaeon.logs import set_up
 from aegaeon.nodes import CLUSTER, ClusterFigures, MemberNow, NodeNow
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Board, Domain
-from aegaeon.store.domains import join_domain
+from aegaeon.store.domains import JOIN_S, join_domain
 from aegaeon.store.redis_url import without_password
 from aegaeon.types import Instance, ModelSpec
 
@@ -124,7 +124,10 @@ class Controller:
             _begin_empty(domain, settings, lambda: self._should_stop)
         first = Catalog(models=self._launch.specs, bounds=bounds_of(settings))
         board = domain.board()
-        kept = _Kept(domain, board, _keeper(domain, board, first), Placing(settings))
+        # Where members live already, so do models, and their rows say where.
+        patience_s = settings.lease_s if len(crew) else 0.0
+        placing = Placing(settings, time.monotonic() + patience_s)
+        kept = _Kept(domain, board, _keeper(domain, board, first), placing)
         try:
             beats, tell_s = 0, 0.0
             while not self._is_over(crew):
@@ -150,6 +153,8 @@ class Controller:
         if not self._should_stop:
             self._place(kept, crew, plans, rows)
         catalog = keeper.current()
+        held = kept.placing.held(catalog, self._nodes, time.monotonic())
+        plans |= staying(settings, held, crew.places())
         if self._should_stop:
             # Proxies first: their streams end at instances that live.
             has_proxies = bool(crew.of_kind("proxy"))
@@ -175,11 +180,12 @@ class Controller:
         placing, now = kept.placing, time.monotonic()
         seen = Seen.of(self._nodes, plans.values(), rows, crew.silent(), crew.now())
         try:
+            catalog = kept.keeper.current()
             if placing.wants_figures(now):
                 placing.demands.note(kept.board.read(), now)
-            placement = placing.look(kept.keeper.current(), seen, now)
+            placement = placing.look(catalog, seen, now)
             if placement is not None:
-                kept.keeper.place(placement)
+                kept.keeper.place(placement, rows)
         except AegaeonError as error:
             placing.again()
             log.warning("models not placed error=%s", error)
@@ -218,18 +224,19 @@ class _Kept:
 
 
 def _keeper(domain: Domain, board: Board, first: Catalog) -> CatalogKeeper:
-    """Return what keeps the catalogue: that which is there, else `first`."""
-    store = domain.catalog()
-    known = store.read()
-    if not known.version:
-        # Instances that live follow no version below the one that they have seen: where the store
-        # has forgotten it while nobody kept it.
-        seen = max((row.status.catalog for row in _rows(domain)), default=0)
-        if seen:
-            store.swap(0, msgspec.structs.replace(first, version=seen + 1))
-            known = store.read()
-    begin = known if known.version else first
-    return CatalogKeeper(store, domain.metadata(), board, begin)
+    """Return what keeps the catalogue: that which is there, else `first`. A store that is silent
+    just now is waited for. Raises StoreUnavailable, RegionError."""
+    give_up_s = time.monotonic() + JOIN_S
+    while True:
+        try:
+            known = domain.catalog().read()
+            begin = known if known.version else first
+            return CatalogKeeper(domain.catalog(), domain.metadata(), board, begin)
+        except StoreUnavailable as error:
+            if time.monotonic() >= give_up_s:
+                raise
+            log.warning("catalogue not readable yet error=%s", error)
+            time.sleep(TURN_S)
 
 
 def _begin_empty(domain: Domain, settings: Settings, should_stop: Callable[[], bool]) -> None:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 NOTE_S = 5.0  # between two looks at what has come
 MEMORY_S = 60.0  # of what came, where nothing else says how long it counts
+HOLD_S = 30.0  # for models to be served elsewhere, before a node that is drained takes nothing new
 LEAVE_S = 120.0  # for all nodes of a model to serve it, before it leaves another for one that does
 CACHE_SHARE = 0.6  # of a node's memory that no instance has laid out yet
 UNKNOWN_BYTES = 1 << 60
@@ -73,8 +74,10 @@ class Seen(msgspec.Struct, frozen=True):
 class Placing:
     """`look` says what is to be published."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Nothing is known; what was decided before comes with the catalogue."""
+    def __init__(self, settings: Settings, patient_until_s: float = float("-inf")) -> None:
+        """Nothing is known; what was decided before comes with the catalogue, or, where that has
+        been forgotten, with all instances' rows, for which is waited until a time."""
+        self._patient_until_s = patient_until_s
         cluster = settings.clustered or ClusterSettings()
         self._settings = settings
         self._rules = Rules(least=cluster.replicas, most_moves=cluster.most_moves)
@@ -87,6 +90,7 @@ class Placing:
         self._due_s = float("-inf")
         self._note_s = float("-inf")
         self._left_s: dict[ModelId, float] = {}  # since when nodes of a model are being left
+        self._drained_s: dict[NodeId, float] = {}  # since when nodes are drained
 
     def wants_figures(self, now: float) -> bool:
         """Whether it is time for `demands.note`; then it is asked for again in a while."""
@@ -101,16 +105,35 @@ class Placing:
         seen = self._able(catalog, seen)
         if not seen.nodes:
             return None
+        if catalog.placement is None and now < self._patient_until_s:
+            told = {row.record.node for row in seen.rows if row.status.state == "ready"}
+            if not seen.nodes.keys() <= told:
+                return None
         placement = catalog.placement or _found(catalog, seen)
         asked = _asked(catalog, seen)
         if asked != self._asked or (self._every_s and now >= self._due_s):
             placement = self._choose(catalog, placement, seen)
             self._asked, self._due_s = asked, now + self._every_s
         placement = self._leave(placement, seen, now)
-        if placement == catalog.placement:
+        behind = any(row.status.catalog > catalog.version for row in seen.rows)
+        if placement == catalog.placement and not behind:
             return None
         _tell(catalog.placement, placement)
         return placement
+
+    def held(self, catalog: Catalog, nodes: Iterable[NodeNow], now: float) -> list[NodeNow]:
+        """Return those of `nodes` that Ray drains, but that have models which nobody else serves
+        yet: their instances go on until then, or for HOLD_S."""
+        draining = {node.id: node for node in nodes if node.is_draining}
+        self._drained_s = {one: self._drained_s.get(one, now) for one in draining}
+        placement = catalog.placement
+        abodes = () if placement is None else placement.abodes.values()
+        left = {node for abode in abodes for node in (*abode.nodes, *abode.leaving)}
+        return [
+            node
+            for one, node in draining.items()
+            if one in left and now - self._drained_s[one] < HOLD_S
+        ]
 
     def again(self) -> None:
         """What was returned last could not be published: choose anew."""

@@ -47,6 +47,16 @@ def plan_members(
     return {plan.name: plan for plan in plans}
 
 
+def staying(
+    settings: Settings, nodes: Iterable[NodeNow], known: Mapping[str, str]
+) -> dict[str, MemberPlan]:
+    """Return the instances of `nodes` that are there already, by those `known` (nodes by name):
+    they stay, though nothing is placed there any more."""
+    cluster = settings.clustered or ClusterSettings()
+    plans = [plan for node in nodes for plan in _instances(settings, cluster.nodes, node)]
+    return {plan.name: plan for plan in plans if plan.name in known}
+
+
 def rule_of(rules: Iterable[NodeSettings], node: NodeNow) -> NodeSettings | None:
     """Return the first of `rules` whose labels `node` has; None: it is to have nothing."""
     for rule in rules:

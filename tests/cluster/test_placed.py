@@ -1,6 +1,8 @@
 """Models that live on some nodes of a Ray cluster each: spread, moved by load, placed again when
 their node is lost, and no stream that notices."""
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -8,9 +10,16 @@ from typing import Any
 
 import pytest
 
+from aegaeon.store.redis import RedisDomain
 from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
-from tests.support.ray_cluster import ClusteredServer, add_node, ray_cluster, require_ray
+from tests.support.ray_cluster import (
+    ClusteredServer,
+    actor_pid,
+    add_node,
+    ray_cluster,
+    require_ray,
+)
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.server import Streamed, run_cli
 
@@ -86,6 +95,17 @@ def is_settled(server: ClusteredServer) -> bool:
     )
 
 
+def is_kept(server: ClusteredServer, url: str) -> bool:
+    """Whether the store has a placement, of a version that all instances have followed."""
+    domain = RedisDomain(server.domain, url)
+    try:
+        catalog = domain.catalog().read()
+    finally:
+        domain.close()
+    versions = {status.catalog for status in server.statuses().values()}
+    return catalog.placement is not None and versions == {catalog.version}
+
+
 def test_models_are_spread_over_the_nodes_and_each_answers(server, undisturbed):
     assert len(set(undisturbed.values())) == len(NAMES)
     eventually(lambda: is_settled(server), within_s=30)
@@ -113,6 +133,23 @@ def test_load_that_shifts_moves_models_and_no_stream_notices(server, undisturbed
         told = {model["id"]: model for model in server.status()["models"]}
         assert told[hot]["placed"] == "busier"
     eventually(lambda: len(homes(server)["ada"]) == 1, within_s=90)
+
+
+def test_a_killed_controller_and_a_store_that_forgot_change_nothing(
+    server, redis_server, undisturbed
+):
+    # What was busy is so no more: nothing moves by itself.
+    eventually(lambda: all(len(nodes) == 1 for nodes in homes(server).values()), within_s=90)
+    eventually(lambda: is_settled(server), within_s=60)
+    before = homes(server)
+    os.kill(actor_pid(f"aegaeon-{server.domain}"), signal.SIGKILL)
+    redis_server.kill()
+    redis_server.start(persistent=False)
+    eventually(lambda: len(server.ready()) == 3, within_s=60)
+    eventually(lambda: is_kept(server, redis_server.url), within_s=60)
+    eventually(lambda: is_settled(server), within_s=60)
+    assert homes(server) == before
+    assert Streamed(server.url, "ada", PROMPT, TOKENS).whole() == undisturbed["ada"]
 
 
 def test_a_lost_nodes_models_are_placed_again_and_asked_for_all_the_while(

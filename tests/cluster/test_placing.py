@@ -2,7 +2,7 @@
 
 import msgspec
 
-from aegaeon.cluster.placing import LEAVE_S, Placing, Seen
+from aegaeon.cluster.placing import HOLD_S, LEAVE_S, Placing, Seen
 from aegaeon.cluster.plan import MemberPlan
 from aegaeon.config import check_settings
 from aegaeon.figures import (
@@ -14,6 +14,7 @@ from aegaeon.figures import (
     encode_figures,
 )
 from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.placements import Abode, Placement
 from aegaeon.specs import Catalog
 from aegaeon.types import Instance, InstanceRecord, InstanceStatus
 from tests.support.specs import make_spec
@@ -156,6 +157,41 @@ def test_where_the_store_has_forgotten_it_models_stay_where_they_are_served():
     serves = {node: set(models) for node, models in town.serves.items()}
     town.turn()
     assert town.where() == before and town.serves == serves
+
+
+def test_where_all_is_forgotten_rows_are_waited_for():
+    town = Town("abcdef")
+    town.settle()
+    town.come({"a": 20.0}, 300)
+    town.turn(EPOCH_S)
+    town.settle()
+    before = town.where()
+    town.placing = Placing(town.settings, town.now + 10.0)
+    town.catalog = msgspec.structs.replace(town.catalog, placement=None)
+    town.down = set("bc")
+    placement = town.placing.look(town.catalog, town.seen(), town.now + 1)
+    assert placement is None
+    town.down = set()
+    placement = town.placing.look(town.catalog, town.seen(), town.now + 2)
+    assert {model: abode.nodes for model, abode in placement.abodes.items()} == before
+    # But not for ever.
+    town.placing = Placing(town.settings, town.now + 10.0)
+    town.down = set("bc")
+    placement = town.placing.look(town.catalog, town.seen(), town.now + 10)
+    assert all(abode.nodes for abode in placement.abodes.values())
+
+
+def test_a_catalogue_behind_what_instances_have_seen_is_published_again():
+    town = Town("ab")
+    town.settle()
+    seen = town.seen()
+    rows = tuple(
+        msgspec.structs.replace(row, status=InstanceStatus(state="ready", catalog=99))
+        for row in seen.rows
+    )
+    placement = town.placing.look(town.catalog, msgspec.structs.replace(seen, rows=rows), town.now)
+    assert placement == town.catalog.placement
+    assert town.placing.look(town.catalog, seen, town.now) is None
 
 
 def test_a_lost_nodes_models_are_placed_at_once_and_the_others_stay():
@@ -323,3 +359,17 @@ def test_a_node_that_joins_gets_models_when_it_serves():
 def test_without_any_node_nothing_changes():
     town = Town("abc", nodes="")
     assert not town.turn()
+
+
+def test_a_drained_nodes_instances_go_on_until_its_models_are_served_elsewhere():
+    town = Town("m", nodes="ab")
+    town.settle()
+    (home,) = town.where()["m"]
+    nodes = [NodeNow(id=n, address="", is_draining=n == home) for n in "ab"]
+    assert town.placing.held(town.catalog, nodes, town.now) == [n for n in nodes if n.id == home]
+    assert town.placing.held(town.catalog, nodes, town.now + HOLD_S) == []  # but not for ever
+    abodes = {"m": Abode(("x",), (home,))}
+    catalog = msgspec.structs.replace(town.catalog, placement=Placement(abodes=abodes))
+    assert len(town.placing.held(catalog, nodes, town.now + 1)) == 1
+    catalog = msgspec.structs.replace(catalog, placement=Placement(abodes={"m": Abode(("x",))}))
+    assert town.placing.held(catalog, nodes, town.now + 1) == []

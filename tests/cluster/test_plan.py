@@ -1,8 +1,11 @@
 """What each node is to have, without any node."""
 
-from aegaeon.cluster.plan import MemberPlan, plan_members, rule_of
+import msgspec
+
+from aegaeon.cluster.plan import MemberPlan, plan_members, rule_of, staying
 from aegaeon.config import Settings, check_settings
 from aegaeon.nodes import NodeNow, NodeSettings
+from tests.support.specs import make_spec
 
 
 def make_settings(**changes) -> Settings:
@@ -107,3 +110,23 @@ def test_proxies_begin_where_the_server_was_asked_for_and_stay_where_they_are():
 
 def test_no_nodes_get_nothing():
     assert planned(make_settings()) == {}
+
+
+def test_what_is_on_a_drained_node_may_stay_but_nothing_comes_there():
+    drained = NodeNow(id="c" * 8, address="host-c", resources={"CPU": 4.0}, is_draining=True)
+    settings = make_settings(colocated_count=2)
+    known = {"instance-cccccccc-0": drained.id, "proxy-0": drained.id}
+    plans = staying(settings, [drained], known)
+    assert list(plans) == ["instance-cccccccc-0"]
+    able = msgspec.structs.replace(drained, is_draining=False)
+    assert plans["instance-cccccccc-0"] == planned(settings, able)["instance-cccccccc-0"]
+
+
+def test_a_node_may_have_models_whose_labels_it_has():
+    plan = planned(make_settings(), make_node("a", {"pool": "x", "zone": "1"}))[
+        "instance-aaaaaaaa-0"
+    ]
+    spec = make_spec("m")
+    assert plan.may_have(spec)
+    assert plan.may_have(msgspec.structs.replace(spec, labels={"pool": "x"}))
+    assert not plan.may_have(msgspec.structs.replace(spec, labels={"pool": "y"}))

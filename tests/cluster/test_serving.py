@@ -14,6 +14,7 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
 from tests.support.ray_cluster import (
     ClusteredServer,
+    actor_pid,
     add_node,
     parent_of,
     ray_cluster,
@@ -218,16 +219,6 @@ def assert_moved(streams: list[Streamed]) -> None:
 
 def longest_gap_s(stream: Streamed) -> float:
     return max(after - before for before, after in itertools.pairwise(stream.times_s))
-
-
-def actor_pid(name: str) -> int:
-    """Return the pid of the actor of this name; 0 while it does not live."""
-    import ray  # noqa: PLC0415  an extra
-
-    for actor in ray._private.state.actors().values():
-        if actor["Name"] == name and actor["State"] == "ALIVE":
-            return int(actor["Pid"])
-    return 0
 
 
 def node_of(server: ClusteredServer, cluster: Any, name: str) -> tuple[Any, str]:

@@ -99,6 +99,16 @@ class ClusteredServer(Server):
             domain.close()
 
 
+def actor_pid(name: str) -> int:
+    """Return the pid of the actor of this name; 0 while it does not live."""
+    import ray  # noqa: PLC0415  an extra
+
+    for actor in ray._private.state.actors().values():
+        if actor["Name"] == name and actor["State"] == "ALIVE":
+            return int(actor["Pid"])
+    return 0
+
+
 def parent_of(pid: int) -> int:
     """Return the pid of the process that has started `pid`: of an instance, its actor."""
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
