@@ -316,7 +316,7 @@ def _serve_cluster(settings: Settings) -> int:
     check_tracing(settings)
     server = ClusterServer(settings)
     try:
-        server.start(served_models(settings))
+        server.start()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.ask_stop())
         print(f"aegaeon {__version__} serves on the cluster {server.name}", flush=True)

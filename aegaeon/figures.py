@@ -12,7 +12,7 @@ import msgspec
 from aegaeon.errors import RegionMismatch
 from aegaeon.measures import Phase, PhaseTotal
 from aegaeon.metrics import Target
-from aegaeon.nodes import ClusterFigures
+from aegaeon.nodes import ClusterFigures, NodeFiles
 from aegaeon.types import InstanceId, ModelId
 
 # From a step of a small model to what nobody waits for.
@@ -192,11 +192,11 @@ class Sums(msgspec.Struct, kw_only=True):
     instances: dict[InstanceId, InstanceFigures] = {}
 
 
-Figures = ProxyFigures | InstanceFigures | ClusterFigures
+Figures = ProxyFigures | InstanceFigures | ClusterFigures | NodeFiles
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: "msgspec.msgpack.Decoder[Figures]" = msgspec.msgpack.Decoder(
-    ProxyFigures | InstanceFigures | ClusterFigures
+    ProxyFigures | InstanceFigures | ClusterFigures | NodeFiles
 )
 
 

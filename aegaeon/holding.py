@@ -102,6 +102,6 @@ def lay_out_node(settings: Settings, specs: Sequence[ModelSpec], machine: Machin
         return Layout(settled)
     return Layout(
         settled,
-        kv_sizes(spec.path for spec in specs),
+        kv_sizes(specs),
         kv_sizes(model_directories(settings.models_dir)),
     )

@@ -14,9 +14,9 @@ from aegaeon.config import Settings
 from aegaeon.deaths import DEATHS, MAX_DEATHS, Death, encode_deaths, name_of
 from aegaeon.errors import AegaeonError, RegionError
 from aegaeon.figures import ProxyFigures, decode_figures
-from aegaeon.models.config import read_config
+from aegaeon.models.config import config_of, read_config
 from aegaeon.placements import Placement
-from aegaeon.specs import Bounds, Catalog
+from aegaeon.specs import Bounds, Catalog, ModelSpec
 from aegaeon.store.base import Board, MetadataStore
 from aegaeon.store.catalog import CatalogStore
 from aegaeon.types import Instance, InstanceId, ModelId
@@ -189,12 +189,12 @@ def model_directories(models_dir: str) -> tuple[str, ...]:
         return ()
 
 
-def kv_sizes(paths: Iterable[str]) -> tuple[KvSizes, ...]:
-    """Return layers, heads and head_dim of keys and values of each kind of model in `paths`; which
-    of them cannot be read, and why, is told by who serves it."""
+def kv_sizes(models: Iterable[str | ModelSpec]) -> tuple[KvSizes, ...]:
+    """Return layers, heads and head_dim of keys and values of each kind of model, of directories or
+    by specs; which of them cannot be read, and why, is told by who serves it."""
     found = set()
-    for path in paths:
+    for one in models:
         with suppress(AegaeonError):
-            config = read_config(path)
+            config = config_of(one) if isinstance(one, ModelSpec) else read_config(one)
             found.add((config.layers, config.kv_heads, config.head_dim))
     return tuple(sorted(found))

@@ -10,6 +10,8 @@ import msgspec
 from aegaeon.specs import doc
 
 CLUSTER = "cluster"  # under which a controller tells of it, on the board
+FILES = "files-"  # and a node's porter of its models, with the node's name behind it
+Origin = Literal["shared", "peers", "hub"]  # of weights
 MemberKind = Literal["instance", "proxy"]
 MemberState = Literal["pending", "starting", "ready", "draining", "restarting", "failed", "ended"]
 
@@ -34,6 +36,35 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     resources: Annotated[
         dict[str, float], doc("what else an instance takes of a node (default: nothing)")
     ] = {}
+    models_dir: Annotated[
+        str, doc("where models live there (default: as --models-dir, by each node's own home)")
+    ] = ""
+
+
+class WeightsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models come to nodes that lack them."""
+
+    order: Annotated[
+        tuple[Origin, ...],
+        doc(
+            "whom a node asks for a model that it lacks, one after the other: shared directories, "
+            "nodes that have it, the hub; who is left out is not asked"
+        ),
+    ] = ("shared", "peers", "hub")
+    shared: Annotated[
+        tuple[str, ...],
+        doc("models directories on file systems that nodes share, from which they copy"),
+    ] = ()
+    port: Annotated[
+        int, doc("port at which each node gives others its models (0: any)", ge=0, le=65535)
+    ] = 0
+    secret_file: Annotated[
+        str,
+        doc(
+            "what nodes prove to each other that they know, read where `aegaeon serve` runs "
+            "(default: the cluster makes a secret of its own)"
+        ),
+    ] = ""
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +95,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     most_moves: Annotated[
         int, doc("models that leave a crowded node in one such look", ge=1, le=10_000)
     ] = 8
+    weights: Annotated[WeightsSettings, doc("how models come to nodes that lack them")] = (
+        WeightsSettings()
+    )
 
 
 class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,3 +146,30 @@ class ClusterFigures(msgspec.Struct, tag="cluster", kw_only=True, omit_defaults=
     nodes: tuple[NodeNow, ...] = ()
     members: tuple[MemberNow, ...] = ()
     levels: dict[str, float] = {}
+
+
+class Coming(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model on its way to a node: bytes that are there, of all, or why it does not come, and in
+    how many seconds it is tried again."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    failure: str = ""
+    again_s: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """What part of it is there."""
+        return self.done_bytes / self.total_bytes if self.total_bytes else 0.0
+
+
+class NodeFiles(msgspec.Struct, tag="files", kw_only=True, omit_defaults=True):
+    """What the porter of a node publishes, `beats` times so far: where other nodes get models from
+    it (HOST:PORT), which it has, by the names of their directories, and which come to it, by their
+    ids."""
+
+    node: str
+    address: str
+    beats: int = 0
+    held: tuple[str, ...] = ()
+    coming: dict[str, Coming] = {}

@@ -61,7 +61,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model: where its files are and what it costs. `id` is what clients ask for.
+    """A served model: where its files are and what it costs. `id` is what clients ask for. A `path`
+    that is a name alone is one in the models directory of each node of a cluster (models/here.py).
+    `config` is its ModelConfig as JSON: with it and the numbers plans who has no file of it yet.
 
     `weight_bytes` are those on the device, as `quantize` makes them, `kv_token_bytes` those of a
     token's KV. A pass holds up to `pass_bytes`, and `sequence_bytes` for each sequence in it. Its
@@ -82,6 +84,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     pass_bytes: int = 0
     sequence_bytes: int = 0
     quantize: Quantize = "none"
+    config: str = ""
+    tokenizer_bytes: int = 0
     aliases: tuple[str, ...] = ()
     slo_ttft_s: float = 0.0
     slo_tbt_s: float = 0.0

@@ -29,7 +29,7 @@ exit codes: 0 shown, 1 no server there, 2 wrong usage"""
 
 NUMBERS = {
     *("CPUs", "GPUs", "memory GB", "instances", "replicas", "waiting", "running", "lease s"),
-    *("restarts", "models", "busy"),
+    *("restarts", "models", "busy", "files", "there GB", "of GB"),
 }
 ID_CHARS = 8  # of a node's id, as in the names of its instances
 STILL_THERE = ("ready", "draining")
@@ -73,7 +73,7 @@ def status_command(given: Sequence[str]) -> Iterator[RenderableType]:
 
 
 def pictures(status: Status) -> Iterator[Table]:
-    """Yield the tables: of nodes where there are any, of members, of models."""
+    """Yield the tables: of nodes where there are any, of members, of models, of what comes."""
     if status.nodes:
         yield _nodes(status)
     yield _members(status)
@@ -81,11 +81,14 @@ def pictures(status: Status) -> Iterator[Table]:
     models.caption = RULES.get(status.placement)
     models.caption_justify = "left"
     yield models
+    if any(one.coming for one in status.files):
+        yield _coming(status)
 
 
 def _nodes(status: Status) -> Table:
     columns = ("node", "address", "state", "CPUs", "GPUs", "memory GB", "instances")
-    table = _table(*columns, "models", "busy", "labels")
+    table = _table(*columns, "models", "files", "busy", "labels")
+    held = {one.node: str(len(one.held)) for one in status.files}
     for node in status.nodes:
         level = status.levels.get(node.id)
         instances = [m for m in status.members if m.node == node.id and m.kind == "instance"]
@@ -100,6 +103,7 @@ def _nodes(status: Status) -> Table:
             f"{node.memory_bytes / 1e9:.1f}",
             f"{ready}/{len(instances)}",
             str(sum(node.id in model.nodes for model in status.models)),
+            held.get(node.id, "-"),
             "-" if level is None else f"{level:.0%}",
             ", ".join(labels) or "-",
         )
@@ -158,6 +162,22 @@ def _home(model: ModelNow) -> str:
         node[:ID_CHARS] if node in model.serving else f"({node[:ID_CHARS]})" for node in model.nodes
     ]
     return ", ".join((*nodes, *(f"{node[:ID_CHARS]}*" for node in model.leaving))) or "-"
+
+
+def _coming(status: Status) -> Table:
+    """A row for each model on its way to a node."""
+    table = _table("model to come", "to node", "there GB", "of GB", "or why not")
+    for files in status.files:
+        for model, one in files.coming.items():
+            again = f"again in {one.again_s:.0f} s: " if one.again_s else ""
+            table.add_row(
+                model,
+                files.node[:ID_CHARS],
+                f"{one.done_bytes / 1e9:.3f}",
+                f"{one.total_bytes / 1e9:.3f}" if one.total_bytes else "-",
+                f"{again}{one.failure}" if one.failure else "-",
+            )
+    return table
 
 
 def _table(*columns: str) -> Table:

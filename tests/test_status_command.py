@@ -3,7 +3,7 @@
 import msgspec
 from rich.console import Console
 
-from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.nodes import Coming, MemberNow, NodeFiles, NodeNow
 from aegaeon.proxy.status import InstanceNow, ModelNow, Quantiles, Status
 from aegaeon.status_command import pictures
 
@@ -86,6 +86,8 @@ def test_a_cluster_has_nodes_and_members_that_are_not_there_yet():
     one = make_instance("instance-a-0", "a" * 20, lease_left_s=7.25, restarts=0)
     levels = {"a" * 20: 0.42}
     status = make_status(one, nodes=NODES, members=members, placement="load", levels=levels)
+    files = (NodeFiles(node="a" * 20, address="10.0.0.1:4711", held=("ada",)),)
+    status = msgspec.structs.replace(status, files=files)
     placed = {"nodes": ("a" * 20,), "serving": ("a" * 20,), "placed": "crowded"}
     lines = shown(with_model(status, **placed))
     assert lines[1] == [
@@ -97,10 +99,23 @@ def test_a_cluster_has_nodes_and_members_that_are_not_there_yet():
         "64.0",
         "1/2",
         "1",
+        "1",
         "42%",
         "pool=big",
     ]
-    assert lines[2] == ["bbbbbbbb", "10.0.0.2", "draining", "0", "0", "0.0", "0/0", "0", "-", "-"]
+    assert lines[2] == [
+        "bbbbbbbb",
+        "10.0.0.2",
+        "draining",
+        "0",
+        "0",
+        "0.0",
+        "0/0",
+        "0",
+        "-",
+        "-",
+        "-",
+    ]
     assert lines[4][:9] == [
         *("instance-a-0", "aaaaaaaa", "ready", "cpu", "ada", "1", "2", "7.2", "1")
     ]
@@ -115,3 +130,15 @@ def test_a_model_on_its_way_shows_where_from_and_why():
     placed = {"nodes": (coming,), "leaving": (there,), "serving": (there,), "placed": "lost"}
     lines = shown(with_model(make_status(make_instance("i", there), placement="load"), **placed))
     assert " ".join(lines[3]).endswith("(bbbbbbbb), aaaaaaaa* a node was lost")
+
+
+def test_what_comes_to_a_node_is_shown_with_why_something_does_not():
+    coming = {
+        "ada": Coming(250_000_000, 1_000_000_000),
+        "bea": Coming(failure="no room is left; free some", again_s=29.6),
+    }
+    files = (NodeFiles(node="a" * 20, address="10.0.0.1:4711", coming=coming),)
+    lines = shown(make_status(make_instance("instance-0"), files=files))
+    ada, bea = lines[-2:]
+    assert ada == ["ada", "aaaaaaaa", "0.250", "1.000", "-"]
+    assert " ".join(bea).endswith("- again in 30 s: no room is left; free some")

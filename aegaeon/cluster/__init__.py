@@ -28,10 +28,19 @@ instances tell on the board (demands.py) when nodes or models come and go, and n
 what lives on their node, proxies send by the rows of who serves (scheduler/among.py). What leaves a
 node does so once others serve it; what runs there ends there.
 
+Weights come by themselves. Each node has a models directory, and a porter (porter.py), a process of
+whichever of its members got there first (porters.py). It gives the node's models to the porters of
+other nodes, which must know the cluster's secret, and has brought what the node lacks, from shared
+directories, from all porters that have it, or from the hub (transfer/). The board tells where each
+porter listens, what its node has, and what is on its way. The catalogue has of each model what
+planning needs, and its directory's name; an instance sees only those of it whose files are there
+(store/catalog_here.py), a proxy all: it needs a tokenizer, which its porter brings before weights.
+
 What ends | what follows
 --- | ---
 an instance's process | its member starts it again (back-off); its requests move at once
 a member's actor | Ray starts it again on its node; its row goes first; requests move
+a porter | the member that owns it starts it again; if that member ended, another one does
 a node | its instances are lost once they are silent to the controller and to Redis (lease_s / 4 and
 some); the controller takes their rows out; requests move; a proxy's place moves; its models are
 placed on other nodes, until which requests for what lived there alone wait

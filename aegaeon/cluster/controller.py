@@ -22,7 +22,7 @@ from aegaeon.errors import AegaeonError, ConfigError, StoreUnavailable
 from aegaeon.figures import encode_figures
 from aegaeon.instance.launch import mailbox_address
 from aegaeon.instance.presence import RENEWALS_PER_LEASE
-from aegaeon.keeper import CatalogKeeper, bounds_of
+from aegaeon.keeper import CatalogKeeper, KvSizes, bounds_of
 from aegaeon.logs import set_up
 from aegaeon.nodes import CLUSTER, ClusterFigures, MemberNow, NodeNow
 from aegaeon.specs import Catalog
@@ -39,11 +39,18 @@ LATE_S = 1.0  # for a renewal of a lease, on a busy machine
 
 
 class ControllerLaunch(msgspec.Struct, frozen=True, kw_only=True):
-    """What a controller is told; the first proxy goes to the node `first`."""
+    """What a controller is told; the first proxy goes to the node `first`. `kv_spare` is what keys
+    and values are like of models that may be added, `secret` what porters prove to know."""
 
     settings: Settings
     specs: tuple[ModelSpec, ...]
     first: str
+    kv_spare: tuple[KvSizes, ...] = ()
+    secret: bytes = b""
+
+    def __repr__(self) -> str:
+        """Return it without the secret."""
+        return f"ControllerLaunch(first={self.first!r})"
 
 
 class ControllerLook(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +171,8 @@ class Controller:
                 if has_proxies and plan.kind == "instance" and name in crew.places()
             }
         ids = {node.id for node in self._nodes}
-        told = Told({node.id: node.address for node in self._nodes}, catalog)
+        addresses = {node.id: node.address for node in self._nodes}
+        told = Told(addresses, catalog, self._launch.kv_spare, self._launch.secret)
         crew.settle(plans, ids, told)
         for row in rows:
             if is_lost(row, ids, crew.silent(), settings.lease_s):

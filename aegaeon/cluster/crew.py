@@ -15,6 +15,7 @@ import msgspec
 from aegaeon.cluster.link import NAMESPACE
 from aegaeon.cluster.member import Member, MemberLaunch, MemberLook
 from aegaeon.cluster.plan import MemberPlan
+from aegaeon.keeper import KvSizes
 from aegaeon.nodes import MemberKind, MemberNow, MemberState
 from aegaeon.specs import Catalog
 
@@ -139,7 +140,13 @@ class Crew:
 
     def _make(self, plan: MemberPlan, told: "Told") -> None:
         ray = self._ray
-        launch = MemberLaunch(plan=plan, address=told.addresses[plan.node], catalog=told.catalog)
+        launch = MemberLaunch(
+            plan=plan,
+            address=told.addresses[plan.node],
+            catalog=told.catalog,
+            kv_spare=told.kv_spare,
+            secret=told.secret,
+        )
         affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         options: dict[str, Any] = {
             "name": self._prefix + plan.name,
@@ -224,6 +231,12 @@ class Told:
 
     addresses: dict[str, str]  # of nodes, by id
     catalog: Catalog
+    kv_spare: tuple[KvSizes, ...] = ()
+    secret: bytes = b""
+
+    def __repr__(self) -> str:
+        """Return it without the secret."""
+        return f"Told(addresses={self.addresses!r})"
 
 
 def _now(member: _Member) -> MemberNow:

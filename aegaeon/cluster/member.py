@@ -15,17 +15,21 @@ from aegaeon.child import Child
 from aegaeon.cluster.janitor import watch
 from aegaeon.cluster.lives import end_life
 from aegaeon.cluster.plan import MemberPlan
+from aegaeon.cluster.porters import PorterPost
 from aegaeon.config import Settings
 from aegaeon.errors import AegaeonError
 from aegaeon.holding import Holding, Keeper, Layout, lay_out_node
 from aegaeon.instance.launch import memory_name
+from aegaeon.keeper import KvSizes
 from aegaeon.logs import set_up
 from aegaeon.memory.machine import Machine, read_machine, with_device
+from aegaeon.models.here import Here
 from aegaeon.nodes import MemberState
 from aegaeon.ports import free_port
 from aegaeon.specs import Catalog
 from aegaeon.store.base import Domain
 from aegaeon.store.catalog import CatalogStore
+from aegaeon.store.catalog_here import catalog_here
 from aegaeon.store.domains import join_domain
 from aegaeon.store.shares import Share, share_memory
 from aegaeon.supervisor import Supervisor
@@ -35,11 +39,19 @@ log = logging.getLogger(__name__)
 
 
 class MemberLaunch(msgspec.Struct, frozen=True, kw_only=True):
-    """What a member is told. `catalog` are the models as the controller knew them last."""
+    """What a member is told. `catalog` are the models as the controller knew them last, and
+    `kv_spare` what keys and values are like of those that may be added; `secret` is what the
+    porters of the cluster prove to each other that they know."""
 
     plan: MemberPlan
     address: str  # of the node
     catalog: Catalog
+    kv_spare: tuple[KvSizes, ...] = ()
+    secret: bytes = b""
+
+    def __repr__(self) -> str:
+        """Return it without the secret."""
+        return f"MemberLaunch(plan={self.plan.name!r})"
 
 
 class MemberLook(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,8 +78,10 @@ class Member:
         self._failure = ""
         self._ending: threading.Thread | None = None
         self._supervisor: Supervisor | None = None
-        specs = launch.catalog.models
-        holding = NodeShare(plan, launch.catalog, launch.address)
+        here = Here(settings.models_dir, settings.kv_dtype)
+        specs = tuple(here.local(spec) for spec in launch.catalog.models)
+        holding = NodeShare(launch)
+        self._post = PorterPost(settings, plan.node, launch.address, launch.secret)
         supervisor = Supervisor(settings, specs, plan.kind == "proxy", holding)
         try:
             _end_last_life(settings, plan.name)
@@ -77,6 +91,7 @@ class Member:
             self._failure = str(error)
         else:
             self._supervisor = supervisor
+            self._post.start()
 
     def look(self) -> bytes:
         """Return a MemberLook."""
@@ -96,8 +111,12 @@ class Member:
         """Begin to take nothing new, to let end what is open, and to end. Idempotent."""
         supervisor = self._supervisor
         if supervisor is not None and self._ending is None:
-            self._ending = threading.Thread(target=supervisor.stop, name="drain")
+            self._ending = threading.Thread(target=self._end, args=(supervisor,), name="drain")
             self._ending.start()
+
+    def _end(self, supervisor: Supervisor) -> None:
+        supervisor.stop()
+        self._post.close()
 
     def _state(self) -> MemberState:
         supervisor = self._supervisor
@@ -129,11 +148,13 @@ class Member:
 class NodeShare(Holding):
     """An instance's share of its node's memory; a proxy has none."""
 
-    def __init__(self, plan: MemberPlan, catalog: Catalog, address: str) -> None:
-        """Nothing is taken yet. `address` is the node's."""
-        self.node, self.proxy, self.address = plan.node, plan.name, address
+    def __init__(self, launch: MemberLaunch) -> None:
+        """Nothing is taken yet."""
+        plan = launch.plan
+        self.node, self.proxy, self.address = plan.node, plan.name, launch.address
+        self._kv_spare = launch.kv_spare
         self._plan = plan
-        self._catalog = catalog
+        self._catalog = launch.catalog
         self._share: Share | None = None
         self._janitor: IO[bytes] | None = None
 
@@ -149,7 +170,9 @@ class NodeShare(Holding):
 
         def make() -> bytes:
             able = [spec for spec in specs if self._plan.may_have(spec)]
-            return msgspec.json.encode(lay_out_node(settings, able, self._machine(settings)))
+            layout = lay_out_node(settings, able, self._machine(settings))
+            spare = tuple(sorted({*layout.kv_spare, *self._kv_spare}))
+            return msgspec.json.encode(msgspec.structs.replace(layout, kv_spare=spare))
 
         name = memory_name(settings.domain_name, self.node)
         self._share = share_memory(name, make)
@@ -159,9 +182,12 @@ class NodeShare(Holding):
             log.warning("no janitor, memory of the dead may stay error=%s", error)
         return msgspec.json.decode(self._share.layout, type=Layout)
 
-    def keeper(self, domain: Domain, settings: Settings, specs: tuple[ModelSpec, ...]) -> Keeper:  # noqa: ARG002
+    def keeper(self, domain: Domain, settings: Settings, _: tuple[ModelSpec, ...]) -> Keeper:
         """See Holding. The controller keeps the catalogue."""
-        return CatalogReader(domain.catalog(), self._catalog)
+        here = None
+        if self._plan.kind == "instance" and settings.device != "null":  # which needs no files
+            here = Here(settings.models_dir, settings.kv_dtype)
+        return CatalogReader(domain.catalog(), self._catalog, here, self.node)
 
     def release(self) -> None:
         """See Holding."""
@@ -183,11 +209,16 @@ class NodeShare(Holding):
 
 
 class CatalogReader:
-    """The catalogue as a member sees it, which never changes it."""
+    """The catalogue as a member sees it, which never changes it: for an instance as its `node` has
+    it `here`."""
 
-    def __init__(self, store: CatalogStore, known: Catalog) -> None:
+    def __init__(
+        self, store: CatalogStore, known: Catalog, here: Here | None = None, node: str = ""
+    ) -> None:
         self._store = store
         self._known = known
+        self._here = here
+        self._node = node
 
     def current(self) -> Catalog:
         """Return it; as last seen while the store does not answer, or has forgotten it."""
@@ -197,7 +228,9 @@ class CatalogReader:
             log.warning("catalogue not readable error=%s", error)
         else:
             self._known = found if found.version >= self._known.version else self._known
-        return self._known
+        if self._here is None:
+            return self._known
+        return catalog_here(self._known, self._here, self._node)
 
     def tend(self, now: float) -> None:
         """Nothing is to be done."""

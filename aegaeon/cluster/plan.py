@@ -44,7 +44,15 @@ def plan_members(
     able = [node for node in nodes if not node.is_draining]
     plans = [plan for node in able for plan in _instances(settings, cluster.nodes, node)]
     plans += _proxies(settings, cluster.proxies, able, first, proxies)
-    return {plan.name: plan for plan in plans}
+    places = {node.id: models_dir_of(settings, node) for node in able}
+    return {plan.name: _with_models_in(plan, places[plan.node]) for plan in plans}
+
+
+def models_dir_of(settings: Settings, node: NodeNow) -> str:
+    """Return where models live on `node`."""
+    cluster = settings.clustered or ClusterSettings()
+    rule = rule_of(cluster.nodes, node)
+    return (rule.models_dir if rule is not None else "") or settings.models_dir
 
 
 def staying(
@@ -63,6 +71,11 @@ def rule_of(rules: Iterable[NodeSettings], node: NodeNow) -> NodeSettings | None
         if rule.labels.items() <= node.labels.items():
             return rule
     return None
+
+
+def _with_models_in(plan: MemberPlan, models_dir: str) -> MemberPlan:
+    settings = msgspec.structs.replace(plan.settings, models_dir=models_dir)
+    return msgspec.structs.replace(plan, settings=settings)
 
 
 def _instances(

@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 
 from aegaeon.cluster.controller import Controller, ControllerLaunch, ControllerLook
+from aegaeon.cluster.finding import find_models
 from aegaeon.cluster.link import NAMESPACE, join, nodes_of, ray_module
+from aegaeon.cluster.porters import cluster_secret
 from aegaeon.config import Settings
 from aegaeon.errors import ConfigError, InstanceLost
+from aegaeon.keeper import kv_sizes, model_directories
 from aegaeon.nodes import MemberNow, NodeNow
 from aegaeon.store.redis_url import read_place
-from aegaeon.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +49,22 @@ class ClusterServer:
         self._controller: Any = None
         self._members: dict[str, MemberNow] = {}
 
-    def start(self, specs: tuple[ModelSpec, ...]) -> None:
+    def start(self) -> None:
         """Start the controller, or find the one that serves already. Raises ConfigError where there
-        is no cluster, and where what is served is something else."""
+        is no cluster, and where what is served is something else; ModelNotFound and what reading a
+        model raises."""
         cluster = self._settings.clustered
         assert cluster is not None
         ray = self._ray = join(cluster.address)
-        first = ray.get_runtime_context().get_node_id()
-        check_addresses(self._settings, nodes_of(ray))
-        launch = ControllerLaunch(settings=self._settings, specs=specs, first=first)
+        first, nodes = ray.get_runtime_context().get_node_id(), nodes_of(ray)
+        check_addresses(self._settings, nodes)
+        launch = ControllerLaunch(
+            settings=self._settings,
+            specs=find_models(ray, self._settings, nodes, first),
+            first=first,
+            kv_spare=kv_sizes(model_directories(self._settings.models_dir)),
+            secret=cluster_secret(cluster.weights),
+        )
         name = self.name
         actor = ray.remote(Controller).options(
             name=name,

@@ -25,7 +25,7 @@ from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.policies import AnyScheduler
 from aegaeon.scheduler.residency import Residency
 from aegaeon.specs import REFUSALS_BYTES, Bounds, Catalog
-from aegaeon.store.catalog import CatalogStore
+from aegaeon.store.catalog import CatalogView
 from aegaeon.types import ModelId, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Served:
     def __init__(
         self,
         launch: Launch,
-        catalog: CatalogStore,
+        catalog: CatalogView,
         engine: Engine,
         presence: Presence,
         deciding: Deciding,

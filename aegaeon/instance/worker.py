@@ -47,12 +47,15 @@ from aegaeon.instance.watchdog import Watchdog
 from aegaeon.instance.ways import Ways
 from aegaeon.logs import set_up
 from aegaeon.metrics import Target
+from aegaeon.models.here import Here
 from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.learning import LearningCosts
 from aegaeon.scheduler.ledger import Limits
 from aegaeon.scheduler.policies import POLICIES, AnyScheduler, Fleet
 from aegaeon.scheduler.residency import Residency
 from aegaeon.store.base import Domain, Mailbox
+from aegaeon.store.catalog import CatalogView
+from aegaeon.store.catalog_here import CatalogHere
 from aegaeon.store.domains import join_domain
 from aegaeon.store.names import KV, SHARED_MEMORY, WEIGHTS, region_path
 from aegaeon.types import ComputeAction, InstanceRecord, Load, Outcome
@@ -136,7 +139,7 @@ def build_runtime(
         clock=time.monotonic,
         pause=time.sleep,
         pace=deciding.learning.pace,
-        served=Served(launch, domain.catalog(), engine, presence, deciding),
+        served=Served(launch, _catalog_of(launch, domain), engine, presence, deciding),
         counts=_counts(domain, launch, deciding.learning, owned),
         stalls=Stalls(settings.watchdog_s),
         watchdog=Watchdog(settings.watchdog_s),
@@ -155,6 +158,14 @@ def _ways(launch: Launch, engine: Engine, inbox: Mailbox, owned: ExitStack) -> W
     pulls = Pulls(engine.exchange, inbox.wake)
     owned.callback(pulls.close)
     return dataclasses.replace(ways, share=share, pulls=pulls)
+
+
+def _catalog_of(launch: Launch, domain: Domain) -> CatalogView:
+    """Return the catalogue; on a node of a cluster, of it what has its files there."""
+    settings = launch.settings
+    if not launch.node or settings.device == "null":  # which needs none
+        return domain.catalog()
+    return CatalogHere(domain.catalog(), Here(settings.models_dir, settings.kv_dtype), launch.node)
 
 
 def _record_of(launch: Launch) -> InstanceRecord:

@@ -14,7 +14,7 @@ from aegaeon.memory.cuda_room import cuda_workspace_bytes
 from aegaeon.memory.front import tokenizer_bytes
 from aegaeon.memory.machine import Machine, read_machine, with_device
 from aegaeon.memory.workspace import sampling_bytes
-from aegaeon.models.config import read_config
+from aegaeon.models.config import config_of
 from aegaeon.types import ModelSpec
 
 # Of memory, where the settings leave it open; less where that is more than there is.
@@ -308,7 +308,7 @@ def device_workspace_bytes(settings: Settings, specs: Sequence[ModelSpec]) -> in
     allocation. Raises what reading those raises."""
     if settings.cuda_number is None:
         return 0
-    steps = cuda_workspace_bytes((read_config(spec.path) for spec in specs), settings.max_batch)
+    steps = cuda_workspace_bytes((config_of(spec) for spec in specs), settings.max_batch)
     return steps + CUDA_SCRATCH_CHUNKS * CUDA_CHUNK_BYTES
 
 

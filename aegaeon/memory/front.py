@@ -20,11 +20,13 @@ VOCABULARIES_BYTES = 100_000_000
 def tokenizer_bytes(specs: Iterable[ModelSpec]) -> int:
     """Return what the tokenizers of `specs` take at a proxy, an estimate from their files; what
     cannot be read is told by who reads it."""
-    files = {}
+    files: dict[tuple[int, int], int] = {}
     for spec in specs:
         try:
             found = (Path(spec.path) / "tokenizer.json").stat()
         except OSError:
+            if spec.tokenizer_bytes:  # it is still to come
+                files[0, len(files)] = spec.tokenizer_bytes
             continue
         files[found.st_dev, found.st_ino] = found.st_size
     sizes = [TOKENIZER_PROCESS_BYTES + TOKENIZER_GROWTH * size for size in files.values()]

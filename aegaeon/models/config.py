@@ -9,6 +9,7 @@ import msgspec
 from aegaeon.errors import CheckpointError, ModelNotFound, UnsupportedModel
 from aegaeon.models import llama, qwen2, qwen3
 from aegaeon.models.families import MAX_COUNT, Features, HfConfig, Name, RopeFields
+from aegaeon.specs import ModelSpec
 
 FAMILIES: dict[str, Callable[[HfConfig], Features]] = {
     "LlamaForCausalLM": llama.features,
@@ -87,6 +88,17 @@ def read_config(directory: str | Path) -> ModelConfig:
     if len(text) > MAX_CONFIG_BYTES:
         raise CheckpointError(f"{path} is over {MAX_CONFIG_BYTES} bytes; restore the file")
     return parse_config(text, str(path))
+
+
+def config_of(spec: ModelSpec) -> ModelConfig:
+    """Return the configuration of a served model: that of its file, or, where this node has none
+    yet, what the spec says of it. Raises what `read_config` raises."""
+    try:
+        return read_config(spec.path)
+    except ModelNotFound:
+        if not spec.config:
+            raise
+        return msgspec.json.decode(spec.config, type=ModelConfig)
 
 
 def parse_config(text: bytes, source: str = "config.json") -> ModelConfig:

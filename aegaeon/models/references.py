@@ -191,6 +191,8 @@ def describe_model(
         pass_bytes=pass_bytes(config),
         sequence_bytes=sequence_bytes(config),
         quantize=quantize,
+        config=msgspec.json.encode(config).decode(),
+        tokenizer_bytes=_size_of(path / "tokenizer.json"),
     )
 
 
@@ -239,6 +241,13 @@ def _disk_bytes(path: Path) -> int:
             except OSError:  # a dangling link counts nothing
                 continue
     return total
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # gone since; who reads it says so
+        return 0
 
 
 def _is_model_directory(path: Path) -> bool:

@@ -33,7 +33,7 @@ from aegaeon.figures import (
 )
 from aegaeon.measures import Waited
 from aegaeon.metrics import Target
-from aegaeon.nodes import CLUSTER, ClusterFigures
+from aegaeon.nodes import CLUSTER, FILES, ClusterFigures, NodeFiles
 from aegaeon.proxy.traces import Run
 from aegaeon.specs import Bounds, ModelSpec
 from aegaeon.store.base import Board, Domain
@@ -166,6 +166,7 @@ class Meter:
         self._others: dict[str, ProxyFigures] = {}
         self._instances: dict[InstanceId, InstanceFigures] = {}
         self.cluster = ClusterFigures()  # as its controller last told, if there is one
+        self.files: dict[str, NodeFiles] = {}  # of its nodes, as their porters last told
         self._heard: dict[str, tuple[bytes, float]] = {}  # by name the last record, and since when
         self._board: Board
         self._name = ""
@@ -318,7 +319,7 @@ class Meter:
             if name == self._name or name.endswith(DEATHS):
                 continue
             if heard[0] == record:
-                is_proxy = name not in instances and name != CLUSTER
+                is_proxy = name not in instances and not name.startswith((CLUSTER, FILES))
                 if now - heard[1] > SILENT_S and is_proxy:
                     self._on_silent(name, others)
                 continue
@@ -335,6 +336,8 @@ class Meter:
                     instances[name] = figures
                 case ClusterFigures():
                     self.cluster = figures
+                case NodeFiles():
+                    self.files = {**self.files, figures.node: figures}
         gone = others.get(GONE, ProxyFigures()).folded
         for name in gone:
             others.pop(name, None)

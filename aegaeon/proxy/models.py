@@ -13,6 +13,7 @@ import msgspec
 
 from aegaeon.config import ModelSettings, Settings
 from aegaeon.errors import AegaeonError, ConfigError, DeadlineExceeded, Overloaded
+from aegaeon.models.here import for_all_nodes
 from aegaeon.models.hub_ids import HUB_ID, NAME, directory_name
 from aegaeon.models.references import MAX_NAME_CHARS, check_names, describe_model, with_settings
 from aegaeon.proxy.failures import ApiError, invalid
@@ -74,7 +75,9 @@ class Models:
         if why is not None:
             await self._change(lambda catalog: _without(catalog, spec))
             raise ApiError(409, "model_refused", self._told(why), "reference")
-        is_settled = self._is_settled(after.version)
+        # On nodes of a cluster that lack its files it is served once these have come.
+        is_served = any(spec.id in row.record.models for row in self._gateway.instances())
+        is_settled = is_served and self._is_settled(after.version)
         log.info("model added model=%s by=admin", spec.id)
         return ModelChange(spec.id, "served" if is_settled else "pending", after.version)
 
@@ -132,6 +135,8 @@ class Models:
             described = partial(describe_model, path, asked.id or None)
             plain = await asyncio.to_thread(described, settings.kv_dtype, settings.quantize)
             spec = with_settings(plain, asked)
+            if settings.clustered is not None:
+                spec = for_all_nodes(spec, settings.models_dir)
             _check_own_names(spec)
             await self._service.try_text(spec)
             return spec

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -337,9 +337,14 @@ def target_of(row: Instance) -> Target:
     return Target(row.record.id, row.record.incarnation)
 
 
-def nobody_for(model: ModelId, rows: Iterable[Instance]) -> AegaeonError:
+def nobody_for(model: ModelId, rows: Sequence[Instance]) -> AegaeonError:
     """Return why no instance of `rows` takes a request for `model`."""
     if any(row.status.state == "starting" for row in rows):
         text = "instances still load the models they start with; try again later"
         return ModelLoading(f"no instance is ready for {model!r} yet: {text}")
+    if any(row.record.node for row in rows) and not any(model in r.record.models for r in rows):
+        text = "its files are still on their way to the nodes of the cluster; try again later"
+        return ModelLoading(
+            f"no node serves {model!r} yet: {text} (`aegaeon status` tells how far)"
+        )
     return InstanceLost(f"no instance is ready for {model!r}; see the log")

@@ -12,6 +12,7 @@ from aegaeon.config import Settings
 from aegaeon.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
 from aegaeon.explanations import Explanation
 from aegaeon.logs import set_level
+from aegaeon.models.here import Here
 from aegaeon.proxy.answers import Health, InstanceHealth, ModelCard, ModelList, Ready
 from aegaeon.proxy.asked import (
     Asked,
@@ -118,7 +119,8 @@ class Service:
         self._catalog = Catalog(models=specs)
         self._named = self._catalog.by_name()
         self._renderer = Renderer()
-        self._texts = Texts(self._renderer.template)
+        here = Here(settings.models_dir) if settings.clustered is not None else None
+        self._texts = Texts(self._renderer.template, here=here)
         self._started_s = started_s
         self._checker = GrammarChecker()
         self._readiness = Readiness(gateway, settings)
@@ -290,8 +292,9 @@ class Service:
         return status_of(self.gateway.meter, self.gateway.instances(), self._catalog)
 
     def _cards(self, specs: Iterable[ModelSpec]) -> list[ModelCard]:
-        rows, cached = self.gateway.instances(), self.gateway.meter.cached()
-        return [card_of(spec, rows, cached, self._started_s) for spec in specs]
+        rows, meter = self.gateway.instances(), self.gateway.meter
+        cached, files = meter.cached(), tuple(meter.files.values())
+        return [card_of(spec, rows, cached, self._started_s, files) for spec in specs]
 
     async def explain(
         self, request: RequestId | None, instance: InstanceId | None, limit: int

@@ -8,7 +8,7 @@ import msgspec
 
 from aegaeon.figures import Histogram, InstanceFigures, ModelFigures, Sums
 from aegaeon.metrics import Target
-from aegaeon.nodes import MemberNow, NodeNow
+from aegaeon.nodes import MemberNow, NodeFiles, NodeNow
 from aegaeon.placements import Placement
 from aegaeon.proxy.answers import ModelCard
 from aegaeon.proxy.metrics import Meter, Recent
@@ -88,6 +88,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberNow, ...] = ()
     placement: str = ""  # the rule by which models have their nodes
     levels: dict[str, float] = {}  # how busy nodes are to be with them
+    files: tuple[NodeFiles, ...] = ()  # which models' files its nodes have, and which come to them
 
 
 def status_of(meter: Meter, rows: tuple[Instance, ...], catalog: Catalog) -> Status:
@@ -97,16 +98,24 @@ def status_of(meter: Meter, rows: tuple[Instance, ...], catalog: Catalog) -> Sta
     recent = meter.recent(sums)
     cached = meter.cached()
     serving = _serving(rows)
+    living = {node.id for node in meter.cluster.nodes}
+    files = tuple(one for one in meter.files.values() if one.node in living)
     return Status(
         open_requests=sum(one.open for one in sums.models.values()),
         slo_ttft_s=meter.target.ttft_s,
         slo_tbt_s=meter.target.tbt_s,
         instances=tuple(_instance(row, sums.instances.get(row.record.id)) for row in rows),
         models=tuple(
-            _placed(
-                _model(spec.id, sums, recent.get(spec.id), rows, cached, meter.target_of(spec.id)),
-                placement,
-                serving,
+            _with_files(
+                _placed(
+                    _model(
+                        spec.id, sums, recent.get(spec.id), rows, cached, meter.target_of(spec.id)
+                    ),
+                    placement,
+                    serving,
+                ),
+                rows,
+                files,
             )
             for spec in catalog.models
         ),
@@ -114,6 +123,7 @@ def status_of(meter: Meter, rows: tuple[Instance, ...], catalog: Catalog) -> Sta
         members=meter.cluster.members,
         placement="" if placement is None else placement.rule,
         levels=meter.cluster.levels,
+        files=files,
     )
 
 
@@ -143,6 +153,15 @@ def progress_of(model: ModelId, rows: tuple[Instance, ...]) -> float | None:
     return max(shares, default=None)
 
 
+def brought(model: ModelId, rows: tuple[Instance, ...], files: Iterable[NodeFiles]) -> float | None:
+    """Return what share of a model's files has come to some node of a cluster; None where none is
+    on its way, or an instance serves it already."""
+    if any(model in row.record.models for row in rows):
+        return None
+    coming = [one.coming[model] for one in files if model in one.coming]
+    return max((one.share for one in coming if not one.failure), default=None)
+
+
 def failure_of(model: ModelId, rows: tuple[Instance, ...]) -> str:
     """Return that a model's last load failed, if it did; the reason may name files."""
     if any(model in row.status.failed for row in rows):
@@ -160,22 +179,42 @@ def failed_pins(specs: Iterable[ModelSpec], rows: tuple[Instance, ...]) -> tuple
 
 
 def card_of(
-    spec: ModelSpec, rows: tuple[Instance, ...], cached: AbstractSet[ModelId], started_s: int
+    spec: ModelSpec,
+    rows: tuple[Instance, ...],
+    cached: AbstractSet[ModelId],
+    started_s: int,
+    files: Iterable[NodeFiles] = (),
 ) -> ModelCard:
     """Return what clients are told of a model."""
+    share = brought(spec.id, rows, files)
+    where = "loading" if share is not None else whereabouts(spec.id, rows)
     return ModelCard(
         id=spec.id,
         created=started_s,
         max_model_len=spec.context_tokens,
         quantize=spec.quantize,
-        status="draining" if spec.is_draining else whereabouts(spec.id, rows),
+        status="draining" if spec.is_draining else where,
         tier=tier_of(spec.id, rows, cached),
-        progress=progress_of(spec.id, rows),
+        progress=progress_of(spec.id, rows) if share is None else share,
         aliases=spec.aliases,
         pinned=spec.is_pinned,
         priority=spec.priority,
         idle_s=spec.idle_s,
     )
+
+
+def _with_files(
+    now: ModelNow, rows: tuple[Instance, ...], files: tuple[NodeFiles, ...]
+) -> ModelNow:
+    """Return it with how its files come to nodes of a cluster, where nobody serves it yet."""
+    share = brought(now.id, rows, files)
+    if share is not None:
+        return msgspec.structs.replace(now, status="loading", progress=share)
+    failed = any(now.id in one.coming and one.coming[now.id].failure for one in files)
+    if not now.failure and failed and not any(now.id in row.record.models for row in rows):
+        why = "its files do not come to any node; `aegaeon status` says why"
+        return msgspec.structs.replace(now, failure=why)
+    return now
 
 
 def _instance(row: Instance, figures: InstanceFigures | None) -> InstanceNow:

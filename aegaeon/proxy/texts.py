@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aegaeon.errors import AegaeonError
+from aegaeon.errors import AegaeonError, ModelLoading
 from aegaeon.memory.front import TOKENIZERS_BYTES, VOCABULARIES_BYTES
+from aegaeon.models.here import Here
 from aegaeon.models.token_ids import check_own_ids
 from aegaeon.proxy.chat import Template
 from aegaeon.proxy.encoders import Digest, Encoders, digest_of
@@ -37,8 +38,11 @@ class Texts:
         self,
         make_template: Callable[[str, dict[str, str]], Template],
         most_bytes: int = TOKENIZERS_BYTES,
+        here: Here | None = None,
     ) -> None:
-        """Tokenizers in use may take `most_bytes`."""
+        """Tokenizers in use may take `most_bytes`. Of a cluster, `here` knows where this node has
+        them."""
+        self._here = here
         self._make_template = make_template
         self._encoders = Encoders(most_bytes)
         # By path, the least recently used first.
@@ -55,12 +59,20 @@ class Texts:
 
     def has(self, spec: ModelSpec) -> bool:
         """Whether `get` would answer at once."""
-        known = self._models.get(spec.path)
+        local = self._local(spec)
+        known = None if local is None else self._models.get(local.path)
         return known is not None and self._encoders.has(known[0])
 
     async def get(self, spec: ModelSpec) -> TextModel:
         """Return the text side of `spec`, whose tokenizer is at hand. Whoever waits for the same
-        one waits for one reading. Raises CheckpointError, Overloaded."""
+        one waits for one reading. Raises CheckpointError, Overloaded, ModelLoading."""
+        local = self._local(spec)
+        if local is None:
+            raise ModelLoading(
+                f"the tokenizer of {spec.id!r} is still on its way to this node of the cluster; "
+                "try again later, `aegaeon status` tells how it goes"
+            )
+        spec = local
         if self.has(spec):
             self._models.move_to_end(spec.path)
             return self._models[spec.path][1]
@@ -77,7 +89,7 @@ class Texts:
     def follow(self, specs: Iterable[ModelSpec]) -> None:
         """Go by these models from here on, and read them while nobody waits for another, as far
         as there is room."""
-        specs = tuple(specs)
+        specs = tuple(local for spec in specs if (local := self._local(spec)) is not None)
         paths = {spec.path for spec in specs}
         for gone in self._models.keys() - paths:
             del self._models[gone]
@@ -94,6 +106,10 @@ class Texts:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._encoders.close)
         await asyncio.to_thread(self._threads.shutdown)
+
+    def _local(self, spec: ModelSpec) -> ModelSpec | None:
+        """Return `spec` with the place of its tokenizer here; None while it has not come."""
+        return spec if self._here is None else self._here.for_text(spec)
 
     async def _warm(self, specs: tuple[ModelSpec, ...]) -> None:
         for spec in specs:

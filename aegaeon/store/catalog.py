@@ -22,8 +22,8 @@ LOCK_S = 1.0  # a write takes less than a millisecond
 LOCK_LOOK_S = 0.001
 
 
-class CatalogStore(ABC):
-    """One domain's catalogue. Any thread may call any verb."""
+class CatalogView(ABC):
+    """A catalogue to look at."""
 
     @abstractmethod
     def read(self) -> Catalog:
@@ -32,6 +32,10 @@ class CatalogStore(ABC):
         Looking when nothing has changed costs microseconds, but for Redis a round trip. Raises
         StoreUnavailable, RegionMismatch.
         """
+
+
+class CatalogStore(CatalogView):
+    """One domain's catalogue. Any thread may call any verb."""
 
     @abstractmethod
     def swap(self, expected_version: int, catalog: Catalog) -> bool:

@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from aegaeon.errors import (
 from aegaeon.models.checkpoint import plan_load
 from aegaeon.models.config import read_config
 from aegaeon.models.hub_ids import HUB_ID, NAME, directory_name
+from aegaeon.nodes import Origin
 from aegaeon.transfer.bring import bring, told
 from aegaeon.transfer.digests import Progress, digested_of, keep
 from aegaeon.transfer.manifest import Chunk, HeldFile, Manifest, chunks_of
@@ -33,12 +34,13 @@ log = logging.getLogger(__name__)
 
 OTHERS_S = 1.0  # that the first node to tell its content waits for others with the same
 MAX_SOURCES = 8  # from which a model comes at once; others after them
+ORIGINS: tuple[Origin, ...] = ("shared", "peers", "hub")
 ROUNDS = 3  # of asking anew when contents change meanwhile
 LOOK_S = 0.2  # between looks whether another process is done
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model may come from, in this order. `shared_dirs` are models directories that this
+    """Where a model may come from, in this `order`. `shared_dirs` are models directories that this
     node can read, `peers` are HOST:PORT of nodes that share theirs to who knows `secret`, and
     `digest`, if given, is the content that is wanted of either."""
 
@@ -47,6 +49,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     secret: bytes = b""
     digest: str = ""
     has_hub: bool = True
+    order: tuple[Origin, ...] = ORIGINS
 
 
 def fetch(
@@ -67,14 +70,34 @@ def fetch(
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be fetched; a model is called Org/Name or Name")
     target = Path(models_dir).expanduser() / directory_name(name)
+    _bring_once(target, wait_s, lambda: _Fetch(name, target, sources, progress).run())
+    return target
+
+
+def fetch_texts(name: str, models_dir: str | Path, sources: Sources, wait_s: float = 600.0) -> Path:
+    """Have in `models_dir` what describes the model `name`, its tokenizer and not its tensors, and
+    return that directory, which is no model. As `fetch`, and without the hub."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot be fetched; a model is called Org/Name or Name")
+    target = Path(models_dir).expanduser() / directory_name(name)
+    sources = msgspec.structs.replace(sources, has_hub=False)
+    _bring_once(target, wait_s, lambda: _TextFetch(name, target, sources, _untold).run())
+    return target
+
+
+def _untold(_done: int, _total: int) -> None:
+    """Progress of what is small."""
+
+
+def _bring_once(target: Path, wait_s: float, run: Callable[[], None]) -> None:
+    """Have `run` make the directory `target` where there is none, once for all processes."""
     if target.is_dir():
-        return target
+        return
     with storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f".{target.name}.lock"), wait_s):
         if not target.is_dir():
-            _Fetch(name, target, sources, progress).run()
-    return target
+            run()
 
 
 class _Fetch:
@@ -88,18 +111,16 @@ class _Fetch:
 
     def run(self) -> None:
         """Try all sources in order. Raises what `fetch` does."""
-        for directory in self._sources.shared_dirs:
-            path = Path(directory).expanduser() / self._target.name
-            if self._try_one(SharedPath(path)):
-                return
-        if self._sources.peers and self._try_peers():
-            return
-        if self._sources.has_hub and self._try_hub():
-            return
-        raise TransferError(
-            f"cannot fetch {self._name}: {'; '.join(self._tried)}; check that one of these has it, "
-            "or name others"
-        )
+        tries = {"shared": self._try_shared, "peers": self._try_peers, "hub": self._try_hub}
+        if not any(tries[origin]() for origin in self._sources.order):
+            raise TransferError(
+                f"cannot fetch {self._name}: {'; '.join(self._tried)}; check that one of these has "
+                "it, or name others"
+            )
+
+    def _try_shared(self) -> bool:
+        directories = (Path(one).expanduser() for one in self._sources.shared_dirs)
+        return any(self._try_one(SharedPath(one / self._target.name)) for one in directories)
 
     def _try_one(self, source: Source) -> bool:
         for _ in range(ROUNDS):
@@ -122,6 +143,8 @@ class _Fetch:
     def _try_peers(self) -> bool:
         """Fetch from all that have the same content at once; of several contents that of the first
         peer goes first."""
+        if not self._sources.peers:
+            return False
         for _ in range(ROUNDS):
             peers = [Peer(peer, self._name, self._sources.secret) for peer in self._sources.peers]
             is_changed = False
@@ -165,6 +188,8 @@ class _Fetch:
         return True
 
     def _try_hub(self) -> bool:
+        if not self._sources.has_hub:
+            return False
         if not HUB_ID.fullmatch(self._name):
             self._tried.append(f"the hub: {self._name} is not Org/Name")
             return False
@@ -180,26 +205,35 @@ class _Fetch:
 
     def _bring(self, manifest: Manifest, sources: Sequence[Source]) -> None:
         """Bring it in place. What describes the model comes first and is looked at."""
+        files = self._wanted(manifest.files)
+        total_bytes = sum(file.file_bytes for file in files)
         with storing(self._partial):
             self._partial.mkdir(exist_ok=True)
-            _remove_others(self._partial, {file.name for file in manifest.files})
+            _remove_others(self._partial, {file.name for file in files})
         began_s = time.monotonic()
-        storing_all = Storing(self._partial, manifest.files)
+        storing_all = Storing(self._partial, files)
         try:
-            count = _Count(manifest.total_bytes, self._progress)
-            for chunks in _in_turn(manifest.files):
+            count = _Count(total_bytes, self._progress)
+            for chunks in _in_turn(files):
                 bring(chunks, sources, storing_all, count.add)
                 read_config(self._partial)
             storing_all.sync()
             digests = storing_all.digests
         finally:
             storing_all.close()
-        plan_load(self._partial)
+        self._check()
         keep(self._partial, digested_of(self._partial, digests))
         self._put_in_place()
-        gb_per_s = manifest.total_bytes / 1e9 / (time.monotonic() - began_s)
+        gb_per_s = total_bytes / 1e9 / (time.monotonic() - began_s)
         names = ", ".join(source.name for source in sources)
         log.info("model fetched model=%s from=%s gb_per_s=%.3f", self._name, names, gb_per_s)
+
+    def _wanted(self, files: tuple[HeldFile, ...]) -> tuple[HeldFile, ...]:
+        return files
+
+    def _check(self) -> None:
+        """Look whether all that came is a model. Raises CheckpointError, UnsupportedModel."""
+        plan_load(self._partial)
 
     def _put_in_place(self) -> None:
         with storing(self._partial):
@@ -211,6 +245,16 @@ class _Fetch:
                     raise
                 shutil.rmtree(self._partial, ignore_errors=True)
             _sync_directory(self._target.parent)
+
+
+class _TextFetch(_Fetch):
+    """Of what describes a model."""
+
+    def _wanted(self, files: tuple[HeldFile, ...]) -> tuple[HeldFile, ...]:
+        return tuple(file for file in files if not file.is_weights)
+
+    def _check(self) -> None:
+        read_config(self._partial)
 
 
 class _Count:

@@ -47,6 +47,10 @@ class Shelf:
         """Take directories by name, which go before those of `models_dir`."""
         self._models, self._models_dir = dict(models), models_dir
 
+    def offer(self, models: Mapping[str, Path]) -> None:
+        """Take these directories by name from here on, in the place of those before."""
+        self._models = dict(models)
+
     def path_of(self, name: str) -> Path | None:
         """Return the directory of the model `name`. What is asked is compared, never a path."""
         if name in self._models or self._models_dir is None or not NAME.fullmatch(name):

@@ -118,6 +118,11 @@ class Peer(Source):
                 line.close()
         try:
             answer = _asked(line, AskManifest(self._model))
+        except ConnectionError:
+            raise TransferError(
+                "the connection ended, as it does for who knows another secret; give both the "
+                "same, or try again later"
+            ) from None
         finally:
             line.close()
         if not isinstance(answer, Manifest):

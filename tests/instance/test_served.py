@@ -11,6 +11,7 @@ from aegaeon.instance.served import SEE_LOG
 from aegaeon.keeper import bounds_of
 from aegaeon.scheduler.residency import Residency
 from aegaeon.specs import REFUSALS_BYTES
+from aegaeon.store.catalog import CatalogView
 from aegaeon.types import Preload, RequestFailed
 from tests.support.policies import LIVE
 from tests.support.serving import ServingBench
@@ -48,6 +49,34 @@ def test_a_model_comes_answers_and_goes(policy):
     bench.submit("again", "b", arrival_s=bench.now)
     bench.work(100)
     assert bench.ended("again").finish_reason == "length"
+
+
+class Arriving(CatalogView):
+    """The catalogue but for models whose files are still to come."""
+
+    def __init__(self, store):
+        self.store, self.missing = store, {"b"}
+
+    def read(self):
+        whole = self.store.read()
+        models = tuple(spec for spec in whole.models if spec.id not in self.missing)
+        return msgspec.structs.replace(whole, models=models)
+
+
+def test_a_model_whose_files_come_later_is_served_from_then_on():
+    views = []
+    bench = ServingBench(view=lambda store: views.append(Arriving(store)) or views[0])
+    bench.add("b")
+    row = bench.row()
+    assert row.record.models == ("a",)
+    version = bench.catalog.read().version
+    assert row.status.catalog == version  # nothing else is to be followed
+    views[0].missing.clear()
+    row = bench.row()
+    assert (row.record.models, row.status.catalog) == (("a", "b"), version)
+    bench.submit("now", "b")
+    bench.work()
+    assert bench.ended("now").finish_reason == "length"
 
 
 @pytest.mark.parametrize("policy", LIVE)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from aegaeon.errors import CheckpointError
+from aegaeon.errors import CheckpointError, ModelLoading
+from aegaeon.models.here import TEXTS, Here
 from aegaeon.proxy import encoders as made
 from aegaeon.proxy.chat import ChatTemplate
 from aegaeon.proxy.encoders import Encoders
@@ -149,6 +150,21 @@ def test_one_that_does_not_fit_its_weights_is_refused(tmp_path):
             await texts.get(spec)
 
     with_texts(test)
+
+
+def test_on_a_node_of_a_cluster_a_tokenizer_is_waited_for_until_it_has_come(tmp_path):
+    spec = spec_of("m")  # by its name, as all nodes are told
+
+    async def test(texts):
+        texts.follow([spec])
+        assert not texts.has(spec)
+        with pytest.raises(ModelLoading, match="still on its way to this node"):
+            await texts.get(spec)
+        write(tmp_path / TEXTS / "m", byte_level(300))
+        assert (await texts.get(spec)).encode("ab")
+        assert texts.has(spec)
+
+    with_texts(test, here=Here(tmp_path))
 
 
 def lines_of(address, body):

@@ -34,7 +34,7 @@ RECORD = InstanceRecord(
 class ServingBench(Bench):
     """A bench whose models are those of the catalogue."""
 
-    def __init__(self, policy="slack", node="", **settings):
+    def __init__(self, policy="slack", node="", view=lambda store: store, **settings):
         super().__init__(models=("a",))
         specs = (make_spec("a"),)
         chosen = check_settings({"policy": policy, "device": "null", **settings})
@@ -61,7 +61,7 @@ class ServingBench(Bench):
                 copy=self.copy,
                 clock=lambda: self.now,
                 pause=lambda _: None,
-                served=Served(launch, self.catalog, self.engine, presence, deciding),
+                served=Served(launch, view(self.catalog), self.engine, presence, deciding),
             ),
             drain_s=5.0,
         )
