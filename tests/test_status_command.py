@@ -90,19 +90,7 @@ def test_a_cluster_has_nodes_and_members_that_are_not_there_yet():
     status = msgspec.structs.replace(status, files=files)
     placed = {"nodes": ("a" * 20,), "serving": ("a" * 20,), "placed": "crowded"}
     lines = shown(with_model(status, **placed))
-    assert lines[1] == [
-        "aaaaaaaa",
-        "10.0.0.1",
-        "alive",
-        "8",
-        "2",
-        "64.0",
-        "1/2",
-        "1",
-        "1",
-        "42%",
-        "pool=big",
-    ]
+    assert " ".join(lines[1]) == "aaaaaaaa 10.0.0.1 alive 8 2 64.0 1/2 1 1 42% pool=big"
     assert lines[2] == [
         "bbbbbbbb",
         "10.0.0.2",
