@@ -99,12 +99,9 @@ def rows_of(
 
     def row(what: str, unit: str, field: str, aim: Aim | None = None) -> Row:
         is_time = unit == "ms"
-        mine, theirs, bare = (
-            (1000.0 if is_time else 1.0) * statistics.median(getattr(one, field) for one in runs)
-            if runs
-            else None
-            for runs in (ours, peers, sends if is_time else ())
-        )
+        scale = 1000.0 if is_time else 1.0
+        mine, theirs = (_median(runs, field, scale) for runs in (ours, peers))
+        bare = _median(sends, field, scale) if is_time else None
         assert mine is not None
         found = Row(
             case=f"{what}, {streams} streams {case.name}",
@@ -123,14 +120,18 @@ def rows_of(
         row("tokens", "tokens/s", "tokens_per_s"),
         row("frames of a token", "", "frames"),
     ]
-    if not is_paced:
-        return rows
-    return [
-        *_added(case, streams, ours, sends),
-        row("from record to client, p50", "ms", "p50_s"),
-        row("from record to client, p99", "ms", "p99_s"),
-        *rows,
-    ]
+    if is_paced:
+        delays = [row(f"from record to client, {at}", "ms", f"{at}_s") for at in ("p50", "p99")]
+        rows = [*_added(case, streams, ours, sends), *delays, *rows]
+    return rows
+
+
+def _median(runs: Sequence[Relayed], field: str, scale: float) -> float | None:
+    """Of what the runs found, if there were any."""
+    if not runs:
+        return None
+    values: list[float] = [getattr(one, field) for one in runs]
+    return scale * statistics.median(values)
 
 
 def _added(
