@@ -130,8 +130,6 @@ def test_load_that_shifts_moves_models_and_no_stream_notices(server, undisturbed
                 undisturbed["dan"],
             ]
             moved = len(homes(server)[hot]) > 1
-        told = {model["id"]: model for model in server.status()["models"]}
-        assert told[hot]["placed"] == "busier"
     eventually(lambda: len(homes(server)["ada"]) == 1, within_s=90)
 
 
