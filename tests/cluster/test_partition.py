@@ -121,6 +121,7 @@ def test_a_proxy_that_is_cut_off_keeps_its_streams(cluster, cables, alone):
     eventually(lambda: not cluster.is_unready(), within_s=30)
 
 
+@pytest.mark.thorough
 def test_a_node_that_is_killed_under_30_streams_loses_none(cluster, alone):
     streams = begun(cluster.url, 30)
     node = cluster.node_of(streams[0].instances[-1])

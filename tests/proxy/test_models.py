@@ -49,6 +49,7 @@ async def answered(proxy, call, **status):
     before = proxy.catalog.read().version
     task = asyncio.ensure_future(call)
     await until(lambda: proxy.catalog.read().version > before or task.done())
+    proxy.instance.serve(*(spec.id for spec in proxy.catalog.read().models))
     proxy.instance.publish(catalog=before + 1, **status)
     return await task
 

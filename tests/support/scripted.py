@@ -100,7 +100,6 @@ class ScriptedDevice:
 
     def ask(self) -> None:
         """Let the scheduler fill the free lanes, as the runtime does."""
-        self.check_counts()
         for request_id, code, message in self.scheduler.given_up():
             self.scheduler.cancel(request_id, self.now)
             self.end(request_id, "given up")
