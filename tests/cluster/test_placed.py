@@ -133,7 +133,7 @@ def test_load_that_shifts_moves_models_and_no_stream_notices(server, undisturbed
     eventually(lambda: len(homes(server)["ada"]) == 1, within_s=90)
 
 
-def test_a_killed_controller_and_a_store_that_forgot_change_nothing(
+def test_a_killed_controller_and_a_store_that_forgot_leave_every_model_served(
     server, redis_server, undisturbed
 ):
     # What was busy is so no more: nothing moves by itself.
@@ -146,7 +146,8 @@ def test_a_killed_controller_and_a_store_that_forgot_change_nothing(
     eventually(lambda: len(server.ready()) == 3, within_s=60)
     eventually(lambda: is_kept(server, redis_server.url), within_s=60)
     eventually(lambda: is_settled(server), within_s=60)
-    assert homes(server) == before
+    # What was measured before is forgotten, too: one may have a better place by now.
+    assert {name: len(nodes) for name, nodes in homes(server).items()} == dict.fromkeys(before, 1)
     assert Streamed(server.url, "ada", PROMPT, TOKENS).whole() == undisturbed["ada"]
 
 
