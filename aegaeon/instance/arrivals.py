@@ -11,9 +11,9 @@ from aegaeon.clocks import brought_here
 from aegaeon.engine.base import Engine
 from aegaeon.engine.exchange import Room
 from aegaeon.errors import AegaeonError, KvGone, Overloaded
-from aegaeon.instance.pulls import Pull, Pulls
+from aegaeon.instance.pulls import Key, Pull, Pulls, key_of
 from aegaeon.scheduler.base import Scheduler
-from aegaeon.types import Accepted, Cancel, Declined, InstanceId, RequestId, Transfer
+from aegaeon.types import Accepted, Cancel, Declined, InstanceId, Transfer
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +31,15 @@ class Arrivals:
         self._engine = engine
         self._scheduler = scheduler
         self._pulls = pulls
-        self._taken: OrderedDict[tuple[RequestId, int], None] = OrderedDict()
+        self._taken: OrderedDict[Key, None] = OrderedDict()
 
     def was_taken(self, transfer: Transfer) -> bool:
-        """Whether this attempt has arrived here before, whatever has become of it since."""
-        return (transfer.request.id, transfer.request.attempt) in self._taken
+        """Whether this move has ended here before, whatever has become of the request since."""
+        return key_of(transfer.request) in self._taken
 
     def is_coming(self, transfer: Transfer) -> bool:
-        """Whether the KV of this attempt is on its way."""
-        key = transfer.request.id, transfer.request.attempt
-        return self._pulls is not None and key in self._pulls
+        """Whether the KV of this move is on its way."""
+        return self._pulls is not None and key_of(transfer.request) in self._pulls
 
     def accepted(self, transfer: Transfer) -> Accepted:
         """The answer to a transfer that was taken."""
@@ -113,7 +112,7 @@ class Arrivals:
             if pull is not None:
                 self._drop(pull)
             return self.declined(transfer, error)
-        self._taken[request.id, request.attempt] = None
+        self._taken[key_of(request)] = None
         if len(self._taken) > MAX_REMEMBERED:
             self._taken.popitem(last=False)
         return self.accepted(transfer)

@@ -216,7 +216,7 @@ def test_it_may_be_ended_from_both_sides_in_the_midst(make_ends, end):
     wire = wired(ends, hold)
     ends.pulls.begin(ends.transfer(), WITHIN_S)
     assert going.wait(WITHIN_S)
-    assert ("r", 0) in ends.pulls
+    assert ("r", 0, 0) in ends.pulls
     if end == "withdraw":
         assert not ends.share.withdraw(ends.stream)
     else:
@@ -225,7 +225,7 @@ def test_it_may_be_ended_from_both_sides_in_the_midst(make_ends, end):
     pull = ends.ended()
     assert pull.is_unwanted is (end == "cancel")
     assert_broken(ends, pull)
-    assert ("r", 0) not in ends.pulls
+    assert ("r", 0, 0) not in ends.pulls
     wire.close()
 
 
