@@ -11,6 +11,7 @@ from aegaeon.clocks import brought_here
 from aegaeon.engine.base import Engine
 from aegaeon.engine.exchange import Room
 from aegaeon.errors import AegaeonError, KvGone, Overloaded
+from aegaeon.instance.departures import GRACE_S
 from aegaeon.instance.pulls import Key, Pull, Pulls, key_of
 from aegaeon.scheduler.base import Scheduler
 from aegaeon.types import Accepted, Cancel, Declined, InstanceId, Transfer
@@ -78,6 +79,8 @@ class Arrivals:
         )
         if pull.is_unwanted:
             objection = Overloaded("the offer was withdrawn")
+        elif now >= pull.transfer.expires_s + GRACE_S:  # its sender has given it up
+            objection = Overloaded("it was not taken in in time; offer it again")
         elif pull.failure and now >= pull.transfer.expires_s:
             objection = Overloaded("the KV did not come in time; offer it again")
         if objection is None and not pull.failure:
@@ -104,6 +107,9 @@ class Arrivals:
                 self._adopt(transfer, None if pull is None else pull.room)
             except KvGone as gone:
                 log.info("prefilling again request=%s: %s", request.id, gone)
+                if pull is not None:
+                    self._drop(pull)
+                    pull = None
                 self._scheduler.cancel(request.id, now)
                 self._scheduler.submit(request, now)
                 self._engine.submit(request)

@@ -1,8 +1,11 @@
 """Requests that move more than once, or from nodes that lose sight of each other: one computes."""
 
+import msgspec
 import pytest
 
-from tests.instance.test_evacuation import APART, moves, pair, running
+from aegaeon.instance.departures import GRACE_S, OFFER_S
+from aegaeon.types import Cancel
+from tests.instance.test_evacuation import APART, moves, other, pair, running
 from tests.support.node import assert_served, settle, until
 
 
@@ -33,3 +36,73 @@ def test_what_comes_back_is_taken_in_again(two):
     assert node.proxy.failures() == []
     settle(node, 900)
     assert_served(node)
+
+
+def offered(node, max_tokens=60):
+    """Have a drain offer "r"; return who offers it, and to whom."""
+    place = running(node, "r", max_tokens=max_tokens)
+    life, there = node.lives[place], node.lives[other(node, place)]
+    life.runtime.drain()
+    life.turn()
+    life.finish()
+    life.turn()
+    return life, there
+
+
+def test_what_a_node_out_of_sight_may_have_is_computed_once():
+    node = pair(APART)
+    life, there = offered(node)
+    there.turn()
+    there.await_kv()  # it has all, and has not told
+    life.runtime._requests.departures._table = lambda: ()
+    node.now += OFFER_S + GRACE_S + 0.1
+    life.turn()
+    node.drop_answer(there.name, Cancel)
+    assert life.scheduler.snapshot().running == {}
+    life.finish()
+    node.proxy.pump()
+    assert [reply.code for reply in node.proxy.failures()] == ["handoff_lost"]
+    settle(node, 900)
+    assert_served(node)
+    node.close()
+
+
+def test_what_came_is_not_taken_in_long_after_its_offer():
+    node = pair(APART)
+    _, there = offered(node)
+    there.turn()
+    there.await_kv()
+    there.runtime._requests.take_arrived(node.now + OFFER_S + 2 * GRACE_S)
+    assert len(there.runtime._requests) == 0
+    assert there.pool.owner == {}
+    node.close()
+
+
+def test_kv_that_does_not_belong_leaves_no_room_behind():
+    node = pair(APART)
+    _, there = offered(node)
+    adopt = there.engine.adopt
+
+    def refuse(request, kv, room=None):
+        adopt(request, msgspec.structs.replace(kv, stream=None, blocks=()), None)
+
+    there.engine.adopt = refuse
+    settle(node, 900)
+    assert_served(node)
+    node.close()
+
+
+def test_a_cancel_that_comes_after_the_end_goes_round_once():
+    node = pair()
+    home = running(node, "r", max_tokens=300)
+    for count in (1, 2):
+        send_away(node, node.proxy.opened["r"].target.instance)
+        until(node, lambda count=count: len(moves(node)) == count)
+    send_away(node, None)
+    settle(node, 900)
+    departures = node.lives[home].runtime._requests.departures
+    seen, forward = [], departures.forward_cancel
+    departures.forward_cancel = lambda cancel: (seen.append(cancel), forward(cancel))
+    node.lives[home].runtime._requests.cancel(Cancel("r", 0), node.now)
+    node.work(20)
+    assert len(seen) <= 2
