@@ -60,10 +60,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To an instance: nobody waits for this any more; free what it holds. Idempotent.
-
-    Attempts later than `attempt` go on (None: no attempt does).
-    """
+    """To an instance: nobody waits for this any more; free what it holds. Idempotent. Attempts
+    later than `attempt` go on (None: no attempt does)."""
 
     request_id: RequestId
     attempt: int | None = None
@@ -88,6 +86,7 @@ class Transfer(msgspec.Struct, frozen=True, tag=True):
     sender: str
     expires_s: float
     ahead_s: float | None = None
+    within_s: float | None = None  # on another node, in place of `expires_s`: since it came there
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

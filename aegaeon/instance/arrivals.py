@@ -129,10 +129,11 @@ class Arrivals:
         self._engine.adopt(transfer.request, transfer.kv, room)
 
 
-def by_our_clock(transfer: Transfer) -> Transfer:
-    """Return `transfer` with its times by this machine's clock."""
+def by_our_clock(transfer: Transfer, now: float) -> Transfer:
+    """Return `transfer` with its times by this machine's clock. An offer of another node stands
+    from `now` on: the clocks on two walls may differ by more than its time."""
     request = brought_here(transfer.request, transfer.ahead_s)
-    shift_s = request.deadline_s - transfer.request.deadline_s
+    expires_s = transfer.expires_s if transfer.within_s is None else now + transfer.within_s
     return msgspec.structs.replace(
-        transfer, request=request, expires_s=transfer.expires_s + shift_s, ahead_s=None
+        transfer, request=request, expires_s=expires_s, ahead_s=None, within_s=None
     )

@@ -22,7 +22,7 @@ from aegaeon.errors import (
 )
 from aegaeon.handles import KvStream
 from aegaeon.instance.outbox import Outbox
-from aegaeon.instance.ways import LEAST_BYTES_PER_S, Ways
+from aegaeon.instance.ways import OFFER_S, Ways
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -39,9 +39,7 @@ from aegaeon.types import (
 
 log = logging.getLogger(__name__)
 
-OFFER_S = 2.0  # an offer may be taken this long, beside the time for KV to go to another node
-MAX_OFFER_S = 25.0  # with that
-GRACE_S = 1.0  # and a taker that began in time may take this long over it
+GRACE_S = 1.0  # a taker that began while its offer stood may take this long over it
 LOOK_S = 0.1  # between looks whether the taker of an unanswered offer still lives
 RETRY_S = 0.05  # while nobody takes the first in line
 MAX_MOVES = 4096  # remembered, for a cancel that comes after the request has gone
@@ -229,11 +227,11 @@ class Departures:
             return False
         row, kv, within_s, ahead = taker.row, departure.kv, OFFER_S, None
         if not taker.is_near:
+            kv, within_s = self._ways.by_stream(request, row)
             ahead = ahead_s()
-            within_s = min(OFFER_S + kv.kv_bytes / LEAST_BYTES_PER_S, MAX_OFFER_S)
-            kv = self._ways.by_stream(request, row, within_s)
         offer = _Offer(row.record.id, row.record.mailbox, now + within_s, kv.stream, taker.is_near)
-        transfer = Transfer(request, kv, self._record.mailbox, offer.expires_s, ahead)
+        far_s = None if taker.is_near else within_s
+        transfer = Transfer(request, kv, self._record.mailbox, offer.expires_s, ahead, far_s)
         try:
             self._outbox.post(offer.address, transfer)
         except RecordTooLarge as error:

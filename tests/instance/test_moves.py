@@ -3,7 +3,9 @@
 import msgspec
 import pytest
 
-from aegaeon.instance.departures import GRACE_S, OFFER_S
+from aegaeon.instance import departures, ways
+from aegaeon.instance.departures import GRACE_S
+from aegaeon.instance.ways import OFFER_S
 from aegaeon.types import Cancel
 from tests.instance.test_evacuation import APART, moves, other, pair, running
 from tests.support.node import assert_served, settle, until
@@ -100,9 +102,37 @@ def test_a_cancel_that_comes_after_the_end_goes_round_once():
         until(node, lambda count=count: len(moves(node)) == count)
     send_away(node, None)
     settle(node, 900)
-    departures = node.lives[home].runtime._requests.departures
-    seen, forward = [], departures.forward_cancel
-    departures.forward_cancel = lambda cancel: (seen.append(cancel), forward(cancel))
+    gone = node.lives[home].runtime._requests.departures
+    seen, forward = [], gone.forward_cancel
+    gone.forward_cancel = lambda cancel: (seen.append(cancel), forward(cancel))
     node.lives[home].runtime._requests.cancel(Cancel("r", 0), node.now)
     node.work(20)
     assert len(seen) <= 2
+
+
+@pytest.mark.parametrize("ahead_s", [-30.0, 30.0])
+def test_clocks_on_two_walls_may_differ(ahead_s, monkeypatch):
+    real_s = departures.ahead_s
+    monkeypatch.setattr(departures, "ahead_s", lambda: real_s() + ahead_s)
+    node = pair(APART)
+    _, there = offered(node)
+    node.work(5)
+    assert [move.instance for move in moves(node)] == [there.name]
+    settle(node, 900)
+    assert_served(node)
+    node.close()
+
+
+def test_much_kv_has_the_time_that_it_takes(monkeypatch):
+    """However little of it the node's own instances were told."""
+    monkeypatch.setattr(ways, "LEAST_BYTES_PER_S", 1.0)
+    node = pair(APART)
+    life, _ = offered(node)
+    (departure,) = life.runtime._requests.departures._departures.values()
+    (offer,) = life.ways.share._offers.values()
+    kv_bytes = sum(map(len, offer.views))
+    assert departure.kv.kv_bytes == 0 < kv_bytes
+    assert departure.offer.expires_s - node.now == pytest.approx(
+        min(OFFER_S + kv_bytes, ways.MAX_OFFER_S)
+    )
+    node.close()
