@@ -31,8 +31,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `generated_token_ids` are tokens that an earlier attempt already made and the client already
     has: the instance continues behind them. `max_tokens` counts them too. The requests of a `key`
-    share what a device gives, by their keys' weights.
-    """
+    share what a device gives, by their keys' weights."""
 
     id: RequestId
     model: ModelId
@@ -45,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     generated_token_ids: tuple[int, ...] = ()
     attempt: int = 0
+    moves: int = 0  # of this attempt, which may come back to where it was
     key: str = ""
     weight: float = 1.0
     waited: Waited = NOT_WAITED  # before this attempt, and elsewhere
@@ -60,10 +60,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To an instance: nobody waits for this any more; free what it holds. Idempotent.
-
-    Attempts later than `attempt` go on (None: no attempt does).
-    """
+    """To an instance: nobody waits for this any more; free what it holds. Idempotent. Attempts
+    later than `attempt` go on (None: no attempt does)."""
 
     request_id: RequestId
     attempt: int | None = None
@@ -88,6 +86,7 @@ class Transfer(msgspec.Struct, frozen=True, tag=True):
     sender: str
     expires_s: float
     ahead_s: float | None = None
+    within_s: float | None = None  # on another node, in place of `expires_s`: since it came there
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

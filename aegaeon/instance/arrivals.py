@@ -11,9 +11,10 @@ from aegaeon.clocks import brought_here
 from aegaeon.engine.base import Engine
 from aegaeon.engine.exchange import Room
 from aegaeon.errors import AegaeonError, KvGone, Overloaded
-from aegaeon.instance.pulls import Pull, Pulls
+from aegaeon.instance.departures import GRACE_S
+from aegaeon.instance.pulls import Key, Pull, Pulls, key_of
 from aegaeon.scheduler.base import Scheduler
-from aegaeon.types import Accepted, Cancel, Declined, InstanceId, RequestId, Transfer
+from aegaeon.types import Accepted, Cancel, Declined, InstanceId, Transfer
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +32,15 @@ class Arrivals:
         self._engine = engine
         self._scheduler = scheduler
         self._pulls = pulls
-        self._taken: OrderedDict[tuple[RequestId, int], None] = OrderedDict()
+        self._taken: OrderedDict[Key, None] = OrderedDict()
 
     def was_taken(self, transfer: Transfer) -> bool:
-        """Whether this attempt has arrived here before, whatever has become of it since."""
-        return (transfer.request.id, transfer.request.attempt) in self._taken
+        """Whether this move has ended here before, whatever has become of the request since."""
+        return key_of(transfer.request) in self._taken
 
     def is_coming(self, transfer: Transfer) -> bool:
-        """Whether the KV of this attempt is on its way."""
-        key = transfer.request.id, transfer.request.attempt
-        return self._pulls is not None and key in self._pulls
+        """Whether the KV of this move is on its way."""
+        return self._pulls is not None and key_of(transfer.request) in self._pulls
 
     def accepted(self, transfer: Transfer) -> Accepted:
         """The answer to a transfer that was taken."""
@@ -79,6 +79,8 @@ class Arrivals:
         )
         if pull.is_unwanted:
             objection = Overloaded("the offer was withdrawn")
+        elif now >= pull.transfer.expires_s + GRACE_S:  # its sender has given it up
+            objection = Overloaded("it was not taken in in time; offer it again")
         elif pull.failure and now >= pull.transfer.expires_s:
             objection = Overloaded("the KV did not come in time; offer it again")
         if objection is None and not pull.failure:
@@ -105,6 +107,9 @@ class Arrivals:
                 self._adopt(transfer, None if pull is None else pull.room)
             except KvGone as gone:
                 log.info("prefilling again request=%s: %s", request.id, gone)
+                if pull is not None:
+                    self._drop(pull)
+                    pull = None
                 self._scheduler.cancel(request.id, now)
                 self._scheduler.submit(request, now)
                 self._engine.submit(request)
@@ -113,7 +118,7 @@ class Arrivals:
             if pull is not None:
                 self._drop(pull)
             return self.declined(transfer, error)
-        self._taken[request.id, request.attempt] = None
+        self._taken[key_of(request)] = None
         if len(self._taken) > MAX_REMEMBERED:
             self._taken.popitem(last=False)
         return self.accepted(transfer)
@@ -124,10 +129,11 @@ class Arrivals:
         self._engine.adopt(transfer.request, transfer.kv, room)
 
 
-def by_our_clock(transfer: Transfer) -> Transfer:
-    """Return `transfer` with its times by this machine's clock."""
+def by_our_clock(transfer: Transfer, now: float) -> Transfer:
+    """Return `transfer` with its times by this machine's clock. An offer of another node stands
+    from `now` on: the clocks on two walls may differ by more than its time."""
     request = brought_here(transfer.request, transfer.ahead_s)
-    shift_s = request.deadline_s - transfer.request.deadline_s
+    expires_s = transfer.expires_s if transfer.within_s is None else now + transfer.within_s
     return msgspec.structs.replace(
-        transfer, request=request, expires_s=transfer.expires_s + shift_s, ahead_s=None
+        transfer, request=request, expires_s=expires_s, ahead_s=None, within_s=None
     )

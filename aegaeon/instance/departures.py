@@ -22,7 +22,7 @@ from aegaeon.errors import (
 )
 from aegaeon.handles import KvStream
 from aegaeon.instance.outbox import Outbox
-from aegaeon.instance.ways import LEAST_BYTES_PER_S, Ways
+from aegaeon.instance.ways import OFFER_S, Ways
 from aegaeon.types import (
     Accepted,
     Cancel,
@@ -39,9 +39,7 @@ from aegaeon.types import (
 
 log = logging.getLogger(__name__)
 
-OFFER_S = 2.0  # an offer may be taken this long, beside the time for KV to go to another node
-MAX_OFFER_S = 25.0  # with that
-GRACE_S = 1.0  # and a taker that began in time may take this long over it
+GRACE_S = 1.0  # a taker that began while its offer stood may take this long over it
 LOOK_S = 0.1  # between looks whether the taker of an unanswered offer still lives
 RETRY_S = 0.05  # while nobody takes the first in line
 MAX_MOVES = 4096  # remembered, for a cancel that comes after the request has gone
@@ -68,6 +66,7 @@ class _Offer(NamedTuple):
     address: str  # another one in each of the instance's lives
     expires_s: float
     stream: KvStream | None  # by which its KV goes to another node
+    is_near: bool  # its taker shares our memory
 
 
 @dataclass(slots=True)
@@ -136,6 +135,8 @@ class Departures:
         """Send a cancel after the request it is for, if that has gone from here."""
         attempt, address = self._moves.get(cancel.request_id, (0, None))
         if address is not None and cancel.covers(attempt):
+            # Once: it may have come back and gone again, and each would send it to the other.
+            del self._moves[cancel.request_id]
             self._outbox.post(address, cancel)
 
     def on_answer(self, answer: Accepted | Declined, now: float) -> None:
@@ -162,11 +163,12 @@ class Departures:
                     self._end(departure, (code, message), now)
 
     def on_gone(self, address: str, now: float) -> None:
-        """Nobody receives at `address` any more: what was offered there was taken before, or not
-        at all. Another one can try; if the KV is gone it prefills again."""
+        """Nobody receives at `address` any more, as far as we see: what was offered there was taken
+        before, or not at all. On our node another one can try; if the KV is gone it prefills
+        again."""
         for departure in tuple(self._departures.values()):
             if departure.offer is not None and departure.offer.address == address:
-                self._take_back(departure, now)
+                self._give_up(departure, now)
 
     def due_s(self) -> float | None:
         """When to call `advance` at the latest."""
@@ -225,11 +227,11 @@ class Departures:
             return False
         row, kv, within_s, ahead = taker.row, departure.kv, OFFER_S, None
         if not taker.is_near:
+            kv, within_s = self._ways.by_stream(request, row)
             ahead = ahead_s()
-            within_s = min(OFFER_S + kv.kv_bytes / LEAST_BYTES_PER_S, MAX_OFFER_S)
-            kv = self._ways.by_stream(request, row, within_s)
-        offer = _Offer(row.record.id, row.record.mailbox, now + within_s, kv.stream)
-        transfer = Transfer(request, kv, self._record.mailbox, offer.expires_s, ahead)
+        offer = _Offer(row.record.id, row.record.mailbox, now + within_s, kv.stream, taker.is_near)
+        far_s = None if taker.is_near else within_s
+        transfer = Transfer(request, kv, self._record.mailbox, offer.expires_s, ahead, far_s)
         try:
             self._outbox.post(offer.address, transfer)
         except RecordTooLarge as error:
@@ -260,11 +262,25 @@ class Departures:
             if not is_there:
                 self._withdraw(departure)  # to the dead: then `on_gone` tells us at once
         elif is_there and departure.is_wanted:
-            # No cancel: if it did take the request, its proxy knows, and goes on with it there.
-            message = f"{offer.instance} did not answer in time; send it again"
-            self._end(departure, (HandoffLost.code, message), now)
+            self._lose(departure, now)
+        else:
+            self._give_up(departure, now)
+
+    def _give_up(self, departure: _Departure, now: float) -> None:
+        """Its taker seems to be dead. One of another node may only be out of our sight: it may have
+        all KV or prefill again, and this attempt must not be computed here as well."""
+        assert departure.offer is not None
+        if departure.is_wanted and not departure.offer.is_near:
+            self._lose(departure, now)
         else:
             self._take_back(departure, now)
+
+    def _lose(self, departure: _Departure, now: float) -> None:
+        """Nobody knows where it is. No cancel: if its taker did take the request, its proxy knows,
+        and goes on with it there."""
+        assert departure.offer is not None
+        message = f"{departure.offer.instance} did not answer in time; send it again"
+        self._end(departure, (HandoffLost.code, message), now)
 
     def _withdraw(self, departure: _Departure) -> None:
         if departure.offer is not None and not departure.is_withdrawn:

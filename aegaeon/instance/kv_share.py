@@ -29,7 +29,8 @@ from aegaeon.scheduler.moving import Links
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 16  # of those that know an offer
+MAX_STRANGERS = 16  # that have not greeted; the oldest gives way
 JOIN_S = 1.0  # for threads to end at the end
 
 
@@ -62,6 +63,7 @@ class KvShare:
         self._lock, self._is_closing = threading.Lock(), False
         self._offers: dict[int, _Offer] = {}
         self._open: dict[threading.Thread, Line] = {}
+        self._strangers: dict[threading.Thread, Line] = {}  # the oldest first
         self._accepting = threading.Thread(target=self._accept, name="kv share", daemon=True)
         self._accepting.start()
 
@@ -87,7 +89,7 @@ class KvShare:
         with self._lock:
             self._is_closing = True
             self._offers.clear()
-            threads = dict(self._open)
+            threads = self._strangers | self._open
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -103,16 +105,25 @@ class KvShare:
             except OSError:
                 time.sleep(0.05)  # gone again before it was accepted, or too many files are open
                 continue
-            line = Line(connection, time.monotonic() + GREETING_S)
-            thread = threading.Thread(target=self._serve, args=(line,), daemon=True)
-            with self._lock:
-                is_full = len(self._open) >= MAX_CONNECTIONS or self._is_closing
-                if not is_full:
-                    self._open[thread] = line
-            if is_full:
-                line.close()  # who wants it prefills again
-            else:
-                thread.start()
+            try:
+                self._begin(connection)
+            except (OSError, RuntimeError) as error:  # it has ended; no more threads are to be had
+                log.warning("connection for KV not served error=%s", error)
+                connection.close()
+
+    def _begin(self, connection: socket.socket) -> None:
+        line, oldest = Line(connection, time.monotonic() + GREETING_S), None
+        thread = threading.Thread(target=self._serve, args=(line,), daemon=True)
+        with self._lock:
+            if self._is_closing:
+                line.close()
+                return
+            thread.start()
+            if len(self._strangers) >= MAX_STRANGERS:
+                oldest = self._strangers.pop(next(iter(self._strangers)))
+            self._strangers[thread] = line
+        if oldest is not None:
+            oldest.close()
 
     def _serve(self, line: Line) -> None:
         offer = None
@@ -127,7 +138,8 @@ class KvShare:
         finally:
             line.close()
             with self._lock:
-                del self._open[threading.current_thread()]
+                for lines in (self._strangers, self._open):
+                    lines.pop(threading.current_thread(), None)
                 if offer is not None:
                     offer.readers.remove(line)
 
@@ -138,6 +150,11 @@ class KvShare:
             token = b"\0" * TOKEN_BYTES if offer is None else offer.token
             if not hmac.compare_digest(proof_of(token, name, nonces), proof) or offer is None:
                 raise Broken("it does not know the token of an offer")
+            if self._strangers.pop(threading.current_thread(), None) is None:
+                raise Broken("it was too long a stranger")
+            if len(self._open) >= MAX_CONNECTIONS:
+                raise Broken("too many are served")  # who wants it prefills again
+            self._open[threading.current_thread()] = line
             offer.readers.append(line)
             line.agree(offer.token, nonces)
             line.extend(offer.until_s)

@@ -21,8 +21,13 @@ class Live:
 
     def so_far(self, waited: Waited) -> Request:
         """Return the request with all its tokens, as the next one to run it is told."""
-        tokens = (*self.request.generated_token_ids, *self.token_ids)
-        return msgspec.structs.replace(self.request, generated_token_ids=tokens, waited=waited)
+        request = self.request
+        return msgspec.structs.replace(
+            request,
+            generated_token_ids=(*request.generated_token_ids, *self.token_ids),
+            moves=request.moves + 1,
+            waited=waited,
+        )
 
     def take(self, token: NewToken, instance: InstanceId, waited: Waited | None) -> TokenEvent:
         """Take in the next token; return what its proxy is told."""

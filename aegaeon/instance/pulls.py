@@ -12,14 +12,14 @@ from aegaeon.engine.exchange import KvExchange, Room
 from aegaeon.errors import KvGone, Overloaded
 from aegaeon.handles import KvStream
 from aegaeon.instance.kv_wire import GREETING_S, Broken, Line, ask, bring, take
-from aegaeon.types import Cancel, RequestId, Transfer
+from aegaeon.types import Cancel, Request, RequestId, Transfer
 
 log = logging.getLogger(__name__)
 
 MAX_PULLS = 16  # at a time; more are declined, and offered again
 MAX_PULL_S = 30.0  # the most that one may take, whatever its sender says
 JOIN_S = 1.0  # for threads to end at the end
-Key = tuple[RequestId, int]  # with the attempt
+Key = tuple[RequestId, int, int]  # with the attempt and its moves
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Pulls:
         self._done: queue.SimpleQueue[Pull] = queue.SimpleQueue()  # bounded by MAX_PULLS
 
     def __contains__(self, key: Key) -> bool:
-        """Whether this attempt of the request is on its way."""
+        """Whether this move of the request is under way."""
         return key in self._pulls
 
     def begin(self, transfer: Transfer, within_s: float) -> None:
@@ -60,12 +60,12 @@ class Pulls:
         pull.thread = threading.Thread(
             target=self._run, args=(pull, stream, until_s), name="kv pull", daemon=True
         )
-        self._pulls[request.id, request.attempt] = pull
+        self._pulls[key_of(request)] = pull
         pull.thread.start()
 
     def cancel(self, cancel: Cancel) -> None:
         """Nobody waits for a request any more; what is done of it is unwanted."""
-        for (request, attempt), pull in self._pulls.items():
+        for (request, attempt, _), pull in self._pulls.items():
             if request == cancel.request_id and cancel.covers(attempt):
                 pull.is_unwanted = True
                 line = pull.line
@@ -77,8 +77,7 @@ class Pulls:
         ended: list[Pull] = []
         while not self._done.empty():
             pull = self._done.get_nowait()
-            request = pull.transfer.request
-            del self._pulls[request.id, request.attempt]
+            del self._pulls[key_of(pull.transfer.request)]
             ended.append(pull)
         return ended
 
@@ -108,6 +107,11 @@ class Pulls:
         pull.took_s = time.monotonic() - began_s
         self._done.put(pull)
         self._wake()
+
+
+def key_of(request: Request) -> Key:
+    """Return what tells this move of the request from all others."""
+    return request.id, request.attempt, request.moves
 
 
 def bring_all(stream: KvStream, pull: Pull, until_s: float) -> None:

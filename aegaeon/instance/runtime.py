@@ -221,7 +221,7 @@ class Runtime:
         if isinstance(message, Submit):
             self._requests.submit(brought_here(request, message.ahead_s), now)
         else:
-            self._requests.on_transfer(by_our_clock(message), now)
+            self._requests.on_transfer(by_our_clock(message, now), now)
         self._parts.at_work.take(None)
 
     # Lanes

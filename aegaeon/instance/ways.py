@@ -15,6 +15,8 @@ from aegaeon.scheduler.dispatch import LiveDispatcher
 from aegaeon.scheduler.moving import Links, is_worth_moving, nearest
 from aegaeon.types import Instance, InstanceId, KvHandle, ModelId, Request
 
+OFFER_S = 2.0  # an offer may be taken this long, beside the time for KV to go to another node
+MAX_OFFER_S = 25.0  # with that
 LEAST_BYTES_PER_S = 20e6  # of a link by which KV is moved: what takes longer is given up
 Unanswered = Mapping[InstanceId, Counter[ModelId]]
 
@@ -52,10 +54,10 @@ class Ways:
                 return Taker(row, distance == 0)
         return None
 
-    def by_stream(self, request: Request, row: Instance, within_s: float) -> KvHandle:
-        """Name the KV of a request so that an instance on another node gets it, in so much time; or
-        as nothing at all, where it is prefilled there again sooner."""
-        nothing = KvHandle(owner=0, blocks=(), cached_tokens=0)
+    def by_stream(self, request: Request, row: Instance) -> tuple[KvHandle, float]:
+        """Name the KV of a request so that an instance on another node gets it, and say in how much
+        time; or as nothing at all, where it is prefilled there again sooner."""
+        nothing = KvHandle(owner=0, blocks=(), cached_tokens=0), OFFER_S
         exchange = self.engine.exchange
         exposed = None if exchange is None else exchange.expose(request.id)
         if self.share is None or exposed is None:
@@ -63,7 +65,9 @@ class Ways:
         kv, speed = exposed.kv, row.status.speeds.get(request.model)
         if not is_worth_moving(kv.kv_bytes, kv.cached_tokens, self.links.byte_s, speed):
             return nothing
-        return msgspec.structs.replace(kv, stream=self.share.offer(exposed.views, within_s))
+        within_s = min(OFFER_S + kv.kv_bytes / LEAST_BYTES_PER_S, MAX_OFFER_S)
+        stream = self.share.offer(exposed.views, within_s)
+        return msgspec.structs.replace(kv, stream=stream), within_s
 
     def withdraw(self, stream: KvStream | None) -> None:
         """Nobody gets KV by `stream` any more; it may change from here on."""

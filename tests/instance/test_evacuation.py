@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
-from aegaeon.instance.departures import GRACE_S, OFFER_S
+from aegaeon.instance.departures import GRACE_S
 from aegaeon.instance.evacuation import AGAIN_S
+from aegaeon.instance.ways import OFFER_S
 from aegaeon.measures import Speed
 from aegaeon.types import Accepted, Moved, Prefill, Transfer
 from tests.support.node import Node, assert_empty, assert_served, settle, until

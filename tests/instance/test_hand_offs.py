@@ -3,7 +3,8 @@
 import pytest
 
 from aegaeon.errors import HandoffLost
-from aegaeon.instance.departures import GRACE_S, OFFER_S
+from aegaeon.instance.departures import GRACE_S
+from aegaeon.instance.ways import OFFER_S
 from aegaeon.store.codec import decode_instance_message, decode_replies, encode
 from aegaeon.types import (
     Accepted,

@@ -216,7 +216,7 @@ def test_it_may_be_ended_from_both_sides_in_the_midst(make_ends, end):
     wire = wired(ends, hold)
     ends.pulls.begin(ends.transfer(), WITHIN_S)
     assert going.wait(WITHIN_S)
-    assert ("r", 0) in ends.pulls
+    assert ("r", 0, 0) in ends.pulls
     if end == "withdraw":
         assert not ends.share.withdraw(ends.stream)
     else:
@@ -225,7 +225,7 @@ def test_it_may_be_ended_from_both_sides_in_the_midst(make_ends, end):
     pull = ends.ended()
     assert pull.is_unwanted is (end == "cancel")
     assert_broken(ends, pull)
-    assert ("r", 0) not in ends.pulls
+    assert ("r", 0, 0) not in ends.pulls
     wire.close()
 
 
@@ -264,12 +264,38 @@ def test_as_many_come_at_a_time_as_may(make_ends):
 
 
 def test_more_connections_than_are_served_are_closed(make_ends, monkeypatch):
-    monkeypatch.setattr(kv_share, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(kv_share, "MAX_CONNECTIONS", 0)
+    ends = make_ends()
+    assert_broken(ends, ends.pull())
+
+
+def test_strangers_that_say_nothing_keep_nobody_out(make_ends):
     ends = make_ends()
     host, _, port = ends.share.address.rpartition(":")
-    with socket.create_connection((host, int(port))) as first:
-        assert first.recv(1)
-        assert_broken(ends, ends.pull())
+    idle = [socket.create_connection((host, int(port))) for _ in range(kv_share.MAX_CONNECTIONS)]
+    for stranger in idle:
+        stranger.settimeout(WITHIN_S)
+        assert stranger.recv(1)
+    assert_came(ends, ends.pull())
+    for stranger in idle:
+        stranger.close()
+
+
+def test_one_that_cannot_be_served_ends_no_listening(make_ends, monkeypatch):
+    ends, line = make_ends(), kv_share.Line
+    refused = threading.Event()
+
+    def refuse(*_args):
+        refused.set()
+        raise OSError("gone")
+
+    monkeypatch.setattr(kv_share, "Line", refuse)
+    host, _, port = ends.share.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.settimeout(WITHIN_S)
+        assert refused.wait(WITHIN_S)
+        monkeypatch.setattr(kv_share, "Line", line)
+    assert_came(ends, ends.pull())
 
 
 @settings(max_examples=25, deadline=None)

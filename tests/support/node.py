@@ -3,14 +3,14 @@ proxy that follows its requests as the gateway does. Time stands still unless to
 
 from aegaeon.engine.base import null_token
 from aegaeon.errors import RingClosed
-from aegaeon.instance.departures import GRACE_S, OFFER_S
+from aegaeon.instance.departures import GRACE_S
 from aegaeon.instance.kv_share import KvShare
 from aegaeon.instance.lanes import Lane
 from aegaeon.instance.outbox import Outbox
 from aegaeon.instance.presence import Presence
 from aegaeon.instance.pulls import Pulls
 from aegaeon.instance.runtime import Parts, Runtime
-from aegaeon.instance.ways import Ways
+from aegaeon.instance.ways import OFFER_S, Ways
 from aegaeon.proxy.generation import Generation, OpenRequest
 from aegaeon.proxy.outbox import Target, target_of
 from aegaeon.scheduler.dispatch import LiveDispatcher
