@@ -120,6 +120,18 @@ def test_what_nobody_has_room_for_goes_on_and_is_offered_again(two):
     assert_served(node)
 
 
+def test_what_stays_is_not_thrown_out_where_no_more_would_be_taken_in(two):
+    node = two
+    place = running(node, "r", "s", "t", max_tokens=60)
+    node.lives[other(node, place)].engine.quota = 0
+    node.lives[place].scheduler.bound(2, 16)
+    node.lives[place].runtime._drain_s = 1e3
+    node.lives[place].runtime.drain()
+    settle(node, 900)
+    assert_served(node)
+    assert moves(node) == [] and node.proxy.failures() == []
+
+
 def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others(two):
     node = two
     place = running(node, "r", "s")
@@ -131,6 +143,26 @@ def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others(two):
     assert {move.request_id for move in moves(node)} == {"r", "s"}
     settle(node, 2500)
     assert_served(node)
+
+
+def test_an_offer_declined_as_the_drain_ends_is_over_and_the_proxy_knows(two):
+    node = two
+    place = running(node, "r")
+    life, there = node.lives[place], node.lives[other(node, place)]
+    there.engine.quota = 0
+    life.runtime.drain()
+    life.turn()
+    life.finish()
+    life.turn()
+    for _ in range(2):
+        there.turn()
+        there.await_kv()
+    node.now += 5.1  # the drain's time is over, and the answer not yet read
+    life.turn()
+    assert life.runtime.is_drained
+    assert life.engine.usage().kv_bytes == 0 and life.engine.blocks == {}
+    node.proxy.pump()
+    assert [reply.code for reply in node.proxy.failures()] == ["draining"]
 
 
 @pytest.mark.parametrize("stage", ["parted", "offered", "coming", "taken"])
