@@ -182,9 +182,11 @@ class Ledger(Scheduler, Generic[GroupT]):
     # Requests
 
     def submit(self, request: Request, now: float) -> None:
-        """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
+        """Put `request` behind its model's others. Raises ModelNotFound and, at its first attempt,
+        Overloaded: the proxies bound how many there are of the others."""
         group = self._group_of(request)
-        self._check_room(request)
+        if not request.attempt:  # else it has been let in, and may be in the midst of its tokens
+            self._check_room(request)
         entry = Entry(request.id, request.arrival_s, _tokens(request))
         group.waiting[request.id] = entry
         self._waiting_count += 1

@@ -83,6 +83,19 @@ def test_what_waits_is_sent_elsewhere_by_its_proxy(two):
     assert {reply.code for reply in node.proxy.failures()} == {"draining"}
 
 
+def test_what_waits_goes_on_though_no_newcomer_would_be_let_in_there(two):
+    node = two
+    place = running(node, "r", max_tokens=60)
+    life, there = node.lives[place], node.lives[other(node, place)]
+    life.scheduler.bound(1000, 1)
+    node.proxy.ask("s", max_tokens=4)
+    until(node, lambda: life.scheduler.snapshot().waiting == {"a": 1})
+    there.scheduler.bound(0, 1)
+    life.runtime.drain()
+    settle(node, 900)
+    assert_served(node)
+
+
 def test_an_instance_alone_ends_what_runs_as_it_drains():
     node = pair(a="colocated")
     running(node, "r", max_tokens=40)
