@@ -1,17 +1,21 @@
 """Which requests of an instance are to go on elsewhere, and whether anybody is there for them."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 from aegaeon.errors import StoreUnavailable
-from aegaeon.scheduler.dispatch import DECODING, PREFILLING
+from aegaeon.scheduler.dispatch import DECODING, PREFILLING, is_able
 from aegaeon.scheduler.groups import Standing
-from aegaeon.types import Instance, ModelId, RequestId, Role
+from aegaeon.scheduler.retries import Retry
+from aegaeon.types import Instance, ModelId, RequestId
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.1  # between looks at who is there
-AGAIN_S = 0.5  # before one that nobody took is offered again
+AGAIN_S = 0.5  # before one that nobody took is offered again; twice as long each time, up to
+MOST_AGAIN_S = 8.0
+# With KV: each may be copied to the host first, and whoever takes them has few connections.
+MOST_AT_ONCE = 8
 
 
 class Evacuation:
@@ -22,7 +26,7 @@ class Evacuation:
         self._rows: tuple[Instance, ...] = ()
         self._look_s = float("-inf")
         self._of_all = False
-        self._again_s: dict[RequestId, float] = {}
+        self._again: dict[RequestId, Retry] = {}
 
     def begin(self) -> None:
         """All requests are to go."""
@@ -36,26 +40,31 @@ class Evacuation:
         now: float,
     ) -> list[tuple[RequestId, bool]]:
         """Return which of `requests` go now, and whether they have KV: all where all are to go,
-        else those of models that are `leaving`; with somebody there for them."""
+        else those of models that are `leaving`; with somebody there for them, and of those with KV
+        some at a time."""
         if not (self._of_all or leaving):
             return []
+        known = [(request, model, standing_of(request)) for request, model in requests]
+        room = MOST_AT_ONCE - sum(standing == "leaving" for _, _, standing in known)
         due: list[tuple[RequestId, bool]] = []
-        for request, model in requests:
-            is_to_go = self._of_all or model in leaving
-            if not is_to_go or now < self._again_s.get(request, float("-inf")):
+        for request, model, standing in known:
+            if not (self._of_all or model in leaving):
                 continue
-            standing = standing_of(request)
             if standing not in ("running", "waiting"):
                 continue  # on its way; or in the midst of its prompt, and to go when that is run
             has_kv = standing == "running"
+            again = self._again.get(request)
+            if (has_kv and room <= 0) or (again is not None and now < again.at_s):
+                continue
             if self._has_taker(model, has_kv, now):
                 due.append((request, has_kv))
+                room -= has_kv
         return due
 
     def note_stay(self, request: RequestId, now: float) -> None:
-        """Nobody took `request`."""
-        self._again_s = {r: at_s for r, at_s in self._again_s.items() if at_s > now}
-        self._again_s[request] = now + AGAIN_S
+        """Nobody took `request`: it stood still for that, so it does so ever more seldom."""
+        self._again = {r: one for r, one in self._again.items() if now < one.at_s + MOST_AGAIN_S}
+        self._again.setdefault(request, Retry(AGAIN_S, MOST_AGAIN_S)).fail(now)
 
     def _has_taker(self, model: ModelId, has_kv: bool, now: float) -> bool:
         """Whether somebody is there for a request of `model`, as of a moment ago."""
@@ -66,11 +75,10 @@ class Evacuation:
             except StoreUnavailable as error:
                 log.warning("table not readable error=%s", error)
                 self._rows = ()
-        return _is_served(self._rows, model, DECODING if has_kv else PREFILLING)
-
-
-def _is_served(rows: Sequence[Instance], model: ModelId, roles: Sequence[Role]) -> bool:
-    return any(
-        row.status.state == "ready" and model in row.record.models and row.record.role in roles
-        for row in rows
-    )
+        roles = DECODING if has_kv else PREFILLING
+        return any(
+            row.record.role in roles
+            and is_able(row, model)
+            and (row.status.kv_free_bytes > 0 or not has_kv)
+            for row in self._rows
+        )

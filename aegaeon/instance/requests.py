@@ -13,7 +13,6 @@ from aegaeon.errors import (
     Draining,
     Forgotten,
     InvalidRequest,
-    KvGone,
     Overloaded,
 )
 from aegaeon.instance.arrivals import Arrivals
@@ -375,17 +374,18 @@ class Requests:
         self.admit_held(now)
 
     def _on_stays(self, request: Request, now: float) -> None:
-        """Nobody takes it: it goes on here."""
-        live = self._live[request.id]
+        """Nobody takes it: it goes on here, unless it has ended meanwhile."""
+        if (live := self._live.get(request.id)) is None:
+            self._on_departed(request, None, now)
+            return
         live.is_leaving = live.may_stay = False
         self._evacuation.note_stay(request.id, now)
         self._scheduler.cancel(request.id, now)
-        try:
-            if not self._engine.resume(request.id):
-                raise KvGone(f"the KV of {request.id} is not here any more; send it again")
-            self._scheduler.adopt(request, now)
-        except AegaeonError as error:
-            self._fail(request.id, Draining.code, str(error), now)
+        if self._engine.resume(request.id):
+            self._scheduler.adopt(request, now, is_back=True)
+        else:
+            message = f"the KV of {request.id} is not here any more; send it again"
+            self._fail(request.id, Draining.code, message, now)
 
     def _fail(self, request_id: RequestId, code: str, message: str, now: float) -> None:
         live = self._live.get(request_id)

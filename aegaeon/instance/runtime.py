@@ -148,8 +148,9 @@ class Runtime:
             for model in self._parts.served.look(now, is_free=not self._parts.copy.is_busy):
                 self._requests.forget_model(model)
         self._requests.look_up(now)
-        self._start_actions(now)
-        self._requests.send(now)
+        if self._parts.presence.is_held(self._parts.clock()):  # the store may have kept us long
+            self._start_actions(now)
+            self._requests.send(now)
         self._publish(now)
 
     def _tend_drain(self, now: float) -> None:

@@ -182,9 +182,11 @@ class Ledger(Scheduler, Generic[GroupT]):
     # Requests
 
     def submit(self, request: Request, now: float) -> None:
-        """Put `request` behind its model's others. Raises Overloaded, ModelNotFound."""
+        """Put `request` behind its model's others. Raises ModelNotFound and, at its first attempt,
+        Overloaded: the proxies bound how many there are of the others."""
         group = self._group_of(request)
-        self._check_room(request)
+        if not request.attempt:  # else it has been let in, and may be in the midst of its tokens
+            self._check_room(request)
         entry = Entry(request.id, request.arrival_s, _tokens(request))
         group.waiting[request.id] = entry
         self._waiting_count += 1
@@ -202,15 +204,16 @@ class Ledger(Scheduler, Generic[GroupT]):
         self._expected(self._groups[model], entry, before, now)
         self._something_happened()
 
-    def adopt(self, request: Request, now: float) -> None:
+    def adopt(self, request: Request, now: float, is_back: bool = False) -> None:
         """Run `request` beside its model's others. Raises Overloaded, also when others here lack
-        KV, ModelNotFound, and InvalidRequest with the role `prefill`."""
+        KV, ModelNotFound, and InvalidRequest with the role `prefill`. One that `is_back`, whose KV
+        has been here all the time, is never too much."""
         if self._role == "prefill":
             raise InvalidRequest("this instance does not decode; hand it to one that does")
         group = self._group_of(request)
-        if self._kv.first() is not None:
+        if self._kv.first() is not None and not is_back:
             raise Overloaded("sequences here wait for KV; try again later")
-        if len(self._model_of) >= self._limits.max_waiting:
+        if len(self._model_of) >= self._limits.max_waiting and not is_back:
             raise Overloaded(f"{len(self._model_of)} requests are here; try again later")
         entry = Entry(request.id, request.arrival_s, _tokens(request), made=1, first_s=now)
         group.running[request.id] = entry

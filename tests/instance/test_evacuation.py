@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from aegaeon.instance.departures import GRACE_S
-from aegaeon.instance.evacuation import AGAIN_S
+from aegaeon.instance.evacuation import AGAIN_S, MOST_AT_ONCE
 from aegaeon.instance.ways import OFFER_S
 from aegaeon.measures import Speed
 from aegaeon.types import Accepted, Moved, Prefill, Transfer
@@ -84,6 +84,19 @@ def test_what_waits_is_sent_elsewhere_by_its_proxy(two):
     assert {reply.code for reply in node.proxy.failures()} == {"draining"}
 
 
+def test_what_waits_goes_on_though_no_newcomer_would_be_let_in_there(two):
+    node = two
+    place = running(node, "r", max_tokens=60)
+    life, there = node.lives[place], node.lives[other(node, place)]
+    life.scheduler.bound(1000, 1)
+    node.proxy.ask("s", max_tokens=4)
+    until(node, lambda: life.scheduler.snapshot().waiting == {"a": 1})
+    there.scheduler.bound(0, 1)
+    life.runtime.drain()
+    settle(node, 900)
+    assert_served(node)
+
+
 def test_an_instance_alone_ends_what_runs_as_it_drains():
     node = pair(a="colocated")
     running(node, "r", max_tokens=40)
@@ -121,6 +134,73 @@ def test_what_nobody_has_room_for_goes_on_and_is_offered_again(two):
     assert_served(node)
 
 
+def test_what_stays_is_not_thrown_out_where_no_more_would_be_taken_in(two):
+    node = two
+    place = running(node, "r", "s", "t", max_tokens=60)
+    node.lives[other(node, place)].engine.quota = 0
+    node.lives[place].scheduler.bound(2, 16)
+    node.lives[place].runtime._drain_s = 1e3
+    node.lives[place].runtime.drain()
+    settle(node, 900)
+    assert_served(node)
+    assert moves(node) == [] and node.proxy.failures() == []
+
+
+def offers_of(life):
+    """Whose KV is named to others from here on."""
+    offers, hand_over = [], life.engine.hand_over
+    life.engine.hand_over = lambda request, *how: (
+        offers.append(request),
+        hand_over(request, *how),
+    )[1]
+    return offers
+
+
+def test_what_nobody_has_room_for_stands_still_ever_more_seldom(two):
+    node = two
+    place = running(node, "r", max_tokens=4000)
+    life = node.lives[place]
+    node.lives[other(node, place)].engine.quota = 0
+    offers = offers_of(life)
+    life.runtime._models_leaving = lambda: {"a"}
+    node.work(334)  # 10 s
+    assert 2 <= len(offers) <= 6
+
+
+def test_nothing_stands_still_where_all_say_that_they_have_no_room(two):
+    node = two
+    place = running(node, "r")
+    life, there = node.lives[place], node.lives[other(node, place)]
+    usage = there.engine.usage
+    there.engine.usage = lambda: msgspec.structs.replace(usage(), kv_budget_bytes=0)
+    node.work(10)  # it is published
+    offers = offers_of(life)
+    life.runtime._models_leaving = lambda: {"a"}
+    node.work(40)
+    assert offers == []
+    there.engine.usage = usage
+    settle(node, 900)
+    assert_served(node)
+    assert [move.instance for move in moves(node)] == [there.name]
+
+
+def test_a_drain_lets_only_some_go_at_a_time(two):
+    node = two
+    names = [f"r{k}" for k in range(MOST_AT_ONCE + 5)]
+    for life in node.alive():
+        life.scheduler.bound(1000, 64)
+    place = running(node, *names)
+    life, open_ones = node.lives[place], []
+    life.runtime.drain()
+    for _ in range(40):
+        node.step()
+        open_ones.append(len(life.runtime._requests.departures._departures))
+    assert max(open_ones) == MOST_AT_ONCE
+    settle(node, 2500)
+    assert_served(node)
+    assert sorted(move.request_id for move in moves(node)) == sorted(names)
+
+
 def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others(two):
     node = two
     place = running(node, "r", "s")
@@ -132,6 +212,26 @@ def test_a_model_that_leaves_takes_its_requests_with_it_and_no_others(two):
     assert {move.request_id for move in moves(node)} == {"r", "s"}
     settle(node, 2500)
     assert_served(node)
+
+
+def test_an_offer_declined_as_the_drain_ends_is_over_and_the_proxy_knows(two):
+    node = two
+    place = running(node, "r")
+    life, there = node.lives[place], node.lives[other(node, place)]
+    there.engine.quota = 0
+    life.runtime.drain()
+    life.turn()
+    life.finish()
+    life.turn()
+    for _ in range(2):
+        there.turn()
+        there.await_kv()
+    node.now += 5.1  # the drain's time is over, and the answer not yet read
+    life.turn()
+    assert life.runtime.is_drained
+    assert life.engine.usage().kv_bytes == 0 and life.engine.blocks == {}
+    node.proxy.pump()
+    assert [reply.code for reply in node.proxy.failures()] == ["draining"]
 
 
 @pytest.mark.parametrize("stage", ["parted", "offered", "coming", "taken"])

@@ -188,6 +188,24 @@ def test_the_models_that_are_served_are_no_way_round_an_ended_lease():
         bench.runtime._parts.presence.publish(InstanceStatus(), bench.now)
 
 
+def test_nothing_begins_or_is_told_where_the_lease_ended_in_the_midst_of_a_turn():
+    bench = CutBench()
+    assert running(bench)
+    bench.turn()
+    bench.compute.finish()  # its tokens are told in the next turn
+    bench.replies()
+    look_up = bench.runtime._requests.look_up
+
+    def look_long(now):
+        look_up(now)
+        bench.now += LEASE_S  # the store was slow to answer
+
+    bench.runtime._requests.look_up = look_long
+    bench.turn()
+    assert not bench.compute.is_busy
+    assert bench.replies() == []
+
+
 def test_a_store_that_is_away_is_no_proxys_fault():
     bench = CutBench(lease_s=100.0)
     made = running(bench)
