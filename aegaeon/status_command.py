@@ -42,6 +42,8 @@ WHY = {
     "everywhere": "all nodes hold all",
     "new": "it came",
     "lost": "a node was lost",
+    "refused": "a node refused it",
+    "refused_by_all": "every node refuses it",
     "busier": "it got busier",
     "crowded": "its node was too busy",
     "idle": "fewer do",

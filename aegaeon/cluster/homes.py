@@ -15,6 +15,7 @@ from aegaeon.types import ModelId
 EVERYWHERE = "everywhere"
 NOWHERE = "no_labels"  # why a model lives on no node: none has its labels
 TOO_LARGE = "too_large"  # for any device: those that may have it say so, to whoever looks
+REFUSED = "refused_by_all"  # by all that may have it: one of them says why
 MOST_OVERFULL = 1 << 20  # times what caches hold: far more than disks do
 
 
@@ -36,9 +37,13 @@ def choose(nodes: Sequence[Node], needs: Sequence[Need], present: Where, rules: 
     share more than it has room for: none is left out, and some come from the disk when asked for.
     """
     if rules.least <= 0 and all(_holds_all(node, needs) for node in nodes):
-        return _everywhere(nodes, needs)
+        return _everywhere(nodes, needs, present)
     rules = msgspec.structs.replace(rules, least=max(1, rules.least))
-    hopeless = {need.model: _allowed(nodes, need) for need in needs if not _fits(nodes, need)}
+    hopeless = {
+        need.model: _hopeless(nodes, need, present.get(need.model, ()))
+        for need in needs
+        if not _fits(nodes, need)
+    }
     hopeful = [need for need in needs if need.model not in hopeless]
     factor = 1.0
     while True:
@@ -46,8 +51,9 @@ def choose(nodes: Sequence[Node], needs: Sequence[Need], present: Where, rules: 
         if not placed.left or factor > MOST_OVERFULL:
             break
         factor *= 1.5
-    why = {model: TOO_LARGE if at else NOWHERE for model, at in hopeless.items()}
-    return Homes("load", placed.where | hopeless, _reasons(placed) | why, placed.levels)
+    where = {model: at for model, (at, _) in hopeless.items()}
+    why = {model: reason for model, (_, reason) in hopeless.items()}
+    return Homes("load", placed.where | where, _reasons(placed) | why, placed.levels)
 
 
 def abode_of(
@@ -60,21 +66,23 @@ def abode_of(
         return Abode(nodes, (), homes.why.get(model, "new"))
     were = (*before.nodes, *before.leaving)
     leaving = tuple(sorted({node for node in were if node in alive and node not in nodes}))
-    if nodes == before.nodes and leaving == before.leaving:
+    # Whoever stays where all refused it is tried there anew.
+    why = homes.why.get(model, "new" if before.why == REFUSED else before.why)
+    is_old = (why == REFUSED) == (before.why == REFUSED)
+    if nodes == before.nodes and leaving == before.leaving and is_old:
         return before
-    return Abode(nodes, leaving, homes.why.get(model, before.why))
+    return Abode(nodes, leaving, why)
 
 
-def _everywhere(nodes: Sequence[Node], needs: Sequence[Need]) -> Homes:
-    where = {need.model: _allowed(nodes, need) for need in needs}
-    why = {
-        need.model: EVERYWHERE
-        if _fits(nodes, need)
-        else TOO_LARGE
-        if where[need.model]
-        else NOWHERE
-        for need in needs
-    }
+def _everywhere(nodes: Sequence[Node], needs: Sequence[Need], present: Where) -> Homes:
+    where: dict[ModelId, tuple[NodeId, ...]] = {}
+    why: dict[ModelId, str] = {}
+    for need in needs:
+        at = tuple(node for node in _allowed(nodes, need) if node not in need.barred)
+        reason = EVERYWHERE
+        if not _fits(nodes, need):
+            at, reason = _hopeless(nodes, need, present.get(need.model, ()))
+        where[need.model], why[need.model] = at, reason
     levels = dict.fromkeys((node.id for node in nodes), 0.0)
     devices = {node.id: node.devices for node in nodes}
     for need in needs:
@@ -88,12 +96,26 @@ def _allowed(nodes: Sequence[Node], need: Need) -> tuple[NodeId, ...]:
     return tuple(node.id for node in nodes if need.labels <= node.labels)
 
 
+def _hopeless(
+    nodes: Sequence[Node], need: Need, present: Collection[NodeId]
+) -> tuple[tuple[NodeId, ...], str]:
+    """Where a model is left that no node can take, and why: what all have refused stays where it
+    is, for its files need not come to all of them."""
+    allowed = _allowed(nodes, need)
+    if not allowed:
+        return (), NOWHERE
+    if all(need.weight_bytes > node.device_bytes for node in nodes if node.id in allowed):
+        return allowed, TOO_LARGE
+    return tuple(node for node in allowed if node in present) or allowed[:1], REFUSED
+
+
 def _fits(nodes: Sequence[Node], need: Need) -> bool:
     return any(_may(node, need) for node in nodes)
 
 
 def _may(node: Node, need: Need) -> bool:
-    return need.labels <= node.labels and need.weight_bytes <= node.device_bytes
+    is_able = need.labels <= node.labels and need.weight_bytes <= node.device_bytes
+    return is_able and node.id not in need.barred
 
 
 def _holds_all(node: Node, needs: Iterable[Need]) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 from aegaeon.cluster.demands import Demands, labelled, with_bounds
 from aegaeon.cluster.homes import Homes, abode_of, choose
 from aegaeon.cluster.plan import MemberPlan
+from aegaeon.cluster.refusals import Refusals
 from aegaeon.config import Settings
 from aegaeon.measures import Phase
 from aegaeon.nodes import ClusterSettings, MemberNow, NodeNow
@@ -32,6 +33,7 @@ HOLD_S = 30.0  # for models to be served elsewhere, before a node that is draine
 LEAVE_S = 120.0  # for all nodes of a model to serve it, before it leaves another for one that does
 CACHE_SHARE = 0.6  # of a node's memory that no instance has laid out yet
 UNKNOWN_BYTES = 1 << 60
+NOBODY = frozenset[NodeId]()
 NO_LINK = 1e15  # of devices that compute where the weights are
 
 
@@ -83,6 +85,7 @@ class Placing:
         self._rules = Rules(least=cluster.replicas, most_moves=cluster.most_moves)
         self._every_s = cluster.rebalance_s
         self.demands = Demands(cluster.rebalance_s or MEMORY_S)
+        self._refusals = Refusals()
         self.levels: dict[NodeId, float] = {}  # as last chosen
         self._served: set[NodeId] = set()  # nodes that have had instances
         self._known: set[NodeId] = set()  # those that serve, or had models before they did
@@ -103,6 +106,7 @@ class Placing:
         """Return where the models of `catalog` live now, if that has changed. Without a node that
         may have any all stays as it is."""
         seen = self._able(catalog, seen)
+        self._refusals.note(catalog, seen.rows, seen.alive)
         if not seen.nodes:
             return None
         if catalog.placement is None and now < self._patient_until_s:
@@ -110,7 +114,7 @@ class Placing:
             if not seen.nodes.keys() <= told:
                 return None
         placement = catalog.placement or _found(catalog, seen)
-        asked = _asked(catalog, seen)
+        asked = _asked(catalog, seen), self._refusals.barred
         if asked != self._asked or (self._every_s and now >= self._due_s):
             placement = self._choose(catalog, placement, seen)
             self._asked, self._due_s = asked, now + self._every_s
@@ -161,6 +165,7 @@ class Placing:
         devices = sum(count for _, count in seen.nodes.values())
         alive = {row.record.id for row in seen.rows}
         needs = self.demands.needs(catalog.models, settings, devices, alive)
+        needs = _but_barred(needs, self._refusals.barred)
         if self.demands.is_young:
             needs = [_as_before(need, before) for need in needs]
         nodes = [self._node(node, count, catalog, seen) for node, count in seen.nodes.values()]
@@ -192,7 +197,8 @@ class Placing:
         )
 
     def _leave(self, placement: Placement, seen: Seen, now: float) -> Placement:
-        """Let models leave nodes, where others serve them; who is gone has left already."""
+        """Let models leave nodes, where others serve them; who is gone, or has refused one and
+        serves none of its name, has left already."""
         serving = _serving(seen.rows)
         abodes: dict[ModelId, Abode] = {}
         for model, abode in placement.abodes.items():
@@ -201,7 +207,9 @@ class Placing:
                 continue
             there = [node for node in abode.nodes if node in serving.get(model, ())]
             is_late = now - self._left_s.setdefault(model, now) >= LEAVE_S
-            left = tuple(node for node in abode.leaving if node in seen.alive)
+            refusing = self._refusals.barred.get(model, NOBODY) - serving.get(model, set())
+            stay = seen.alive - refusing
+            left = tuple(node for node in abode.leaving if node in stay)
             if there and (len(there) == len(abode.nodes) or is_late):
                 left = ()
             if left != abode.leaving:
@@ -216,6 +224,11 @@ def _as_before(need: Need, before: Placement) -> Need:
     abode = before.abodes.get(need.model)
     least = max(need.least, len(abode.nodes) if abode is not None else 0)
     return msgspec.structs.replace(need, least=least)
+
+
+def _but_barred(needs: Iterable[Need], barred: Mapping[ModelId, frozenset[NodeId]]) -> list[Need]:
+    """`needs` with the nodes that refuse them."""
+    return [msgspec.structs.replace(need, barred=barred.get(need.model, NOBODY)) for need in needs]
 
 
 def _abodes(homes: Homes, before: Placement, alive: Collection[NodeId]) -> dict[ModelId, Abode]:

@@ -127,9 +127,11 @@ class Levels:
             self._usual[key] = found
         return self._usual[key]
 
-    def able(self, labels: frozenset[str], weight_bytes: int) -> int:
-        """Return how many nodes could take such a model if they had room."""
-        return sum(kind.count for kind in self._kinds if kind.is_able(labels, weight_bytes))
+    def able(self, labels: frozenset[str], weight_bytes: int, but: Collection[NodeId] = ()) -> int:
+        """Return how many nodes, none of `but`, could take such a model if they had room."""
+        able = sum(kind.count for kind in self._kinds if kind.is_able(labels, weight_bytes))
+        known = (node for node in but if self.knows(node))
+        return able - sum(self.is_able(node, labels, weight_bytes) for node in known)
 
     def best(
         self, labels: frozenset[str], weight_bytes: int, parts: Parts, but: Collection[NodeId]

@@ -15,14 +15,15 @@ from aegaeon.scheduler.levels import Levels, Node, NodeId
 from aegaeon.types import ModelId
 
 Where = Mapping[ModelId, tuple[NodeId, ...]]
-Why = Literal["new", "lost", "busier", "crowded"]
+Why = Literal["new", "lost", "refused", "busier", "crowded"]
 WhyDropped = Literal["unwanted", "idle", "room", "moved"]
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
     """What a model needs: `busy` seconds of devices in a second, and `loads_per_s`, how often its
     weights come over the link to a device, both measured, of all its replicas together. A node must
-    have all `labels`. It has at least so many replicas of its own (0: as the rules say)."""
+    have all `labels`, and is none of `barred`, which have refused it. It has at least so many
+    replicas of its own (0: as the rules say)."""
 
     model: ModelId
     weight_bytes: int
@@ -30,6 +31,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     loads_per_s: float = 0.0
     labels: frozenset[str] = frozenset()
     least: int = 0
+    barred: frozenset[NodeId] = frozenset()
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +153,7 @@ class _Round:
         between the two, what is stays."""
         rules = self._rules
         devices = self._levels.usual(need.labels, need.weight_bytes)
-        possible = max(1, self._levels.able(need.labels, need.weight_bytes))
+        possible = max(1, self._levels.able(need.labels, need.weight_bytes, need.barred))
         least = min(max(1, need.least or rules.least), possible)
         now = len(self._present.get(need.model, ()))
         if not devices:
@@ -177,7 +179,7 @@ class _Round:
         for node in sorted(there, key=lambda node: (levels.level(node), node)):
             if len(kept) == self._wanted[need.model]:
                 self._drops.append(Drop(need.model, node, "idle"))
-            elif levels.is_able(node, need.labels, need.weight_bytes):
+            elif node not in need.barred and levels.is_able(node, need.labels, need.weight_bytes):
                 kept.append(node)
                 self._take(need, node, 1)
             else:
@@ -204,9 +206,14 @@ class _Round:
             node = self._make_room(need)
         if node is None:
             return False
-        why: Why = "lost" if self._present.get(need.model) else "new"
+        why: Why = self._why_gone(need) if self._present.get(need.model) else "new"
         self._come(need, node, why)
         return True
+
+    def _why_gone(self, need: Need) -> Why:
+        """Why it is not where it was."""
+        refused = need.barred.intersection(self._present.get(need.model, ()))
+        return "refused" if any(self._levels.knows(node) for node in refused) else "lost"
 
     def _grow(self, need: Need) -> None:
         where = self._where[need.model]
@@ -215,19 +222,22 @@ class _Round:
             if node is None:
                 return
             was = len(self._present.get(need.model, ()))
-            why: Why = "new" if not was else "lost" if len(where) < was else "busier"
+            why: Why = "new" if not was else "busier"
+            if len(where) < was:
+                why = self._why_gone(need)
             self._come(need, node, why)
 
     def _best(self, need: Need) -> NodeId | None:
-        where = self._where[need.model]
-        busy, link = self._parts(need)
-        return self._levels.best(need.labels, need.weight_bytes, (busy, link), where)
+        but = need.barred.union(self._where[need.model])
+        return self._levels.best(need.labels, need.weight_bytes, self._parts(need), but)
 
     def _make_room(self, need: Need) -> NodeId | None:
         """Let a node give up models that live elsewhere, too: the one that has to give up least."""
         best: list[Need] = []
         chosen = None
         for node, free in self._levels.rooms(need.labels, need.weight_bytes):
+            if node in need.barred:
+                continue
             given, missing = [], need.weight_bytes - free
             for other in self._spares(node):
                 if missing <= 0:

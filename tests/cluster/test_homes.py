@@ -87,3 +87,19 @@ def test_who_is_not_chosen_any_more_leaves_while_it_lives():
     assert after == Abode(("c",), ("a", "b"), "busier")
     assert abode_of("m0", homes, after, {"a", "b", "c"}) is after
     assert abode_of("m0", homes, None, {"c"}) == Abode(("c",), (), "new")
+
+
+@pytest.mark.parametrize("rules", [BY_LOAD, AUTO])
+def test_what_all_refuse_stays_where_it_is_and_says_so(rules):
+    nodes = [make_node(name) for name in "abc"]
+    need = Need(model="m", weight_bytes=100, barred=frozenset("abc"))
+    homes = choose(nodes, [need], {"m": ("b",)}, rules)
+    assert (homes.where, homes.why) == ({"m": ("b",)}, {"m": "refused_by_all"})
+    homes = choose(nodes, [need], {}, rules)
+    assert homes.where == {"m": ("a",)}  # one that says why
+    was = Abode(("b",))
+    abode = abode_of("m", choose(nodes, [need], {"m": ("b",)}, rules), was, "abc")
+    assert abode == Abode(("b",), (), "refused_by_all")
+    taken = Need(model="m", weight_bytes=100)
+    abode = abode_of("m", choose(nodes, [taken], {"m": ("b",)}, BY_LOAD), abode, "abc")
+    assert abode == Abode(("b",), (), "new")

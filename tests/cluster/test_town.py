@@ -5,7 +5,8 @@ import random
 import msgspec
 import pytest
 
-from aegaeon.errors import Draining, Forgotten
+from aegaeon.engine.base import NullEngine
+from aegaeon.errors import ConfigError, Draining, Forgotten
 from tests.support.specs import make_spec
 from tests.support.town import EPOCH_S, Town
 
@@ -115,3 +116,33 @@ def test_whatever_comes_and_goes_requests_end_as_ever(seed):
     assert_served(town)
     town.work(20)
     assert all(town.serving().values())
+
+
+def test_a_model_that_a_node_refuses_is_served_by_another(monkeypatch):
+    begin, refusing = NullEngine.begin_model, set()
+
+    def begin_or_refuse(engine, spec):
+        if (engine, spec.id) in refusing:
+            raise ConfigError("no budget")
+        begin(engine, spec)
+
+    monkeypatch.setattr(NullEngine, "begin_model", begin_or_refuse)
+    town = Town("ab", "xyz")
+    before = town.where()
+    refusing |= {(town.alive[node].engine, "new") for node in "xy"}
+    town.catalog.change(lambda catalog: catalog.with_model(make_spec("new")))
+    town.proxy.ask("r", "new")
+    town.work(100)
+    assert town.where() == {**before, "new": ("z",)}
+    assert_served(town)
+    # The last one that takes it goes: it is left, says so, and comes to whoever is new.
+    town.lose("z")
+    town.work(100)
+    abode = town.catalog.read().placement.abodes["new"]
+    assert abode.why == "refused_by_all" and len(abode.nodes) == 1 and not abode.leaving
+    told = {row.record.node: row.status.refused for row in town.rows()}
+    assert told[abode.nodes[0]] == {"new": "no budget"}
+    town.begin("w")
+    town.proxy.ask("s", "new")
+    assert_served(town)
+    assert town.where()["new"] == ("w",)

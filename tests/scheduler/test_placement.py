@@ -246,3 +246,34 @@ def test_without_nodes_every_model_is_left():
 def test_two_replicas_are_never_both_on_the_only_node():
     placed = place(nodes_of(1), [need("a", 30.0)], {}, msgspec.structs.replace(Rules(), least=3))
     assert placed.where == {"a": ("n000",)} and not placed.short
+
+
+def test_a_node_that_refuses_a_model_is_no_home_for_it():
+    model = msgspec.structs.replace(need("m"), barred=frozenset(["n000", "elsewhere"]))
+    placed = place(nodes_of(3), [model, need("other")], {"m": ("n000",), "other": ("n001",)})
+    assert placed.where == {"m": ("n002",), "other": ("n001",)}
+    (move,) = placed.moves
+    assert (move.model, move.to, move.why) == ("m", "n002", "refused")
+    assert [(drop.model, drop.node) for drop in placed.drops] == [("m", "n000")]
+    # No more replicas than nodes that take it, and none where there is none.
+    many = msgspec.structs.replace(model, least=3)
+    assert place(nodes_of(3), [many], {}).short == ()
+    assert place(nodes_of(1), [model], {}).left == ("m",)
+
+
+def test_no_room_is_made_where_a_model_is_refused():
+    nodes = nodes_of(2, cache_gb=14)
+    model = msgspec.structs.replace(need("m"), barred=frozenset(["n000"]))
+    placed = place(nodes, [model, need("a")], {"a": ("n000", "n001")}, Rules(least=2))
+    assert placed.where == {"m": ("n001",), "a": ("n000",)}
+
+
+@given(some_nodes, some_needs, st.data())
+def test_nobody_lives_where_it_is_refused(nodes, needs, data):
+    names = st.frozensets(st.sampled_from([one.id for one in nodes]))
+    before = place(nodes, needs, {}).where
+    needs = [msgspec.structs.replace(one, barred=data.draw(names)) for one in needs]
+    placed = place(nodes, needs, before)
+    for one in needs:
+        assert not one.barred.intersection(placed.where[one.model])
+    assert place(nodes, needs, placed.where).where.keys() == placed.where.keys()
