@@ -113,6 +113,7 @@ def test_models_come_to_the_node_that_lacks_them(nodes):
         assert_same(*(nodes.roots[node] / name for node in NODES))
 
 
+@pytest.mark.thorough
 def test_a_porter_killed_midway_is_started_again_and_goes_on_where_it_was(nodes):
     large = make_large(nodes.roots[NODES[0]] / "Org__large")
     size = sum(path.stat().st_size for path in large.iterdir())

@@ -327,6 +327,7 @@ def test_attention_has_the_same_bits_in_any_company(cuda, dtype):
     assert same_bits(attention.run(parts[::-1])[:2], expected[-2:])
 
 
+@LONG
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_in_its_sequence_and_behind_its_token(cuda, bad, dtype):

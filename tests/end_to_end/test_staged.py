@@ -33,7 +33,7 @@ def stream_all(server, checkpoints):
     ("roles", "victim"),
     [
         (COLOCATED, "instance-0"),
-        (SPLIT, "instance-0"),
+        pytest.param(SPLIT, "instance-0", marks=pytest.mark.thorough),
         pytest.param(SPLIT, "instance-1", marks=pytest.mark.thorough),
     ],
     ids=["colocated", "prefill", "decode"],

@@ -88,7 +88,9 @@ def test_random_pieces_make_the_tokens_and_scores_of_whole_prompts(opened, specs
     runner.finish(choose)
     for name, told in expected.items():
         assert (runner.tokens[name], runner.log_probs[name], runner.scores[name]) == told
-    assert runner.begun >= 5 and runner.preempted
+    assert runner.begun >= 5
+    # Where keys and values leave by copies, room may have come before anybody needs it.
+    assert runner.preempted or device == "staged"
     assert all_kv_bytes(engine) == 0
 
 
