@@ -112,6 +112,7 @@ def test_a_port_in_use_is_refused(checkpoints):
         assert_one_line(run_cli("serve", *flags), "--port", port, domain="bad-port")
 
 
+@pytest.mark.thorough
 def test_a_file_that_is_no_known_gguf_is_refused(tmp_path):
     magic_only = tmp_path / "a.gguf"
     magic_only.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))

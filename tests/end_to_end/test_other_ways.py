@@ -55,7 +55,10 @@ def test_uvicorn_alone_serves_and_takes_its_instances_along(checkpoints, tmp_pat
     assert left_in_shared_memory(domain) == []
 
 
-@pytest.mark.parametrize(("backend", "quantize"), [("shared_memory", "int8"), ("redis", "none")])
+@pytest.mark.parametrize(
+    ("backend", "quantize"),
+    [("shared_memory", "int8"), pytest.param("redis", "none", marks=pytest.mark.thorough)],
+)
 def test_the_offline_benchmark_reports_three_models(checkpoints, tmp_path, backend, quantize):
     flags = ["--models", ",".join(f"{name}={path}" for name, path in checkpoints.items())]
     flags += ["--num-requests", "6", "--max-new-tokens", "16", "--prompt-chars", "40"]

@@ -89,6 +89,7 @@ def _text(lines):
     return "".join(frame["choices"][0]["text"] for frame in frames)
 
 
+@pytest.mark.thorough
 def test_a_lost_worker_takes_only_its_own_streams_and_a_stop_lets_all_end(checkpoints, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -40,6 +40,7 @@ def test_everything_imports_and_a_device_is_refused():
     assert "this build has no CUDA" in run_python(WITHOUT.replace("FROM_SOURCE", "False"))
 
 
+@pytest.mark.thorough
 def test_the_bindings_compile(tmp_path):
     configure(tmp_path)
     commands = json.loads((tmp_path / "compile_commands.json").read_text())

@@ -93,6 +93,7 @@ def test_a_flood_of_one_key_does_not_make_another_wait(model):
     assert result.ended_s > 90.0  # the flood went on all the time
 
 
+@pytest.mark.thorough
 def test_nor_does_one_that_goes_on():
     """Twice as much as the device can do, of one model; another one is asked now and then."""
 

@@ -105,6 +105,7 @@ def test_what_cannot_be_kept_up_with_is_a_lower_one():
         assert late(result, low) > 0.5
 
 
+@pytest.mark.thorough
 def test_a_lower_one_gets_a_step_now_and_then():
     """Once it has had none for six times its TTFT, though others go on asking for more."""
     load = [*flood("a", 3000), *now_and_then("b", every_s=1.0)]
