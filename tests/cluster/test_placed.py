@@ -20,7 +20,6 @@ from tests.support.ray_cluster import (
     ray_cluster,
     require_ray,
 )
-from tests.support.redis_server import RedisServer, require_redis
 from tests.support.server import Streamed, run_cli
 
 NAMES = ("ada", "bob", "cyd", "dan", "eve", "fay")
@@ -34,15 +33,6 @@ slo_tbt_s = 0.004
 replicas = 1
 rebalance_s = {EPOCH_S}
 """
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start(persistent=False)
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -20,22 +20,12 @@ from tests.support.ray_cluster import (
     ray_cluster,
     require_ray,
 )
-from tests.support.redis_server import RedisServer, require_redis
 from tests.support.server import Streamed, is_running, run_cli
 
 TOKENS = 800
 LONG_TOKENS = 3000
 LEASE_S = 10.0
 PROMPT = "the device"
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start(persistent=False)
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import torch
 from tests.support.checkpoints import make_checkpoint
 from tests.support.polling import eventually
 from tests.support.ray_cluster import ClusteredServer, ray_cluster, require_ray
-from tests.support.redis_server import RedisServer, require_redis
 from tests.support.server import Streamed, run_cli
 from tests.support.sharing import assert_same
 
@@ -22,15 +21,6 @@ DISKS = ("a", "b", "c")
 TOKENS = 60
 PROMPT = "the device"
 ADA, BEA, LATE = "Org__ada", "bea", "late"
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start(persistent=False)
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")
